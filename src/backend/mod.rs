@@ -1,0 +1,133 @@
+//! One address of an upstream, and what is known about it.
+//!
+//! A [`Backend`] is made anew when a roster is; the [`BackendState`] it points at outlives rosters and reloads and is found
+//! again by its identity, upstream name and address. Whoever keeps a count of requests in flight does it by holding a
+//! [`Lease`], so that the count comes back by dropping.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::config::{Address, UpstreamName};
+use crate::telemetry::metrics::{BackendMetrics, Sharded};
+
+mod lease;
+
+pub use lease::Lease;
+
+/// One address of an upstream, as a roster holds it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// 0 to 65 535. Strategies that ignore weights ignore it. A backend of weight 0 is in no candidate list.
+    pub weight: u16,
+    /// What is known about the address.
+    pub state: Arc<BackendState>,
+}
+
+/// Numbers a backend in this process: an index into per-worker tables. Taken again once the backend and every lease on it
+/// are gone; `epoch` tells the holders apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BackendId {
+    /// Small and dense.
+    pub slot: u32,
+    /// How often the slot was given out before.
+    pub epoch: u32,
+}
+
+/// What is known about an address. Outlives rosters and reloads. Atomics only.
+///
+/// The count of requests in flight comes first, beside the reference counts of the `Arc` around it: a lease writes both, and
+/// so touches one cache line.
+#[derive(Debug)]
+#[repr(C)]
+pub struct BackendState {
+    in_flight: AtomicU32,
+    /// Its number in this process.
+    pub id: BackendId,
+    /// Whose backend it is.
+    pub upstream: UpstreamName,
+    /// Where it is.
+    pub address: Address,
+    /// What it has been asked and has answered, a shard per worker.
+    pub metrics: Sharded<BackendMetrics>,
+    /// Gives the slot of `id` back.
+    _slot: SlotHold,
+}
+
+impl BackendState {
+    /// The state of an address that nothing is known about yet. `shards` is the number of workers.
+    pub fn new(upstream: UpstreamName, address: Address, shards: usize) -> Arc<Self> {
+        let hold = slots::take();
+        Arc::new(Self {
+            in_flight: AtomicU32::new(0),
+            id: hold.id,
+            upstream,
+            address,
+            metrics: Sharded::new(shards),
+            _slot: hold,
+        })
+    }
+
+    /// Requests that hold a lease on it now, over all workers.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+use slots::SlotHold;
+
+/// Gives out backend numbers. Control plane only: a lock, taken when a backend is first seen and when it is forgotten.
+mod slots {
+    use super::BackendId;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    static FREE: Mutex<Free> = Mutex::new(Free { next: 0, returned: Vec::new() });
+
+    struct Free {
+        next: u32,
+        returned: Vec<BackendId>,
+    }
+
+    fn free() -> MutexGuard<'static, Free> {
+        FREE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that nobody else has until this is dropped.
+    #[derive(Debug)]
+    pub(super) struct SlotHold {
+        pub(super) id: BackendId,
+    }
+
+    pub(super) fn take() -> SlotHold {
+        let mut free = free();
+        let id = free.returned.pop().unwrap_or_else(|| {
+            free.next += 1;
+            BackendId { slot: free.next - 1, epoch: 0 }
+        });
+        SlotHold { id }
+    }
+
+    impl Drop for SlotHold {
+        fn drop(&mut self) {
+            free().returned.push(BackendId { slot: self.id.slot, epoch: self.id.epoch.wrapping_add(1) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_given_out_again_under_another_epoch() {
+        let make = |port: u16| BackendState::new("u".into(), Address::Ip(([127, 0, 0, 1], port).into()), 1);
+        let (a, b) = (make(1), make(2));
+        assert_ne!(a.id.slot, b.id.slot);
+        let before = a.id;
+        drop(a);
+        // Other tests take slots too, so look for ours among a few.
+        let again: Vec<_> = (10..40).map(make).collect();
+        for other in &again {
+            assert_ne!(other.id, before);
+        }
+    }
+}

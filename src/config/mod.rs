@@ -1,0 +1,457 @@
+//! What `lb.toml` means: text to [`Config`].
+//!
+//! Two types: [`raw`] mirrors the file and is the only place that derives `Deserialize` for it; [`Config`] is what it means
+//! and cannot hold an invalid value. [`check`] goes from one to the other and reports every problem at once.
+//!
+//! A leaf: imports nothing else of this crate.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use ipnet::IpNet;
+
+pub mod raw;
+pub mod check;
+pub mod error;
+
+pub use check::{Loaded, Vocabulary, load, parse};
+pub use error::{Problem, Problems, Severity};
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )*};
+}
+
+names! {
+    /// The name of a listener; its address as written where the file gives none.
+    ListenerName,
+    /// The name of a route; made from its hosts and path where the file gives none. Unique.
+    RouteName,
+    /// The name of an upstream: the key under `[upstream]`.
+    UpstreamName,
+}
+
+/// What a whole `lb.toml` means. Cannot hold an invalid value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Threads that serve requests; `None` is one per core. A change needs a restart.
+    pub workers: Option<NonZeroUsize>,
+    /// How long requests may go on after the first signal to stop.
+    pub shutdown_grace: Duration,
+    /// How long the connections of a removed listener, or requests to a removed upstream, may go on.
+    pub drain_limit: Duration,
+    /// The address to watch and steer the process at; `None` when switched off. A change needs a restart.
+    pub admin: Option<SocketAddr>,
+    /// What is logged and how. The format needs a restart, the level does not.
+    pub log: LogConfig,
+    /// Where a line per exchange goes; `None` is nowhere.
+    pub access_log: Option<AccessLogConfig>,
+    /// In the order of the file. Names and addresses are unique.
+    pub listeners: Vec<Arc<ListenerConfig>>,
+    /// In the order of the file, which decides only between patterns.
+    pub routes: Vec<Arc<RouteConfig>>,
+    /// Sorted by name.
+    pub upstreams: Vec<Arc<UpstreamConfig>>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A level (`info`) or a `tracing` filter (`info,isobar::proxy=debug`).
+    pub level: String,
+    /// One line of text or one JSON object an event.
+    pub format: LogFormat,
+}
+
+/// How a log event is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines, an object a line.
+    Json,
+}
+
+/// `[access_log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLogConfig {
+    /// How an exchange is written.
+    pub format: AccessLogFormat,
+    /// Where to.
+    pub output: AccessLogOutput,
+    /// Lines that may wait for the writer; further ones are dropped and counted.
+    pub buffer: usize,
+}
+
+/// How an exchange is written in the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// An object a line, with timings, route, upstream and backend.
+    Json,
+    /// The NCSA combined format.
+    Combined,
+}
+
+/// Where the access log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLogOutput {
+    /// Standard output.
+    Stdout,
+    /// Appended to a file, made where there is none.
+    File(PathBuf),
+}
+
+/// `[[listener]]`: a bound socket and its protocol settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// Unique.
+    pub name: ListenerName,
+    /// Unique. Port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Connections the kernel may hold before they are accepted.
+    pub backlog: u32,
+    /// Client connections at a time in the whole process; one more is answered 503 and closed.
+    pub max_connections: usize,
+    /// Bytes of a request head, or it is answered 431 (414 where the target alone is too long).
+    pub max_header_bytes: usize,
+    /// Header fields of a request, or it is answered 431.
+    pub max_headers: usize,
+    /// Bytes of a request body, or it is answered 413; `None` is any number.
+    pub max_body_bytes: Option<u64>,
+    /// From the first byte of a head to its last, or 408.
+    pub header_timeout: Duration,
+    /// How long a connection may wait for its next request.
+    pub idle_timeout: Duration,
+    /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed and added to; all others' are replaced.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether to send `Forwarded` (RFC 7239) too.
+    pub forwarded: bool,
+    /// Whether to send `Via` (RFC 9110 §7.6.3) both ways.
+    pub via: bool,
+}
+
+/// `[[route]]`: which requests match and where they go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteConfig {
+    /// Unique.
+    pub name: RouteName,
+    /// The listeners it is bound to; empty is all.
+    pub listeners: Vec<ListenerName>,
+    /// Hosts, any of which matches; empty is every host.
+    pub hosts: Vec<HostPattern>,
+    /// Which paths match.
+    pub path: PathPattern,
+    /// Any of these; empty is every method.
+    pub methods: Vec<Method>,
+    /// All of these.
+    pub headers: Vec<HeaderMatch>,
+    /// All of these.
+    pub query: Vec<QueryMatch>,
+    /// What is done with a request that matches.
+    pub action: Action,
+    /// Changes to the headers that go to the backend.
+    pub request_headers: HeaderEdits,
+    /// Changes to the headers that go to the client.
+    pub response_headers: HeaderEdits,
+}
+
+/// Which hosts match. Lower case, without port or final dot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    /// The host itself: `api.example.com`.
+    Exact(String),
+    /// `*.example.com`, kept as `.example.com`: any host below it, however deep, but not `example.com`.
+    Wildcard(String),
+}
+
+/// Which paths match.
+#[derive(Clone, Debug)]
+pub enum PathPattern {
+    /// The whole path.
+    Exact(String),
+    /// By whole segments: `/api` and `/api/` match `/api` and `/api/x`, not `/apix`. Kept without its final slash;
+    /// the empty text matches every path.
+    Prefix(String),
+    /// A regular expression over the whole path (anchored at both ends).
+    Regex(regex::Regex),
+}
+
+impl PartialEq for PathPattern {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) | (Self::Prefix(a), Self::Prefix(b)) => a == b,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+}
+
+/// What a value must be.
+#[derive(Clone, Debug)]
+pub enum ValueMatch {
+    /// Anything, but there.
+    Present,
+    /// Not there at all.
+    Absent,
+    /// Exactly this.
+    Exact(String),
+    /// A regular expression over the whole value (anchored at both ends).
+    Regex(regex::Regex),
+}
+
+impl PartialEq for ValueMatch {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Present, Self::Present) | (Self::Absent, Self::Absent) => true,
+            (Self::Exact(a), Self::Exact(b)) => a == b,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+}
+
+/// A header that must match; any of its values may.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeaderMatch {
+    /// Which header.
+    pub name: HeaderName,
+    /// What it must be.
+    pub value: ValueMatch,
+}
+
+/// A query parameter that must match, compared after percent-decoding; any of its values may.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueryMatch {
+    /// Which parameter.
+    pub name: String,
+    /// What it must be.
+    pub value: ValueMatch,
+}
+
+/// What is done with a request that matches a route.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Forwarded to an upstream.
+    Forward(Forward),
+    /// Answered with a redirect.
+    Redirect(Redirect),
+    /// Answered as written.
+    Respond(Respond),
+}
+
+/// How a request is forwarded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forward {
+    /// An upstream that the file defines.
+    pub upstream: UpstreamName,
+    /// Which path the backend sees.
+    pub path: PathRewrite,
+    /// Which host the backend sees; `None` keeps the client's.
+    pub host: Option<HeaderValue>,
+    /// How long it may take.
+    pub timeouts: Timeouts,
+}
+
+/// Which path the backend sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathRewrite {
+    /// The client's.
+    Keep,
+    /// Without the route's prefix; always starting with a slash.
+    StripPrefix,
+    /// With this in place of the route's prefix (of the whole path where the route matches exactly). Starts with a slash,
+    /// kept without its final one.
+    ReplacePrefix(String),
+}
+
+/// How long the parts of an exchange may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the request sent to the response's head, or 504.
+    pub response_head: Duration,
+    /// Between two pieces of a body, either way.
+    pub body_idle: Duration,
+    /// From the request's head to the response's end; `None` is any time.
+    pub exchange: Option<Duration>,
+    /// How long an upgraded connection (a WebSocket) may be silent.
+    pub tunnel_idle: Duration,
+}
+
+/// A redirect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// 301, 302, 303, 307 or 308.
+    pub status: StatusCode,
+    /// `Location`. `${host}`-like parts are written as `{host}`, `{path}`, `{query}` (with its `?`, or empty), `{scheme}`.
+    pub location: Vec<LocationPart>,
+}
+
+/// A piece of a redirect's target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocationPart {
+    /// As written.
+    Text(String),
+    /// `{scheme}`.
+    Scheme,
+    /// `{host}`, with its port where the client named one.
+    Host,
+    /// `{path}`.
+    Path,
+    /// `{query}`: `?` and the query, or nothing.
+    Query,
+}
+
+/// A fixed response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Respond {
+    /// 200 to 599.
+    pub status: StatusCode,
+    /// `Content-Type`; `None` where there is no body.
+    pub content_type: Option<HeaderValue>,
+    /// May be empty.
+    pub body: Bytes,
+}
+
+/// Changes to the headers of a message: removed first, then set, then added.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderEdits {
+    /// All values of these go.
+    pub remove: Vec<HeaderName>,
+    /// These replace what was there.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// These come beside what was there.
+    pub add: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl HeaderEdits {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+}
+
+/// `[upstream.NAME]`: a named pool of interchangeable backends under one policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// The key under `[upstream]`.
+    pub name: UpstreamName,
+    /// How a backend is picked.
+    pub strategy: StrategyConfig,
+    /// In the order of the file. Addresses are unique. May be empty: requests are then answered 503.
+    pub backends: Vec<BackendConfig>,
+    /// From the first packet to a connection, names looked up included.
+    pub connect_timeout: Duration,
+    /// Further attempts at other backends after one that failed before any byte of a response; only where the request
+    /// cannot have been processed, or may be repeated.
+    pub retries: u8,
+    /// The idle connections that are kept.
+    pub pool: PoolConfig,
+}
+
+/// How a backend is picked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StrategyConfig {
+    /// Each in turn.
+    RoundRobin,
+    /// Each in turn as often as its weight, evenly spread.
+    WeightedRoundRobin,
+    /// Any, equally likely.
+    Random,
+    /// Any, as likely as its weight.
+    WeightedRandom,
+    /// The one with the fewest requests in flight for its weight.
+    LeastConnections,
+    /// The less loaded of two distinct draws.
+    PowerOfTwo,
+    /// One that the embedding program supplies under this name.
+    Custom(Arc<str>),
+}
+
+impl StrategyConfig {
+    /// The names of the strategies that isobar has itself, as `lb.toml` writes them.
+    pub const NAMES: [&str; 6] =
+        ["round_robin", "weighted_round_robin", "random", "weighted_random", "least_connections", "power_of_two"];
+
+    /// As `lb.toml` writes it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::WeightedRoundRobin => "weighted_round_robin",
+            Self::Random => "random",
+            Self::WeightedRandom => "weighted_random",
+            Self::LeastConnections => "least_connections",
+            Self::PowerOfTwo => "power_of_two",
+            Self::Custom(name) => name,
+        }
+    }
+
+    /// Whether a weight other than 1 makes a difference (a custom strategy may look at it).
+    pub fn uses_weights(&self) -> bool {
+        !matches!(self, Self::RoundRobin | Self::Random)
+    }
+}
+
+/// A backend of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendConfig {
+    /// Where it is.
+    pub address: Address,
+    /// 0 to 65 535; 0 takes nothing new.
+    pub weight: u16,
+}
+
+/// Where a backend is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// An IP address and a port.
+    Ip(SocketAddr),
+    /// A host name and a port; looked up again for each new connection.
+    Name(Arc<str>, u16),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Name(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// The idle connections to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Kept at most, per backend and worker.
+    pub max_idle: usize,
+    /// Kept at most this long without use; below the backends' own limit.
+    pub idle_timeout: Duration,
+}

@@ -1,0 +1,39 @@
+//! isobar: a reverse-proxy load balancer and gateway.
+//!
+//! One binary, configured by one file, `lb.toml`. The modules in reading order:
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`proxy`] | the data plane: one request from head to end; [`proxy::Proxy::handle`] is the page to read first |
+//! | [`route`] | which route a request takes |
+//! | [`middleware`] | plug-ins around an exchange |
+//! | [`upstream`] | a named pool of interchangeable backends; leases |
+//! | [`strategy`] | the algorithms that pick a backend |
+//! | [`backend`] | one address, and what is known about it |
+//! | [`transport`] | bytes to a backend and back: connections and their pools |
+//! | [`exchange`] | one request with its response: identity, deadlines, bodies |
+//! | [`listener`] | sockets to connections |
+//! | [`worker`] | a thread with its own event loop |
+//! | [`supervisor`] | owns everything that runs; applies a changed file |
+//! | [`admin`] | reads and steers a running process over HTTP |
+//! | [`config`] | text to meaning |
+//! | [`telemetry`] | metrics, access log, logs |
+//! | [`cli`] | one file per subcommand |
+//!
+//! A program may embed the library, with strategies of its own: see `examples/custom_strategy.rs`.
+
+pub mod proxy;
+pub mod route;
+pub mod middleware;
+pub mod upstream;
+pub mod strategy;
+pub mod backend;
+pub mod transport;
+pub mod exchange;
+pub mod listener;
+pub mod worker;
+pub mod supervisor;
+pub mod admin;
+pub mod config;
+pub mod telemetry;
+pub mod cli;

@@ -1,0 +1,5 @@
+//! The data plane: one request.
+
+pub mod snapshot;
+
+pub use snapshot::Snapshot;

@@ -1,0 +1,5 @@
+//! Which route a request takes.
+
+/// .
+#[derive(Debug)]
+pub struct Table;

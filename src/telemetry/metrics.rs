@@ -1,0 +1,152 @@
+//! Counters that cost a load and a store.
+//!
+//! Each worker writes a shard of its own and nobody else's, so counting takes neither a lock nor a locked instruction and no
+//! cache line goes back and forth between cores. Whoever reads adds the shards up.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// A count that one thread writes and any may read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the thread that owns the shard may call this: two writers lose counts.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// What was counted.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// One value a worker, each on cache lines of its own.
+#[derive(Debug)]
+pub struct Sharded<T>(Box<[Shard<T>]>);
+
+/// 128 bytes: x86 prefetches lines in pairs, and some ARM cores have lines that long.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard<T>(T);
+
+impl<T: Default> Sharded<T> {
+    /// `shards` of them, at least one.
+    pub fn new(shards: usize) -> Self {
+        Self((0..shards.max(1)).map(|_| Shard::default()).collect())
+    }
+}
+
+impl<T> Sharded<T> {
+    /// The shard of a worker. A number too high takes the last: wrong by a lost count, not by a panic.
+    pub fn of(&self, worker: usize) -> &T {
+        &self.0[worker.min(self.0.len() - 1)].0
+    }
+
+    /// All shards.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|shard| &shard.0)
+    }
+
+    /// A count, summed over the shards.
+    pub fn sum(&self, counter: impl Fn(&T) -> &Counter) -> u64 {
+        self.iter().map(|shard| counter(shard).get()).sum()
+    }
+}
+
+/// What a worker counts of a backend.
+#[derive(Debug, Default)]
+pub struct BackendMetrics {
+    /// Times that a strategy picked it (attempts, retries included).
+    pub picks: Counter,
+    /// Responses by the first digit of their status: 1xx to 5xx at 0 to 4.
+    pub responses: [Counter; 5],
+    /// Connections made.
+    pub connects: Counter,
+    /// Connections that could not be made, timeouts included.
+    pub connect_failures: Counter,
+    /// Attempts that were sent and brought no response head.
+    pub broken: Counter,
+    /// Attempts whose response head did not come in time.
+    pub timeouts: Counter,
+}
+
+/// What a worker counts of an upstream.
+#[derive(Debug, Default)]
+pub struct UpstreamMetrics {
+    /// Exchanges by the first digit of the status that the client was answered with: 1xx to 5xx at 0 to 4.
+    pub responses: [Counter; 5],
+    /// Further attempts.
+    pub retries: Counter,
+    /// Requests that found no backend to pick.
+    pub no_backend: Counter,
+    /// From the request's head to the end of the response.
+    pub durations: Histogram,
+}
+
+/// What a worker counts of a route.
+#[derive(Debug, Default)]
+pub struct RouteMetrics {
+    /// Exchanges by the first digit of the status that the client was answered with: 1xx to 5xx at 0 to 4.
+    pub responses: [Counter; 5],
+}
+
+/// What a worker counts of a listener.
+#[derive(Debug, Default)]
+pub struct ListenerMetrics {
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Connections closed again.
+    pub closed: Counter,
+    /// Connections refused because of `max_connections`.
+    pub refused: Counter,
+    /// Requests whose head was read.
+    pub requests: Counter,
+    /// Exchanges that have ended; `requests - ended` are in flight.
+    pub ended: Counter,
+    /// Requests that were refused before a route was looked for (malformed, too large, too slow).
+    pub rejected: Counter,
+    /// Bytes of request bodies.
+    pub bytes_in: Counter,
+    /// Bytes of response bodies.
+    pub bytes_out: Counter,
+    /// Upgraded connections begun.
+    pub tunnels_opened: Counter,
+    /// Upgraded connections ended.
+    pub tunnels_closed: Counter,
+}
+
+/// Upper bounds of the buckets, in microseconds; one more bucket holds the rest.
+pub const BUCKET_BOUNDS_US: [u64; 15] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000, 30_000_000,
+];
+
+/// How long things took, counted in buckets.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Counter; BUCKET_BOUNDS_US.len() + 1],
+    sum_us: Counter,
+}
+
+impl Histogram {
+    /// Counts one.
+    pub fn observe(&self, took: Duration) {
+        let us = took.as_micros() as u64;
+        // Most requests of a fast service end in one of the first buckets: a scan from below beats a binary search.
+        let bucket = BUCKET_BOUNDS_US.iter().position(|&bound| us <= bound).unwrap_or(BUCKET_BOUNDS_US.len());
+        self.buckets[bucket].add(1);
+        self.sum_us.add(us);
+    }
+
+    /// The count in each bucket, the last of them without a bound, not cumulated.
+    pub fn counts(&self) -> [u64; BUCKET_BOUNDS_US.len() + 1] {
+        std::array::from_fn(|i| self.buckets[i].get())
+    }
+
+    /// All that was observed, in microseconds.
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us.get()
+    }
+}

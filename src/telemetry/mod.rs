@@ -1,0 +1,6 @@
+//! What the process tells about itself: metrics, access log, logs.
+//!
+//! A leaf: imports nothing else of this crate but the configuration.
+
+pub mod metrics;
+pub mod access_log;
