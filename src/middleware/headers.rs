@@ -1,0 +1,88 @@
+use std::ops::ControlFlow;
+
+use http::{HeaderMap, Response, request, response};
+
+use super::Middleware;
+use crate::config::HeaderEdits;
+use crate::exchange::Exchange;
+use crate::exchange::body::Body;
+
+/// Removes, sets and adds headers, both ways.
+#[derive(Debug)]
+pub(super) struct Headers {
+    request: HeaderEdits,
+    response: HeaderEdits,
+}
+
+impl Headers {
+    pub(super) fn new(request: HeaderEdits, response: HeaderEdits) -> Self {
+        Self { request, response }
+    }
+}
+
+impl Middleware for Headers {
+    fn on_request(&self, parts: &mut request::Parts, _: &Exchange) -> ControlFlow<Response<Body>> {
+        apply(&self.request, &mut parts.headers);
+        ControlFlow::Continue(())
+    }
+
+    fn on_response(&self, parts: &mut response::Parts, _: &Exchange) {
+        apply(&self.response, &mut parts.headers);
+    }
+}
+
+fn apply(edits: &HeaderEdits, headers: &mut HeaderMap) {
+    for name in &edits.remove {
+        headers.remove(name);
+    }
+    for (name, value) in &edits.set {
+        headers.insert(name, value.clone());
+    }
+    for (name, value) in &edits.add {
+        headers.append(name, value.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn fields(pairs: &[(&'static str, &'static str)]) -> Vec<(HeaderName, HeaderValue)> {
+        pairs.iter().map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn removes_then_sets_then_adds() {
+        for (before, remove, set, add, after) in [
+            (&[("x-a", "1"), ("x-a", "2"), ("x-b", "3")][..], &["x-a"][..], &[][..], &[][..], &[("x-b", "3")][..]),
+            (&[("x-a", "1"), ("x-a", "2")], &[], &[("x-a", "3")], &[], &[("x-a", "3")]),
+            (&[("x-a", "1")], &[], &[], &[("x-a", "2")], &[("x-a", "1"), ("x-a", "2")]),
+            (&[("x-a", "1")], &["x-a"], &[("x-a", "2")], &[("x-a", "3")], &[("x-a", "2"), ("x-a", "3")]),
+            (&[], &["x-a"], &[], &[("x-a", "1"), ("x-a", "2")], &[("x-a", "1"), ("x-a", "2")]),
+        ] {
+            let edits = HeaderEdits {
+                remove: remove.iter().map(|&name| HeaderName::from_static(name)).collect(),
+                set: fields(set),
+                add: fields(add),
+            };
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields(before) {
+                headers.append(name, value);
+            }
+            apply(&edits, &mut headers);
+            let found: Vec<_> = headers.into_iter().scan(None, name_each).collect();
+            assert_eq!(found, fields(after));
+        }
+    }
+
+    /// `HeaderMap` names only the first of several values.
+    fn name_each(
+        last: &mut Option<HeaderName>,
+        (name, value): (Option<HeaderName>, HeaderValue),
+    ) -> Option<(HeaderName, HeaderValue)> {
+        *last = name.or(last.take());
+        last.clone().map(|name| (name, value))
+    }
+}
