@@ -1,5 +1,299 @@
 //! Which route a request takes.
+//!
+//! The most specific route wins, wherever it stands in the file. Routes are compared by
+//!
+//! 1. host: the exact name, then wildcards, the longest first, then any host;
+//! 2. path: the exact path, then prefixes, the longest first, then patterns in the order of the file;
+//! 3. how much else they ask for: the number of headers and of query parameters, plus one where there are methods and one
+//!    where there are listeners; the greater first;
+//! 4. the order of the file, where all of that is equal.
+//!
+//! A route whose methods, headers, query or listeners do not fit is passed over, and the search goes on in that order: to
+//! the next route of the same path, to less specific paths of the same host, to less specific hosts. So a `GET` route on
+//! `api.example.com` leaves a `POST` to the route on `*.example.com`, if that has one for the path, and then to any host's.
+//!
+//! Host and path come before everything else: a route of an exact host that asks for nothing wins against one of a wildcard
+//! host that asks for three headers, and a prefix wins against a pattern, the empty prefix (every path) too.
+//!
+//! Paths are compared as the client sent them, byte for byte. A route with several hosts stands at each of them.
 
-/// .
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, request};
+use regex::Regex;
+
+use crate::config::{self, HostPattern, ListenerName, PathPattern, RouteConfig, RouteName, UpstreamName};
+use crate::middleware::{self, Chain};
+use crate::telemetry::metrics::{RouteMetrics, Sharded};
+use crate::upstream::Upstream;
+
+mod matcher;
+mod keys;
+mod host;
+mod query;
+pub mod rewrite;
+
+use keys::{Exact, Longest};
+use matcher::Asked;
+
+/// Where requests that match go, and what happens to them on the way.
 #[derive(Debug)]
-pub struct Table;
+pub struct Route {
+    /// Unique.
+    pub name: RouteName,
+    /// What it was built from.
+    pub config: Arc<RouteConfig>,
+    /// What is done with a request.
+    pub action: Action,
+    /// What it passes through.
+    pub chain: Chain,
+    /// What was counted of it, over reloads.
+    pub metrics: Arc<Sharded<RouteMetrics>>,
+}
+
+/// What is done with a request, with the names of the configuration resolved.
+#[derive(Debug)]
+pub enum Action {
+    /// Forwarded to an upstream.
+    Forward(Forward),
+    /// Answered with a redirect.
+    Redirect(config::Redirect),
+    /// Answered as written.
+    Respond(config::Respond),
+}
+
+/// How a request is forwarded.
+#[derive(Debug)]
+pub struct Forward {
+    /// Where to.
+    pub upstream: Arc<Upstream>,
+    /// Which path the backend sees.
+    pub path: config::PathRewrite,
+    /// Which host the backend sees; `None` keeps the client's.
+    pub host: Option<HeaderValue>,
+    /// How long it may take.
+    pub timeouts: config::Timeouts,
+}
+
+/// All routes, laid out for the search. Immutable.
+#[derive(Debug)]
+pub struct Table {
+    routes: Box<[Route]>,
+    /// By host name.
+    exact_hosts: Exact<Paths>,
+    /// By what comes after the `*`.
+    wildcard_hosts: Longest<Paths>,
+    any_host: Paths,
+}
+
+impl Table {
+    /// Lays the routes out. `metrics` gives what was counted of a route so far, or a new set.
+    pub fn build(
+        routes: &[Arc<RouteConfig>],
+        upstreams: &[Arc<Upstream>],
+        metrics: &mut dyn FnMut(&RouteName) -> Arc<Sharded<RouteMetrics>>,
+    ) -> Self {
+        let draft = Draft::of(routes);
+        let upstreams: HashMap<_, _> = upstreams.iter().map(|upstream| (upstream.name(), upstream)).collect();
+        let routes = routes.iter().map(|config| Route {
+            name: config.name.clone(),
+            action: Action::build(&config.action, &upstreams),
+            chain: middleware::build(config),
+            metrics: metrics(&config.name),
+            config: Arc::clone(config),
+        });
+        Self {
+            routes: routes.collect(),
+            exact_hosts: draft.exact_hosts.into_iter().map(|(host, paths)| (host, paths.finish())).collect(),
+            wildcard_hosts: draft.wildcard_hosts.into_iter().map(|(host, paths)| (host, paths.finish())).collect(),
+            any_host: draft.any_host.finish(),
+        }
+    }
+
+    /// The route of a request that came to `listener` for `host`: the value of a `Host` header, in any case, with or without
+    /// port. Allocates nothing, unless a route compares an encoded query with a pattern.
+    pub fn find(&self, listener: &ListenerName, host: &str, request: &request::Parts) -> Option<&Route> {
+        self.find_index(listener, host, request).map(|index| self.get(index))
+    }
+
+    /// As [`Table::find`], for [`Table::get`]: a number can be kept where a reference cannot.
+    pub fn find_index(&self, listener: &ListenerName, host: &str, request: &request::Parts) -> Option<usize> {
+        let asked = Asked { listener, parts: request };
+        let path = request.uri.path().as_bytes();
+        self.find_by_host(host, path, &asked).or_else(|| self.any_host.find(path, &asked))
+    }
+
+    /// The route that [`Table::find_index`] of this very table gave the index of.
+    pub fn get(&self, index: usize) -> &Route {
+        &self.routes[index]
+    }
+
+    /// All routes, in the order of the file.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    fn find_by_host(&self, host: &str, path: &[u8], asked: &Asked<'_>) -> Option<usize> {
+        if self.exact_hosts.is_empty() && self.wildcard_hosts.is_empty() {
+            return None;
+        }
+        let host = host::bare(host);
+        if host::is_lower(host) {
+            return self.find_by_name(host, path, asked);
+        }
+        let mut buffer = [0; host::LENGTH_MAX];
+        self.find_by_name(host::lower(host, &mut buffer)?, path, asked)
+    }
+
+    fn find_by_name(&self, host: &[u8], path: &[u8], asked: &Asked<'_>) -> Option<usize> {
+        let exact = self.exact_hosts.get(host).and_then(|paths| paths.find(path, asked));
+        exact.or_else(|| self.wildcard_hosts.suffixes(host).find_map(|paths| paths.find(path, asked)))
+    }
+}
+
+impl Action {
+    fn build(config: &config::Action, upstreams: &HashMap<&UpstreamName, &Arc<Upstream>>) -> Self {
+        match config {
+            config::Action::Forward(forward) => match upstreams.get(&forward.upstream) {
+                Some(&upstream) => Self::Forward(Forward {
+                    upstream: Arc::clone(upstream),
+                    path: forward.path.clone(),
+                    host: forward.host.clone(),
+                    timeouts: forward.timeouts,
+                }),
+                // A checked configuration has no such route. Leaving it out would send its requests to a less specific
+                // route, whose backends may not be meant to see them.
+                None => Self::Respond(config::Respond {
+                    status: StatusCode::SERVICE_UNAVAILABLE,
+                    content_type: None,
+                    body: Bytes::new(),
+                }),
+            },
+            config::Action::Redirect(redirect) => Self::Redirect(redirect.clone()),
+            config::Action::Respond(respond) => Self::Respond(respond.clone()),
+        }
+    }
+}
+
+/// The routes of a host.
+#[derive(Debug)]
+struct Paths {
+    exact: Exact<Candidates>,
+    prefixes: Longest<Candidates>,
+    /// In the order of the file.
+    patterns: Box<[(Regex, Candidates)]>,
+}
+
+impl Paths {
+    fn find(&self, path: &[u8], asked: &Asked<'_>) -> Option<usize> {
+        let first = |candidates: &Candidates| candidates.first(asked);
+        self.exact.get(path).and_then(first).or_else(|| self.prefixes.prefixes(path).find_map(first)).or_else(|| {
+            self.patterns.iter().find_map(
+                |(regex, candidates)| {
+                    if regex.is_match(asked.parts.uri.path()) { first(candidates) } else { None }
+                },
+            )
+        })
+    }
+}
+
+/// The routes of a path, those that ask for more first.
+#[derive(Debug)]
+struct Candidates(Box<[Candidate]>);
+
+#[derive(Debug)]
+struct Candidate {
+    route: usize,
+    /// `None` where nothing is asked for, so that this is seen without a look elsewhere in memory.
+    constrained: Option<Arc<RouteConfig>>,
+}
+
+impl Candidates {
+    fn first(&self, asked: &Asked<'_>) -> Option<usize> {
+        let fits = |candidate: &&Candidate| match &candidate.constrained {
+            None => true,
+            Some(config) => matcher::matches(config, asked),
+        };
+        self.0.iter().find(fits).map(|candidate| candidate.route)
+    }
+}
+
+/// A table being laid out.
+#[derive(Default)]
+struct Draft {
+    exact_hosts: HashMap<Box<[u8]>, DraftPaths>,
+    wildcard_hosts: HashMap<Box<[u8]>, DraftPaths>,
+    any_host: DraftPaths,
+}
+
+#[derive(Default)]
+struct DraftPaths {
+    exact: HashMap<Box<[u8]>, Vec<Candidate>>,
+    prefixes: HashMap<Box<[u8]>, Vec<Candidate>>,
+    /// By the pattern's text, with the place in the file of the first route that has it.
+    patterns: BTreeMap<String, (usize, Regex, Vec<Candidate>)>,
+}
+
+impl Draft {
+    fn of(routes: &[Arc<RouteConfig>]) -> Self {
+        let mut order: Vec<_> = routes.iter().enumerate().collect();
+        // Stable: the order of the file where they ask for equally much. Each path's candidates then come in theirs.
+        order.sort_by_key(|(_, config)| std::cmp::Reverse(matcher::constraints(config)));
+        let mut draft = Self::default();
+        for (route, config) in order {
+            if config.hosts.is_empty() {
+                draft.any_host.add(route, config);
+            }
+            for host in &config.hosts {
+                draft.paths(host).add(route, config);
+            }
+        }
+        draft
+    }
+
+    fn paths(&mut self, host: &HostPattern) -> &mut DraftPaths {
+        match host {
+            HostPattern::Wildcard(suffix) => self.wildcard_hosts.entry(suffix.as_bytes().into()).or_default(),
+            // Clients write IPv6 addresses in brackets; the file may leave them out.
+            HostPattern::Exact(host) if host.parse::<Ipv6Addr>().is_ok() => {
+                self.exact_hosts.entry(format!("[{host}]").into_bytes().into()).or_default()
+            }
+            HostPattern::Exact(host) => self.exact_hosts.entry(host.as_bytes().into()).or_default(),
+        }
+    }
+}
+
+impl DraftPaths {
+    fn add(&mut self, route: usize, config: &Arc<RouteConfig>) {
+        let constrained = (matcher::constraints(config) > 0).then(|| Arc::clone(config));
+        let candidate = Candidate { route, constrained };
+        match &config.path {
+            PathPattern::Exact(path) => self.exact.entry(path.as_bytes().into()).or_default().push(candidate),
+            PathPattern::Prefix(prefix) => self.prefixes.entry(prefix.as_bytes().into()).or_default().push(candidate),
+            PathPattern::Regex(regex) => {
+                let pattern = regex.as_str().to_owned();
+                let (first, _, candidates) =
+                    self.patterns.entry(pattern).or_insert_with(|| (route, regex.clone(), Vec::new()));
+                *first = route.min(*first);
+                candidates.push(candidate);
+            }
+        }
+    }
+
+    fn finish(self) -> Paths {
+        let finish = |(path, candidates): (_, Vec<_>)| (path, Candidates(candidates.into()));
+        let mut patterns: Vec<_> = self.patterns.into_values().collect();
+        patterns.sort_by_key(|&(first, ..)| first);
+        Paths {
+            exact: self.exact.into_iter().map(finish).collect(),
+            prefixes: self.prefixes.into_iter().map(finish).collect(),
+            patterns: patterns.into_iter().map(|(_, regex, list)| (regex, Candidates(list.into()))).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
