@@ -22,18 +22,18 @@
 //!
 //! A program may embed the library, with strategies of its own: see `examples/custom_strategy.rs`.
 
-pub mod proxy;
-pub mod route;
-pub mod middleware;
-pub mod upstream;
-pub mod strategy;
+pub mod admin;
 pub mod backend;
-pub mod transport;
+pub mod cli;
+pub mod config;
 pub mod exchange;
 pub mod listener;
-pub mod worker;
+pub mod middleware;
+pub mod proxy;
+pub mod route;
+pub mod strategy;
 pub mod supervisor;
-pub mod admin;
-pub mod config;
 pub mod telemetry;
-pub mod cli;
+pub mod transport;
+pub mod upstream;
+pub mod worker;

@@ -1,8 +1,10 @@
 //! Problems.
 /// .
-#[derive(Debug)] pub struct Loaded;
+#[derive(Debug)]
+pub struct Loaded;
 /// .
-#[derive(Debug)] pub struct Vocabulary;
+#[derive(Debug)]
+pub struct Vocabulary;
 /// .
 pub fn load() {}
 /// .

@@ -1,7 +1,10 @@
 //! Problems.
 /// .
-#[derive(Debug)] pub struct Problem;
+#[derive(Debug)]
+pub struct Problem;
 /// .
-#[derive(Debug)] pub struct Problems;
+#[derive(Debug)]
+pub struct Problems;
 /// .
-#[derive(Debug)] pub struct Severity;
+#[derive(Debug)]
+pub struct Severity;

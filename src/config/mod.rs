@@ -17,9 +17,9 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use ipnet::IpNet;
 
-pub mod raw;
 pub mod check;
 pub mod error;
+pub mod raw;
 
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity};

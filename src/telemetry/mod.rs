@@ -2,5 +2,5 @@
 //!
 //! A leaf: imports nothing else of this crate but the configuration.
 
-pub mod metrics;
 pub mod access_log;
+pub mod metrics;

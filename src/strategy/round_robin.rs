@@ -1,0 +1,72 @@
+use std::sync::Arc;
+
+use super::{Candidates, Cursor, Dice, Strategy, untried};
+
+/// Each in turn.
+///
+/// The place in the round is shared by all workers, so the order is exact over the whole process, and goes on where it stood
+/// when the list is built anew. A retry takes the places of the backends it has been to out of the round, and so leaves the
+/// order of the others as it is.
+#[derive(Debug)]
+pub(super) struct RoundRobin {
+    cursor: Arc<Cursor>,
+}
+
+impl RoundRobin {
+    pub(super) fn new(cursor: &Arc<Cursor>) -> Self {
+        Self { cursor: Arc::clone(cursor) }
+    }
+}
+
+impl Strategy for RoundRobin {
+    fn pick(&self, candidates: &Candidates<'_>, dice: &mut Dice) -> Option<usize> {
+        let n = candidates.backends.len() as u64;
+        if n == 0 {
+            return None;
+        }
+        untried::pick(candidates, None, dice, |_| 1, |_| (self.cursor.advance() % n) as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::Tried;
+    use super::super::conformance::backends;
+    use super::*;
+
+    #[test]
+    fn goes_round() {
+        let backends = backends(&[1, 1, 1]);
+        let cursor = Arc::default();
+        let strategy = RoundRobin::new(&cursor);
+        let tried = Tried::default();
+        let candidates = Candidates { backends: &backends, hash: None, now: Instant::now(), tried: &tried };
+        let mut dice = Dice::seeded(0);
+        let picks: Vec<_> = (0..7).filter_map(|_| strategy.pick(&candidates, &mut dice)).collect();
+        assert_eq!(picks, [0, 1, 2, 0, 1, 2, 0]);
+        assert_eq!(cursor.position(), 7);
+    }
+
+    #[test]
+    fn a_retry_takes_the_next_place_of_another() {
+        let backends = backends(&[1, 1, 1]);
+        let strategy = RoundRobin::new(&Arc::default());
+        let mut tried = Tried::default();
+        tried.push(backends[1].state.id);
+        let candidates = Candidates { backends: &backends, hash: None, now: Instant::now(), tried: &tried };
+        let mut dice = Dice::seeded(0);
+        let picks: Vec<_> = (0..6).filter_map(|_| strategy.pick(&candidates, &mut dice)).collect();
+        assert_eq!(picks, [0, 2, 0, 2, 0, 2]);
+    }
+
+    #[test]
+    fn an_empty_list_takes_no_place() {
+        let cursor = Arc::default();
+        let tried = Tried::default();
+        let candidates = Candidates { backends: &[], hash: None, now: Instant::now(), tried: &tried };
+        assert_eq!(RoundRobin::new(&cursor).pick(&candidates, &mut Dice::seeded(0)), None);
+        assert_eq!(cursor.position(), 0);
+    }
+}
