@@ -3,18 +3,21 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{ListenerConfig, ListenerName};
 use crate::telemetry::metrics::{ListenerMetrics, Sharded};
 
+pub mod connection;
+pub mod guard;
+pub mod wire;
+
 /// A bound socket and its protocol settings, shared by the workers that accept on it.
 #[derive(Debug)]
 pub struct Listener {
-    /// Its name.
-    pub name: ListenerName,
     /// Where it is bound: the configured address, with the port that was taken for 0.
     pub address: SocketAddr,
     /// Its settings; new connections take the ones of the moment.
@@ -24,7 +27,14 @@ pub struct Listener {
     /// Set when it was removed: its connections end as soon as they are idle.
     pub draining: AtomicBool,
     /// A shard per worker.
-    pub metrics: Sharded<ListenerMetrics>,
+    pub metrics: Arc<Sharded<ListenerMetrics>>,
+}
+
+impl Listener {
+    /// Its name.
+    pub fn name(&self) -> ListenerName {
+        self.config.load().name.clone()
+    }
 }
 
 /// A listener with the sockets that are to be handed to the workers, one each.
@@ -38,9 +48,88 @@ pub struct Bound {
 
 /// Binds a socket for each of `workers`, without accepting on any.
 ///
+/// The sockets share the address by `SO_REUSEPORT`, so that the kernel spreads new connections over the workers and wakes
+/// one of them for each. That option would also let a second process of the same user bind the address unnoticed and take
+/// half of the connections; so the address is first bound without it, which fails if anybody is there.
+///
 /// # Errors
 /// When the address cannot be bound, or another process listens there.
 pub fn bind(config: &Arc<ListenerConfig>, workers: usize) -> io::Result<Bound> {
-    let _ = (config, workers);
-    todo!()
+    let mut address = config.address;
+    drop(socket(address, config.backlog, false)?);
+    let mut sockets = Vec::with_capacity(workers.max(1));
+    for _ in 0..workers.max(1) {
+        let socket = socket(address, config.backlog, true)?;
+        if address.port() == 0 {
+            address = socket.local_addr()?;
+        }
+        sockets.push(socket);
+    }
+    let listener = Arc::new(Listener {
+        address,
+        config: ArcSwap::from(Arc::clone(config)),
+        open: AtomicUsize::new(0),
+        draining: AtomicBool::new(false),
+        metrics: Arc::new(Sharded::new(workers)),
+    });
+    Ok(Bound { listener, sockets })
+}
+
+/// Tells connections of one listener from those of another.
+pub fn owner(listener: &Arc<Listener>) -> usize {
+    Arc::as_ptr(listener).addr()
+}
+
+fn socket(address: SocketAddr, backlog: u32, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // `[::]` and `0.0.0.0` are two listeners: an operator who wants both says so.
+        socket.set_only_v6(true)?;
+    }
+    // A restart must not wait for old connections in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    if shared {
+        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    }
+    Ok(socket.into())
+}
+
+/// Counts a connection as open until it is dropped.
+#[derive(Debug)]
+pub struct Open {
+    listener: Arc<Listener>,
+    worker: Arc<Vec<AtomicUsize>>,
+    index: usize,
+}
+
+impl Open {
+    /// Counts one more at `listener` and at worker number `index`. 
+    ///
+    /// # Errors
+    /// The same, when the listener has as many as it takes.
+    pub fn count(listener: &Arc<Listener>, worker: &Arc<Vec<AtomicUsize>>, index: usize) -> Result<Self, Self> {
+        let before = listener.open.fetch_add(1, Ordering::Relaxed);
+        worker[index].fetch_add(1, Ordering::Relaxed);
+        listener.metrics.of(index).accepted.add(1);
+        let open = Self { listener: Arc::clone(listener), worker: Arc::clone(worker), index };
+        match before < listener.config.load().max_connections {
+            true => Ok(open),
+            false => {
+                listener.metrics.of(index).refused.add(1);
+                Err(open)
+            }
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.listener.open.fetch_sub(1, Ordering::Relaxed);
+        self.worker[self.index].fetch_sub(1, Ordering::Relaxed);
+        self.listener.metrics.of(self.index).closed.add(1);
+    }
 }

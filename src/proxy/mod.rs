@@ -1,5 +1,165 @@
-//! The data plane: one request.
+//! The data plane: one request, top to bottom.
+//!
+//! [`Proxy::handle`] is the page to read first. A worker has one [`Proxy`]; nothing in it is shared with other workers but
+//! the published snapshot.
 
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header;
+use http::request::Parts;
+use http::{Method, Request, Response, Version};
+use hyper::body::Incoming;
+
+use crate::exchange::body::Body;
+use crate::exchange::watch::Clock;
+use crate::exchange::{Client, Exchange};
+use crate::route::{self, Action, Route};
+use crate::strategy::Dice;
+use crate::transport::Transport;
+
+mod attempt;
+mod headers;
+mod respond;
+mod running;
+
+pub mod error;
 pub mod snapshot;
+pub mod upgrade;
 
-pub use snapshot::Snapshot;
+pub use error::{Blame, ProxyError};
+pub use snapshot::{Current, Published, Snapshot};
+use running::Running;
+use upgrade::Tunnel;
+
+/// A worker's data plane.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Which shard of the metrics is its own.
+    pub worker: usize,
+    /// The snapshot of the moment.
+    pub current: Current,
+    /// The way to the backends.
+    pub transport: Rc<Transport>,
+    dice: RefCell<Dice>,
+    dates: respond::Dates,
+}
+
+/// What a request comes to.
+#[derive(Debug)]
+pub struct Handled {
+    /// What the client is answered.
+    pub response: Response<Body>,
+    /// What the connection becomes once that is sent.
+    pub tunnel: Option<Tunnel>,
+}
+
+impl From<Response<Body>> for Handled {
+    fn from(response: Response<Body>) -> Self {
+        Self { response, tunnel: None }
+    }
+}
+
+impl Proxy {
+    /// The data plane of worker number `worker`.
+    pub fn new(worker: usize, published: Arc<Published>, clock: Rc<Clock>) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            current: Current::new(published),
+            transport: Transport::new(clock),
+            dice: RefCell::default(),
+            dates: respond::Dates::default(),
+        })
+    }
+
+    /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
+    /// its way. Whatever goes wrong comes to a response.
+    pub async fn handle(self: &Rc<Self>, client: &Rc<Client>, request: Request<Incoming>) -> Handled {
+        let (mut parts, incoming) = request.into_parts();
+        let snapshot = self.current.get();
+        let exchange = Exchange {
+            client: Rc::clone(client),
+            started: Instant::now(),
+            client_ip: headers::client_ip(&parts.headers, client),
+        };
+        let running = Running::begin(self, snapshot, exchange, &parts);
+        let handled = match self.answer(&running, &mut parts, incoming).await {
+            Ok(handled) => handled,
+            Err(error) => {
+                running.failed(&error);
+                respond::error(&error).into()
+            }
+        };
+        running.respond(handled)
+    }
+
+    async fn answer(
+        self: &Rc<Self>,
+        running: &Rc<Running>,
+        parts: &mut Parts,
+        incoming: Incoming,
+    ) -> Result<Handled, ProxyError> {
+        if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+            return Err(ProxyError::Method);
+        }
+        name_host(parts)?;
+        let route = self.find(running, parts)?;
+        if let ControlFlow::Break(response) = route.chain.on_request(parts, &running.exchange) {
+            return Ok(running.finish(route, response).into());
+        }
+        let response = match &route.action {
+            Action::Forward(forward) => {
+                let answer = attempt::forward(self, running, (route, forward), parts, incoming).await?;
+                let answer = match answer {
+                    attempt::Answer::Response(response) => response,
+                    attempt::Answer::Tunnel(response, tunnel) => {
+                        let response = running.finish(route, response);
+                        return Ok(Handled { response, tunnel: Some(tunnel) });
+                    }
+                };
+                return Ok(running.finish(route, answer).into());
+            }
+            Action::Redirect(redirect) => {
+                let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+                let location = route::rewrite::location(redirect, "http", host, &parts.uri)
+                    .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
+                respond::redirect(redirect.status, location)
+            }
+            Action::Respond(fixed) => respond::fixed(fixed),
+        };
+        Ok(running.finish(route, response).into())
+    }
+
+    fn find<'a>(&self, running: &'a Running, parts: &Parts) -> Result<&'a Route, ProxyError> {
+        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let routes = &running.snapshot.routes;
+        let index = routes
+            .find_index(running.exchange.client.listener_name(), host, parts)
+            .ok_or(ProxyError::NoRoute)?;
+        running.routed(index);
+        Ok(routes.get(index))
+    }
+}
+
+/// A target with a host in it outweighs the `Host` field (RFC 9112 §3.2.2); from here on the field is right and the target
+/// is a path.
+fn name_host(parts: &mut Parts) -> Result<(), ProxyError> {
+    if let Some(authority) = parts.uri.authority() {
+        if !matches!(parts.uri.scheme_str(), Some("http" | "https")) || authority.as_str().contains('@') {
+            return Err(ProxyError::BadRequest("the request target is not one of HTTP"));
+        }
+        let host = http::HeaderValue::from_str(authority.as_str())
+            .map_err(|_| ProxyError::BadRequest("the request target has no proper host"))?;
+        parts.headers.insert(header::HOST, host);
+        let path = parts.uri.path_and_query().cloned();
+        parts.uri = match path {
+            Some(path) => path.into(),
+            None => http::Uri::from_static("/"),
+        };
+    }
+    parts.version = Version::HTTP_11;
+    Ok(())
+}

@@ -1,1 +1,126 @@
-//! .
+//! Bytes to a backend and back.
+//!
+//! A worker has its own [`Transport`], with its own idle connections. The task that drives a connection is spawned on the
+//! same thread, so that handing it a request wakes nobody else.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+
+use crate::backend::BackendState;
+use crate::config::PoolConfig;
+use crate::exchange::body::{RequestBody, Reuse};
+use crate::exchange::watch::Clock;
+
+pub mod connect;
+pub mod link;
+mod pool;
+
+pub use link::{Informed, Link};
+use pool::Pools;
+
+/// A worker's way to its backends.
+#[derive(Debug)]
+pub struct Transport {
+    pools: RefCell<Pools>,
+    clock: Rc<Clock>,
+}
+
+/// A connection to a backend, taken out for one attempt.
+pub struct Connection {
+    sender: SendRequest<RequestBody>,
+    /// The socket behind it.
+    pub link: Rc<Link>,
+    /// Whether it has served a request before: then it may turn out to be closed already.
+    pub reused: bool,
+    transport: Rc<Transport>,
+    slot: crate::backend::BackendId,
+    pool: PoolConfig,
+}
+
+impl Transport {
+    /// No connections yet.
+    pub fn new(clock: Rc<Clock>) -> Rc<Self> {
+        Rc::new(Self { pools: RefCell::default(), clock })
+    }
+
+    /// An idle connection to `backend`, the one used last.
+    pub fn checkout(self: &Rc<Self>, backend: &BackendState, pool: PoolConfig) -> Option<Connection> {
+        let idle = self.pools.borrow_mut().take(backend.id)?;
+        Some(Connection {
+            sender: idle.sender,
+            link: idle.link,
+            reused: true,
+            transport: Rc::clone(self),
+            slot: backend.id,
+            pool,
+        })
+    }
+
+    /// Idle connections held now.
+    pub fn idle(&self) -> usize {
+        self.pools.borrow().len()
+    }
+
+    /// Closes what was idle for too long, and what the other side has closed.
+    pub fn sweep(&self) {
+        self.pools.borrow_mut().sweep(self.clock.now_ms());
+    }
+
+    /// Closes the connections to backends that `keep` does not know any more.
+    pub fn retain(&self, keep: impl Fn(crate::backend::BackendId) -> bool) {
+        self.pools.borrow_mut().retain(keep);
+    }
+}
+
+impl Connection {
+    /// Sends a request and waits for the head of the response. On an error the request comes back if none of it was sent.
+    ///
+    /// # Errors
+    /// When the connection breaks before the head has come.
+    pub fn send(
+        &mut self,
+        request: Request<RequestBody>,
+        informed: Option<Rc<dyn Informed>>,
+    ) -> impl Future<Output = Result<Response<Incoming>, SendFailed>> + use<> {
+        self.link.begin(informed);
+        let sent = self.sender.try_send_request(request);
+        async move {
+            sent.await.map_err(|mut failed| {
+                let unsent = failed.take_message();
+                SendFailed { error: failed.into_error(), unsent }
+            })
+        }
+    }
+
+    /// Whether any byte of a response has come since the request was sent.
+    pub fn answered(&self) -> bool {
+        self.link.answered()
+    }
+}
+
+/// An attempt that brought no response head.
+pub struct SendFailed {
+    /// What happened.
+    pub error: hyper::Error,
+    /// The request, if none of it was sent.
+    pub unsent: Option<Request<RequestBody>>,
+}
+
+impl Reuse for Option<Connection> {
+    fn reuse(&mut self) {
+        if let Some(Connection { sender, link, transport, slot, pool, .. }) = self.take() {
+            let now = transport.clock.now_ms();
+            transport.pools.borrow_mut().put(slot, pool, pool::Idle { sender, link, since_ms: now });
+        }
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("reused", &self.reused).finish_non_exhaustive()
+    }
+}

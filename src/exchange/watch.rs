@@ -1,0 +1,286 @@
+//! Deadlines that cost a store.
+//!
+//! A timer per request would be registered and cancelled several times an exchange, for something that hardly ever happens.
+//! So nothing is registered: whoever waits writes down until when, and a worker looks over all its watches once a tick and
+//! wakes those that are overdue. A deadline is never early and late by two ticks at most; a tick is a twentieth of the
+//! shortest time-out of the configuration, 5 ms to 250 ms.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use crate::backend::BackendId;
+
+/// A worker's coarse time: read from memory, moved on once a tick.
+#[derive(Debug)]
+pub struct Clock {
+    epoch: Instant,
+    now_ms: Cell<u64>,
+    tick_ms: Cell<u64>,
+    watches: RefCell<Vec<Weak<Watch>>>,
+}
+
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The first byte of the next request.
+    Idle,
+    /// The rest of a request's head.
+    Head,
+    /// A connection to a backend.
+    Connect,
+    /// The head of a backend's response, or the client's next piece of the request's body before that.
+    Response,
+    /// The next piece of the response's body, or room for it at the client.
+    Body,
+    /// The next bytes of a tunnel, either way.
+    Tunnel,
+}
+
+impl Clock {
+    /// A clock that shows 0.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self {
+            epoch: Instant::now(),
+            now_ms: Cell::new(0),
+            tick_ms: Cell::new(MAX_TICK_MS),
+            watches: RefCell::default(),
+        })
+    }
+
+    /// Milliseconds since the worker began, as of the last tick.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms.get()
+    }
+
+    /// How long a tick is.
+    pub fn tick(&self) -> Duration {
+        Duration::from_millis(self.tick_ms.get())
+    }
+
+    /// Sets the tick for the shortest time-out there is.
+    pub fn set_shortest(&self, timeout: Duration) {
+        let twentieth = u64::try_from(timeout.as_millis() / 20).unwrap_or(MAX_TICK_MS);
+        self.tick_ms.set(twentieth.clamp(MIN_TICK_MS, MAX_TICK_MS));
+    }
+
+    /// Whether anything is being watched.
+    pub fn is_idle(&self) -> bool {
+        self.watches.borrow().is_empty()
+    }
+
+    /// Moves the clock on without looking at any watch: for a worker that slept while there was nothing to watch.
+    pub fn catch_up(&self) {
+        self.now_ms.set(u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Moves the clock on, wakes whoever is overdue and forgets whoever is gone.
+    pub fn sweep(&self) {
+        self.catch_up();
+        let now = self.now_ms.get();
+        self.watches.borrow_mut().retain(|watch| {
+            let Some(watch) = watch.upgrade() else { return false };
+            if watch.deadline_ms.get() <= now && !watch.expired.replace(true) {
+                watch.wake();
+            }
+            true
+        });
+    }
+
+    /// Calls `each` for every watch.
+    pub fn each(&self, mut each: impl FnMut(&Watch)) {
+        for watch in self.watches.borrow().iter().filter_map(Weak::upgrade) {
+            each(&watch);
+        }
+    }
+}
+
+const MIN_TICK_MS: u64 = 5;
+const MAX_TICK_MS: u64 = 250;
+
+/// What one connection waits for, and until when.
+#[derive(Debug)]
+pub struct Watch {
+    clock: Rc<Clock>,
+    phase: Cell<Phase>,
+    deadline_ms: Cell<u64>,
+    /// No phase of the exchange lasts longer than this.
+    cap_ms: Cell<u64>,
+    expired: Cell<bool>,
+    drain: Cell<bool>,
+    cut: Cell<bool>,
+    /// Whose connection it is.
+    owner: usize,
+    serving: Cell<Option<BackendId>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Watch {
+    /// A watch of `clock`'s worker that waits for a first request. `owner` tells the connections of one listener from those of
+    /// another.
+    pub fn new(clock: &Rc<Clock>, idle: Duration, owner: usize) -> Rc<Self> {
+        let watch = Rc::new(Self {
+            clock: Rc::clone(clock),
+            phase: Cell::new(Phase::Idle),
+            deadline_ms: Cell::new(u64::MAX),
+            cap_ms: Cell::new(u64::MAX),
+            expired: Cell::new(false),
+            drain: Cell::new(false),
+            cut: Cell::new(false),
+            owner,
+            serving: Cell::new(None),
+            waker: RefCell::new(None),
+        });
+        watch.enter(Phase::Idle, idle);
+        clock.watches.borrow_mut().push(Rc::downgrade(&watch));
+        watch
+    }
+
+    /// Whose connection it is.
+    pub fn owner(&self) -> usize {
+        self.owner
+    }
+
+    /// Which backend serves the exchange that is under way.
+    pub fn serving(&self) -> Option<BackendId> {
+        self.serving.get()
+    }
+
+    /// Notes which backend serves the exchange.
+    pub fn serve(&self, backend: Option<BackendId>) {
+        self.serving.set(backend);
+    }
+
+    /// The worker's clock.
+    pub fn clock(&self) -> &Rc<Clock> {
+        &self.clock
+    }
+
+    /// What is being waited for.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// From now on waits for `phase`, at most `timeout`.
+    pub fn enter(&self, phase: Phase, timeout: Duration) {
+        self.phase.set(phase);
+        self.extend(timeout);
+    }
+
+    /// Something moved: waits `timeout` again.
+    pub fn extend(&self, timeout: Duration) {
+        // One tick more, because the clock may be nearly that much behind.
+        let deadline = self.clock.now_ms.get() + timeout.as_millis() as u64 + self.clock.tick_ms.get();
+        self.deadline_ms.set(deadline.min(self.cap_ms.get()));
+        self.expired.set(false);
+    }
+
+    /// Bounds all the phases until [`Watch::uncap`].
+    pub fn cap(&self, timeout: Duration) {
+        self.cap_ms.set(self.clock.now_ms.get() + timeout.as_millis() as u64 + self.clock.tick_ms.get());
+    }
+
+    /// The exchange is over, and with it its bound.
+    pub fn uncap(&self) {
+        self.cap_ms.set(u64::MAX);
+    }
+
+    /// Whether the bound of the whole exchange, and not that of the phase, has passed.
+    pub fn is_capped(&self) -> bool {
+        self.cap_ms.get() <= self.clock.now_ms.get()
+    }
+
+    /// Whether the deadline has passed.
+    pub fn expired(&self) -> bool {
+        self.expired.get()
+    }
+
+    /// Whether the connection is to end once it is idle.
+    pub fn draining(&self) -> bool {
+        self.drain.get()
+    }
+
+    /// Whether the connection is to end now.
+    pub fn is_cut(&self) -> bool {
+        self.cut.get()
+    }
+
+    /// Asks the connection to end once it is idle.
+    pub fn drain(&self) {
+        if !self.drain.replace(true) {
+            self.wake();
+        }
+    }
+
+    /// Tells the connection to end now.
+    pub fn cut(&self) {
+        if !self.cut.replace(true) {
+            self.wake();
+        }
+    }
+
+    /// Notes whom to wake. A task keeps its waker, so this is a comparison on all calls but the first.
+    pub fn register(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(clock: &Clock, ms: u64) {
+        clock.now_ms.set(ms);
+        let now = ms;
+        clock.each(|watch| {
+            if watch.deadline_ms.get() <= now {
+                watch.expired.set(true);
+            }
+        });
+    }
+
+    #[test]
+    fn is_never_early_and_at_most_two_ticks_late() {
+        let clock = Clock::new();
+        clock.set_shortest(Duration::from_secs(1));
+        assert_eq!(clock.tick(), Duration::from_millis(50));
+        let watch = Watch::new(&clock, Duration::from_secs(1), 0);
+        at(&clock, 1000);
+        assert!(!watch.expired());
+        at(&clock, 1050);
+        assert!(watch.expired());
+    }
+
+    #[test]
+    fn the_bound_of_the_exchange_outweighs_a_phase_that_goes_on() {
+        let clock = Clock::new();
+        let watch = Watch::new(&clock, Duration::from_secs(75), 0);
+        watch.cap(Duration::from_secs(2));
+        watch.enter(Phase::Body, Duration::from_secs(60));
+        at(&clock, 2250);
+        assert!(watch.expired() && watch.is_capped());
+        watch.uncap();
+        watch.enter(Phase::Idle, Duration::from_secs(75));
+        assert!(!watch.expired() && !watch.is_capped());
+    }
+
+    #[test]
+    fn forgets_watches_that_are_gone() {
+        let clock = Clock::new();
+        let watch = Watch::new(&clock, Duration::from_secs(1), 0);
+        assert!(!clock.is_idle());
+        drop(watch);
+        clock.sweep();
+        assert!(clock.is_idle());
+    }
+}

@@ -1,0 +1,536 @@
+//! Strict framing of what a client sends, checked on the raw bytes before hyper sees them.
+//!
+//! hyper's parser is lenient where RFC 9112 lets a recipient be: it takes a lone LF for a line's end, prefers
+//! `Transfer-Encoding` when both lengths are given, folds equal `Content-Length` fields into one. Each is harmless alone and
+//! a request smuggled past an access rule when the next hop reads it differently (RFC 9112 §11.2). And once hyper has parsed
+//! a head, the evidence is gone. So the bytes pass through this machine first: it follows the framing, lets nothing
+//! ambiguous through, and says what was wrong. What it leaves to hyper, names and values with forbidden characters, hyper
+//! refuses itself.
+//!
+//! Pure: bytes in, how many of them may pass out.
+
+use memchr::memchr;
+
+use crate::config::ListenerConfig;
+
+/// A request, or what should have been one, that is answered with an error and the end of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status.
+    pub status: u16,
+    /// What was wrong.
+    pub reason: &'static str,
+}
+
+const fn refuse(status: u16, reason: &'static str) -> Refusal {
+    Refusal { status, reason }
+}
+
+/// Follows the framing of one client connection.
+#[derive(Debug)]
+pub struct Guard {
+    state: State,
+    head: Head,
+    /// The beginning of a line that did not come in one piece.
+    partial: Vec<u8>,
+    max_head_bytes: usize,
+    max_headers: usize,
+}
+
+/// Where in a message the next byte is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// In a head, or before the first byte of one.
+    Head,
+    /// In a body of known length, so many bytes before its end.
+    Fixed(u64),
+    /// In a chunk's size, with so many digits read.
+    ChunkSize { size: u64, digits: u8 },
+    /// In a chunk's extension, after so many bytes of it.
+    ChunkExtension { size: u64, bytes: u16 },
+    /// After the CR that ends a chunk's size.
+    ChunkSizeLf { size: u64 },
+    /// In a chunk's data.
+    ChunkData(u64),
+    /// Before the CR, or (`true`) the LF that ends a chunk's data.
+    ChunkEnd { cr: bool },
+    /// In the trailer section.
+    Trailers,
+    /// After a head that asks for another protocol: what follows is not HTTP, or not yet.
+    Held,
+    /// After something that was refused.
+    Refused(Refusal),
+}
+
+/// What the head told so far.
+#[derive(Debug, Default)]
+struct Head {
+    bytes: usize,
+    lines: usize,
+    http10: bool,
+    connect: bool,
+    upgrade: bool,
+    hosts: u8,
+    lengths: u8,
+    length: u64,
+    codings: u8,
+}
+
+/// How far a piece may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// So many bytes from its beginning.
+    pub bytes: usize,
+    /// Whether a head is begun and not ended.
+    pub mid_head: bool,
+}
+
+/// Bytes of a chunk's extension at most: nobody uses them but attackers.
+const EXTENSION_BYTES: u16 = 1024;
+
+impl Guard {
+    /// The guard of a fresh connection.
+    pub fn new(config: &ListenerConfig) -> Self {
+        Self {
+            state: State::Head,
+            head: Head::default(),
+            partial: Vec::new(),
+            max_head_bytes: config.max_header_bytes,
+            max_headers: config.max_headers,
+        }
+    }
+
+    /// Why nothing passes any more.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self.state {
+            State::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// Whether what follows is held back because the request asks for another protocol.
+    pub fn is_held(&self) -> bool {
+        self.state == State::Held
+    }
+
+    /// The request for another protocol was answered without one: HTTP goes on.
+    pub fn release(&mut self) {
+        if self.state == State::Held {
+            self.state = State::Head;
+        }
+    }
+
+    /// Whether a head is begun and not ended.
+    pub fn mid_head(&self) -> bool {
+        self.state == State::Head && self.head.bytes > 0
+    }
+
+    /// Follows the next bytes and says how many of them may pass: all of them, unless a message is refused or held.
+    pub fn pass(&mut self, bytes: &[u8]) -> Passed {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            let step = match self.state {
+                State::Head => self.head_line(rest),
+                State::Fixed(left) => {
+                    let taken = left.min(rest.len() as u64);
+                    self.state = if taken == left { State::Head } else { State::Fixed(left - taken) };
+                    Ok(taken as usize)
+                }
+                State::Trailers => self.trailer_line(rest),
+                State::Held | State::Refused(_) => break,
+                _ => self.chunk(rest),
+            };
+            match step {
+                Ok(taken) => at += taken,
+                Err(refusal) => {
+                    self.state = State::Refused(refusal);
+                    break;
+                }
+            }
+        }
+        Passed { bytes: at, mid_head: self.mid_head() }
+    }
+
+    /// Takes a line of the head, or the part of one that is there.
+    fn head_line(&mut self, rest: &[u8]) -> Result<usize, Refusal> {
+        let end = memchr(b'\n', rest);
+        let taken = end.map_or(rest.len(), |end| end + 1);
+        self.head.bytes += taken;
+        if self.head.bytes > self.max_head_bytes {
+            return Err(match self.head.lines {
+                0 => refuse(414, "the request target is longer than this listener takes"),
+                _ => refuse(431, "the header section is larger than this listener takes"),
+            });
+        }
+        if end.is_none() {
+            self.partial.extend_from_slice(rest);
+            return Ok(taken);
+        }
+        let ended = if self.partial.is_empty() {
+            self.head.line(&rest[..taken], self.max_headers)?
+        } else {
+            let mut line = std::mem::take(&mut self.partial);
+            line.extend_from_slice(&rest[..taken]);
+            self.head.line(&line, self.max_headers)?
+        };
+        if ended {
+            let head = std::mem::take(&mut self.head);
+            self.state = head.body()?;
+        }
+        Ok(taken)
+    }
+
+    /// Takes a line of the trailer section, or the part of one that is there.
+    fn trailer_line(&mut self, rest: &[u8]) -> Result<usize, Refusal> {
+        let end = memchr(b'\n', rest);
+        let taken = end.map_or(rest.len(), |end| end + 1);
+        self.head.bytes += taken;
+        if self.head.bytes > self.max_head_bytes {
+            return Err(refuse(431, "the trailer section is larger than this listener takes"));
+        }
+        self.partial.extend_from_slice(&rest[..taken]);
+        if end.is_some() {
+            let line = std::mem::take(&mut self.partial);
+            if !line.ends_with(b"\r\n") {
+                return Err(refuse(400, "a line of the trailer section ends without CR"));
+            }
+            if line.len() == 2 {
+                self.head = Head::default();
+                self.state = State::Head;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Takes what there is of a chunk: a few bytes of its framing, or all of its data that is there.
+    fn chunk(&mut self, rest: &[u8]) -> Result<usize, Refusal> {
+        let byte = rest[0];
+        self.state = match self.state {
+            State::ChunkSize { size, digits } => match (byte as char).to_digit(16) {
+                // 15 digits are an exabyte: more cannot be meant, and a sum cannot overflow.
+                Some(_) if digits == 15 => return Err(refuse(400, "a chunk's size has too many digits")),
+                Some(digit) => State::ChunkSize { size: size << 4 | u64::from(digit), digits: digits + 1 },
+                None if digits == 0 => return Err(refuse(400, "a chunk has no size")),
+                None if byte == b'\r' => State::ChunkSizeLf { size },
+                None if byte == b';' => State::ChunkExtension { size, bytes: 0 },
+                None => return Err(refuse(400, "a chunk's size is not a hexadecimal number")),
+            },
+            State::ChunkExtension { size, bytes } => match byte {
+                b'\r' => State::ChunkSizeLf { size },
+                b'\n' | 0 => return Err(refuse(400, "a chunk's extension holds a forbidden character")),
+                _ if bytes == EXTENSION_BYTES => return Err(refuse(400, "a chunk's extension is too long")),
+                _ => State::ChunkExtension { size, bytes: bytes + 1 },
+            },
+            State::ChunkSizeLf { size } => match (byte, size) {
+                (b'\n', 0) => State::Trailers,
+                (b'\n', size) => State::ChunkData(size),
+                _ => return Err(refuse(400, "a chunk's size ends without LF")),
+            },
+            State::ChunkData(left) => {
+                let taken = left.min(rest.len() as u64);
+                self.state =
+                    if taken == left { State::ChunkEnd { cr: true } } else { State::ChunkData(left - taken) };
+                return Ok(taken as usize);
+            }
+            State::ChunkEnd { cr: true } if byte == b'\r' => State::ChunkEnd { cr: false },
+            State::ChunkEnd { cr: false } if byte == b'\n' => State::ChunkSize { size: 0, digits: 0 },
+            State::ChunkEnd { .. } => return Err(refuse(400, "a chunk is longer than its size")),
+            state => state,
+        };
+        Ok(1)
+    }
+}
+
+impl Head {
+    /// Reads a whole line with its end. `true` at the end of the head.
+    fn line(&mut self, line: &[u8], max_headers: usize) -> Result<bool, Refusal> {
+        let Some(line) = line.strip_suffix(b"\r\n") else {
+            return Err(refuse(400, "a line of the head ends without CR"));
+        };
+        if self.lines == 0 {
+            // RFC 9112 §2.2: empty lines before a request are skipped.
+            if !line.is_empty() {
+                self.lines = 1;
+                self.request_line(line)?;
+            }
+            return Ok(false);
+        }
+        if line.is_empty() {
+            return Ok(true);
+        }
+        self.lines += 1;
+        if self.lines > max_headers + 1 {
+            return Err(refuse(431, "the request has more header fields than this listener takes"));
+        }
+        match line[0] | 0x20 {
+            b'c' => {
+                if let Some(value) = field(line, b"content-length:") {
+                    self.content_length(value)?;
+                }
+            }
+            b't' => {
+                if let Some(value) = field(line, b"transfer-encoding:") {
+                    self.codings = self.codings.saturating_add(1);
+                    if self.codings > 1 || !value.eq_ignore_ascii_case(b"chunked") {
+                        return Err(refuse(501, "no transfer coding but chunked is understood"));
+                    }
+                }
+            }
+            b'h' => {
+                if let Some(value) = field(line, b"host:") {
+                    self.hosts = self.hosts.saturating_add(1);
+                    if !is_host(value) {
+                        return Err(refuse(400, "the Host field is not a host"));
+                    }
+                }
+            }
+            b'u' => self.upgrade |= field(line, b"upgrade:").is_some(),
+            // A space, as above, or a tab.
+            b' ' | b')' if line[0] == b' ' || line[0] == b'\t' => {
+                return Err(refuse(400, "a header field is folded over two lines"));
+            }
+            _ => {}
+        }
+        Ok(false)
+    }
+
+    fn request_line(&mut self, line: &[u8]) -> Result<(), Refusal> {
+        self.connect = line.starts_with(b"CONNECT ");
+        if line.ends_with(b" HTTP/1.0") {
+            self.http10 = true;
+        } else if !line.ends_with(b" HTTP/1.1") {
+            let named = line.rsplit(|&byte| byte == b' ').next().is_some_and(|last| last.starts_with(b"HTTP/"));
+            return Err(match named {
+                true => refuse(505, "this listener speaks HTTP/1.1"),
+                false => refuse(400, "the request line is not one of HTTP/1.1"),
+            });
+        }
+        Ok(())
+    }
+
+    fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        self.lengths = self.lengths.saturating_add(1);
+        // 18 digits cannot overflow, and nothing that long was ever sent.
+        if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+            return Err(refuse(400, "the Content-Length field is not a number"));
+        }
+        self.length = value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+        Ok(())
+    }
+
+    /// What follows the head, once all of it is known.
+    fn body(self) -> Result<State, Refusal> {
+        if self.lengths > 1 {
+            return Err(refuse(400, "the request has several Content-Length fields"));
+        }
+        if self.lengths == 1 && self.codings == 1 {
+            return Err(refuse(400, "the request has both Content-Length and Transfer-Encoding"));
+        }
+        if self.codings == 1 && self.http10 {
+            return Err(refuse(400, "HTTP/1.0 knows no Transfer-Encoding"));
+        }
+        if self.hosts > 1 {
+            return Err(refuse(400, "the request has several Host fields"));
+        }
+        if self.hosts == 0 && !self.http10 {
+            return Err(refuse(400, "the request has no Host field"));
+        }
+        Ok(if self.codings == 1 {
+            State::ChunkSize { size: 0, digits: 0 }
+        } else if self.length > 0 {
+            State::Fixed(self.length)
+        } else if (self.upgrade && !self.http10) || self.connect {
+            State::Held
+        } else {
+            State::Head
+        })
+    }
+}
+
+/// The value of `line` without the white space around it, if the line is the field `name`, which is lower case and ends with
+/// a colon. A name with white space before its colon is none: hyper refuses those.
+fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (start, value) = line.split_at_checked(name.len())?;
+    start.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+}
+
+/// Whether `value` can be a host with or without a port (RFC 3986 §3.2.2), looked at byte by byte.
+fn is_host(value: &[u8]) -> bool {
+    !value.is_empty() && value.iter().all(|&byte| HOST_BYTES[byte as usize])
+}
+
+/// The bytes that a host and its port may be made of.
+const HOST_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let allowed = b"-._~%!$&'()*+;=:[]";
+    let mut i = 0;
+    while i < allowed.len() {
+        table[allowed[i] as usize] = true;
+        i += 1;
+    }
+    let mut byte = 0;
+    while byte < 128 {
+        if (byte as u8).is_ascii_alphanumeric() {
+            table[byte] = true;
+        }
+        byte += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn guard() -> Guard {
+        Guard {
+            state: State::Head,
+            head: Head::default(),
+            partial: Vec::new(),
+            max_head_bytes: 1024,
+            max_headers: 10,
+        }
+    }
+
+    /// Passes `text` in one piece, and again byte by byte: both must come to the same.
+    fn pass(text: &[u8]) -> (usize, Option<Refusal>, State) {
+        let mut whole = guard();
+        let passed = whole.pass(text).bytes;
+        let mut pieces = guard();
+        let mut sum = 0;
+        for byte in text {
+            sum += pieces.pass(std::slice::from_ref(byte)).bytes;
+        }
+        assert_eq!(whole.state, pieces.state, "in pieces: {:?}", String::from_utf8_lossy(text));
+        assert!(whole.refusal().is_some() || passed == sum);
+        (passed, whole.refusal(), whole.state)
+    }
+
+    #[test]
+    fn lets_what_is_well_formed_pass() {
+        for text in [
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\n\r\nGET / HTTP/1.1\r\nhost:a:80\r\n\r\n",
+            "GET / HTTP/1.0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n5;a=b\r\nhe\r\nl\r\n00\r\nA: b\r\n\r\n",
+        ] {
+            let (passed, refusal, state) = pass(text.as_bytes());
+            assert_eq!((passed, refusal, state), (text.len(), None, State::Head), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_two_readers_could_read_differently() {
+        let get = |rest: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{rest}\r\n\r\n");
+        let chunked = |rest: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{rest}");
+        for (text, status) in [
+            ("GET / HTTP/1.1\nHost: a\r\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nHost: a\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\n\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nHost: a,b\r\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n".to_owned(), 400),
+            ("GET /\r\nHost: a\r\n\r\n".to_owned(), 400),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), 505),
+            (get("Host: b"), 400),
+            (get("A: b\r\n c"), 400),
+            (get("A: b\r\n\tc"), 400),
+            (get("Content-Length: 1\r\nContent-Length: 1"), 400),
+            (get("Content-Length: 1, 1"), 400),
+            (get("Content-Length: +1"), 400),
+            (get("Content-Length: -1"), 400),
+            (get("Content-Length: 0x1"), 400),
+            (get("Content-Length:"), 400),
+            (get("Content-Length: 9999999999999999999"), 400),
+            (get("Content-Length: 1\r\nTransfer-Encoding: chunked"), 400),
+            (get("Transfer-Encoding: chunked\r\nContent-Length: 1"), 400),
+            (get("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), 501),
+            (get("Transfer-Encoding: chunked, chunked"), 501),
+            (get("Transfer-Encoding: gzip, chunked"), 501),
+            (get("Transfer-Encoding: identity"), 501),
+            (get("Transfer-Encoding: \x0bchunked"), 501),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(), 400),
+            (chunked("5\nhello\r\n"), 400),
+            (chunked("\r\n"), 400),
+            (chunked("0x5\r\nhello\r\n"), 400),
+            (chunked("-5\r\nhello\r\n"), 400),
+            (chunked("5 \r\nhello\r\n"), 400),
+            (chunked("5;a\nb\r\nhello\r\n"), 400),
+            (chunked("5\r\nhello!\r\n"), 400),
+            (chunked("5\r\nhello\n0\r\n\r\n"), 400),
+            (chunked("1000000000000000\r\n"), 400),
+            (chunked("0\r\nA: b\n\r\n"), 400),
+            (chunked(&format!("5;{}\r\nhello\r\n", "a".repeat(2000))), 400),
+        ] {
+            let (_, refusal, _) = pass(text.as_bytes());
+            assert_eq!(refusal.map(|refusal| refusal.status), Some(status), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn counts_the_head() {
+        let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(2000));
+        assert_eq!(pass(long.as_bytes()).1.map(|refusal| refusal.status), Some(414));
+        let large = format!("GET / HTTP/1.1\r\nHost: a\r\nB: {}\r\n\r\n", "b".repeat(2000));
+        assert_eq!(pass(large.as_bytes()).1.map(|refusal| refusal.status), Some(431));
+        let fields = |n: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "B: c\r\n".repeat(n - 1));
+        assert_eq!(pass(fields(10).as_bytes()).1, None);
+        assert_eq!(pass(fields(11).as_bytes()).1.map(|refusal| refusal.status), Some(431));
+        let trailers = format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nB: {}\r\n\r\n",
+            "b".repeat(2000)
+        );
+        assert_eq!(pass(trailers.as_bytes()).1.map(|refusal| refusal.status), Some(431));
+    }
+
+    #[test]
+    fn holds_back_what_follows_a_request_for_another_protocol() {
+        let head = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n";
+        let mut guard = guard();
+        let text = format!("{head}\x01\x05hello");
+        assert_eq!(guard.pass(text.as_bytes()).bytes, head.len());
+        assert!(guard.is_held());
+        guard.release();
+        assert_eq!(guard.pass(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").bytes, 27);
+    }
+
+    proptest! {
+        /// Whatever a peer sends, in whatever pieces: no panic, no byte passed after a refusal, and the same verdict.
+        #[test]
+        fn pieces_make_no_difference(
+            text in "(GET|POST) /[a-z]{0,5} HTTP/1\\.[01]\r?\n((Host|Content-Length|Transfer-Encoding|Upgrade|A): ?(a|1|5|chunked|websocket)\r?\n){0,4}\r?\n[0-9a-f\r\n;x]{0,30}",
+            cuts in proptest::collection::vec(1usize..20, 0..20),
+        ) {
+            let mut whole = guard();
+            let passed = whole.pass(text.as_bytes()).bytes;
+            let mut pieces = guard();
+            let (mut rest, mut sum) = (text.as_bytes(), 0);
+            for cut in cuts.into_iter().chain([usize::MAX]) {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                let n = pieces.pass(piece).bytes;
+                sum += n;
+                if n < piece.len() {
+                    prop_assert!(pieces.refusal().is_some() || pieces.is_held());
+                }
+                rest = after;
+            }
+            prop_assert_eq!(whole.state, pieces.state);
+            // A refusal comes at the end of a line: with pieces, what was passed before it may be more.
+            prop_assert!(sum >= passed);
+        }
+
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            guard().pass(&bytes);
+        }
+    }
+}

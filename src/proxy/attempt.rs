@@ -1,0 +1,279 @@
+//! A request at its backends: attempt after attempt, until one answers or none may be made.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, Uri, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::backend::Lease;
+use crate::exchange::body::{Body, Progress, RequestBody};
+use crate::exchange::watch::{Phase, Watch};
+use crate::route::{Forward, Route, rewrite};
+use crate::strategy::Tried;
+use crate::transport::{Connection, Informed, connect};
+use crate::upstream::Upstream;
+
+use super::running::{Running, SWITCHING, Upload};
+use super::upgrade::Tunnel;
+use super::{Proxy, ProxyError, headers};
+
+/// What a backend came back with.
+pub(super) enum Answer {
+    /// A response, its body on the way.
+    Response(Response<Body>),
+    /// The head of a response after which the connection is no longer HTTP.
+    Tunnel(Response<Body>, Tunnel),
+}
+
+/// Has a backend of the route's upstream answer.
+pub(super) async fn forward(
+    proxy: &Rc<Proxy>,
+    running: &Rc<Running>,
+    (route, forward): (&Route, &Forward),
+    parts: &mut Parts,
+    incoming: Incoming,
+) -> Result<Answer, ProxyError> {
+    let client = &running.exchange.client;
+    let has_body = !incoming.is_end_stream();
+    if let (Some(max), Some(length)) = (client.listener.max_body_bytes, incoming.size_hint().exact())
+        && length > max
+    {
+        return Err(ProxyError::BodyTooLarge);
+    }
+    let upgrade = headers::to_backend(&mut parts.headers, client);
+    if let Some(host) = &forward.host {
+        parts.headers.insert(header::HOST, host.clone());
+    }
+    if let Some(target) = rewrite::backend_target(&forward.path, &route.config.path, &parts.uri) {
+        parts.uri = target.into();
+    }
+    running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over });
+    let body = match has_body {
+        true => RequestBody::streamed(incoming, Rc::clone(running) as Rc<dyn Progress>),
+        false => RequestBody::empty(),
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = std::mem::take(&mut parts.method);
+    *request.uri_mut() = std::mem::take(&mut parts.uri);
+    *request.headers_mut() = std::mem::take(&mut parts.headers);
+    // What may be sent again after a backend has perhaps seen it.
+    let repeatable = !has_body && upgrade.is_none() && request.method().is_idempotent();
+
+    let upstream = &*forward.upstream;
+    let mut tried = Tried::default();
+    let mut place = lease(proxy, running, upstream, &mut tried, None)?;
+    let mut fresh = false;
+    loop {
+        let idle = if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.config.pool) };
+        let connected = match idle {
+            Some(connection) => Ok(connection),
+            None => dial(proxy, running, upstream, &place).await,
+        };
+        let mut connection = match connected {
+            Ok(connection) => connection,
+            Err(error) => {
+                // Nothing was sent: any request may try elsewhere.
+                place = lease(proxy, running, upstream, &mut tried, Some(error))?;
+                fresh = false;
+                continue;
+            }
+        };
+        let spare = repeatable.then(|| Spare::of(&request));
+        running.await_head();
+        let informed = Some(Rc::clone(running) as Rc<dyn Informed>);
+        let Some(sent) = in_time(&client.watch, connection.send(request, informed)).await else {
+            return Err(late(running, &place));
+        };
+        let failed = match sent {
+            Ok(response) => return answer(proxy, running, forward, upgrade, place, connection, response),
+            Err(failed) => failed,
+        };
+        match running.upload() {
+            Upload::TooLarge => return Err(ProxyError::BodyTooLarge),
+            Upload::Broken => return Err(ProxyError::BadRequest("the request body is malformed or was cut short")),
+            _ => {}
+        }
+        let metrics = place.backend().metrics.of(proxy.worker);
+        let answered = connection.answered();
+        let again = match (failed.unsent, spare) {
+            (Some(unsent), _) => Some(unsent),
+            (None, Some(spare)) if !answered => Some(spare.restore()),
+            _ => None,
+        };
+        // A connection that had been idle may have been closed by the backend just before: that says nothing about the
+        // backend, and is no attempt.
+        let stale = connection.reused && !answered;
+        if !stale {
+            metrics.broken.add(1);
+        }
+        let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.error };
+        request = match again {
+            Some(again) => again,
+            None => return Err(error),
+        };
+        if stale {
+            fresh = true;
+        } else {
+            place = lease(proxy, running, upstream, &mut tried, Some(error))?;
+            fresh = false;
+        }
+    }
+}
+
+/// Leases the next backend to try; `failure` is why the last one was no good, and what it comes to if there is no other.
+fn lease(
+    proxy: &Proxy,
+    running: &Running,
+    upstream: &Upstream,
+    tried: &mut Tried,
+    failure: Option<ProxyError>,
+) -> Result<Lease, ProxyError> {
+    let metrics = upstream.state.metrics.of(proxy.worker);
+    if let Some(failure) = failure {
+        if tried.len() > usize::from(upstream.config.retries) || running.exchange.client.watch.is_capped() {
+            return Err(failure);
+        }
+        let next = upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut());
+        let next = next.ok_or(failure)?;
+        metrics.retries.add(1);
+        note(running, tried, &next);
+        return Ok(next);
+    }
+    match upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut()) {
+        Some(first) => {
+            note(running, tried, &first);
+            Ok(first)
+        }
+        None => {
+            metrics.no_backend.add(1);
+            Err(ProxyError::NoBackend)
+        }
+    }
+}
+
+fn note(running: &Running, tried: &mut Tried, lease: &Lease) {
+    tried.push(lease.backend().id);
+    running.attempt(lease.backend());
+}
+
+/// Makes a new connection.
+async fn dial(
+    proxy: &Rc<Proxy>,
+    running: &Running,
+    upstream: &Upstream,
+    lease: &Lease,
+) -> Result<Connection, ProxyError> {
+    let watch = &running.exchange.client.watch;
+    watch.enter(Phase::Connect, upstream.config.connect_timeout);
+    let backend = lease.backend();
+    let metrics = backend.metrics.of(proxy.worker);
+    let dialled = connect::connect(&proxy.transport, backend, upstream.config.pool);
+    match in_time(watch, dialled).await {
+        Some(Ok(connection)) => {
+            metrics.connects.add(1);
+            Ok(connection)
+        }
+        Some(Err(error)) => {
+            metrics.connect_failures.add(1);
+            Err(ProxyError::Connect { backend: backend.address.clone(), error })
+        }
+        None => {
+            metrics.connect_failures.add(1);
+            Err(match watch.is_capped() {
+                true => ProxyError::ExchangeTimeout,
+                false => ProxyError::ConnectTimeout { backend: backend.address.clone() },
+            })
+        }
+    }
+}
+
+/// Who was too slow.
+fn late(running: &Running, lease: &Lease) -> ProxyError {
+    let backend = lease.backend();
+    if running.exchange.client.watch.is_capped() {
+        return ProxyError::ExchangeTimeout;
+    }
+    if running.upload() == Upload::Waiting {
+        return ProxyError::ClientTooSlow;
+    }
+    backend.metrics.of(running.worker()).timeouts.add(1);
+    ProxyError::ResponseTimeout { backend: backend.address.clone() }
+}
+
+/// Makes a backend's response the client's.
+fn answer(
+    proxy: &Rc<Proxy>,
+    running: &Rc<Running>,
+    forward: &Forward,
+    upgrade: Option<HeaderValue>,
+    lease: Lease,
+    connection: Connection,
+    response: Response<Incoming>,
+) -> Result<Answer, ProxyError> {
+    let (mut head, incoming) = response.into_parts();
+    let status = head.status;
+    let class = usize::from(status.as_u16() / 100 - 1).min(4);
+    lease.backend().metrics.of(proxy.worker).responses[class].add(1);
+    head.version = Version::HTTP_11;
+    headers::to_client(&mut head.headers, &running.exchange.client);
+    if status != SWITCHING {
+        let body = Body::leased(incoming, lease, Box::new(Some(connection)));
+        return Ok(Answer::Response(Response::from_parts(head, body)));
+    }
+    let Some(protocol) = upgrade else {
+        return Err(ProxyError::UnaskedUpgrade { backend: lease.backend().address.clone() });
+    };
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    head.headers.entry(header::UPGRADE).or_insert(protocol);
+    head.extensions.clear();
+    let tunnel = Tunnel::new(connection.link, lease, Rc::clone(running), forward.timeouts.tunnel_idle);
+    Ok(Answer::Tunnel(Response::from_parts(head, Body::empty()), tunnel))
+}
+
+/// Waits for `future`, but not beyond the watch's deadline. Costs a look at a flag.
+async fn in_time<F: Future>(watch: &Watch, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if watch.expired() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+/// The head of a request without a body, kept while an attempt is made with the original.
+///
+/// A list and not a `HeaderMap`: nothing is looked up in it, so nothing needs to be hashed, and nearly always it is just
+/// dropped.
+struct Spare {
+    method: Method,
+    uri: Uri,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Spare {
+    fn of(request: &Request<RequestBody>) -> Self {
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        }
+    }
+
+    fn restore(self) -> Request<RequestBody> {
+        let mut request = Request::new(RequestBody::empty());
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        let mut headers = HeaderMap::with_capacity(self.headers.len());
+        for (name, value) in self.headers {
+            headers.append(name, value);
+        }
+        *request.headers_mut() = headers;
+        request
+    }
+}

@@ -1,0 +1,159 @@
+//! What can go wrong with an exchange.
+
+use std::fmt;
+use std::io;
+
+use http::StatusCode;
+
+use crate::config::Address;
+
+/// Why an exchange ends with a response of the proxy's own.
+#[derive(Debug)]
+pub enum ProxyError {
+    /// No route matches.
+    NoRoute,
+    /// The method makes no sense at a gateway: CONNECT, TRACE.
+    Method,
+    /// The request cannot be passed on as it is.
+    BadRequest(&'static str),
+    /// The request's body is larger than the listener takes.
+    BodyTooLarge,
+    /// The client did not send its body in time.
+    ClientTooSlow,
+    /// The upstream has no backend that may be picked.
+    NoBackend,
+    /// A connection could not be made.
+    Connect {
+        /// Where to.
+        backend: Address,
+        /// Why.
+        error: io::Error,
+    },
+    /// A connection was not made in time.
+    ConnectTimeout {
+        /// Where to.
+        backend: Address,
+    },
+    /// A connection broke before the head of a response had come.
+    Broken {
+        /// Where to.
+        backend: Address,
+        /// Why.
+        error: hyper::Error,
+    },
+    /// A backend switched protocols without being asked.
+    UnaskedUpgrade {
+        /// Which one.
+        backend: Address,
+    },
+    /// The head of a response did not come in time.
+    ResponseTimeout {
+        /// Where from.
+        backend: Address,
+    },
+    /// The whole exchange took longer than the route allows.
+    ExchangeTimeout,
+}
+
+/// Whose fault an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The client's.
+    Client,
+    /// A backend's.
+    Backend,
+    /// Nobody's, or ours.
+    Proxy,
+}
+
+impl ProxyError {
+    /// The status that the client is answered with.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ClientTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Connect { .. } | Self::Broken { .. } | Self::UnaskedUpgrade { .. } => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } | Self::ExchangeTimeout => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::NoRoute | Self::Method | Self::BadRequest(_) | Self::BodyTooLarge | Self::ClientTooSlow => {
+                Blame::Client
+            }
+            Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Broken { .. }
+            | Self::UnaskedUpgrade { .. }
+            | Self::ResponseTimeout { .. } => Blame::Backend,
+            Self::NoBackend | Self::ExchangeTimeout => Blame::Proxy,
+        }
+    }
+
+    /// A word for metrics and the access log.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoRoute => "no_route",
+            Self::Method => "method_not_allowed",
+            Self::BadRequest(_) => "bad_request",
+            Self::BodyTooLarge => "body_too_large",
+            Self::ClientTooSlow => "client_too_slow",
+            Self::NoBackend => "no_backend",
+            Self::Connect { .. } => "connect_failed",
+            Self::ConnectTimeout { .. } => "connect_timeout",
+            Self::Broken { .. } => "backend_broke_off",
+            Self::UnaskedUpgrade { .. } => "unasked_upgrade",
+            Self::ResponseTimeout { .. } => "response_timeout",
+            Self::ExchangeTimeout => "exchange_timeout",
+        }
+    }
+
+    /// What the client is told: which part failed, and nothing of what is behind the proxy.
+    pub fn told(&self) -> &'static str {
+        match self {
+            Self::NoRoute => "no route matches this request",
+            Self::Method => "this method is not proxied",
+            Self::BadRequest(why) => why,
+            Self::BodyTooLarge => "the request body is larger than this listener takes",
+            Self::ClientTooSlow => "the request body did not arrive in time",
+            Self::NoBackend => "no backend is ready",
+            Self::Connect { .. } => "no connection to a backend could be made",
+            Self::ConnectTimeout { .. } => "no connection to a backend could be made in time",
+            Self::Broken { .. } => "the backend broke off before it answered",
+            Self::UnaskedUpgrade { .. } => "the backend answered in another protocol",
+            Self::ResponseTimeout { .. } => "the backend did not answer in time",
+            Self::ExchangeTimeout => "the exchange took longer than this route allows",
+        }
+    }
+}
+
+impl fmt::Display for ProxyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect { backend, .. } => write!(f, "could not connect to {backend}"),
+            Self::ConnectTimeout { backend } => write!(f, "could not connect to {backend} in time"),
+            Self::Broken { backend, .. } => write!(f, "{backend} broke off before it answered"),
+            Self::UnaskedUpgrade { backend } => write!(f, "{backend} switched protocols without being asked"),
+            Self::ResponseTimeout { backend } => write!(f, "{backend} did not answer in time"),
+            other => f.write_str(other.told()),
+        }
+    }
+}
+
+impl std::error::Error for ProxyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Connect { error, .. } => Some(error),
+            Self::Broken { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}

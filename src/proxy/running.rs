@@ -1,0 +1,309 @@
+//! An exchange under way: what it has come to so far, and the account of it when it ends.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Method, Response, StatusCode, Uri, Version};
+
+use crate::backend::BackendState;
+use crate::exchange::Exchange;
+use crate::exchange::body::{Body, BodyError, Progress};
+use crate::exchange::watch::Phase;
+use crate::route::{Action, Route};
+use crate::transport::Informed;
+
+use super::{Handled, Proxy, ProxyError, Snapshot, headers};
+
+/// An exchange under way.
+pub(super) struct Running {
+    pub(super) exchange: Exchange,
+    pub(super) snapshot: Rc<Arc<Snapshot>>,
+    proxy: Rc<Proxy>,
+    http10: bool,
+    route: Cell<Option<usize>>,
+    status: Cell<u16>,
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+    attempts: Cell<u8>,
+    reason: Cell<Option<&'static str>>,
+    /// Which piece of the request's body is awaited, and until when.
+    upload: Cell<Upload>,
+    body_idle: Cell<Duration>,
+    response_head: Cell<Duration>,
+    over: Cell<bool>,
+    /// What the access log wants to know; `None` while there is none.
+    logged: Option<Box<Logged>>,
+}
+
+/// How the request's body goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upload {
+    /// The next piece is at the backend's connection.
+    Moving,
+    /// The next piece is to come from the client.
+    Waiting,
+    /// It is over, or there was none.
+    Over,
+    /// It went over the limit.
+    TooLarge,
+    /// The client's side broke.
+    Broken,
+}
+
+/// What the access log wants to know and would otherwise be gone by the end.
+struct Logged {
+    time: SystemTime,
+    method: Method,
+    target: Uri,
+    version: Version,
+    host: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    referer: Option<HeaderValue>,
+    backend: RefCell<Option<Arc<BackendState>>>,
+}
+
+impl Running {
+    /// The request's head has been read.
+    pub(super) fn begin(
+        proxy: &Rc<Proxy>,
+        snapshot: Rc<Arc<Snapshot>>,
+        exchange: Exchange,
+        parts: &Parts,
+    ) -> Rc<Self> {
+        exchange.client.side.begin();
+        exchange.client.metrics.of(proxy.worker).requests.add(1);
+        let logged = snapshot.access_log.is_some().then(|| {
+            Box::new(Logged {
+                time: SystemTime::now(),
+                method: parts.method.clone(),
+                target: parts.uri.clone(),
+                version: parts.version,
+                host: parts.headers.get(header::HOST).cloned(),
+                user_agent: parts.headers.get(header::USER_AGENT).cloned(),
+                referer: parts.headers.get(header::REFERER).cloned(),
+                backend: RefCell::new(None),
+            })
+        });
+        Rc::new(Self {
+            exchange,
+            snapshot,
+            proxy: Rc::clone(proxy),
+            http10: parts.version == Version::HTTP_10,
+            route: Cell::new(None),
+            // What a client that leaves before the answer is logged with; nginx's number.
+            status: Cell::new(499),
+            bytes_in: Cell::new(0),
+            bytes_out: Cell::new(0),
+            attempts: Cell::new(0),
+            reason: Cell::new(None),
+            upload: Cell::new(Upload::Over),
+            body_idle: Cell::new(Duration::ZERO),
+            response_head: Cell::new(Duration::ZERO),
+            over: Cell::new(false),
+            logged,
+        })
+    }
+
+    /// Which route was found.
+    pub(super) fn routed(&self, index: usize) {
+        self.route.set(Some(index));
+    }
+
+    /// The request goes to an upstream, with these limits.
+    pub(super) fn forwarded(&self, timeouts: &crate::config::Timeouts, upload: Upload) {
+        self.body_idle.set(timeouts.body_idle);
+        self.response_head.set(timeouts.response_head);
+        self.upload.set(upload);
+        if let Some(limit) = timeouts.exchange {
+            self.exchange.client.watch.cap(limit);
+        }
+    }
+
+    /// The request was sent, or is being sent, to a backend: waits for its answer.
+    pub(super) fn await_head(&self) {
+        self.exchange.client.watch.enter(Phase::Response, self.head_timeout());
+    }
+
+    fn head_timeout(&self) -> Duration {
+        match self.upload.get() {
+            Upload::Over => self.response_head.get(),
+            _ => self.body_idle.get(),
+        }
+    }
+
+    /// An attempt at a backend begins.
+    pub(super) fn attempt(&self, backend: &Arc<BackendState>) {
+        self.attempts.set(self.attempts.get() + 1);
+        self.exchange.client.watch.serve(Some(backend.id));
+        backend.metrics.of(self.proxy.worker).picks.add(1);
+        if let Some(logged) = &self.logged {
+            *logged.backend.borrow_mut() = Some(Arc::clone(backend));
+        }
+    }
+
+    /// How the request's body goes on.
+    pub(super) fn upload(&self) -> Upload {
+        self.upload.get()
+    }
+
+    /// The worker's number.
+    pub(super) fn worker(&self) -> usize {
+        self.proxy.worker
+    }
+
+    /// It came to an error.
+    pub(super) fn failed(&self, error: &ProxyError) {
+        self.reason.set(Some(error.reason()));
+        tracing::debug!(
+            error = %Chain(error),
+            route = self.found().map(|route| route.name.as_str()),
+            client = %self.exchange.client_ip,
+            "exchange failed"
+        );
+    }
+
+    /// Lets the route's middleware have the last word on a response.
+    pub(super) fn finish(&self, route: &Route, response: Response<Body>) -> Response<Body> {
+        let (mut parts, body) = response.into_parts();
+        route.chain.on_response(&mut parts, &self.exchange);
+        Response::from_parts(parts, body)
+    }
+
+    /// The head of the answer is known. From here on the account is kept by the response's body, or by the tunnel.
+    pub(super) fn respond(self: Rc<Self>, mut handled: Handled) -> Handled {
+        self.proxy.dates.date(handled.response.headers_mut());
+        self.status.set(handled.response.status().as_u16());
+        match handled.tunnel {
+            Some(_) => handled.response.headers_mut().remove(header::DATE).map_or((), drop),
+            None => {
+                let idle = match self.body_idle.get() {
+                    Duration::ZERO => self.exchange.client.listener.idle_timeout,
+                    idle => idle,
+                };
+                self.exchange.client.side.body(idle);
+                handled.response = handled.response.map(|body| body.observed(self));
+            }
+        }
+        handled
+    }
+
+    /// What a tunnel has carried.
+    pub(super) fn tunnelled(&self, up: u64, down: u64) {
+        self.bytes_in.set(self.bytes_in.get() + up);
+        self.bytes_out.set(self.bytes_out.get() + down);
+    }
+
+    fn found(&self) -> Option<&Route> {
+        self.route.get().map(|index| self.snapshot.routes.get(index))
+    }
+
+    /// Writes down what the exchange came to. Once.
+    fn close(&self, complete: bool) {
+        if self.over.replace(true) {
+            return;
+        }
+        let client = &self.exchange.client;
+        client.side.end();
+        if !complete && self.reason.get().is_none() {
+            let expired = client.watch.expired();
+            self.reason.set(Some(if expired { "body_timeout" } else { "cut_short" }));
+        }
+        let worker = self.proxy.worker;
+        let took = self.exchange.started.elapsed();
+        let listener = client.metrics.of(worker);
+        listener.ended.add(1);
+        if self.bytes_in.get() > 0 {
+            listener.bytes_in.add(self.bytes_in.get());
+        }
+        listener.bytes_out.add(self.bytes_out.get());
+        let class = usize::from(self.status.get() / 100 - 1).min(4);
+        if let Some(route) = self.found() {
+            route.metrics.of(worker).responses[class].add(1);
+            if let Action::Forward(forward) = &route.action {
+                let upstream = forward.upstream.state.metrics.of(worker);
+                upstream.responses[class].add(1);
+                upstream.durations.observe(took);
+            }
+        }
+        let _ = took;
+    }
+}
+
+impl Drop for Running {
+    /// Nobody is left to answer: the client is gone.
+    fn drop(&mut self) {
+        if !self.over.get() {
+            self.reason.set(self.reason.get().or(Some("client_gone")));
+            self.close(false);
+        }
+    }
+}
+
+impl Progress for Running {
+    fn request_data(&self, bytes: usize) -> Result<(), BodyError> {
+        let sum = self.bytes_in.get() + bytes as u64;
+        self.bytes_in.set(sum);
+        if self.exchange.client.listener.max_body_bytes.is_some_and(|max| sum > max) {
+            self.upload.set(Upload::TooLarge);
+            return Err(BodyError::TooLarge);
+        }
+        self.exchange.client.watch.extend(self.body_idle.get());
+        Ok(())
+    }
+
+    fn waits_for_client(&self, waits: bool) {
+        if matches!(self.upload.get(), Upload::Moving | Upload::Waiting) {
+            self.upload.set(if waits { Upload::Waiting } else { Upload::Moving });
+        }
+    }
+
+    fn request_ended(&self, complete: bool) {
+        if matches!(self.upload.get(), Upload::Moving | Upload::Waiting) {
+            self.upload.set(if complete { Upload::Over } else { Upload::Broken });
+            if complete && !self.over.get() && self.exchange.client.watch.phase() == Phase::Response {
+                self.exchange.client.watch.extend(self.response_head.get());
+            }
+        }
+    }
+
+    fn response_data(&self, bytes: usize) {
+        self.bytes_out.set(self.bytes_out.get() + bytes as u64);
+    }
+
+    fn ended(&self, complete: bool) {
+        self.close(complete);
+    }
+}
+
+impl Informed for Running {
+    fn informational(&self, head: &[u8]) {
+        if !self.http10
+            && !self.over.get()
+            && let Some(head) = headers::informational(head)
+        {
+            self.exchange.client.side.inform(&head);
+        }
+    }
+}
+
+/// An error with what caused it, on one line.
+struct Chain<'a>(&'a ProxyError);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = std::error::Error::source(self.0);
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// The status of a tunnel.
+pub(super) const SWITCHING: StatusCode = StatusCode::SWITCHING_PROTOCOLS;

@@ -1,0 +1,82 @@
+use std::rc::Rc;
+
+use hyper::client::conn::http1::SendRequest;
+
+use crate::backend::BackendId;
+use crate::config::PoolConfig;
+use crate::exchange::body::RequestBody;
+
+use super::Link;
+
+/// A worker's idle connections, by backend. The connection used last is taken first: its memory is warm, and the others can
+/// grow old enough to be closed.
+#[derive(Debug, Default)]
+pub(super) struct Pools(Vec<Slot>);
+
+/// The idle connections to one backend, the oldest first.
+#[derive(Debug, Default)]
+struct Slot {
+    epoch: u32,
+    idle_timeout_ms: u64,
+    idle: Vec<Idle>,
+}
+
+/// A connection that waits for its next request.
+#[derive(Debug)]
+pub(super) struct Idle {
+    pub(super) sender: SendRequest<RequestBody>,
+    pub(super) link: Rc<Link>,
+    pub(super) since_ms: u64,
+}
+
+impl Pools {
+    /// Takes a connection that is open and ready.
+    pub(super) fn take(&mut self, id: BackendId) -> Option<Idle> {
+        let slot = self.0.get_mut(id.slot as usize).filter(|slot| slot.epoch == id.epoch)?;
+        // One that is open but not ready is still busy with the end of its last response: it stays.
+        let index = slot.idle.iter().rposition(|idle| idle.sender.is_ready())?;
+        Some(slot.idle.remove(index))
+    }
+
+    /// Keeps a connection, unless there are enough.
+    pub(super) fn put(&mut self, id: BackendId, config: PoolConfig, idle: Idle) {
+        if idle.sender.is_closed() || config.max_idle == 0 {
+            return;
+        }
+        let index = id.slot as usize;
+        if self.0.len() <= index {
+            self.0.resize_with(index + 1, Slot::default);
+        }
+        let slot = &mut self.0[index];
+        if slot.epoch != id.epoch {
+            // Another backend had the slot; its connections are no use to this one.
+            *slot = Slot { epoch: id.epoch, ..Slot::default() };
+        }
+        slot.idle_timeout_ms = config.idle_timeout.as_millis() as u64;
+        if slot.idle.len() >= config.max_idle {
+            slot.idle.remove(0);
+        }
+        slot.idle.push(idle);
+    }
+
+    /// Closes what is old and forgets what is closed.
+    pub(super) fn sweep(&mut self, now_ms: u64) {
+        for slot in &mut self.0 {
+            let oldest = now_ms.saturating_sub(slot.idle_timeout_ms);
+            slot.idle.retain(|idle| idle.since_ms >= oldest && !idle.sender.is_closed());
+        }
+    }
+
+    /// Closes the connections to all backends but those that `keep` knows.
+    pub(super) fn retain(&mut self, keep: impl Fn(BackendId) -> bool) {
+        for (index, slot) in self.0.iter_mut().enumerate() {
+            if !keep(BackendId { slot: index as u32, epoch: slot.epoch }) {
+                slot.idle = Vec::new();
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(|slot| slot.idle.len()).sum()
+    }
+}

@@ -1,0 +1,101 @@
+//! Accepting connections, and placing each where there is room.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::listener::{Listener, Open};
+
+use super::Command;
+use super::event_loop::Worker;
+
+/// How long to wait when the process has no file descriptor left.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// A listening socket that the event loop watches.
+///
+/// tokio's own listener would register each accepted socket with this worker's event loop, also those that another worker is
+/// to serve. To wait until a socket is readable takes no more than its descriptor, and a `TcpStream` is the type that waits
+/// for any.
+#[derive(Clone, Debug)]
+pub(super) struct Acceptor(Rc<TcpStream>);
+
+impl Acceptor {
+    /// Registers a listening socket with the worker's event loop.
+    pub(super) fn new(socket: TcpListener) -> io::Result<Self> {
+        TcpStream::from_std(std::net::TcpStream::from(OwnedFd::from(socket))).map(|socket| Self(Rc::new(socket)))
+    }
+
+    fn accept(&self) -> io::Result<std::net::TcpStream> {
+        let (socket, _) = SockRef::from(&*self.0).accept()?;
+        Ok(socket.into())
+    }
+}
+
+/// Accepts until this future is dropped.
+pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: Acceptor) {
+    let mut exhausted = false;
+    loop {
+        if socket.0.readable().await.is_err() {
+            return;
+        }
+        // As many as are there: under a burst, one wake-up then serves for all.
+        loop {
+            match socket.0.try_io(Interest::READABLE, || take(&worker, &listener, &socket)) {
+                Ok(()) => exhausted = false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_the_peers(&error) => {}
+                Err(error) => {
+                    if !exhausted {
+                        tracing::error!(%error, listener = %listener.name(), "could not accept; trying again");
+                    }
+                    exhausted = true;
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Accepts one connection and places it.
+fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io::Result<()> {
+    let tcp = socket.accept()?;
+    // A peer that is gone already is noticed when it is served.
+    let _ = tcp.set_nonblocking(true).and_then(|()| tcp.set_nodelay(true));
+    let place = worker.peers.place(worker.index);
+    match Open::count(listener, &worker.peers.open, place) {
+        Ok(open) if place == worker.index => worker.serve(tcp, Arc::clone(listener), open),
+        Ok(open) => {
+            // A worker that is gone drops the connection, as the process does.
+            let _ = worker.peers.inboxes[place].send(Command::Serve(tcp, Arc::clone(listener), open));
+        }
+        Err(refused) => worker.turn_away(tcp, refused),
+    }
+    Ok(())
+}
+
+/// Accepts what waits in the queue and returns.
+pub(super) fn accept_the_rest(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) {
+    loop {
+        match take(worker, listener, socket) {
+            Ok(()) => {}
+            Err(error) if is_the_peers(&error) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Whether a connection was gone before it was accepted: no fault of ours.
+fn is_the_peers(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}

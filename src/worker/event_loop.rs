@@ -1,0 +1,293 @@
+//! A worker's thread.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::net::{TcpListener, TcpStream};
+use std::rc::Rc;
+use std::sync::{Arc, mpsc as std_mpsc};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{AbortHandle, spawn_local};
+
+use crate::backend::BackendId;
+use crate::exchange::watch::Clock;
+use crate::listener::connection::{serve, turn_away};
+use crate::listener::{Listener, Open, owner};
+use crate::proxy::{Proxy, Published, Snapshot};
+
+use super::accept::{self, Acceptor};
+use super::{Command, Peers};
+
+/// Idle connections to backends are looked over this often.
+const POOL_SWEEP: Duration = Duration::from_secs(1);
+
+/// Connections that may be told at a time that there are too many; further ones are just closed.
+const TURNED_AWAY: usize = 256;
+
+/// What the tasks of a worker share.
+pub(super) struct Worker {
+    pub(super) index: usize,
+    pub(super) peers: Peers,
+    clock: Rc<Clock>,
+    proxy: Rc<Proxy>,
+    /// Client connections being served.
+    served: Cell<usize>,
+    turned_away: Cell<usize>,
+    accepting: RefCell<Vec<Accepting>>,
+    /// Told when there is something to watch again.
+    busy: Notify,
+    /// Told when a connection has ended.
+    ended: Notify,
+}
+
+struct Accepting {
+    listener: Arc<Listener>,
+    socket: Acceptor,
+    task: AbortHandle,
+}
+
+/// Runs a worker on this thread until it is told to stop.
+pub(super) fn run(
+    index: usize,
+    peers: &Peers,
+    published: Arc<Published>,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    tell: oneshot::Sender<usize>,
+    started: std_mpsc::Sender<std::io::Result<()>>,
+) {
+    let runtime: LocalRuntime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = started.send(Err(error));
+            return;
+        }
+    };
+    let _ = started.send(Ok(()));
+    let cut = runtime.block_on(async move {
+        let clock = Clock::new();
+        let worker = Rc::new(Worker {
+            index,
+            peers: peers.clone(),
+            proxy: Proxy::new(index, published, Rc::clone(&clock)),
+            clock,
+            served: Cell::new(0),
+            turned_away: Cell::new(0),
+            accepting: RefCell::default(),
+            busy: Notify::new(),
+            ended: Notify::new(),
+        });
+        worker.adopt();
+        spawn_local(sweep(Rc::clone(&worker)));
+        worker.obey(inbox).await
+    });
+    let _ = tell.send(cut);
+}
+
+/// Moves the worker's clock while there is anything to watch, and sleeps while there is not.
+async fn sweep(worker: Rc<Worker>) {
+    let mut since_pools = Duration::ZERO;
+    loop {
+        if worker.clock.is_idle() && worker.proxy.transport.idle() == 0 {
+            worker.busy.notified().await;
+            worker.clock.catch_up();
+        }
+        let tick = worker.clock.tick();
+        tokio::time::sleep(tick).await;
+        worker.clock.sweep();
+        since_pools += tick;
+        if since_pools >= POOL_SWEEP {
+            since_pools = Duration::ZERO;
+            worker.proxy.transport.sweep();
+        }
+    }
+}
+
+impl Worker {
+    /// Does what the inbox says until told to stop, and until every connection has ended. Returns how many were cut.
+    async fn obey(self: &Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Command>) -> usize {
+        let mut stopping = false;
+        let mut cut = 0;
+        loop {
+            if stopping && self.served.get() == 0 {
+                return cut;
+            }
+            let command = tokio::select! {
+                command = inbox.recv() => command,
+                () = self.ended.notified() => continue,
+            };
+            match command {
+                Some(Command::Listen(listener, socket)) => self.listen(listener, socket),
+                Some(Command::Unlisten(listener, limit)) => self.unlisten(&listener, limit),
+                Some(Command::Serve(tcp, listener, open)) => self.serve(tcp, listener, open),
+                Some(Command::Published(limit)) => {
+                    self.adopt();
+                    self.cut_strays_after(limit);
+                }
+                Some(Command::Stop) => {
+                    stopping = true;
+                    for accepting in self.accepting.take() {
+                        accepting.end(self);
+                    }
+                    self.clock.each(|watch| watch.drain());
+                }
+                Some(Command::Cut) => {
+                    cut = self.served.get();
+                    self.clock.each(|watch| watch.cut());
+                }
+                None => return cut,
+            }
+            if stopping {
+                // A connection handed over meanwhile has to drain too.
+                self.clock.each(|watch| watch.drain());
+            }
+        }
+    }
+
+    /// Serves a connection on this worker.
+    pub(super) fn serve(self: &Rc<Self>, tcp: TcpStream, listener: Arc<Listener>, open: Open) {
+        let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
+        self.wake_clock();
+        self.served.set(self.served.get() + 1);
+        let worker = Rc::clone(self);
+        spawn_local(async move {
+            // Counted down by dropping, so that a panic in the connection's task counts too.
+            let _served = Served(Rc::clone(&worker));
+            serve(tcp, listener, open, Rc::clone(&worker.clock), Rc::clone(&worker.proxy)).await;
+        });
+    }
+
+    /// Tells a connection that there are too many.
+    pub(super) fn turn_away(self: &Rc<Self>, tcp: TcpStream, refused: Open) {
+        if self.turned_away.get() >= TURNED_AWAY {
+            return;
+        }
+        let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
+        self.turned_away.set(self.turned_away.get() + 1);
+        drop(refused);
+        let worker = Rc::clone(self);
+        spawn_local(async move {
+            turn_away(tcp).await;
+            worker.turned_away.set(worker.turned_away.get() - 1);
+        });
+    }
+
+    fn wake_clock(&self) {
+        if self.clock.is_idle() {
+            self.clock.catch_up();
+            self.busy.notify_one();
+        }
+    }
+
+    fn listen(self: &Rc<Self>, listener: Arc<Listener>, socket: TcpListener) {
+        match Acceptor::new(socket) {
+            Ok(socket) => {
+                let accepting = accept::accept(Rc::clone(self), Arc::clone(&listener), socket.clone());
+                let task = spawn_local(accepting).abort_handle();
+                self.accepting.borrow_mut().push(Accepting { listener, socket, task });
+            }
+            Err(error) => tracing::error!(%error, listener = %listener.name(), "could not watch a listening socket"),
+        }
+    }
+
+    fn unlisten(self: &Rc<Self>, listener: &Arc<Listener>, limit: Duration) {
+        let ended: Vec<_> =
+            self.accepting.borrow_mut().extract_if(.., |one| Arc::ptr_eq(&one.listener, listener)).collect();
+        for accepting in ended {
+            accepting.end(self);
+        }
+        let owner = owner(listener);
+        self.clock.each(|watch| {
+            if watch.owner() == owner {
+                watch.drain();
+            }
+        });
+        let (worker, listener) = (Rc::clone(self), Arc::clone(listener));
+        spawn_local(async move {
+            tokio::time::sleep(limit).await;
+            let mut cut = 0;
+            worker.clock.each(|watch| {
+                if watch.owner() == owner {
+                    watch.cut();
+                    cut += 1;
+                }
+            });
+            if cut > 0 {
+                tracing::warn!(cut, listener = %listener.name(), "cut connections of a removed listener");
+            }
+        });
+    }
+
+    /// Serves with what is published now.
+    fn adopt(&self) {
+        let snapshot = self.proxy.current.get();
+        self.clock.set_shortest(shortest_timeout(&snapshot));
+        let known = backends(&snapshot);
+        self.proxy.transport.retain(|id| known.contains(&id));
+    }
+
+    /// Cuts, after `limit`, what is then still served by a backend that no upstream has any more.
+    fn cut_strays_after(self: &Rc<Self>, limit: Duration) {
+        let known = backends(&self.proxy.current.get());
+        let mut strays = false;
+        self.clock.each(|watch| strays |= watch.serving().is_some_and(|id| !known.contains(&id)));
+        if !strays {
+            return;
+        }
+        let worker = Rc::clone(self);
+        spawn_local(async move {
+            tokio::time::sleep(limit).await;
+            let known = backends(&worker.proxy.current.get());
+            let mut cut = 0;
+            worker.clock.each(|watch| {
+                if watch.serving().is_some_and(|id| !known.contains(&id)) {
+                    watch.cut();
+                    cut += 1;
+                }
+            });
+            if cut > 0 {
+                tracing::warn!(cut, "cut exchanges with backends that were removed");
+            }
+        });
+    }
+}
+
+impl Accepting {
+    /// Ends accepting once what waits is accepted: those clients have a connection already, as far as they know.
+    fn end(self, worker: &Rc<Worker>) {
+        self.task.abort();
+        accept::accept_the_rest(worker, &self.listener, &self.socket);
+    }
+}
+
+struct Served(Rc<Worker>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.served.set(self.0.served.get() - 1);
+        self.0.ended.notify_one();
+    }
+}
+
+fn backends(snapshot: &Snapshot) -> HashSet<BackendId> {
+    snapshot
+        .upstreams
+        .iter()
+        .flat_map(|upstream| upstream.roster().backends().iter().map(|backend| backend.state.id).collect::<Vec<_>>())
+        .collect()
+}
+
+fn shortest_timeout(snapshot: &Snapshot) -> Duration {
+    let config = &snapshot.config;
+    let listeners = config.listeners.iter().flat_map(|listener| [listener.header_timeout, listener.idle_timeout]);
+    let upstreams = config.upstreams.iter().map(|upstream| upstream.connect_timeout);
+    let routes = config.routes.iter().flat_map(|route| match &route.action {
+        crate::config::Action::Forward(forward) => {
+            let timeouts = &forward.timeouts;
+            vec![timeouts.response_head, timeouts.body_idle, timeouts.exchange.unwrap_or(Duration::MAX)]
+        }
+        _ => Vec::new(),
+    });
+    listeners.chain(upstreams).chain(routes).min().unwrap_or(Duration::MAX)
+}
