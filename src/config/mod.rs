@@ -1,7 +1,12 @@
 //! What `lb.toml` means: text to [`Config`].
 //!
-//! Two types: [`raw`] mirrors the file and is the only place that derives `Deserialize` for it; [`Config`] is what it means
-//! and cannot hold an invalid value. [`check`] goes from one to the other and reports every problem at once.
+//! Two types: `raw` mirrors the file and is the only place that derives `Deserialize` for it; [`Config`] is what it means
+//! and cannot hold an invalid value. `check` goes from one to the other and reports every problem at once.
+//!
+//! ```text
+//! text ─ toml → tables with places ─ reader → raw::File ─ check → Config
+//!                                       └───── report ─────┴──→ Problems
+//! ```
 //!
 //! A leaf: imports nothing else of this crate.
 
@@ -17,9 +22,14 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use ipnet::IpNet;
 
-pub mod check;
-pub mod error;
-pub mod raw;
+mod check;
+mod error;
+mod field;
+mod interpolate;
+mod raw;
+mod reader;
+mod report;
+mod units;
 
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity};

@@ -1,0 +1,249 @@
+//! What a route does with a request: forward it, redirect it, or answer it.
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::HeaderValue;
+
+use super::header::{Direction, edits, header_value};
+use super::route::path_text;
+use super::upstream::is_host_name;
+use super::value::{number_in, timeout};
+use super::{Check, header};
+use crate::config::error::Problem;
+use crate::config::field::{Field, Named};
+use crate::config::raw;
+use crate::config::report::{Place, quote};
+use crate::config::{
+    Action, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts, UpstreamName,
+};
+
+/// The route's action and the changes to the request's headers, which only a forwarded request has. `None` where there is
+/// not exactly one action, or what it needs is wrong.
+pub(super) fn action(
+    check: &Check<'_>,
+    route: Place,
+    raw: &raw::Route,
+    upstreams: &Field<Named<raw::Upstream>>,
+) -> Option<(Action, HeaderEdits)> {
+    let actions =
+        [("upstream", raw.upstream.place()), ("redirect", raw.redirect.place()), ("respond", raw.respond.place())];
+    let mut there = actions.iter().filter_map(|(key, place)| Some((*key, (*place)?)));
+    let Some((first, _)) = there.next() else {
+        let problem = Problem::error("the route does nothing");
+        check.add(route, problem.expected("one of upstream, redirect and respond"));
+        return None;
+    };
+    for (_, place) in there {
+        let problem = Problem::error(format!("the route has {first} too"));
+        check.add(place, problem.expected("only one of upstream, redirect and respond"));
+    }
+    if first != "upstream" {
+        refuse_forwarding(check, raw, first);
+    }
+    match first {
+        "upstream" => {
+            let request_headers = edits(check, &raw.request_headers, Direction::Request);
+            let forward = forward(check, raw, upstreams);
+            Some((Action::Forward(forward?), request_headers))
+        }
+        "redirect" => Some((Action::Redirect(redirect(check, &raw.redirect)?), HeaderEdits::default())),
+        _ => Some((Action::Respond(respond(check, raw.respond.value()?)), HeaderEdits::default())),
+    }
+}
+
+/// Keys about forwarding on a route that does not forward.
+fn refuse_forwarding(check: &Check<'_>, raw: &raw::Route, action: &str) {
+    let keys = [
+        raw.strip_prefix.place(),
+        raw.replace_prefix.place(),
+        raw.host.place(),
+        raw.timeouts.place(),
+        raw.request_headers.place(),
+    ];
+    for place in keys.into_iter().flatten() {
+        let problem = Problem::error(format!("a {action} forwards nothing"));
+        check.add(place, problem.expected("this key only on a route with an upstream"));
+    }
+}
+
+fn forward(check: &Check<'_>, raw: &raw::Route, upstreams: &Field<Named<raw::Upstream>>) -> Option<Forward> {
+    let (path, host, timeouts) = (rewrite(check, raw), host(check, &raw.host), timeouts(check, &raw.timeouts));
+    let (place, text) = raw.upstream.given()?;
+    let entries = upstreams.entries();
+    // A table of upstreams that could not be read at all is reported already, and its names are not known.
+    if !entries.iter().any(|entry| entry.name == *text) && !matches!(upstreams, Field::Wrong(_)) {
+        let problem = Problem::error(format!("unknown upstream {}", quote(text)));
+        check.add(place, problem.one_of(text, entries.iter().map(|entry| entry.name.as_str())));
+    }
+    Some(Forward { upstream: UpstreamName::from(text.as_str()), path, host, timeouts })
+}
+
+fn rewrite(check: &Check<'_>, raw: &raw::Route) -> PathRewrite {
+    let has_prefix = raw.path_prefix.place().is_some();
+    let strip = raw.strip_prefix.given().filter(|(_, strip)| **strip);
+    if let Some((place, _)) = strip
+        && !has_prefix
+    {
+        check.add(place, Problem::error("there is no prefix to strip").expected("path_prefix on the same route"));
+    }
+    let Some((place, text)) = raw.replace_prefix.given() else {
+        return if strip.is_some() { PathRewrite::StripPrefix } else { PathRewrite::Keep };
+    };
+    if strip.is_some() {
+        check.add(
+            place,
+            Problem::error("the prefix is stripped already").expected("only one of strip_prefix and replace_prefix"),
+        );
+    }
+    if !has_prefix && raw.path.place().is_none() {
+        let problem = Problem::error("there is nothing to replace");
+        check.add(place, problem.expected("path_prefix or path on the same route; path_prefix = \"/\" is every path"));
+    }
+    match path_text(check, place, text) {
+        Some(text) => PathRewrite::ReplacePrefix(text.strip_suffix('/').unwrap_or(text).to_owned()),
+        None => PathRewrite::Keep,
+    }
+}
+
+/// The host that the backend sees; `None` is the client's.
+fn host(check: &Check<'_>, field: &Field<String>) -> Option<HeaderValue> {
+    let (place, text) = field.given()?;
+    if text == "preserve" {
+        return None;
+    }
+    let valid = text.parse::<http::uri::Authority>().is_ok_and(|authority| {
+        let host = authority.host();
+        !text.contains('@')
+            && !text.ends_with(':')
+            && (is_host_name(host) || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok())
+            && text.strip_prefix(host).is_some_and(|port| port.is_empty() || authority.port_u16().is_some())
+    });
+    if !valid {
+        let problem = Problem::error(format!("{} is not a host", quote(text)));
+        check.add(
+            place,
+            problem.expected("\"preserve\", or a name such as \"backend.example.com\", with its port if any"),
+        );
+        return None;
+    }
+    header_value(check, place, text)
+}
+
+fn timeouts(check: &Check<'_>, field: &Field<raw::Timeouts>) -> Timeouts {
+    let default = raw::Timeouts::default();
+    let raw = field.value().unwrap_or(&default);
+    let exchange = match &raw.exchange {
+        Field::Given(_, raw::Duration(text)) if text == "none" => None,
+        Field::Given(..) => Some(timeout(check, &raw.exchange, "none")),
+        Field::Absent | Field::Wrong(_) => None,
+    };
+    let timeouts = Timeouts {
+        response_head: timeout(check, &raw.response_head, "30s"),
+        body_idle: timeout(check, &raw.body_idle, "60s"),
+        exchange,
+        tunnel_idle: timeout(check, &raw.tunnel_idle, "1h"),
+    };
+    // Below the default it is a plain way to shorten everything; below a value that somebody wrote it is a slip.
+    if let (Some((place, _)), Some((_, _)), Some(exchange)) =
+        (raw.exchange.given(), raw.response_head.given(), exchange)
+        && exchange < timeouts.response_head
+        && !exchange.is_zero()
+    {
+        check.add(place, Problem::warning("shorter than response_head, which can then never be reached"));
+    }
+    timeouts
+}
+
+fn redirect(check: &Check<'_>, field: &Field<raw::Redirect>) -> Option<Redirect> {
+    let (place, raw) = field.given()?;
+    let status = match raw.status.given() {
+        None => 308,
+        Some((place, status)) => {
+            if ![301, 302, 303, 307, 308].contains(status) {
+                let problem = Problem::error(format!("{status} is not the status of a redirect"));
+                check.add(place, problem.expected("301, 302, 303, 307 or 308"));
+            }
+            *status
+        }
+    };
+    if raw.to.place().is_none() {
+        let problem = Problem::error("a redirect needs a target").expected("to = \"https://{host}{path}{query}\"");
+        check.report.add_missing(place, "to", problem);
+    }
+    let (place, text) = raw.to.given()?;
+    Some(Redirect { status: status_code(status)?, location: location(check, place, text)? })
+}
+
+/// `https://{host}{path}{query}`
+fn location(check: &Check<'_>, place: Place, text: &str) -> Option<Vec<LocationPart>> {
+    const NAMES: [&str; 4] = ["scheme", "host", "path", "query"];
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        let problem = Problem::error(format!("{} is not a URL", quote(text)));
+        check.add(
+            place,
+            problem.expected("the like of \"https://{host}{path}{query}\", printable ASCII without spaces"),
+        );
+        return None;
+    }
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(['{', '}']) {
+        let (before, part) = rest.split_at(start);
+        if !before.is_empty() {
+            parts.push(LocationPart::Text(before.to_owned()));
+        }
+        let Some((name, after)) = part.strip_prefix('{').and_then(|part| part.split_once('}')) else {
+            check.add(
+                place,
+                Problem::error("a brace without its other half").expected("{scheme}, {host}, {path} or {query}"),
+            );
+            return None;
+        };
+        parts.push(match name {
+            "scheme" => LocationPart::Scheme,
+            "host" => LocationPart::Host,
+            "path" => LocationPart::Path,
+            "query" => LocationPart::Query,
+            unknown => {
+                let problem = Problem::error(format!("unknown part {}", quote(&format!("{{{unknown}}}"))));
+                check.add(place, problem.one_of(unknown, NAMES));
+                return None;
+            }
+        });
+        rest = after;
+    }
+    if !rest.is_empty() {
+        parts.push(LocationPart::Text(rest.to_owned()));
+    }
+    Some(parts)
+}
+
+fn respond(check: &Check<'_>, raw: &raw::Respond) -> Respond {
+    let status = raw.status.given().and_then(|(place, status)| number_in(check, place, *status, 200..=599));
+    let status = status.and_then(status_code).unwrap_or(StatusCode::OK);
+    let body = raw.body.value().map_or("", String::as_str);
+    let bodiless = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED].contains(&status);
+    if let Some((place, _)) = raw.body.given()
+        && bodiless
+        && !body.is_empty()
+    {
+        check.add(
+            place,
+            Problem::error(format!("a {} has no body", status.as_u16())).expected("another status, or no body"),
+        );
+    }
+    if let Some((place, _)) = raw.content_type.given()
+        && body.is_empty()
+    {
+        check.add(place, Problem::warning("there is no body that could have this type"));
+    }
+    let content_type = match raw.content_type.given() {
+        Some((place, text)) => header::header_value(check, place, text),
+        None => Some(HeaderValue::from_static("text/plain; charset=utf-8")),
+    };
+    Respond { status, content_type: content_type.filter(|_| !body.is_empty()), body: Bytes::from(body.to_owned()) }
+}
+
+fn status_code(status: i64) -> Option<StatusCode> {
+    StatusCode::from_u16(u16::try_from(status).ok()?).ok()
+}

@@ -1,0 +1,194 @@
+//! `[[listener]]`
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::Check;
+use super::value::{name, number, size, timeout};
+use crate::config::error::Problem;
+use crate::config::field::Field;
+use crate::config::raw;
+use crate::config::report::{Place, quote};
+use crate::config::{ListenerConfig, ListenerName};
+
+const HEADER_BYTES: u64 = 64 << 10;
+/// hyper's read buffer has at least the lower bound.
+const HEADER_BYTES_RANGE: std::ops::RangeInclusive<u64> = (8 << 10)..=(16 << 20);
+const BODY_BYTES: u64 = 10 << 20;
+
+/// The listeners, and whether they get along with each other and with the admin address.
+pub(super) fn listeners(
+    check: &Check<'_>,
+    field: &Field<raw::Tables<raw::Listener>>,
+    admin: Option<SocketAddr>,
+) -> Vec<ListenerConfig> {
+    let mut listeners: Vec<ListenerConfig> = Vec::new();
+    let mut names = HashMap::new();
+    for (place, raw) in field.members() {
+        let Some((address_place, address)) = address(check, place, &raw.address) else { continue };
+        match listeners.iter().find(|other| overlap(other.address, address)) {
+            Some(other) if other.address == address => check.add(
+                address_place,
+                Problem::error(format!("listener {} has this address", quote(other.name.as_str()))),
+            ),
+            Some(other) => check.add(
+                address_place,
+                Problem::error(format!(
+                    "listener {} has {}, which takes in this address",
+                    quote(other.name.as_str()),
+                    other.address
+                )),
+            ),
+            None => {}
+        }
+        if admin.is_some_and(|admin| overlap(admin, address)) {
+            check.add(
+                address_place,
+                Problem::error("the admin address is the same").expected("another port for one of them"),
+            );
+        }
+        let (name_place, name) = match raw.name.given().and_then(|(at, text)| Some((at, name(check, at, text)?))) {
+            Some(given) => given,
+            None => (address_place, raw.address.value().map_or("", String::as_str)),
+        };
+        let name = ListenerName::from(name);
+        if names.insert(name.clone(), ()).is_some()
+            && !listeners.iter().any(|other| other.address == address && address.port() != 0)
+        {
+            let problem = Problem::error(format!("another listener is called {}", quote(name.as_str())));
+            check.add(name_place, problem.expected("a name of its own"));
+        }
+        listeners.push(listener(check, raw, name, address));
+    }
+    if field.place().is_none() || field.value().is_some_and(Vec::is_empty) {
+        check.report.add_missing(
+            Place::FILE,
+            "listener",
+            Problem::error("there is no listener").expected("[[listener]] with an address, such as \"0.0.0.0:8080\""),
+        );
+    }
+    listeners
+}
+
+fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address: SocketAddr) -> ListenerConfig {
+    ListenerConfig {
+        name,
+        address,
+        backlog: u32::try_from(number(check, &raw.backlog, 4096, 1..=65_535)).unwrap_or(4096),
+        max_connections: count(check, &raw.max_connections, 10_000, 1..=10_000_000),
+        max_header_bytes: max_header_bytes(check, &raw.max_header_bytes),
+        max_headers: count(check, &raw.max_headers, 100, 1..=1000),
+        max_body_bytes: max_body_bytes(check, &raw.max_body),
+        header_timeout: timeout(check, &raw.header_timeout, "10s"),
+        idle_timeout: timeout(check, &raw.idle_timeout, "75s"),
+        trusted_proxies: raw.trusted_proxies.members().filter_map(|(at, text)| network(check, at, text)).collect(),
+        forwarded: raw.forwarded.value().copied().unwrap_or(false),
+        via: raw.via.value().copied().unwrap_or(false),
+    }
+}
+
+fn count(check: &Check<'_>, field: &Field<i64>, default: i64, range: std::ops::RangeInclusive<i64>) -> usize {
+    usize::try_from(number(check, field, default, range)).unwrap_or_default()
+}
+
+fn max_header_bytes(check: &Check<'_>, field: &Field<raw::Size>) -> usize {
+    let bytes = field.given().and_then(|(place, written)| {
+        let bytes = size(check, place, written)?;
+        if HEADER_BYTES_RANGE.contains(&bytes) {
+            return Some(bytes);
+        }
+        check.add(place, Problem::error(format!("{bytes} bytes are out of range")).expected("\"8KiB\" to \"16MiB\""));
+        None
+    });
+    usize::try_from(bytes.unwrap_or(HEADER_BYTES)).unwrap_or(usize::MAX)
+}
+
+fn max_body_bytes(check: &Check<'_>, field: &Field<raw::Size>) -> Option<u64> {
+    match field.given() {
+        None => Some(BODY_BYTES),
+        Some((_, raw::Size::String(text))) if text == "unlimited" => None,
+        Some((place, written)) => size(check, place, written).or(Some(BODY_BYTES)),
+    }
+}
+
+fn address(check: &Check<'_>, listener: Place, field: &Field<String>) -> Option<(Place, SocketAddr)> {
+    match field {
+        Field::Absent => {
+            let problem = Problem::error("a listener needs an address").expected("\"0.0.0.0:8080\" or \"[::]:8080\"");
+            check.report.add_missing(listener, "address", problem);
+            None
+        }
+        Field::Wrong(_) => None,
+        Field::Given(place, text) => Some((*place, socket_address(check, *place, text)?)),
+    }
+}
+
+/// An IP address and a port. Names are not looked up: what they stand for can change while the socket stays.
+pub(super) fn socket_address(check: &Check<'_>, place: Place, text: &str) -> Option<SocketAddr> {
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let with = |host: &str, port: &str| Some(SocketAddr::new(host.parse().ok()?, port.parse().ok()?).to_string());
+    let suggestion = match text.rsplit_once(':') {
+        Some(("" | "*", port)) => with("0.0.0.0", port),
+        Some(("localhost", port)) => with("127.0.0.1", port),
+        Some((host, port)) => with(host, port),
+        None => with("0.0.0.0", text),
+    };
+    let problem = Problem::error(format!("{} is not an IP address and a port", quote(text)));
+    check.add(place, problem.expected("the like of \"0.0.0.0:8080\" or \"[::]:8080\"").suggest(suggestion));
+    None
+}
+
+/// Whether the kernel could not give both: the same, or one is every address of its family. Two free ports are different.
+/// Listeners on `[::]` take IPv6 only, so `0.0.0.0` and `[::]` get along.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port()
+        && a.port() != 0
+        && a.is_ipv4() == b.is_ipv4()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// Whether a connection to `address` would come back to the listener at `own`.
+pub(super) fn reaches(own: SocketAddr, address: SocketAddr) -> bool {
+    let local = address.ip().is_loopback() || address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    own.port() == address.port()
+        && own.port() != 0
+        && (own.ip() == address.ip() || (own.ip().is_unspecified() && local))
+}
+
+fn network(check: &Check<'_>, place: Place, text: &str) -> Option<IpNet> {
+    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let Some(network) = network else {
+        let problem = Problem::error(format!("{} is not an address or a network", quote(text)));
+        check.add(place, problem.expected("the like of \"10.0.0.0/8\", \"192.0.2.7\" or \"2001:db8::/32\""));
+        return None;
+    };
+    if network.trunc() != network {
+        let problem = Problem::warning(format!("{} is read as {}", quote(text), network.trunc()));
+        check.add(place, problem.suggest(Some(network.trunc().to_string())));
+    }
+    Some(network.trunc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_overlap() {
+        for (a, b, expected) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "0.0.0.0:80", true),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("0.0.0.0:80", "[::]:80", false),
+            ("[::]:80", "[::1]:80", true),
+        ] {
+            assert_eq!(overlap(a.parse().unwrap(), b.parse().unwrap()), expected, "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! From what the file says to what it means, with every problem on the way.
+//!
+//! A value that is wrong is reported and stands for its default from there on, so that the checks after it do not report
+//! its consequences; any error in the report means that no [`Config`] comes out.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Config;
+use super::error::{Problem, Problems};
+use super::raw;
+use super::reader::{self, Env};
+use super::report::{Place, Report};
+
+mod action;
+mod header;
+mod listener;
+mod overlap;
+mod process;
+mod route;
+mod upstream;
+mod value;
+
+/// The names that a configuration may use beside isobar's own.
+#[derive(Clone, Debug, Default)]
+pub struct Vocabulary {
+    /// Strategies that an embedding program supplies.
+    pub strategies: Vec<String>,
+}
+
+/// A configuration that can be used.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the file means.
+    pub config: Config,
+    /// What is odd about it, in the order of the file.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads a file and checks it, with variables from the process's environment.
+///
+/// A file that cannot be read is a problem like any other.
+pub fn load(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Problems> {
+    let file = path.display().to_string();
+    let whole = |what: String| {
+        let mut problem = Problem::error(what);
+        problem.file.clone_from(&file);
+        Problems::new(vec![problem])
+    };
+    let bytes = fs::read(path).map_err(|error| whole(format!("could not read it: {error}")))?;
+    match String::from_utf8(bytes) {
+        Ok(text) => parse(&text, &file, &|name| std::env::var(name).ok(), vocabulary),
+        Err(error) => Err(not_utf8(&file, &error)),
+    }
+}
+
+/// Says where a file stops being text.
+fn not_utf8(file: &str, error: &std::string::FromUtf8Error) -> Problems {
+    let valid = error.utf8_error().valid_up_to();
+    let before = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+    let report = Report::new(file, &before);
+    report.add(report.place("", valid), Problem::error("not UTF-8").expected("a text file in UTF-8"));
+    report.finish()
+}
+
+/// Checks a text, with variables from `env`. Problems name the file as `file`.
+pub fn parse(
+    text: &str,
+    file: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+    vocabulary: &Vocabulary,
+) -> Result<Loaded, Problems> {
+    let report = Report::new(file, text);
+    let config = read_toml(text, &report).map(|root| check(&root, &report, env, vocabulary));
+    let problems = report.finish();
+    match config {
+        Some(config) if !problems.refuse() => Ok(Loaded { config, warnings: problems.into_vec() }),
+        _ => Err(problems),
+    }
+}
+
+/// The file as TOML, or what toml has against it.
+///
+/// After an error of syntax toml's guess at the rest is not worth further reports; a key that is there twice leaves no doubt
+/// about the rest, so the rest is checked too.
+fn read_toml<'t>(text: &'t str, report: &Report<'_>) -> Option<Spanned<DeValue<'t>>> {
+    let (root, errors) = DeTable::parse_recoverable(text);
+    let mut doubtful = false;
+    for error in &errors {
+        let place = report.place("", error.span().map_or(0, |span| span.start));
+        doubtful |= error.message() != "duplicate key";
+        report.add(place, Problem::error(one_line(error.message())));
+    }
+    (!doubtful).then(|| Spanned::new(root.span(), DeValue::Table(root.into_inner())))
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().map(str::trim).collect::<Vec<_>>().join(", ")
+}
+
+/// What the checks share.
+#[derive(Clone, Copy)]
+struct Check<'a> {
+    report: &'a Report<'a>,
+    vocabulary: &'a Vocabulary,
+}
+
+impl Check<'_> {
+    /// Adds a problem.
+    fn add(&self, place: Place, problem: Problem) {
+        self.report.add(place, problem);
+    }
+}
+
+fn check(root: &Spanned<DeValue<'_>>, report: &Report<'_>, env: &Env<'_>, vocabulary: &Vocabulary) -> Config {
+    let file: raw::File = reader::read(root, report, env);
+    let check = Check { report, vocabulary };
+    let admin = process::admin(&check, &file.admin);
+    let listeners = listener::listeners(&check, &file.listener, admin);
+    let routes = route::routes(&check, &file, &listeners);
+    let upstreams = upstream::upstreams(&check, &file, &listeners);
+    Config {
+        workers: process::workers(&check, &file.workers),
+        shutdown_grace: value::duration(&check, &file.shutdown_grace, "30s"),
+        drain_limit: value::duration(&check, &file.drain_limit, "60s"),
+        admin,
+        log: process::log(&check, &file.log),
+        access_log: process::access_log(&check, &file.access_log),
+        listeners: listeners.into_iter().map(Arc::new).collect(),
+        routes: routes.into_iter().map(Arc::new).collect(),
+        upstreams: upstreams.into_iter().map(Arc::new).collect(),
+    }
+}

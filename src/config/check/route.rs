@@ -1,0 +1,237 @@
+//! `[[route]]`: which requests match. What is done with them is in [`action`](super::action).
+
+use std::collections::HashSet;
+use std::net::Ipv6Addr;
+
+use http::Method;
+
+use super::upstream::is_host_name;
+use super::value::{name, pattern};
+use super::{Check, action, header, overlap};
+use crate::config::error::Problem;
+use crate::config::field::Field;
+use crate::config::raw;
+use crate::config::report::{Place, quote};
+use crate::config::{HostPattern, ListenerConfig, ListenerName, PathPattern, RouteConfig, RouteName};
+
+/// The routes, in the order of the file.
+pub(super) fn routes(check: &Check<'_>, file: &raw::File, listeners: &[ListenerConfig]) -> Vec<RouteConfig> {
+    if file.route.place().is_none() {
+        let problem = Problem::warning("there is no route: every request is answered 404");
+        check.report.add_missing(Place::FILE, "route", problem.expected("[[route]] with an upstream"));
+    }
+    let mut names = given_names(check, &file.route);
+    let mut routes = Vec::new();
+    for (place, raw) in file.route.members() {
+        let Some(route) = route(check, place, raw, file, listeners, &mut names) else { continue };
+        routes.push((place, route));
+    }
+    overlap::check(check, &routes, listeners);
+    routes.into_iter().map(|(_, route)| route).collect()
+}
+
+/// The names that the file gives, so that none that is made up is one of them.
+fn given_names(check: &Check<'_>, routes: &Field<raw::Tables<raw::Route>>) -> HashSet<String> {
+    let mut names = HashSet::new();
+    for (place, text) in routes.members().filter_map(|(_, route)| route.name.given()) {
+        if !names.insert(text.clone()) {
+            let problem = Problem::error(format!("another route is called {}", quote(text)));
+            check.add(place, problem.expected("a name of its own"));
+        }
+    }
+    names
+}
+
+fn route(
+    check: &Check<'_>,
+    place: Place,
+    raw: &raw::Route,
+    file: &raw::File,
+    listeners: &[ListenerConfig],
+    names: &mut HashSet<String>,
+) -> Option<RouteConfig> {
+    let given_name = raw.name.given().map(|(place, text)| name(check, place, text).unwrap_or_default().to_owned());
+    let bound = bound(check, &raw.listeners, &file.listener, listeners);
+    let hosts = hosts(check, &raw.hosts);
+    let path = path(check, raw);
+    let methods = methods(check, &raw.methods);
+    let headers = header::header_matches(check, &raw.headers);
+    let query = header::query_matches(check, &raw.query);
+    let response_headers = header::edits(check, &raw.response_headers, header::Direction::Response);
+    // Everything is looked at before anything is given up.
+    let action = action::action(check, place, raw, &file.upstream);
+    let (path, (action, request_headers)) = (path?, action?);
+    let name = given_name.unwrap_or_else(|| make_name(&hosts, &path, &methods, names));
+    Some(RouteConfig {
+        name: RouteName::from(name.as_str()),
+        listeners: bound,
+        hosts,
+        path,
+        methods,
+        headers,
+        query,
+        action,
+        request_headers,
+        response_headers,
+    })
+}
+
+/// `GET api.example.com/users/*`, with a number behind it where that is taken.
+fn make_name(hosts: &[HostPattern], path: &PathPattern, methods: &[Method], names: &mut HashSet<String>) -> String {
+    let mut name = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(",");
+    if !name.is_empty() {
+        name.push(' ');
+    }
+    match hosts.first() {
+        None => {}
+        Some(HostPattern::Exact(host)) => name.push_str(host),
+        Some(HostPattern::Wildcard(suffix)) => name.extend(["*", suffix]),
+    }
+    match path {
+        PathPattern::Exact(path) => name.push_str(path),
+        PathPattern::Prefix(prefix) => name.extend([prefix, "/*"]),
+        PathPattern::Regex(regex) => name.extend(["~", regex.as_str()]),
+    }
+    let unique = std::iter::once(name.clone())
+        .chain((2..).map(|number: usize| format!("{name}#{number}")))
+        .find(|name| !names.contains(name))
+        .unwrap_or(name);
+    names.insert(unique.clone());
+    unique
+}
+
+/// The listeners that a route is bound to. An array that is there and empty binds it to none, which nobody can mean.
+fn bound(
+    check: &Check<'_>,
+    field: &Field<Vec<Field<String>>>,
+    raw: &Field<raw::Tables<raw::Listener>>,
+    listeners: &[ListenerConfig],
+) -> Vec<ListenerName> {
+    refuse_empty(check, field, "listeners");
+    let mut bound = Vec::new();
+    for (place, text) in field.members() {
+        let name = ListenerName::from(text.as_str());
+        // A listener with a problem of its own is known by the name it would have.
+        let known = listeners.iter().any(|listener| listener.name == name)
+            || raw.members().any(|(_, raw)| [&raw.name, &raw.address].iter().any(|field| field.value() == Some(text)));
+        if !known {
+            let names = listeners.iter().map(|listener| listener.name.as_str());
+            check.add(place, Problem::error(format!("unknown listener {}", quote(text))).one_of(text, names));
+        } else if bound.contains(&name) {
+            check.add(place, Problem::error(format!("listener {} is there twice", quote(text))));
+        } else {
+            bound.push(name);
+        }
+    }
+    bound
+}
+
+fn refuse_empty<T>(check: &Check<'_>, field: &Field<Vec<T>>, things: &str) {
+    if let Some((place, members)) = field.given()
+        && members.is_empty()
+    {
+        let expected = format!("one at least, or no {things} key for all of them");
+        check.add(place, Problem::error("an empty array, which nothing would match").expected(expected));
+    }
+}
+
+fn hosts(check: &Check<'_>, field: &Field<Vec<Field<String>>>) -> Vec<HostPattern> {
+    refuse_empty(check, field, "hosts");
+    let mut hosts = Vec::new();
+    let mut every = false;
+    for (place, text) in field.members() {
+        if text == "*" {
+            every = true;
+            if field.value().is_some_and(|members| members.len() > 1) {
+                check
+                    .add(place, Problem::error("\"*\" is every host already").expected("\"*\" alone, or no hosts key"));
+            }
+        } else if let Some(host) = host(check, place, text) {
+            if hosts.contains(&host) {
+                check.add(place, Problem::error(format!("host {} is there twice", quote(text))));
+            }
+            hosts.push(host);
+        }
+    }
+    if every { Vec::new() } else { hosts }
+}
+
+fn host(check: &Check<'_>, place: Place, text: &str) -> Option<HostPattern> {
+    let lower = text.to_ascii_lowercase();
+    let plain = lower.strip_suffix('.').unwrap_or(&lower);
+    let parsed = match plain.strip_prefix("*.") {
+        Some(suffix) => is_host_name(suffix).then(|| HostPattern::Wildcard(format!(".{suffix}"))),
+        None => is_host(plain).then(|| HostPattern::Exact(plain.to_owned())),
+    };
+    if parsed.is_none() {
+        let without_port = plain.split_once("://").map_or(plain, |(_, rest)| rest);
+        let without_port = without_port.split(['/', ':']).next().filter(|host| is_host(host)).map(str::to_owned);
+        let problem = Problem::error(format!("{} is not a host", quote(text)));
+        let expected =
+            "a name without port, such as \"api.example.com\", \"*.example.com\" or \"*\"; other scripts as punycode";
+        check.add(place, problem.expected(expected).suggest(without_port));
+    }
+    parsed
+}
+
+/// A name, or an IP address as a `Host` header has it.
+fn is_host(text: &str) -> bool {
+    let v6 = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    v6.map_or_else(
+        || is_host_name(text) || text.parse::<std::net::Ipv4Addr>().is_ok(),
+        |text| text.parse::<Ipv6Addr>().is_ok(),
+    )
+}
+
+/// Which paths match: at most one of the three keys says so. `None` where it is wrong.
+fn path(check: &Check<'_>, raw: &raw::Route) -> Option<PathPattern> {
+    let keys = [("path", &raw.path), ("path_prefix", &raw.path_prefix), ("path_regex", &raw.path_regex)];
+    let mut there = keys.iter().filter_map(|(key, field)| Some((*key, *field, field.place()?)));
+    let Some((first, field, _)) = there.next() else { return Some(PathPattern::Prefix(String::new())) };
+    for (_, _, place) in there {
+        let problem = Problem::error(format!("the route has {first} too"));
+        check.add(place, problem.expected("only one of path, path_prefix and path_regex"));
+    }
+    let (place, text) = field.given()?;
+    match first {
+        "path" => path_text(check, place, text).map(|text| PathPattern::Exact(text.to_owned())),
+        "path_prefix" => path_text(check, place, text)
+            .map(|text| PathPattern::Prefix(text.strip_suffix('/').unwrap_or(text).to_owned())),
+        _ => pattern(check, place, text).map(PathPattern::Regex),
+    }
+}
+
+/// A path as a request line could have it.
+pub(super) fn path_text<'t>(check: &Check<'_>, place: Place, text: &'t str) -> Option<&'t str> {
+    let legal = |text: &str| text.bytes().all(|b| b.is_ascii_graphic() && b != b'?' && b != b'#');
+    if text.starts_with('/') && legal(text) {
+        return Some(text);
+    }
+    let problem = Problem::error(format!("{} is not a path", quote(text)));
+    let expected = "a slash first, and no spaces, \"?\", \"#\" or characters that must be percent-encoded";
+    let suggestion = (!text.is_empty() && !text.starts_with('/') && legal(text)).then(|| format!("/{text}"));
+    check.add(place, problem.expected(expected).suggest(suggestion));
+    None
+}
+
+fn methods(check: &Check<'_>, field: &Field<Vec<Field<String>>>) -> Vec<Method> {
+    refuse_empty(check, field, "methods");
+    let mut methods = Vec::new();
+    for (place, text) in field.members() {
+        let upper = text.to_ascii_uppercase();
+        match Method::from_bytes(text.as_bytes()) {
+            Ok(method) if upper == *text => {
+                if methods.contains(&method) {
+                    check.add(place, Problem::error(format!("method {} is there twice", quote(text))));
+                }
+                methods.push(method);
+            }
+            _ => {
+                let suggestion = Method::from_bytes(upper.as_bytes()).is_ok().then_some(upper);
+                let problem = Problem::error(format!("{} is not a method", quote(text)));
+                check.add(place, problem.expected("capitals, such as \"GET\"").suggest(suggestion));
+            }
+        }
+    }
+    methods
+}

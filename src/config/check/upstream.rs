@@ -1,0 +1,243 @@
+//! `[upstream.NAME]`
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::Check;
+use super::listener::reaches;
+use super::value::{name, number, timeout};
+use crate::config::error::Problem;
+use crate::config::field::{Entry, Field};
+use crate::config::raw;
+use crate::config::report::{Place, quote};
+use crate::config::{Address, BackendConfig, ListenerConfig, PoolConfig, StrategyConfig, UpstreamConfig, UpstreamName};
+
+/// The upstreams, sorted by name.
+pub(super) fn upstreams(check: &Check<'_>, file: &raw::File, listeners: &[ListenerConfig]) -> Vec<UpstreamConfig> {
+    let used: HashSet<&str> =
+        file.route.members().filter_map(|(_, route)| route.upstream.value()).map(String::as_str).collect();
+    let mut upstreams: Vec<_> = file
+        .upstream
+        .entries()
+        .iter()
+        .filter_map(|entry| {
+            if !used.contains(entry.name.as_str()) {
+                check.add(entry.place, Problem::warning("no route uses this upstream"));
+            }
+            upstream(check, entry, listeners)
+        })
+        .collect();
+    upstreams.sort_by(|a, b| a.name.cmp(&b.name));
+    upstreams
+}
+
+fn upstream(check: &Check<'_>, entry: &Entry<raw::Upstream>, listeners: &[ListenerConfig]) -> Option<UpstreamConfig> {
+    let upstream_name = name(check, entry.place, &entry.name).map(UpstreamName::from);
+    let raw = entry.value.value()?;
+    let strategy = strategy(check, &raw.strategy);
+    let backends = backends(check, entry.place, raw, &strategy, listeners);
+    Some(UpstreamConfig {
+        name: upstream_name?,
+        strategy,
+        backends,
+        connect_timeout: timeout(check, &raw.connect_timeout, "3s"),
+        retries: u8::try_from(number(check, &raw.retries, 2, 0..=7)).unwrap_or_default(),
+        pool: pool(check, &raw.pool),
+    })
+}
+
+fn strategy(check: &Check<'_>, field: &Field<String>) -> StrategyConfig {
+    let Some((place, text)) = field.given() else { return StrategyConfig::RoundRobin };
+    match text.as_str() {
+        "round_robin" => StrategyConfig::RoundRobin,
+        "weighted_round_robin" => StrategyConfig::WeightedRoundRobin,
+        "random" => StrategyConfig::Random,
+        "weighted_random" => StrategyConfig::WeightedRandom,
+        "least_connections" => StrategyConfig::LeastConnections,
+        "power_of_two" => StrategyConfig::PowerOfTwo,
+        name => {
+            let custom = &check.vocabulary.strategies;
+            if !custom.iter().any(|known| known == name) {
+                let problem = Problem::error(format!("unknown strategy {}", quote(name)));
+                let names = StrategyConfig::NAMES.into_iter().chain(custom.iter().map(String::as_str));
+                check.add(place, problem.one_of(name, names));
+            }
+            // Also for an unknown one: whether its weights would mean anything is not known either.
+            StrategyConfig::Custom(Arc::from(name))
+        }
+    }
+}
+
+fn backends(
+    check: &Check<'_>,
+    upstream: Place,
+    raw: &raw::Upstream,
+    strategy: &StrategyConfig,
+    listeners: &[ListenerConfig],
+) -> Vec<BackendConfig> {
+    if raw.backends.place().is_none() {
+        let problem = Problem::error("an upstream needs backends").expected("backends = [\"10.0.0.1:9001\"]");
+        check.report.add_missing(upstream, "backends", problem);
+    }
+    let mut seen = HashMap::new();
+    let mut backends = Vec::new();
+    for (place, raw) in raw.backends.members() {
+        let Some((address_place, backend)) = backend(check, place, raw, strategy) else { continue };
+        if let Some(first) = seen.insert(backend.address.clone(), address_place) {
+            let problem = Problem::error(format!("{} is there twice", backend.address));
+            let first = check.report.path(first);
+            check.add(address_place, problem.expected(format!("one entry, with a weight, in place of {first} too")));
+            continue;
+        }
+        for listener in listeners.iter().filter(|listener| leads_to(&backend.address, listener.address)) {
+            let problem = Problem::warning(format!(
+                "listener {} has this address: requests would go round in a circle",
+                quote(listener.name.as_str())
+            ));
+            check.add(address_place, problem);
+        }
+        backends.push(backend);
+    }
+    if let Some((place, members)) = raw.backends.given() {
+        if members.is_empty() {
+            check.add(place, Problem::warning("no backends: every request is answered 503"));
+        } else if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
+            check.add(place, Problem::warning("every weight is 0: every request is answered 503"));
+        }
+    }
+    backends
+}
+
+fn backend(
+    check: &Check<'_>,
+    place: Place,
+    raw: &raw::Backend,
+    strategy: &StrategyConfig,
+) -> Option<(Place, BackendConfig)> {
+    match raw {
+        raw::Backend::String(text) => Some((place, BackendConfig { address: address(check, place, text)?, weight: 1 })),
+        raw::Backend::Table(table) => {
+            let weight = weight(check, &table.weight, strategy);
+            if table.address.place().is_none() {
+                let problem = Problem::error("a backend needs an address").expected("the like of \"10.0.0.1:9001\"");
+                check.report.add_missing(place, "address", problem);
+            }
+            let (place, text) = table.address.given()?;
+            Some((place, BackendConfig { address: address(check, place, text)?, weight }))
+        }
+    }
+}
+
+/// A weight. 0 makes sense under every strategy: the backend takes nothing new.
+fn weight(check: &Check<'_>, field: &Field<i64>, strategy: &StrategyConfig) -> u16 {
+    let weight = u16::try_from(number(check, field, 1, 0..=65_535)).unwrap_or(1);
+    if let Some((place, _)) = field.given()
+        && weight > 1
+        && !strategy.uses_weights()
+    {
+        let problem =
+            Problem::error(format!("a weight of {weight} under {}, which ignores weights", strategy.as_str()));
+        let suggestion = (*strategy == StrategyConfig::Random).then_some("weighted_random");
+        let suggestion = suggestion.unwrap_or("weighted_round_robin");
+        check.add(
+            place,
+            problem.expected("a strategy that uses weights, or a weight of 0 or 1").suggest(Some(suggestion.into())),
+        );
+    }
+    weight
+}
+
+fn pool(check: &Check<'_>, field: &Field<raw::Pool>) -> PoolConfig {
+    let default = raw::Pool::default();
+    let pool = field.value().unwrap_or(&default);
+    PoolConfig {
+        max_idle: usize::try_from(number(check, &pool.max_idle, 64, 0..=100_000)).unwrap_or_default(),
+        idle_timeout: timeout(check, &pool.idle_timeout, "60s"),
+    }
+}
+
+/// An IP address or a name, with a port.
+fn address(check: &Check<'_>, place: Place, text: &str) -> Option<Address> {
+    let parsed = parse_address(text);
+    if parsed.is_none() {
+        let bare = text.split_once("://").map_or(text, |(_, rest)| rest).trim_end_matches('/');
+        let with_port = format!("{bare}:80");
+        let suggestion = [bare, &with_port].into_iter().find(|text| parse_address(text).is_some()).map(str::to_owned);
+        let problem = Problem::error(format!("{} is not an address with a port", quote(text)));
+        let expected = "the like of \"10.0.0.1:9001\", \"[2001:db8::1]:9001\" or \"users.internal:9001\"";
+        check.add(place, problem.expected(expected).suggest(suggestion));
+    }
+    parsed
+}
+
+fn parse_address(text: &str) -> Option<Address> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return (address.port() != 0).then_some(Address::Ip(address));
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let port: u16 = port.parse().ok().filter(|port| *port != 0 && !text.contains('+'))?;
+    is_host_name(host).then(|| Address::Name(Arc::from(host.to_ascii_lowercase()), port))
+}
+
+/// Whether a name could be looked up. A last label of digits is an IP address gone wrong.
+pub(super) fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let text = text.strip_suffix('.').unwrap_or(text);
+    let digits = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    text.len() <= 253 && text.split('.').all(label) && !text.rsplit('.').next().is_some_and(digits)
+}
+
+fn leads_to(address: &Address, own: SocketAddr) -> bool {
+    match address {
+        Address::Ip(address) => reaches(own, *address),
+        Address::Name(name, port) => {
+            &**name == "localhost"
+                && [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+                    .into_iter()
+                    .any(|ip| reaches(own, SocketAddr::new(ip, *port)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_backends() {
+        for (text, shown) in [
+            ("10.0.0.1:9001", "10.0.0.1:9001"),
+            ("[2001:db8::1]:9001", "[2001:db8::1]:9001"),
+            ("Users.Internal:80", "users.internal:80"),
+            ("user_service:80", "user_service:80"),
+            ("users.internal.:80", "users.internal.:80"),
+        ] {
+            assert_eq!(parse_address(text).unwrap().to_string(), shown);
+        }
+        for text in [
+            "",
+            ":80",
+            "10.0.0.1",
+            "10.0.0.300:80",
+            "users",
+            "users:",
+            "users:0",
+            "users:65536",
+            "users:+80",
+            "a b:80",
+            "http://a:80",
+            "-a:80",
+            "2001:db8::1:80",
+            "a..b:80",
+        ] {
+            assert_eq!(parse_address(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Values that many keys have: numbers in a range, durations, sizes, choices, patterns, names.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use regex::Regex;
+
+use super::Check;
+use crate::config::error::Problem;
+use crate::config::field::Field;
+use crate::config::raw;
+use crate::config::report::{Place, quote};
+use crate::config::units;
+
+const SIZE: &str = "a size, such as \"64KiB\", \"10MB\" or 1024";
+const DURATION: &str = "a duration with its unit, such as \"500ms\", \"5s\", \"1m30s\" or \"1h\", of at most 365 days";
+
+/// A whole number.
+pub(super) fn number(check: &Check<'_>, field: &Field<i64>, default: i64, range: RangeInclusive<i64>) -> i64 {
+    let Some((place, number)) = field.given() else { return default };
+    number_in(check, place, *number, range).unwrap_or(default)
+}
+
+/// A whole number, if it is in the range.
+pub(super) fn number_in(check: &Check<'_>, place: Place, number: i64, range: RangeInclusive<i64>) -> Option<i64> {
+    if range.contains(&number) {
+        return Some(number);
+    }
+    let problem = Problem::error(format!("{number} is out of range"));
+    check.add(place, problem.expected(format!("{} to {}", range.start(), range.end())));
+    None
+}
+
+/// A duration that may be zero.
+pub(super) fn duration(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
+    let default = units::duration(default).unwrap_or_default();
+    let Some((place, raw::Duration(text))) = field.given() else { return default };
+    units::duration(text).unwrap_or_else(|| {
+        check.add(place, Problem::error(format!("{} is not a duration", quote(text))).expected(DURATION));
+        default
+    })
+}
+
+/// A duration to wait at most, which at zero would end what it is for before it starts.
+pub(super) fn timeout(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
+    let duration = duration(check, field, default);
+    if let Some((place, _)) = field.given()
+        && duration.is_zero()
+    {
+        check.add(
+            place,
+            Problem::error("a timeout of zero").expected(format!("more than zero; the default is {default:?}")),
+        );
+    }
+    duration
+}
+
+/// A number of bytes.
+pub(super) fn size(check: &Check<'_>, place: Place, size: &raw::Size) -> Option<u64> {
+    let (bytes, written) = match size {
+        raw::Size::Integer(number) => (u64::try_from(*number).ok(), number.to_string()),
+        raw::Size::String(text) => (units::size(text), quote(text)),
+    };
+    if bytes.is_none() {
+        check.add(place, Problem::error(format!("{written} is not a size")).expected(SIZE));
+    }
+    bytes
+}
+
+/// One of some words.
+pub(super) fn choice<T: Copy>(check: &Check<'_>, field: &Field<String>, default: T, choices: &[(&str, T)]) -> T {
+    let Some((place, text)) = field.given() else { return default };
+    match choices.iter().find(|(name, _)| name == text) {
+        Some((_, choice)) => *choice,
+        None => {
+            let problem = Problem::error(format!("unknown value {}", quote(text)));
+            check.add(place, problem.one_of(text, choices.iter().map(|(name, _)| *name)));
+            default
+        }
+    }
+}
+
+/// A pattern that matches a whole text.
+pub(super) fn pattern(check: &Check<'_>, place: Place, text: &str) -> Option<Regex> {
+    // Compiled as written too, or `a)|(b` would pass for two halves of something.
+    match Regex::new(text).and_then(|_| Regex::new(&format!("^(?:{text})$"))) {
+        Ok(pattern) => Some(pattern),
+        Err(error) => {
+            // The last line says why; those before it draw the pattern, which is in the file.
+            let error = error.to_string();
+            let why = error.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
+            check.add(place, Problem::error(format!("{} is not a regular expression: {why}", quote(text))));
+            None
+        }
+    }
+}
+
+/// The name of a listener, route or upstream: it appears in logs and metrics.
+pub(super) fn name<'n>(check: &Check<'_>, place: Place, text: &'n str) -> Option<&'n str> {
+    const LONGEST: usize = 128;
+    if !text.is_empty() && text.len() <= LONGEST && !text.chars().any(char::is_control) {
+        return Some(text);
+    }
+    let problem = Problem::error(format!("{} is not a name", quote(text)));
+    check.add(place, problem.expected(format!("1 to {LONGEST} bytes without control characters")));
+    None
+}

@@ -1,0 +1,446 @@
+//! From parsed TOML to [`raw`](super::raw), without stopping at the first problem.
+//!
+//! A serde deserializer, because then `raw` is plain structs that derive `Deserialize`, and the keys a table may have are
+//! those of the struct. It differs from toml's own in four ways: a value of the wrong type and an unknown key are reported
+//! and passed over; a [`Field`] is given its place; `${NAME}` is filled in; and an enum is a choice by type, its variants
+//! being called `string`, `integer` or `table`.
+
+use std::fmt;
+use std::ops::Range;
+use std::slice;
+
+use serde::de::value::{StrDeserializer, UsizeDeserializer};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
+use serde::forward_to_deserialize_any;
+use toml::Spanned;
+use toml::de::{DeInteger, DeString, DeTable, DeValue};
+
+use super::error::Problem;
+use super::field::Field;
+use super::interpolate::{self, Unfilled, Why};
+use super::report::{Place, Report, quote};
+
+/// Looks up a variable of the environment.
+pub(super) type Env<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// Reads a whole file. Always gives something: what was wrong is in the report and left out.
+pub(super) fn read<'a, T: Deserialize<'a> + Default>(
+    root: &'a Spanned<DeValue<'a>>,
+    report: &'a Report<'a>,
+    env: &'a Env<'a>,
+) -> T {
+    let reader = Reader { value: root.get_ref(), span: 0..0, path: String::new(), expected: None, report, env };
+    T::deserialize(reader).unwrap_or_else(|given_up| {
+        given_up.report(report, Place::FILE);
+        T::default()
+    })
+}
+
+/// Why a value was given up.
+#[derive(Debug)]
+enum GivenUp {
+    /// For a problem that is in the report.
+    Reported,
+    /// For something that serde says.
+    Because(String),
+}
+
+impl GivenUp {
+    fn report(self, report: &Report<'_>, place: Place) {
+        if let Self::Because(message) = self {
+            report.add(place, Problem::error(message));
+        }
+    }
+}
+
+impl fmt::Display for GivenUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reported => f.write_str("reported"),
+            Self::Because(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for GivenUp {}
+
+impl de::Error for GivenUp {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self::Because(message.to_string())
+    }
+}
+
+/// Reads one value.
+struct Reader<'a> {
+    value: &'a DeValue<'a>,
+    span: Range<usize>,
+    path: String,
+    /// What the type being read says it expects.
+    expected: Option<&'static str>,
+    report: &'a Report<'a>,
+    env: &'a Env<'a>,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader of something inside this value.
+    fn inner(&self, path: String, value: &'a Spanned<DeValue<'a>>) -> Self {
+        Self { value: value.get_ref(), span: value.span(), path, expected: None, report: self.report, env: self.env }
+    }
+
+    fn place(&self) -> Place {
+        self.report.place(&self.path, self.span.start)
+    }
+
+    fn wrong_type(&self, expected: &str) -> GivenUp {
+        let problem = Problem::error(format!("wrong type: {}", describe(self.value)));
+        self.report.add(self.place(), problem.expected(self.expected.unwrap_or(expected)));
+        GivenUp::Reported
+    }
+
+    /// The value as a string, its variables filled in; what they made of it, if there were any.
+    fn filled(&self, written: &str) -> Result<interpolate::Filled, GivenUp> {
+        interpolate::fill(written, self.env).map_err(|unfilled| {
+            for unfilled in unfilled {
+                self.report_unfilled(&unfilled);
+            }
+            GivenUp::Reported
+        })
+    }
+
+    /// Reports a variable where it stands within its string, which is where its text is found: escapes could have moved it.
+    fn report_unfilled(&self, unfilled: &Unfilled) {
+        let text = self.report.text().get(self.span.clone()).unwrap_or_default();
+        let offset = self.span.start + text.find(&unfilled.written).unwrap_or(0);
+        let problem = match &unfilled.why {
+            Why::Unset(name) => Problem::error(format!("the environment does not have {}", quote(name)))
+                .expected(format!("it to be set, or a default: ${{{name}:-default}}")),
+            Why::Unclosed => {
+                Problem::error("a variable's brace is not closed").expected("${NAME}, or $${ for a plain ${")
+            }
+            Why::BadName(name) => Problem::error(format!("{} is not a variable's name", quote(name)))
+                .expected("letters, digits and underscores, or $${ for a plain ${"),
+        };
+        self.report.add(self.report.place(&self.path, offset), problem);
+    }
+
+    /// What a variable was filled in with, where something else than a string is wanted.
+    fn filled_as<T: std::str::FromStr>(&self, written: &str, expected: &str) -> Result<T, GivenUp> {
+        let filled = self.filled(written)?;
+        if !filled.changed {
+            return Err(self.wrong_type(expected));
+        }
+        filled.text.parse().map_err(|_| {
+            let what = format!("{} stands for {}", quote(written), quote(&filled.text));
+            self.report.add(self.place(), Problem::error(what).expected(self.expected.unwrap_or(expected)));
+            GivenUp::Reported
+        })
+    }
+
+    /// Entries in the order of the file, which toml's tables do not keep.
+    fn entries(&self, table: &'a DeTable<'a>) -> Vec<TableEntry<'a>> {
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        entries
+    }
+}
+
+type TableEntry<'a> = (&'a Spanned<DeString<'a>>, &'a Spanned<DeValue<'a>>);
+
+impl<'a> Deserializer<'a> for Reader<'a> {
+    type Error = GivenUp;
+
+    fn deserialize_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        match self.value {
+            DeValue::String(_) => self.deserialize_string(visitor),
+            DeValue::Integer(_) => self.deserialize_i64(visitor),
+            DeValue::Boolean(_) => self.deserialize_bool(visitor),
+            DeValue::Array(_) => self.deserialize_seq(visitor),
+            DeValue::Table(_) => self.deserialize_map(visitor),
+            DeValue::Float(_) | DeValue::Datetime(_) => Err(self.wrong_type("another type")),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        match self.value {
+            DeValue::String(written) => visitor.visit_string(self.filled(written)?.text),
+            _ => Err(self.wrong_type("a string")),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        self.deserialize_string(visitor)
+    }
+
+    fn deserialize_i64<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        const EXPECTED: &str = "a whole number";
+        match self.value {
+            DeValue::Integer(written) => match i64::from_str_radix(written.as_str(), written.radix()) {
+                Ok(number) => visitor.visit_i64(number),
+                Err(_) => {
+                    let what = format!("{} is out of range", shorten(written));
+                    self.report.add(self.place(), Problem::error(what).expected("a number of at most 64 bits"));
+                    Err(GivenUp::Reported)
+                }
+            },
+            DeValue::String(written) => visitor.visit_i64(self.filled_as(written, EXPECTED)?),
+            _ => Err(self.wrong_type(EXPECTED)),
+        }
+    }
+
+    fn deserialize_bool<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        const EXPECTED: &str = "true or false";
+        match self.value {
+            DeValue::Boolean(value) => visitor.visit_bool(*value),
+            DeValue::String(written) => visitor.visit_bool(self.filled_as(written, EXPECTED)?),
+            _ => Err(self.wrong_type(EXPECTED)),
+        }
+    }
+
+    fn deserialize_seq<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        match self.value {
+            DeValue::Array(array) => visitor.visit_seq(Members { members: array[..].iter(), index: 0, array: self }),
+            _ => Err(self.wrong_type("an array")),
+        }
+    }
+
+    fn deserialize_map<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        match self.value {
+            DeValue::Table(table) => {
+                visitor.visit_map(Entries { entries: self.entries(table).into_iter(), value: None, table: self })
+            }
+            _ => Err(self.wrong_type("a table")),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'a>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, GivenUp> {
+        let DeValue::Table(table) = self.value else { return Err(self.wrong_type("a table")) };
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            self.entries(table).into_iter().partition(|(key, _)| fields.contains(&&**key.get_ref()));
+        for (key, _) in unknown {
+            let place = self.report.place(&join(&self.path, key.get_ref()), key.span().start);
+            let problem = Problem::error(format!("unknown key {}", quote(key.get_ref())));
+            self.report.add(place, problem.one_of(key.get_ref(), fields.iter().copied()));
+        }
+        visitor.visit_map(Entries { entries: known.into_iter(), value: None, table: self })
+    }
+
+    /// A [`Field`]: its place, then its value.
+    fn deserialize_tuple_struct<V: Visitor<'a>>(
+        self,
+        name: &'static str,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, GivenUp> {
+        debug_assert_eq!(name, Field::<()>::MARKER);
+        visitor.visit_seq(FieldParts {
+            place: Some(self.place()),
+            report: self.report,
+            at: self.place(),
+            value: Some(self),
+        })
+    }
+
+    /// A type that says by its name what it expects.
+    fn deserialize_newtype_struct<V: Visitor<'a>>(self, name: &'static str, visitor: V) -> Result<V::Value, GivenUp> {
+        visitor.visit_newtype_struct(Reader { expected: Some(name), ..self })
+    }
+
+    /// A choice by type, whose name says what is expected.
+    fn deserialize_enum<V: Visitor<'a>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, GivenUp> {
+        let shape = match self.value {
+            DeValue::String(written) if variants.contains(&"integer") => match interpolate::fill(written, self.env) {
+                Ok(filled) if filled.changed && filled.text.parse::<i64>().is_ok() => "integer",
+                _ => "string",
+            },
+            other => other.type_str(),
+        };
+        let reader = Reader { expected: Some(name), ..self };
+        match variants.iter().find(|variant| **variant == shape) {
+            Some(variant) => visitor.visit_enum(Shaped { variant, reader }),
+            None => Err(reader.wrong_type(name)),
+        }
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        visitor.visit_unit()
+    }
+
+    forward_to_deserialize_any! {
+        <V: Visitor<'a>>
+        i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf option unit unit_struct tuple identifier
+    }
+}
+
+/// The parts of a [`Field`]. A value that is given up ends the parts early: the field is then wrong, and the rest goes on.
+struct FieldParts<'a, D> {
+    place: Option<Place>,
+    value: Option<D>,
+    report: &'a Report<'a>,
+    at: Place,
+}
+
+impl<'a, D: Deserializer<'a, Error = GivenUp>> de::SeqAccess<'a> for FieldParts<'a, D> {
+    type Error = GivenUp;
+
+    fn next_element_seed<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<Option<S::Value>, GivenUp> {
+        if let Some(Place(index)) = self.place.take() {
+            let index: UsizeDeserializer<GivenUp> = index.into_deserializer();
+            return seed.deserialize(index).map(Some);
+        }
+        let Some(value) = self.value.take() else { return Ok(None) };
+        seed.deserialize(value).map(Some).or_else(|given_up| {
+            given_up.report(self.report, self.at);
+            Ok(None)
+        })
+    }
+}
+
+/// The members of an array.
+struct Members<'a> {
+    members: slice::Iter<'a, Spanned<DeValue<'a>>>,
+    index: usize,
+    array: Reader<'a>,
+}
+
+impl<'a> de::SeqAccess<'a> for Members<'a> {
+    type Error = GivenUp;
+
+    fn next_element_seed<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<Option<S::Value>, GivenUp> {
+        let Some(member) = self.members.next() else { return Ok(None) };
+        let path = format!("{}[{}]", self.array.path, self.index);
+        self.index += 1;
+        seed.deserialize(self.array.inner(path, member)).map(Some)
+    }
+}
+
+/// The entries of a table.
+struct Entries<'a> {
+    entries: std::vec::IntoIter<TableEntry<'a>>,
+    value: Option<Reader<'a>>,
+    table: Reader<'a>,
+}
+
+impl<'a> de::MapAccess<'a> for Entries<'a> {
+    type Error = GivenUp;
+
+    fn next_key_seed<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<Option<S::Value>, GivenUp> {
+        let Some((key, value)) = self.entries.next() else { return Ok(None) };
+        let path = join(&self.table.path, key.get_ref());
+        let place = self.table.report.place(&path, key.span().start);
+        self.value = Some(self.table.inner(path, value));
+        seed.deserialize(Key { name: key.get_ref(), place, report: self.table.report }).map(Some)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<S::Value, GivenUp> {
+        match self.value.take() {
+            Some(value) => seed.deserialize(value),
+            None => Err(GivenUp::Because("a value was read before its key".into())),
+        }
+    }
+}
+
+/// A key: a text, or a [`Field`] with one.
+struct Key<'a> {
+    name: &'a str,
+    place: Place,
+    report: &'a Report<'a>,
+}
+
+impl<'a> Deserializer<'a> for Key<'a> {
+    type Error = GivenUp;
+
+    fn deserialize_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        visitor.visit_borrowed_str(self.name)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'a>>(
+        self,
+        _: &'static str,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, GivenUp> {
+        let name: StrDeserializer<'a, GivenUp> = self.name.into_deserializer();
+        visitor.visit_seq(FieldParts {
+            place: Some(self.place),
+            value: Some(name),
+            report: self.report,
+            at: self.place,
+        })
+    }
+
+    forward_to_deserialize_any! {
+        <V: Visitor<'a>>
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple map struct enum identifier ignored_any
+    }
+}
+
+/// An enum's variant, chosen by the type of the value.
+struct Shaped<'a> {
+    variant: &'static str,
+    reader: Reader<'a>,
+}
+
+impl<'a> de::EnumAccess<'a> for Shaped<'a> {
+    type Error = GivenUp;
+    type Variant = Reader<'a>;
+
+    fn variant_seed<S: DeserializeSeed<'a>>(self, seed: S) -> Result<(S::Value, Reader<'a>), GivenUp> {
+        let variant: StrDeserializer<'a, GivenUp> = self.variant.into_deserializer();
+        Ok((seed.deserialize(variant)?, self.reader))
+    }
+}
+
+impl<'a> de::VariantAccess<'a> for Reader<'a> {
+    type Error = GivenUp;
+
+    fn unit_variant(self) -> Result<(), GivenUp> {
+        Ok(())
+    }
+
+    fn newtype_variant_seed<S: DeserializeSeed<'a>>(self, seed: S) -> Result<S::Value, GivenUp> {
+        seed.deserialize(self)
+    }
+
+    fn tuple_variant<V: Visitor<'a>>(self, _: usize, visitor: V) -> Result<V::Value, GivenUp> {
+        self.deserialize_seq(visitor)
+    }
+
+    fn struct_variant<V: Visitor<'a>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, GivenUp> {
+        self.deserialize_struct("", fields, visitor)
+    }
+}
+
+/// The path of a key within a table: quoted where TOML would want it quoted.
+fn join(table: &str, key: &str) -> String {
+    let bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    let key = if bare { key.to_owned() } else { quote(key) };
+    if table.is_empty() { key } else { format!("{table}.{key}") }
+}
+
+fn describe(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("string {}", quote(text)),
+        DeValue::Integer(number) => format!("integer {}", shorten(number)),
+        DeValue::Float(number) => format!("float {}", number.as_str()),
+        DeValue::Boolean(value) => format!("boolean {value}"),
+        DeValue::Datetime(_) => "a date or time".into(),
+        DeValue::Array(_) => "an array".into(),
+        DeValue::Table(_) => "a table".into(),
+    }
+}
+
+fn shorten(number: &DeInteger<'_>) -> String {
+    let text = number.to_string();
+    if text.len() > 40 { format!("{}…", text.get(..40).unwrap_or_default()) } else { text }
+}
