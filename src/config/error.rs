@@ -66,6 +66,8 @@ impl Problem {
         let names: Vec<&str> = names.into_iter().collect();
         let suggestion = nearest(given, &names).map(str::to_owned);
         let expected = match names.as_slice() {
+            // A list that nobody would read.
+            many if many.len() > 30 => Some(format!("one of {} names", many.len())),
             [] => None,
             [only] => Some((*only).to_owned()),
             several => Some(format!("one of {}", several.join(", "))),

@@ -22,14 +22,14 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use ipnet::IpNet;
 
-mod check;
-mod error;
-mod field;
-mod interpolate;
 mod raw;
+mod field;
 mod reader;
-mod report;
+mod interpolate;
 mod units;
+mod check;
+mod report;
+mod error;
 
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity};

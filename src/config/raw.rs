@@ -39,7 +39,7 @@ pub(super) struct Duration(pub(super) String);
 
 /// A number of bytes as written.
 #[derive(Debug, Deserialize)]
-#[serde(rename = "a number of bytes, such as 1024 or \"64KiB\"", rename_all = "snake_case")]
+#[serde(rename = "a size, such as \"64KiB\", \"10MB\" or 1024", rename_all = "snake_case")]
 pub(super) enum Size {
     Integer(i64),
     String(String),
@@ -196,4 +196,231 @@ pub(super) struct BackendTable {
 pub(super) struct Pool {
     pub(super) max_idle: Field<i64>,
     pub(super) idle_timeout: Field<Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde::de::value::{Error, StrDeserializer};
+    use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
+    use serde::forward_to_deserialize_any;
+    use toml::{Table, Value};
+
+    use super::*;
+
+    #[test]
+    fn the_reference_has_every_key() {
+        let mut known = BTreeSet::new();
+        File::deserialize(Walk { path: String::new(), keys: &mut known }).unwrap();
+        assert!(
+            known.contains("upstream.*.backends[].weight") && known.contains("route[].headers.*.regex"),
+            "{known:?}"
+        );
+
+        let reference = include_str!("../../lb.toml");
+        let is_key = |line: &str| line.starts_with('[') || line.split(' ').nth(1) == Some("=");
+        let lines = reference.lines().map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line));
+        let table: Table = lines.collect::<Vec<_>>().join("\n").parse().unwrap();
+        let mut shown = BTreeSet::new();
+        collect("", &Value::Table(table), &known, &mut shown);
+
+        let missing: Vec<_> = known.difference(&shown).collect();
+        assert!(missing.is_empty(), "not in lb.toml: {missing:?}");
+    }
+
+    /// The keys of a value, named as [`Walk`] names them.
+    fn collect(path: &str, value: &Value, known: &BTreeSet<String>, shown: &mut BTreeSet<String>) {
+        match value {
+            Value::Array(members) => {
+                members.iter().for_each(|member| collect(&format!("{path}[]"), member, known, shown));
+            }
+            Value::Table(table) => {
+                for (key, value) in table {
+                    let named = join(path, key);
+                    let path = if known.contains(&named) { named } else { join(path, "*") };
+                    collect(&path, value, known, shown);
+                    shown.insert(path);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn join(path: &str, key: &str) -> String {
+        if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    }
+
+    /// Gives a type every key it asks for, and notes them: a file that has everything.
+    struct Walk<'k> {
+        path: String,
+        keys: &'k mut BTreeSet<String>,
+    }
+
+    impl Walk<'_> {
+        fn at(&mut self, path: String) -> Walk<'_> {
+            Walk { path, keys: self.keys }
+        }
+    }
+
+    impl<'de> Deserializer<'de> for Walk<'_> {
+        type Error = Error;
+
+        fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            visitor.visit_str("")
+        }
+
+        fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            visitor.visit_bool(true)
+        }
+
+        fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            visitor.visit_i64(1)
+        }
+
+        fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
+            visitor.visit_newtype_struct(self)
+        }
+
+        fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            let path = format!("{}[]", self.path);
+            visitor.visit_seq(Parts { place: None, value: Some(Walk { path, ..self }) })
+        }
+
+        fn deserialize_tuple_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            _: usize,
+            visitor: V,
+        ) -> Result<V::Value, Error> {
+            visitor.visit_seq(Parts { place: Some(0), value: Some(self) })
+        }
+
+        fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            visitor.visit_map(Keys { keys: &["*"], walk: self })
+        }
+
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Error> {
+            visitor.visit_map(Keys { keys: fields, walk: self })
+        }
+
+        fn deserialize_enum<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            variants: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Error> {
+            // The table where there is one: it is the one with keys.
+            visitor.visit_enum(Variant(variants.last().unwrap(), self))
+        }
+
+        forward_to_deserialize_any! {
+            i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct tuple
+            identifier ignored_any
+        }
+    }
+
+    struct Parts<'k> {
+        place: Option<usize>,
+        value: Option<Walk<'k>>,
+    }
+
+    impl<'de> de::SeqAccess<'de> for Parts<'_> {
+        type Error = Error;
+
+        fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
+            if let Some(place) = self.place.take() {
+                return seed.deserialize(place.into_deserializer()).map(Some);
+            }
+            self.value.take().map(|value| seed.deserialize(value)).transpose()
+        }
+    }
+
+    struct Keys<'k> {
+        keys: &'static [&'static str],
+        walk: Walk<'k>,
+    }
+
+    impl<'de> de::MapAccess<'de> for Keys<'_> {
+        type Error = Error;
+
+        fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
+            let Some(key) = self.keys.first() else { return Ok(None) };
+            seed.deserialize(Name(key)).map(Some)
+        }
+
+        fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
+            let path = join(&self.walk.path, self.keys[0]);
+            self.keys = &self.keys[1..];
+            self.walk.keys.insert(path.clone());
+            seed.deserialize(self.walk.at(path))
+        }
+    }
+
+    /// A key: a text, or a field with one.
+    struct Name(&'static str);
+
+    impl<'de> Deserializer<'de> for Name {
+        type Error = Error;
+
+        fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            visitor.visit_str(self.0)
+        }
+
+        fn deserialize_tuple_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            _: usize,
+            visitor: V,
+        ) -> Result<V::Value, Error> {
+            let (mut none, path) = (BTreeSet::new(), String::new());
+            visitor.visit_seq(Parts { place: Some(0), value: Some(Walk { path, keys: &mut none }) })
+        }
+
+        forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+            newtype_struct seq tuple map struct enum identifier ignored_any
+        }
+    }
+
+    struct Variant<'k>(&'static str, Walk<'k>);
+
+    impl<'de, 'k> de::EnumAccess<'de> for Variant<'k> {
+        type Error = Error;
+        type Variant = Walk<'k>;
+
+        fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Walk<'k>), Error> {
+            let name: StrDeserializer<'_, Error> = self.0.into_deserializer();
+            Ok((seed.deserialize(name)?, self.1))
+        }
+    }
+
+    impl<'de> de::VariantAccess<'de> for Walk<'_> {
+        type Error = Error;
+
+        fn unit_variant(self) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, Error> {
+            seed.deserialize(self)
+        }
+
+        fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Error> {
+            self.deserialize_seq(visitor)
+        }
+
+        fn struct_variant<V: Visitor<'de>>(
+            self,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Error> {
+            self.deserialize_struct("", fields, visitor)
+        }
+    }
 }

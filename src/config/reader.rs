@@ -91,6 +91,11 @@ impl<'a> Reader<'a> {
         self.report.place(&self.path, self.span.start)
     }
 
+    /// The value as the file has it.
+    fn text(&self) -> &'a str {
+        self.report.text().get(self.span.clone()).unwrap_or_default()
+    }
+
     fn wrong_type(&self, expected: &str) -> GivenUp {
         let problem = Problem::error(format!("wrong type: {}", describe(self.value)));
         self.report.add(self.place(), problem.expected(self.expected.unwrap_or(expected)));
@@ -109,8 +114,7 @@ impl<'a> Reader<'a> {
 
     /// Reports a variable where it stands within its string, which is where its text is found: escapes could have moved it.
     fn report_unfilled(&self, unfilled: &Unfilled) {
-        let text = self.report.text().get(self.span.clone()).unwrap_or_default();
-        let offset = self.span.start + text.find(&unfilled.written).unwrap_or(0);
+        let offset = self.span.start + self.text().find(&unfilled.written).unwrap_or(0);
         let problem = match &unfilled.why {
             Why::Unset(name) => Problem::error(format!("the environment does not have {}", quote(name)))
                 .expected(format!("it to be set, or a default: ${{{name}:-default}}")),
@@ -199,6 +203,10 @@ impl<'a> Deserializer<'a> for Reader<'a> {
     fn deserialize_seq<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
         match self.value {
             DeValue::Array(array) => visitor.visit_seq(Members { members: array[..].iter(), index: 0, array: self }),
+            // `[listener]`, where only the brackets are missing.
+            DeValue::Table(_) if self.text().starts_with('[') => {
+                Err(self.wrong_type(&format!("several of them: [[{}]]", self.path)))
+            }
             _ => Err(self.wrong_type("an array")),
         }
     }

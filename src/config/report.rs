@@ -65,6 +65,11 @@ impl<'a> Report<'a> {
         self.add(self.place(&path, offset), problem);
     }
 
+    /// How many problems there are so far.
+    pub(super) fn len(&self) -> usize {
+        self.problems.borrow().len()
+    }
+
     /// Everything that was found.
     pub(super) fn finish(self) -> Problems {
         Problems::new(self.problems.into_inner())

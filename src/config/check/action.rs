@@ -7,7 +7,7 @@ use http::header::HeaderValue;
 use super::header::{Direction, edits, header_value};
 use super::route::path_text;
 use super::upstream::is_host_name;
-use super::value::{number_in, timeout};
+use super::value::{number_in, optional_timeout, timeout};
 use super::{Check, header};
 use crate::config::error::Problem;
 use crate::config::field::{Field, Named};
@@ -71,7 +71,7 @@ fn forward(check: &Check<'_>, raw: &raw::Route, upstreams: &Field<Named<raw::Ups
     let (place, text) = raw.upstream.given()?;
     let entries = upstreams.entries();
     // A table of upstreams that could not be read at all is reported already, and its names are not known.
-    if !entries.iter().any(|entry| entry.name == *text) && !matches!(upstreams, Field::Wrong(_)) {
+    if !matches!(upstreams, Field::Wrong(_)) && !entries.iter().any(|entry| entry.name == *text) {
         let problem = Problem::error(format!("unknown upstream {}", quote(text)));
         check.add(place, problem.one_of(text, entries.iter().map(|entry| entry.name.as_str())));
     }
@@ -132,11 +132,7 @@ fn host(check: &Check<'_>, field: &Field<String>) -> Option<HeaderValue> {
 fn timeouts(check: &Check<'_>, field: &Field<raw::Timeouts>) -> Timeouts {
     let default = raw::Timeouts::default();
     let raw = field.value().unwrap_or(&default);
-    let exchange = match &raw.exchange {
-        Field::Given(_, raw::Duration(text)) if text == "none" => None,
-        Field::Given(..) => Some(timeout(check, &raw.exchange, "none")),
-        Field::Absent | Field::Wrong(_) => None,
-    };
+    let exchange = optional_timeout(check, &raw.exchange);
     let timeouts = Timeouts {
         response_head: timeout(check, &raw.response_head, "30s"),
         body_idle: timeout(check, &raw.body_idle, "60s"),

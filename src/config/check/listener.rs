@@ -1,12 +1,12 @@
 //! `[[listener]]`
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
 use super::Check;
-use super::value::{name, number, size, timeout};
+use super::value::{SIZE, name, number, size, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
@@ -25,23 +25,19 @@ pub(super) fn listeners(
     admin: Option<SocketAddr>,
 ) -> Vec<ListenerConfig> {
     let mut listeners: Vec<ListenerConfig> = Vec::new();
-    let mut names = HashMap::new();
+    let mut names = HashSet::new();
     for (place, raw) in field.members() {
         let Some((address_place, address)) = address(check, place, &raw.address) else { continue };
-        match listeners.iter().find(|other| overlap(other.address, address)) {
-            Some(other) if other.address == address => check.add(
-                address_place,
-                Problem::error(format!("listener {} has this address", quote(other.name.as_str()))),
-            ),
-            Some(other) => check.add(
-                address_place,
-                Problem::error(format!(
-                    "listener {} has {}, which takes in this address",
-                    quote(other.name.as_str()),
-                    other.address
-                )),
-            ),
-            None => {}
+        if let Some(other) = listeners.iter().find(|other| overlap(other.address, address)) {
+            let name = quote(other.name.as_str());
+            let what = if other.address == address {
+                format!("listener {name} has this address already")
+            } else if address.ip().is_unspecified() {
+                format!("listener {name} has {}, which is a part of this", other.address)
+            } else {
+                format!("listener {name} has {}, of which this is a part", other.address)
+            };
+            check.add(address_place, Problem::error(what).expected("another port"));
         }
         if admin.is_some_and(|admin| overlap(admin, address)) {
             check.add(
@@ -54,9 +50,9 @@ pub(super) fn listeners(
             None => (address_place, raw.address.value().map_or("", String::as_str)),
         };
         let name = ListenerName::from(name);
-        if names.insert(name.clone(), ()).is_some()
-            && !listeners.iter().any(|other| other.address == address && address.port() != 0)
-        {
+        // Of two that are called alike because they have the same address, the address is the problem.
+        let named_after_address = raw.name.place().is_none() && address.port() != 0;
+        if !names.insert(name.clone()) && !named_after_address {
             let problem = Problem::error(format!("another listener is called {}", quote(name.as_str())));
             check.add(name_place, problem.expected("a name of its own"));
         }
@@ -95,7 +91,7 @@ fn count(check: &Check<'_>, field: &Field<i64>, default: i64, range: std::ops::R
 
 fn max_header_bytes(check: &Check<'_>, field: &Field<raw::Size>) -> usize {
     let bytes = field.given().and_then(|(place, written)| {
-        let bytes = size(check, place, written)?;
+        let bytes = size(check, place, written, SIZE)?;
         if HEADER_BYTES_RANGE.contains(&bytes) {
             return Some(bytes);
         }
@@ -109,7 +105,9 @@ fn max_body_bytes(check: &Check<'_>, field: &Field<raw::Size>) -> Option<u64> {
     match field.given() {
         None => Some(BODY_BYTES),
         Some((_, raw::Size::String(text))) if text == "unlimited" => None,
-        Some((place, written)) => size(check, place, written).or(Some(BODY_BYTES)),
+        Some((place, written)) => {
+            size(check, place, written, &format!("\"unlimited\", or {SIZE}")).or(Some(BODY_BYTES))
+        }
     }
 }
 

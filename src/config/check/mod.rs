@@ -14,14 +14,14 @@ use super::Config;
 use super::error::{Problem, Problems};
 use super::raw;
 use super::reader::{self, Env};
-use super::report::{Place, Report};
+use super::report::{Place, Report, quote};
 
+mod process;
+mod listener;
+mod route;
 mod action;
 mod header;
-mod listener;
 mod overlap;
-mod process;
-mod route;
 mod upstream;
 mod value;
 
@@ -91,9 +91,16 @@ fn read_toml<'t>(text: &'t str, report: &Report<'_>) -> Option<Spanned<DeValue<'
     let (root, errors) = DeTable::parse_recoverable(text);
     let mut doubtful = false;
     for error in &errors {
-        let place = report.place("", error.span().map_or(0, |span| span.start));
-        doubtful |= error.message() != "duplicate key";
-        report.add(place, Problem::error(one_line(error.message())));
+        let span = error.span().unwrap_or_default();
+        let place = report.place("", span.start);
+        let problem = if error.message() == "duplicate key" {
+            let key = text.get(span).unwrap_or_default();
+            Problem::error(format!("duplicate key {}", quote(key))).expected("it once in its table")
+        } else {
+            doubtful = true;
+            Problem::error(one_line(error.message()))
+        };
+        report.add(place, problem);
     }
     (!doubtful).then(|| Spanned::new(root.span(), DeValue::Table(root.into_inner())))
 }

@@ -20,7 +20,7 @@ struct Match<'r> {
 }
 
 /// Reports each route that matches what one before it matches.
-pub(super) fn check(check: &Check<'_>, routes: &[(Place, RouteConfig)], listeners: &[ListenerConfig]) {
+pub(super) fn check(check: &Check<'_>, routes: &[(Place, &RouteConfig)], listeners: &[ListenerConfig]) {
     let mut seen: HashMap<Match<'_>, usize> = HashMap::new();
     for (index, (place, route)) in routes.iter().enumerate() {
         let mut shared = None;

@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use http::Method;
 
 use super::upstream::is_host_name;
-use super::value::{name, pattern};
+use super::value::{name, pattern, written};
 use super::{Check, action, header, overlap};
 use crate::config::error::Problem;
 use crate::config::field::Field;
@@ -23,11 +23,15 @@ pub(super) fn routes(check: &Check<'_>, file: &raw::File, listeners: &[ListenerC
     let mut names = given_names(check, &file.route);
     let mut routes = Vec::new();
     for (place, raw) in file.route.members() {
+        let problems = check.report.len();
         let Some(route) = route(check, place, raw, file, listeners, &mut names) else { continue };
-        routes.push((place, route));
+        // What a route with a problem would match is not known; saying that it matches too much would be a guess.
+        let sound = check.report.len() == problems;
+        routes.push((place, route, sound));
     }
-    overlap::check(check, &routes, listeners);
-    routes.into_iter().map(|(_, route)| route).collect()
+    let sound: Vec<_> = routes.iter().filter(|(_, _, sound)| *sound).map(|(place, route, _)| (*place, route)).collect();
+    overlap::check(check, &sound, listeners);
+    routes.into_iter().map(|(_, route, _)| route).collect()
 }
 
 /// The names that the file gives, so that none that is made up is one of them.
@@ -90,7 +94,7 @@ fn make_name(hosts: &[HostPattern], path: &PathPattern, methods: &[Method], name
     match path {
         PathPattern::Exact(path) => name.push_str(path),
         PathPattern::Prefix(prefix) => name.extend([prefix, "/*"]),
-        PathPattern::Regex(regex) => name.extend(["~", regex.as_str()]),
+        PathPattern::Regex(regex) => name.extend(["~", written(regex)]),
     }
     let unique = std::iter::once(name.clone())
         .chain((2..).map(|number: usize| format!("{name}#{number}")))

@@ -15,21 +15,31 @@ use crate::config::{Address, BackendConfig, ListenerConfig, PoolConfig, Strategy
 
 /// The upstreams, sorted by name.
 pub(super) fn upstreams(check: &Check<'_>, file: &raw::File, listeners: &[ListenerConfig]) -> Vec<UpstreamConfig> {
-    let used: HashSet<&str> =
-        file.route.members().filter_map(|(_, route)| route.upstream.value()).map(String::as_str).collect();
-    let mut upstreams: Vec<_> = file
-        .upstream
-        .entries()
-        .iter()
-        .filter_map(|entry| {
-            if !used.contains(entry.name.as_str()) {
-                check.add(entry.place, Problem::warning("no route uses this upstream"));
-            }
-            upstream(check, entry, listeners)
-        })
-        .collect();
+    warn_of_unused(check, file);
+    let entries = file.upstream.entries().iter();
+    let mut upstreams: Vec<_> = entries.filter_map(|entry| upstream(check, entry, listeners)).collect();
     upstreams.sort_by(|a, b| a.name.cmp(&b.name));
     upstreams
+}
+
+/// Warns of upstreams that no route uses, unless a route that has a problem may have been meant to use them.
+fn warn_of_unused(check: &Check<'_>, file: &raw::File) {
+    if matches!(file.route, Field::Wrong(_)) {
+        return;
+    }
+    let names: HashSet<&str> = file.upstream.entries().iter().map(|entry| entry.name.as_str()).collect();
+    let mut used = HashSet::new();
+    for route in file.route.value().into_iter().flatten() {
+        let Field::Given(_, route) = route else { return };
+        match &route.upstream {
+            Field::Given(_, name) if names.contains(name.as_str()) => drop(used.insert(name.as_str())),
+            Field::Absent if route.redirect.place().or(route.respond.place()).is_some() => {}
+            _ => return,
+        }
+    }
+    for entry in file.upstream.entries().iter().filter(|entry| !used.contains(entry.name.as_str())) {
+        check.add(entry.place, Problem::warning("no route uses this upstream"));
+    }
 }
 
 fn upstream(check: &Check<'_>, entry: &Entry<raw::Upstream>, listeners: &[ListenerConfig]) -> Option<UpstreamConfig> {
@@ -161,8 +171,8 @@ fn pool(check: &Check<'_>, field: &Field<raw::Pool>) -> PoolConfig {
 fn address(check: &Check<'_>, place: Place, text: &str) -> Option<Address> {
     let parsed = parse_address(text);
     if parsed.is_none() {
-        let bare = text.split_once("://").map_or(text, |(_, rest)| rest).trim_end_matches('/');
-        let with_port = format!("{bare}:80");
+        let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let with_port = if bare.len() < text.len() { format!("{bare}:80") } else { String::new() };
         let suggestion = [bare, &with_port].into_iter().find(|text| parse_address(text).is_some()).map(str::to_owned);
         let problem = Problem::error(format!("{} is not an address with a port", quote(text)));
         let expected = "the like of \"10.0.0.1:9001\", \"[2001:db8::1]:9001\" or \"users.internal:9001\"";

@@ -12,7 +12,8 @@ use crate::config::raw;
 use crate::config::report::{Place, quote};
 use crate::config::units;
 
-const SIZE: &str = "a size, such as \"64KiB\", \"10MB\" or 1024";
+/// What a size looks like.
+pub(super) const SIZE: &str = "a size, such as \"64KiB\", \"10MB\" or 1024";
 const DURATION: &str = "a duration with its unit, such as \"500ms\", \"5s\", \"1m30s\" or \"1h\", of at most 365 days";
 
 /// A whole number.
@@ -35,34 +36,51 @@ pub(super) fn number_in(check: &Check<'_>, place: Place, number: i64, range: Ran
 pub(super) fn duration(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
     let default = units::duration(default).unwrap_or_default();
     let Some((place, raw::Duration(text))) = field.given() else { return default };
-    units::duration(text).unwrap_or_else(|| {
-        check.add(place, Problem::error(format!("{} is not a duration", quote(text))).expected(DURATION));
-        default
-    })
+    written_duration(check, place, text, DURATION).unwrap_or(default)
 }
 
-/// A duration to wait at most, which at zero would end what it is for before it starts.
-pub(super) fn timeout(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
-    let duration = duration(check, field, default);
-    if let Some((place, _)) = field.given()
-        && duration.is_zero()
-    {
-        check.add(
-            place,
-            Problem::error("a timeout of zero").expected(format!("more than zero; the default is {default:?}")),
-        );
+fn written_duration(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
+    let duration = units::duration(text);
+    if duration.is_none() {
+        check.add(place, Problem::error(format!("{} is not a duration", quote(text))).expected(expected));
     }
     duration
 }
 
+/// A duration to wait at most, which at zero would end what it is for before it starts.
+pub(super) fn timeout(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
+    let default = units::duration(default).unwrap_or_default();
+    let Some((place, raw::Duration(text))) = field.given() else { return default };
+    written_timeout(check, place, text, DURATION).unwrap_or(default)
+}
+
+/// A duration to wait at most, where it may also be `"none"`: any time, which is the default.
+pub(super) fn optional_timeout(check: &Check<'_>, field: &Field<raw::Duration>) -> Option<Duration> {
+    match field.given() {
+        Some((place, raw::Duration(text))) if text != "none" => {
+            written_timeout(check, place, text, &format!("\"none\", or {DURATION}"))
+        }
+        _ => None,
+    }
+}
+
+fn written_timeout(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
+    let duration = written_duration(check, place, text, expected)?;
+    if duration.is_zero() {
+        check.add(place, Problem::error("a timeout of zero").expected("more than zero"));
+        return None;
+    }
+    Some(duration)
+}
+
 /// A number of bytes.
-pub(super) fn size(check: &Check<'_>, place: Place, size: &raw::Size) -> Option<u64> {
+pub(super) fn size(check: &Check<'_>, place: Place, size: &raw::Size, expected: &str) -> Option<u64> {
     let (bytes, written) = match size {
         raw::Size::Integer(number) => (u64::try_from(*number).ok(), number.to_string()),
         raw::Size::String(text) => (units::size(text), quote(text)),
     };
     if bytes.is_none() {
-        check.add(place, Problem::error(format!("{written} is not a size")).expected(SIZE));
+        check.add(place, Problem::error(format!("{written} is not a size")).expected(expected));
     }
     bytes
 }
@@ -93,6 +111,12 @@ pub(super) fn pattern(check: &Check<'_>, place: Place, text: &str) -> Option<Reg
             None
         }
     }
+}
+
+/// A pattern as the file has it.
+pub(super) fn written(pattern: &Regex) -> &str {
+    let whole = pattern.as_str();
+    whole.strip_prefix("^(?:").and_then(|text| text.strip_suffix(")$")).unwrap_or(whole)
 }
 
 /// The name of a listener, route or upstream: it appears in logs and metrics.

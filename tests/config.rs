@@ -1,0 +1,316 @@
+//! Every configuration in the repository does what it is there for: the reference and the examples are valid, and the
+//! malformed ones report exactly what is written beside them.
+//!
+//! `UPDATE_EXPECT=1 cargo test --test config` rewrites what is expected; read the difference before committing it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use isobar::config::{Config, Loaded, Problems, Vocabulary, load, parse};
+use proptest::prelude::*;
+
+#[test]
+fn the_reference_is_valid() {
+    let loaded = valid("lb.toml");
+    assert_eq!(loaded.warnings, []);
+    assert_eq!((loaded.config.listeners.len(), loaded.config.routes.len()), (1, 1));
+    assert_eq!(loaded.config.upstreams[0].backends.len(), 3);
+}
+
+#[test]
+fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
+    let shown = uncommented(&read("lb.toml"));
+    let shown = parse_here(&shown, "lb.toml").unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(shown.warnings, []);
+    let plain = valid("lb.toml").config;
+    // Upstreams and listeners show nothing but defaults; of routes, timeouts and the like do.
+    assert_eq!(shown.config.upstreams, plain.upstreams);
+    assert_eq!(shown.config.listeners, plain.listeners);
+    assert_eq!(shown.config.log, plain.log);
+    assert_eq!(shown.config.admin, plain.admin);
+    assert_eq!(shown.config.access_log, plain.access_log);
+    assert_eq!(shown.config.routes[0].action, plain.routes[0].action);
+    assert_eq!(shown.config.routes[0].name, plain.routes[0].name);
+    assert_eq!(
+        (shown.config.workers, shown.config.shutdown_grace, shown.config.drain_limit),
+        (plain.workers, plain.shutdown_grace, plain.drain_limit)
+    );
+}
+
+#[test]
+fn examples_are_valid_without_warnings() {
+    for path in files("examples/configs", "toml") {
+        assert_eq!(valid(&path).warnings, [], "{path}");
+    }
+}
+
+#[test]
+fn valid_ones_are_valid() {
+    for path in files("tests/config/valid", "toml") {
+        valid(&path);
+    }
+}
+
+#[test]
+fn malformed_ones_report_what_is_written_beside_them() {
+    let mut wrong = Vec::new();
+    for path in files("tests/config/invalid", "toml") {
+        let expected = path.replace(".toml", ".txt");
+        if !matches(&expected, &format!("{}\n", report(&path))) {
+            wrong.push(expected);
+        }
+    }
+    assert!(wrong.is_empty(), "differ, see UPDATE_EXPECT: {wrong:?}");
+}
+
+#[test]
+fn the_page_of_malformed_ones_is_up_to_date() {
+    let mut page = String::from(
+        "# What a malformed configuration prints\n\n\
+         Every file of `tests/config/invalid` and what `isobar check` says about it. Written by \
+         `UPDATE_EXPECT=1 cargo test --test config`, and checked by the same test.\n",
+    );
+    for path in files("tests/config/invalid", "toml") {
+        let name = file_name(&path).trim_end_matches(".toml").replace('_', " ");
+        let text = String::from_utf8_lossy(&fs::read(root().join(&path)).unwrap()).into_owned();
+        let shown = if text.len() > 3000 { "(generated; long)\n".into() } else { text };
+        let end = if shown.ends_with('\n') { "" } else { "\n" };
+        write!(page, "\n## {name}\n\n```toml\n{shown}{end}```\n\n```text\n{}\n```\n", report(&path)).unwrap();
+    }
+    assert!(matches("docs/configuration-errors.md", &page), "differs, see UPDATE_EXPECT");
+}
+
+#[test]
+fn all_problems_are_reported_at_once_in_the_order_of_the_file() {
+    let problems = parse_here(
+        "worker = 2\nshutdown_grace = 5\n[[listener]]\naddress = 80\nbacklog = \"x\"\nvia = 1\n\
+         [[route]]\nupstream = \"user\"\npath = \"x\"\n[upstream.users]\nstrategy = \"rr\"\nretries = -1\n\
+         backends = [1, \"10.0.0.1\", { weight = true }]\n",
+        "lb.toml",
+    )
+    .unwrap_err();
+    let lines: Vec<_> = problems.iter().map(|problem| (problem.line, problem.key.as_str())).collect();
+    assert_eq!(
+        lines,
+        [
+            (1, "worker"),
+            (2, "shutdown_grace"),
+            (4, "listener[0].address"),
+            (5, "listener[0].backlog"),
+            (6, "listener[0].via"),
+            (8, "route[0].upstream"),
+            (9, "route[0].path"),
+            (11, "upstream.users.strategy"),
+            (12, "upstream.users.retries"),
+            (13, "upstream.users.backends[0]"),
+            (13, "upstream.users.backends[1]"),
+            (13, "upstream.users.backends[2].address"),
+            (13, "upstream.users.backends[2].weight"),
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_or_not_text_is_a_problem() {
+    let problems = load(Path::new("nowhere/lb.toml"), &Vocabulary::default()).unwrap_err();
+    assert_eq!(problems.len(), 1);
+    assert!(problems.to_string().starts_with("nowhere/lb.toml: could not read it: "), "{problems}");
+    assert!(load(&root().join("tests"), &Vocabulary::default()).is_err());
+}
+
+#[test]
+fn an_embedding_program_adds_strategies() {
+    let text = format!("{LISTENER}{ROUTE}[upstream.users]\nstrategy = \"tides\"\nbackends = [\"10.0.0.1:80\"]\n");
+    assert!(parse_here(&text, "lb.toml").is_err());
+    let vocabulary = Vocabulary { strategies: vec!["tides".into()] };
+    let loaded = parse(&text, "lb.toml", &|_| None, &vocabulary).unwrap();
+    assert_eq!(loaded.config.upstreams[0].strategy.as_str(), "tides");
+}
+
+#[test]
+fn a_variable_may_stand_for_a_number_or_a_boolean() {
+    let env = |name: &str| match name {
+        "WORKERS" => Some("3".to_owned()),
+        "VIA" => Some("true".to_owned()),
+        _ => None,
+    };
+    let text = format!(
+        "workers = \"${{WORKERS}}\"\n{LISTENER}via = \"${{VIA}}\"\nmax_body = \"${{SIZE:-2}}KiB\"\n{ROUTE}\
+         [upstream.users]\nretries = \"${{RETRIES:-5}}\"\nbackends = [\"${{USERS:-10.0.0.1}}:80\"]\n"
+    );
+    let config = parse(&text, "lb.toml", &env, &Vocabulary::default()).unwrap().config;
+    assert_eq!(config.workers.map(|workers| workers.get()), Some(3));
+    assert!(config.listeners[0].via);
+    assert_eq!(config.listeners[0].max_body_bytes, Some(2048));
+    assert_eq!(config.upstreams[0].retries, 5);
+    assert_eq!(config.upstreams[0].backends[0].address.to_string(), "10.0.0.1:80");
+}
+
+#[test]
+fn deep_nesting_is_refused() {
+    for text in [
+        format!("a = {}", "[".repeat(100_000)),
+        format!("a = {}1{}", "[".repeat(10_000), "]".repeat(10_000)),
+        format!("a{} = 1", ".a".repeat(10_000)),
+        format!("[a{}]", ".a".repeat(10_000)),
+        format!("a = {}", "{ a = ".repeat(10_000)),
+    ] {
+        assert!(parse_here(&text, "lb.toml").is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_panics(text in ".{0,200}") {
+        let _ = shown(parse_here(&text, "lb.toml"));
+    }
+
+    /// Syntax that is nearly right.
+    #[test]
+    fn no_scribble_panics(text in r#"([a-z_.\[\]{}="'$:/*,0-9\n# -]|listener|route|upstream|\[\[|\]\]|\$\{){0,80}"#) {
+        let _ = shown(parse_here(&text, "lb.toml"));
+    }
+
+    /// A valid file with a piece of it exchanged for something else.
+    #[test]
+    fn no_mutation_panics(file in 0usize..1000, at in 0usize..10_000, len in 0usize..40, with in mutation()) {
+        let mut texts = vec![uncommented(&read("lb.toml"))];
+        texts.extend(files("tests/config/valid", "toml").iter().map(|path| read(path)));
+        let mut text: Vec<char> = texts[file % texts.len()].chars().collect();
+        let at = at % text.len();
+        let end = (at + len).min(text.len());
+        text.splice(at..end, with.chars());
+        let _ = shown(parse_here(&text.into_iter().collect::<String>(), "lb.toml"));
+    }
+
+    /// A valid file with a value exchanged for one of another type.
+    #[test]
+    fn no_exchanged_value_panics(line in 0usize..1000, value in value()) {
+        let text = uncommented(&read("lb.toml"));
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let assignments: Vec<_> = (0..lines.len()).filter(|index| lines[*index].contains(" = ")).collect();
+        let index = assignments[line % assignments.len()];
+        let key = lines[index].split(" = ").next().unwrap().to_owned();
+        lines[index] = format!("{key} = {value}");
+        let _ = shown(parse_here(&lines.join("\n"), "lb.toml"));
+    }
+}
+
+fn mutation() -> impl Strategy<Value = String> {
+    prop_oneof![value(), ".{0,8}", Just(String::new()), Just("\n".into()), Just("]".into()), Just("${".into())]
+}
+
+fn value() -> impl Strategy<Value = String> {
+    prop::sample::select(vec![
+        "-1",
+        "0",
+        "99999999999999999999999999999999999999999999",
+        "0xffffffffffffffff",
+        "1e400",
+        "nan",
+        "true",
+        "\"\"",
+        "\"\\u0000\"",
+        "\"é\"",
+        "\"${UNSET}\"",
+        "\"${\"",
+        "[]",
+        "[[]]",
+        "[1, \"a\", {}]",
+        "{}",
+        "{ a = 1 }",
+        "1979-05-27T07:32:00Z",
+        "07:32:00",
+        "\"99999999999999999999s\"",
+        "\"(\"",
+    ])
+    .prop_map(str::to_owned)
+}
+
+const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+const ROUTE: &str = "[[route]]\nupstream = \"users\"\n";
+
+fn shown(result: Result<Loaded, Problems>) -> String {
+    match result {
+        Ok(Loaded { config, warnings }) => format!("{config:?}{warnings:?}"),
+        Err(problems) => {
+            assert!(!problems.is_empty());
+            problems.to_string()
+        }
+    }
+}
+
+/// What `isobar check` would print about a file, named without its folder so that it does not matter where this runs.
+fn report(path: &str) -> String {
+    let problems = match load(&root().join(path), &Vocabulary::default()) {
+        Ok(Loaded { warnings, .. }) => panic!("{path} is valid: {warnings:?}"),
+        Err(problems) => problems.to_string(),
+    };
+    problems.replace(root().join(path).to_str().unwrap(), "lb.toml")
+}
+
+/// The reference with every `# key = value` and `# [table]` taken at its word.
+fn uncommented(text: &str) -> String {
+    let is_key = |line: &str| {
+        let key: String = line.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+        line.starts_with('[') || (!key.is_empty() && line[key.len()..].starts_with(" = "))
+    };
+    let lines = text.lines().map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line));
+    lines.fold(String::new(), |text, line| text + line + "\n")
+}
+
+fn valid(path: &str) -> Loaded {
+    parse_here(&read(path), path).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+fn parse_here(text: &str, file: &str) -> Result<Loaded, Problems> {
+    parse(text, file, &|_| None, &Vocabulary::default())
+}
+
+fn matches(path: &str, actual: &str) -> bool {
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        fs::write(root().join(path), actual).unwrap();
+    }
+    fs::read_to_string(root().join(path)).is_ok_and(|expected| expected == actual)
+}
+
+/// The files of a folder, named from the top of the repository.
+fn files(folder: &str, extension: &str) -> Vec<String> {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|it| it == extension));
+    paths.sort();
+    assert!(!paths.is_empty(), "nothing in {folder}");
+    paths.iter().map(|path| format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap())).collect()
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What the checks promise about every configuration that they let pass.
+fn assert_sound(config: &Config) {
+    let mut names: Vec<_> = config.routes.iter().map(|route| &route.name).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), config.routes.len());
+    assert!(config.upstreams.is_sorted_by(|a, b| a.name < b.name));
+}
+
+#[test]
+fn what_passes_is_sound() {
+    for path in files("tests/config/valid", "toml").into_iter().chain(files("examples/configs", "toml")) {
+        assert_sound(&valid(&path).config);
+    }
+}
