@@ -249,7 +249,7 @@ fn report(path: &str) -> String {
         Ok(Loaded { warnings, .. }) => panic!("{path} is valid: {warnings:?}"),
         Err(problems) => problems.to_string(),
     };
-    problems.replace(root().join(path).to_str().unwrap(), "lb.toml")
+    problems.replace(root().join(path).to_str().expect("a path in UTF-8"), "lb.toml")
 }
 
 /// The reference with every `# key = value` and `# [table]` taken at its word.
@@ -272,7 +272,7 @@ fn parse_here(text: &str, file: &str) -> Result<Loaded, Problems> {
 
 fn matches(path: &str, actual: &str) -> bool {
     if std::env::var_os("UPDATE_EXPECT").is_some() {
-        fs::write(root().join(path), actual).unwrap();
+        fs::write(root().join(path), actual).expect("a writable repository");
     }
     fs::read_to_string(root().join(path)).is_ok_and(|expected| expected == actual)
 }
@@ -280,15 +280,20 @@ fn matches(path: &str, actual: &str) -> bool {
 /// The files of a folder, named from the top of the repository.
 fn files(folder: &str, extension: &str) -> Vec<String> {
     let mut paths: Vec<PathBuf> =
-        fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        fs::read_dir(root().join(folder)).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
     paths.retain(|path| path.extension().is_some_and(|it| it == extension));
     paths.sort();
     assert!(!paths.is_empty(), "nothing in {folder}");
-    paths.iter().map(|path| format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap())).collect()
+    paths
+        .iter()
+        .map(|path| {
+            format!("{folder}/{}", path.file_name().expect("a name in UTF-8").to_str().expect("a path in UTF-8"))
+        })
+        .collect()
 }
 
 fn file_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap()
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 fn read(path: &str) -> String {

@@ -113,7 +113,7 @@ pub struct Problems(Vec<Problem>);
 impl Problems {
     /// Sorts them by where they are.
     pub(super) fn new(mut problems: Vec<Problem>) -> Self {
-        problems.sort_by(|a, b| (a.line, a.column).cmp(&(b.line, b.column)));
+        problems.sort_by_key(|problem| (problem.line, problem.column));
         Self(problems)
     }
 

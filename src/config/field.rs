@@ -8,20 +8,15 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 use super::report::Place;
 
 /// What a key holds. Reading one never fails: what is wrong with it is reported, and the rest of the file is read on.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) enum Field<T> {
     /// The file does not have it.
+    #[default]
     Absent,
     /// Of the wrong type, which is reported already.
     Wrong(Place),
     /// As the file has it.
     Given(Place, T),
-}
-
-impl<T> Default for Field<T> {
-    fn default() -> Self {
-        Self::Absent
-    }
 }
 
 impl<T> Field<T> {
