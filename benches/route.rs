@@ -56,7 +56,12 @@ fn find(criterion: &mut Criterion) {
         ("1, hit", grid(1, 1), "host-0.example.com", "/service-0/v1/users/1"),
         ("100, hit", grid(10, 10), "host-7.example.com", "/service-7/v1/users/1"),
         ("10000, hit", grid(1_000, 10), "host-777.example.com", "/service-7/v1/users/1"),
-        ("10000, hit, Host: as written by people", grid(1_000, 10), "Host-777.Example.com:8080", "/service-7/v1/users/1"),
+        (
+            "10000, hit, Host: as written by people",
+            grid(1_000, 10),
+            "Host-777.Example.com:8080",
+            "/service-7/v1/users/1",
+        ),
         ("10000, hit, one host", grid(1, 10_000), "host-0.example.com", "/service-7777/v1/users/1"),
         ("1, host missed", grid(1, 1), "host-x.example.com", "/service-0/v1/users/1"),
         ("10000, host missed", grid(1_000, 10), "host-x.example.com", "/service-7/v1/users/1"),

@@ -229,8 +229,7 @@ impl Guard {
             },
             State::ChunkData(left) => {
                 let taken = left.min(rest.len() as u64);
-                self.state =
-                    if taken == left { State::ChunkEnd { cr: true } } else { State::ChunkData(left - taken) };
+                self.state = if taken == left { State::ChunkEnd { cr: true } } else { State::ChunkData(left - taken) };
                 return Ok(taken as usize);
             }
             State::ChunkEnd { cr: true } if byte == b'\r' => State::ChunkEnd { cr: false },
@@ -385,13 +384,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn guard() -> Guard {
-        Guard {
-            state: State::Head,
-            head: Head::default(),
-            partial: Vec::new(),
-            max_head_bytes: 1024,
-            max_headers: 10,
-        }
+        Guard { state: State::Head, head: Head::default(), partial: Vec::new(), max_head_bytes: 1024, max_headers: 10 }
     }
 
     /// Passes `text` in one piece, and again byte by byte: both must come to the same.

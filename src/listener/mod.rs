@@ -107,7 +107,7 @@ pub struct Open {
 }
 
 impl Open {
-    /// Counts one more at `listener` and at worker number `index`. 
+    /// Counts one more at `listener` and at worker number `index`.
     ///
     /// # Errors
     /// The same, when the listener has as many as it takes.

@@ -93,7 +93,10 @@ fn remove_named(headers: &mut HeaderMap) {
 /// Whether a comma-separated header has a token, in any case.
 fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     headers.get_all(name).iter().any(|value| {
-        value.as_bytes().split(|&byte| byte == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+        value
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .any(|part| part.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
     })
 }
 
@@ -150,9 +153,7 @@ fn forwarded(headers: &mut HeaderMap, client: &Client, has_forwarded: bool) {
     }
     if client.trusted {
         let value = match joined(headers, &X_FORWARDED_FOR) {
-            Some(before) => {
-                HeaderValue::try_from([&before, &b", "[..], client.peer_text.as_bytes()].concat()).ok()
-            }
+            Some(before) => HeaderValue::try_from([&before, &b", "[..], client.peer_text.as_bytes()].concat()).ok(),
             None => None,
         };
         headers.insert(X_FORWARDED_FOR, value.unwrap_or_else(|| client.peer_text.clone()));
@@ -241,7 +242,15 @@ pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
     let mut clean = lines.next()?.to_vec();
     for line in lines {
         let name = line.split(|&byte| byte == b':').next().unwrap_or(line).to_ascii_lowercase();
-        let hop: &[&[u8]] = &[b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade", b"content-length"];
+        let hop: &[&[u8]] = &[
+            b"connection",
+            b"keep-alive",
+            b"proxy-connection",
+            b"te",
+            b"transfer-encoding",
+            b"upgrade",
+            b"content-length",
+        ];
         if !hop.contains(&&name[..]) {
             clean.extend_from_slice(line);
         }

@@ -31,8 +31,8 @@ pub mod snapshot;
 pub mod upgrade;
 
 pub use error::{Blame, ProxyError};
-pub use snapshot::{Current, Published, Snapshot};
 use running::Running;
+pub use snapshot::{Current, Published, Snapshot};
 use upgrade::Tunnel;
 
 /// A worker's data plane.
@@ -136,9 +136,8 @@ impl Proxy {
     fn find<'a>(&self, running: &'a Running, parts: &Parts) -> Result<&'a Route, ProxyError> {
         let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let routes = &running.snapshot.routes;
-        let index = routes
-            .find_index(running.exchange.client.listener_name(), host, parts)
-            .ok_or(ProxyError::NoRoute)?;
+        let index =
+            routes.find_index(running.exchange.client.listener_name(), host, parts).ok_or(ProxyError::NoRoute)?;
         running.routed(index);
         Ok(routes.get(index))
     }

@@ -20,11 +20,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 ///
 /// # Errors
 /// The last address's, when none can be connected to.
-pub async fn connect(
-    transport: &Rc<Transport>,
-    backend: &BackendState,
-    pool: PoolConfig,
-) -> io::Result<Connection> {
+pub async fn connect(transport: &Rc<Transport>, backend: &BackendState, pool: PoolConfig) -> io::Result<Connection> {
     let tcp = match &backend.address {
         Address::Ip(address) => TcpStream::connect(address).await?,
         Address::Name(host, port) => TcpStream::connect((&**host, *port)).await?,

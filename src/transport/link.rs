@@ -212,7 +212,8 @@ mod tests {
     #[tokio::test]
     async fn early_hints_are_seen_in_whatever_pieces() {
         let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
-        let text = format!("HTTP/1.1 100 Continue\r\n\r\n{hints}{hints}HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 103 in the body");
+        let text =
+            format!("HTTP/1.1 100 Continue\r\n\r\n{hints}{hints}HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 103 in the body");
         for piece in [1, 2, 7, 11, 100, 1000] {
             assert_eq!(seen(&text, piece).await, [hints, hints], "in pieces of {piece}");
         }

@@ -82,10 +82,8 @@ impl Workers {
         let count = count.max(1);
         let published = Published::new(snapshot);
         let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
-        let peers = Peers {
-            open: Arc::new((0..count).map(|_| AtomicUsize::new(0)).collect()),
-            inboxes: Arc::new(senders),
-        };
+        let peers =
+            Peers { open: Arc::new((0..count).map(|_| AtomicUsize::new(0)).collect()), inboxes: Arc::new(senders) };
         let mut threads = Vec::with_capacity(count);
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (tell, ended) = oneshot::channel();
@@ -172,10 +170,8 @@ mod tests {
 
     /// Connections as the kernel might spread them: all at one worker.
     fn spread(workers: usize, connections: usize) -> Vec<usize> {
-        let peers = Peers {
-            open: Arc::new((0..workers).map(|_| AtomicUsize::new(0)).collect()),
-            inboxes: Arc::default(),
-        };
+        let peers =
+            Peers { open: Arc::new((0..workers).map(|_| AtomicUsize::new(0)).collect()), inboxes: Arc::default() };
         for _ in 0..connections {
             peers.open[peers.place(0)].fetch_add(1, Ordering::Relaxed);
         }
