@@ -18,16 +18,12 @@ pub trait Progress {
     fn waits_for_client(&self, waits: bool);
     /// The request's body ended well, or broke on the client's side.
     fn request_ended(&self, complete: bool);
+    /// All of the response has been read from the backend: its connection may take the next request.
+    fn response_read(&self);
     /// A piece of the response's body goes to the client.
     fn response_data(&self, bytes: usize);
     /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
     fn ended(&self, complete: bool);
-}
-
-/// Gets a backend connection back once the response on it has been read.
-pub trait Reuse {
-    /// The connection may take its next request.
-    fn reuse(&mut self);
 }
 
 /// Why a body does not go on.
@@ -73,12 +69,11 @@ enum Kind {
 }
 
 /// A backend's response on its way to the client. Holds the lease, so that the request counts as in flight until the last
-/// byte, and the connection, which goes back to its pool after it.
+/// byte.
 struct LeasedBody {
     incoming: Incoming,
     done: bool,
     _lease: Lease,
-    connection: Option<Box<dyn Reuse>>,
 }
 
 impl Body {
@@ -94,18 +89,19 @@ impl Body {
         Self { kind, exchange: None }
     }
 
-    /// What a backend sends. `connection` is told when the last byte was read, at once where there is none.
-    pub fn leased(incoming: Incoming, lease: Lease, mut connection: Box<dyn Reuse>) -> Self {
+    /// What a backend sends.
+    pub fn leased(incoming: Incoming, lease: Lease) -> Self {
         if incoming.is_end_stream() {
-            connection.reuse();
             return Self::empty();
         }
-        let body = LeasedBody { incoming, done: false, _lease: lease, connection: Some(connection) };
-        Self { kind: Kind::Leased(body), exchange: None }
+        Self { kind: Kind::Leased(LeasedBody { incoming, done: false, _lease: lease }), exchange: None }
     }
 
     /// Has `exchange` told how this body goes on and that it ended.
     pub fn observed(mut self, exchange: Rc<dyn Progress>) -> Self {
+        if matches!(self.kind, Kind::Empty) {
+            exchange.response_read();
+        }
         self.exchange = Some(exchange);
         self
     }
@@ -152,10 +148,10 @@ impl HttpBody for Body {
                 {
                     exchange.response_data(data.len());
                 }
-                if frame.is_none() || body.incoming.is_end_stream() {
+                if (frame.is_none() || body.incoming.is_end_stream()) && !body.done {
                     body.done = true;
-                    if let Some(mut connection) = body.connection.take() {
-                        connection.reuse();
+                    if let Some(exchange) = &this.exchange {
+                        exchange.response_read();
                     }
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))

@@ -4,9 +4,9 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, Uri, Version};
+use http::{Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
@@ -35,7 +35,7 @@ pub(super) async fn forward(
     proxy: &Rc<Proxy>,
     running: &Rc<Running>,
     (route, forward): (&Route, &Forward),
-    parts: &mut Parts,
+    mut parts: Parts,
     incoming: Incoming,
 ) -> Result<Answer, ProxyError> {
     let client = &running.exchange.client;
@@ -57,10 +57,9 @@ pub(super) async fn forward(
         true => RequestBody::streamed(incoming, Rc::clone(running) as Rc<dyn Progress>),
         false => RequestBody::empty(),
     };
-    let mut request = Request::new(body);
-    *request.method_mut() = std::mem::take(&mut parts.method);
-    *request.uri_mut() = std::mem::take(&mut parts.uri);
-    *request.headers_mut() = std::mem::take(&mut parts.headers);
+    // hyper takes what stands here for its own.
+    parts.extensions.clear();
+    let mut request = Request::from_parts(parts, body);
     // What may be sent again after a backend has perhaps seen it.
     let repeatable = !has_body && upgrade.is_none() && request.method().is_idempotent();
 
@@ -83,14 +82,13 @@ pub(super) async fn forward(
                 continue;
             }
         };
-        let spare = repeatable.then(|| Spare::of(&request));
         running.await_head();
         let informed = Some(Rc::clone(running) as Rc<dyn Informed>);
-        let Some(sent) = in_time(&client.watch, connection.send(request, informed)).await else {
+        let Some(sent) = in_time(&client.watch, connection.send(request, repeatable, informed)).await else {
             return Err(late(running, &place));
         };
-        let failed = match sent {
-            Ok(response) => return answer(proxy, running, forward, upgrade, place, connection, response),
+        let mut failed = match sent {
+            Ok(response) => return answer(running, forward, upgrade, place, connection, response),
             Err(failed) => failed,
         };
         match running.upload() {
@@ -100,10 +98,10 @@ pub(super) async fn forward(
         }
         let metrics = place.backend().metrics.of(proxy.worker);
         let answered = connection.answered();
-        let again = match (failed.unsent, spare) {
-            (Some(unsent), _) => Some(unsent),
-            (None, Some(spare)) if !answered => Some(spare.restore()),
-            _ => None,
+        let again = match failed.take_message() {
+            Some(unsent) => Some(unsent),
+            None if repeatable && !answered => connection.written(),
+            None => None,
         };
         // A connection that had been idle may have been closed by the backend just before: that says nothing about the
         // backend, and is no attempt.
@@ -111,7 +109,7 @@ pub(super) async fn forward(
         if !stale {
             metrics.broken.add(1);
         }
-        let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.error };
+        let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.into_error() };
         request = match again {
             Some(again) => again,
             None => return Err(error),
@@ -207,7 +205,6 @@ fn late(running: &Running, lease: &Lease) -> ProxyError {
 
 /// Makes a backend's response the client's.
 fn answer(
-    proxy: &Rc<Proxy>,
     running: &Rc<Running>,
     forward: &Forward,
     upgrade: Option<HeaderValue>,
@@ -218,11 +215,12 @@ fn answer(
     let (mut head, incoming) = response.into_parts();
     let status = head.status;
     let class = usize::from(status.as_u16() / 100 - 1).min(4);
-    lease.backend().metrics.of(proxy.worker).responses[class].add(1);
+    lease.backend().metrics.of(running.worker()).responses[class].add(1);
     head.version = Version::HTTP_11;
     headers::to_client(&mut head.headers, &running.exchange.client);
     if status != SWITCHING {
-        let body = Body::leased(incoming, lease, Box::new(Some(connection)));
+        running.lend(connection);
+        let body = Body::leased(incoming, lease);
         return Ok(Answer::Response(Response::from_parts(head, body)));
     }
     let Some(protocol) = upgrade else {
@@ -244,36 +242,4 @@ async fn in_time<F: Future>(watch: &Watch, future: F) -> Option<F::Output> {
         Poll::Pending => Poll::Pending,
     })
     .await
-}
-
-/// The head of a request without a body, kept while an attempt is made with the original.
-///
-/// A list and not a `HeaderMap`: nothing is looked up in it, so nothing needs to be hashed, and nearly always it is just
-/// dropped.
-struct Spare {
-    method: Method,
-    uri: Uri,
-    headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl Spare {
-    fn of(request: &Request<RequestBody>) -> Self {
-        Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            headers: request.headers().iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-        }
-    }
-
-    fn restore(self) -> Request<RequestBody> {
-        let mut request = Request::new(RequestBody::empty());
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        let mut headers = HeaderMap::with_capacity(self.headers.len());
-        for (name, value) in self.headers {
-            headers.append(name, value);
-        }
-        *request.headers_mut() = headers;
-        request
-    }
 }

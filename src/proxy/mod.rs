@@ -78,7 +78,7 @@ impl Proxy {
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
     /// its way. Whatever goes wrong comes to a response.
     pub async fn handle(self: &Rc<Self>, client: &Rc<Client>, request: Request<Incoming>) -> Handled {
-        let (mut parts, incoming) = request.into_parts();
+        let (parts, incoming) = request.into_parts();
         let snapshot = self.current.get();
         let exchange = Exchange {
             client: Rc::clone(client),
@@ -86,7 +86,7 @@ impl Proxy {
             client_ip: headers::client_ip(&parts.headers, client),
         };
         let running = Running::begin(self, snapshot, exchange, &parts);
-        let handled = match self.answer(&running, &mut parts, incoming).await {
+        let handled = match self.answer(&running, parts, incoming).await {
             Ok(handled) => handled,
             Err(error) => {
                 running.failed(&error);
@@ -99,15 +99,15 @@ impl Proxy {
     async fn answer(
         self: &Rc<Self>,
         running: &Rc<Running>,
-        parts: &mut Parts,
+        mut parts: Parts,
         incoming: Incoming,
     ) -> Result<Handled, ProxyError> {
         if matches!(parts.method, Method::CONNECT | Method::TRACE) {
             return Err(ProxyError::Method);
         }
-        name_host(parts)?;
-        let route = self.find(running, parts)?;
-        if let ControlFlow::Break(response) = route.chain.on_request(parts, &running.exchange) {
+        name_host(&mut parts)?;
+        let route = self.find(running, &parts)?;
+        if let ControlFlow::Break(response) = route.chain.on_request(&mut parts, &running.exchange) {
             return Ok(running.finish(route, response).into());
         }
         let response = match &route.action {

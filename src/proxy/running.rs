@@ -14,7 +14,7 @@ use crate::exchange::Exchange;
 use crate::exchange::body::{Body, BodyError, Progress};
 use crate::exchange::watch::Phase;
 use crate::route::{Action, Route};
-use crate::transport::Informed;
+use crate::transport::{Connection, Informed};
 
 use super::{Handled, Proxy, ProxyError, Snapshot, headers};
 
@@ -35,6 +35,8 @@ pub(super) struct Running {
     body_idle: Cell<Duration>,
     response_head: Cell<Duration>,
     over: Cell<bool>,
+    /// The backend's connection, until the response has been read.
+    connection: RefCell<Option<Connection>>,
     /// What the access log wants to know; `None` while there is none.
     logged: Option<Box<Logged>>,
 }
@@ -99,6 +101,7 @@ impl Running {
             body_idle: Cell::new(Duration::ZERO),
             response_head: Cell::new(Duration::ZERO),
             over: Cell::new(false),
+            connection: RefCell::new(None),
             logged,
         })
     }
@@ -138,6 +141,11 @@ impl Running {
         if let Some(logged) = &self.logged {
             *logged.backend.borrow_mut() = Some(Arc::clone(backend));
         }
+    }
+
+    /// Keeps a backend's connection until the response on it has been read.
+    pub(super) fn lend(&self, connection: Connection) {
+        *self.connection.borrow_mut() = Some(connection);
     }
 
     /// How the request's body goes on.
@@ -203,6 +211,8 @@ impl Running {
         }
         let client = &self.exchange.client;
         client.side.end();
+        // One whose response was not read to its end is of no more use.
+        drop(self.connection.take());
         if !complete && self.reason.get().is_none() {
             let expired = client.watch.expired();
             self.reason.set(Some(if expired { "body_timeout" } else { "cut_short" }));
@@ -262,6 +272,12 @@ impl Progress for Running {
             if complete && !self.over.get() && self.exchange.client.watch.phase() == Phase::Response {
                 self.exchange.client.watch.extend(self.response_head.get());
             }
+        }
+    }
+
+    fn response_read(&self) {
+        if let Some(connection) = self.connection.take() {
+            connection.release();
         }
     }
 

@@ -10,8 +10,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
+use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+use crate::exchange::body::RequestBody;
 
 /// Who is told of informational responses.
 pub trait Informed {
@@ -25,6 +28,10 @@ pub struct Link {
     answered: Cell<bool>,
     /// Whether the next byte read is the first of a response.
     at_start: Cell<bool>,
+    /// Whether the next bytes written are to be kept.
+    keep: Cell<bool>,
+    /// The head of the request under way, as it was written. The space is used again by the next.
+    written: RefCell<Vec<u8>>,
     informed: RefCell<Option<Rc<dyn Informed>>>,
     /// The beginning of an informational response that did not come in one piece.
     partial: RefCell<Vec<u8>>,
@@ -47,6 +54,8 @@ impl Link {
             tcp: RefCell::new(tcp),
             answered: Cell::new(false),
             at_start: Cell::new(false),
+            keep: Cell::new(false),
+            written: RefCell::default(),
             informed: RefCell::new(None),
             partial: RefCell::default(),
             ended: RefCell::default(),
@@ -54,7 +63,9 @@ impl Link {
     }
 
     /// A request is about to be sent.
-    pub(super) fn begin(&self, informed: Option<Rc<dyn Informed>>) {
+    pub(super) fn begin(&self, keep: bool, informed: Option<Rc<dyn Informed>>) {
+        self.keep.set(keep);
+        self.written.borrow_mut().clear();
         self.answered.set(false);
         self.at_start.set(true);
         *self.informed.borrow_mut() = informed;
@@ -63,6 +74,20 @@ impl Link {
     /// Whether any byte of a response has come since then.
     pub(super) fn answered(&self) -> bool {
         self.answered.get()
+    }
+
+    /// The head of the request under way, if it was to be kept and has been written.
+    pub(super) fn written(&self) -> std::cell::Ref<'_, Vec<u8>> {
+        self.written.borrow()
+    }
+
+    /// hyper writes a request without a body in one piece; what the socket does not take at once is offered again, but it is
+    /// kept already.
+    fn writes<'a>(&self, bufs: impl Iterator<Item = &'a [u8]>) {
+        if self.keep.replace(false) {
+            let mut written = self.written.borrow_mut();
+            bufs.for_each(|buf| written.extend_from_slice(buf));
+        }
     }
 
     /// hyper is done with the socket, and has read `rest` beyond the last response.
@@ -92,10 +117,21 @@ impl Link {
         LinkIo(Rc::clone(self))
     }
 
-    /// Looks for informational responses in the first bytes of an answer. Out of line: it happens once a response, and nearly
-    /// always ends at the first comparison.
+    /// Looks at the first bytes of an answer.
     fn first_bytes(&self, fresh: &[u8]) {
         self.answered.set(true);
+        // The first digit of the status tells, once it is there.
+        if fresh.get(9).is_some_and(|&digit| digit != b'1') && self.partial.borrow().is_empty() {
+            self.at_start.set(false);
+            self.informed.take();
+        } else {
+            self.informational(fresh);
+        }
+    }
+
+    /// Takes informational responses from the first bytes of an answer.
+    #[cold]
+    fn informational(&self, fresh: &[u8]) {
         let mut partial = self.partial.borrow_mut();
         if partial.is_empty() && !could_be_informational(fresh) {
             self.at_start.set(false);
@@ -128,6 +164,20 @@ impl Link {
     }
 }
 
+/// The request whose head was written so, without a body.
+pub(super) fn reread(written: &[u8]) -> Option<Request<RequestBody>> {
+    let mut headers = [httparse::EMPTY_HEADER; 256];
+    let mut head = httparse::Request::new(&mut headers);
+    if !head.parse(written).ok()?.is_complete() {
+        return None;
+    }
+    let mut request = Request::builder().method(head.method?).uri(head.path?);
+    for header in head.headers {
+        request = request.header(header.name, header.value);
+    }
+    request.body(RequestBody::empty()).ok()
+}
+
 /// Whether what begins with `bytes` is, or may become, an informational response other than 101.
 fn could_be_informational(bytes: &[u8]) -> bool {
     const START: &[u8] = b"HTTP/1.1 1";
@@ -158,6 +208,7 @@ impl AsyncRead for LinkIo {
 
 impl AsyncWrite for LinkIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.writes(std::iter::once(buf));
         Pin::new(&mut *self.0.tcp.borrow_mut()).poll_write(cx, buf)
     }
 
@@ -166,6 +217,7 @@ impl AsyncWrite for LinkIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.0.writes(bufs.iter().map(|buf| &**buf));
         Pin::new(&mut *self.0.tcp.borrow_mut()).poll_write_vectored(cx, bufs)
     }
 
@@ -199,7 +251,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let link = Link::new(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
         let seen = Rc::new(Seen::default());
-        link.begin(Some(Rc::clone(&seen) as Rc<dyn Informed>));
+        link.begin(false, Some(Rc::clone(&seen) as Rc<dyn Informed>));
         for bytes in text.as_bytes().chunks(piece) {
             if link.at_start.get() {
                 link.first_bytes(bytes);

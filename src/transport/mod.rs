@@ -8,11 +8,12 @@ use std::rc::Rc;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::SendRequest;
 
 use crate::backend::BackendState;
 use crate::config::PoolConfig;
-use crate::exchange::body::{RequestBody, Reuse};
+use crate::exchange::body::RequestBody;
 use crate::exchange::watch::Clock;
 
 pub mod connect;
@@ -77,45 +78,36 @@ impl Transport {
 }
 
 impl Connection {
-    /// Sends a request and waits for the head of the response. On an error the request comes back if none of it was sent.
+    /// Sends a request and waits for the head of the response. With `keep`, what is written is kept, so that it can be sent
+    /// again by [`Connection::written`].
     ///
     /// # Errors
-    /// When the connection breaks before the head has come.
+    /// When the connection breaks before the head has come. The request comes back if none of it was sent.
     pub fn send(
         &mut self,
         request: Request<RequestBody>,
+        keep: bool,
         informed: Option<Rc<dyn Informed>>,
-    ) -> impl Future<Output = Result<Response<Incoming>, SendFailed>> + use<> {
-        self.link.begin(informed);
-        let sent = self.sender.try_send_request(request);
-        async move {
-            sent.await.map_err(|mut failed| {
-                let unsent = failed.take_message();
-                SendFailed { error: failed.into_error(), unsent }
-            })
-        }
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
+        self.link.begin(keep, informed);
+        self.sender.try_send_request(request)
     }
 
     /// Whether any byte of a response has come since the request was sent.
     pub fn answered(&self) -> bool {
         self.link.answered()
     }
-}
 
-/// An attempt that brought no response head.
-pub struct SendFailed {
-    /// What happened.
-    pub error: hyper::Error,
-    /// The request, if none of it was sent.
-    pub unsent: Option<Request<RequestBody>>,
-}
+    /// The request that was sent, if it was to be kept and had no body.
+    pub fn written(&self) -> Option<Request<RequestBody>> {
+        link::reread(&self.link.written())
+    }
 
-impl Reuse for Option<Connection> {
-    fn reuse(&mut self) {
-        if let Some(Connection { sender, link, transport, slot, pool, .. }) = self.take() {
-            let now = transport.clock.now_ms();
-            transport.pools.borrow_mut().put(slot, pool, pool::Idle { sender, link, since_ms: now });
-        }
+    /// The response has been read: the connection may take its next request.
+    pub fn release(self) {
+        let Self { sender, link, transport, slot, pool, .. } = self;
+        let since_ms = transport.clock.now_ms();
+        transport.pools.borrow_mut().put(slot, pool, pool::Idle { sender, link, since_ms });
     }
 }
 
