@@ -7,9 +7,9 @@ const FULL: u64 = 1 << 32;
 
 /// Draws an index as likely as its weight, in constant time: Vose's alias method.
 ///
-/// There is a column per backend, each as likely as any other, and each shared by at most two backends. Masses are whole
-/// numbers: a column holds 2^32, and of the sum of all columns each backend has its exact share rounded to a whole number,
-/// so none is off by more than one in n × 2^32, and nothing depends on how floating point rounds.
+/// There is a column per backend, each as likely as any other, and each shared by at most two backends. Masses are
+/// whole numbers: a column holds 2^32, and of the sum of all columns each backend has its exact share rounded to a
+/// whole number, so none is off by more than one in n × 2^32, and nothing depends on how floating point rounds.
 #[derive(Debug)]
 pub(super) struct Alias {
     columns: Box<[Column]>,
@@ -45,7 +45,11 @@ impl Alias {
 
     /// Draws. The table must not be empty.
     pub(super) fn draw(&self, dice: &mut Dice) -> usize {
-        let bits = dice.bits();
+        self.at(dice.bits())
+    }
+
+    /// The upper half of the bits chooses a column, the lower half a place in it.
+    fn at(&self, bits: u64) -> usize {
         let index = scale((bits >> 32) as u32, self.columns.len());
         let column = &self.columns[index];
         if (bits as u32) < column.threshold { index } else { column.other as usize }
@@ -88,7 +92,9 @@ mod tests {
     }
 
     fn assert_exact(weights: &[u16]) {
-        let sums = enumerate(&Alias::new(&backends(weights)));
+        let backends = backends(weights);
+        let sums = enumerate(&Alias::new(&backends));
+        assert_eq!(sums, masses(&backends), "the columns of {weights:?} do not hold what was shared out");
         let n = weights.len() as i128;
         let total: i128 = weights.iter().map(|&weight| i128::from(weight)).sum();
         assert_eq!(sums.iter().map(|&sum| i128::from(sum)).sum::<i128>(), n * i128::from(FULL));
@@ -104,6 +110,7 @@ mod tests {
         assert_exact(&[65_535]);
         assert_exact(&[1; 7]);
         assert_exact(&[65_535, 1]);
+        assert_exact(&[1, 2, 4, 1, 2, 4, 4, 2, 1]);
         assert_exact(&[1, 65_535, 1, 1]);
         assert_exact(&(1..=1_000).collect::<Vec<_>>());
     }
@@ -111,6 +118,16 @@ mod tests {
     #[test]
     fn a_power_of_two_comes_out_even() {
         assert_eq!(enumerate(&Alias::new(&backends(&[1, 2, 5]))), [3 * FULL / 8, 6 * FULL / 8, 15 * FULL / 8]);
+    }
+
+    #[test]
+    fn a_column_is_cut_at_its_threshold() {
+        let table = Alias::new(&backends(&[3, 1]));
+        assert_eq!(table.columns[1].threshold, 1 << 31);
+        assert_eq!([0, u64::from(u32::MAX)].map(|place| table.at(place)), [0, 0]);
+        let second = FULL << 31;
+        assert_eq!([second, second + (1 << 31) - 1].map(|bits| table.at(bits)), [1, 1]);
+        assert_eq!([second + (1 << 31), u64::MAX].map(|bits| table.at(bits)), [0, 0]);
     }
 
     #[test]

@@ -5,8 +5,8 @@ use super::{Candidates, Dice, Strategy};
 
 /// The one with the fewest requests in flight for its weight; of several such, any, equally likely.
 ///
-/// One walk over the list: an ordered structure would answer faster, but every worker would have to write it twice a request.
-/// Where lists are long, `power_of_two` does nearly as well without the walk.
+/// One walk over the list: an ordered structure would answer faster, but every worker would have to write it twice a
+/// request. Where lists are long, `power_of_two` does nearly as well without the walk.
 #[derive(Debug)]
 pub(super) struct LeastConnections;
 

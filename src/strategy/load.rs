@@ -4,8 +4,8 @@ use crate::backend::Backend;
 
 /// How busy a backend would be with one request more, for its weight: `(in_flight + 1) / weight`.
 ///
-/// The one more is what lets weights count among idle backends. It also means that a light load stays with the heaviest: one of
-/// weight 1 gets its first request when one of weight 3 has three.
+/// The one more is what lets weights count among idle backends. It also means that a light load stays with the
+/// heaviest: one of weight 1 gets its first request when one of weight 3 has three.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
     requests: u64,

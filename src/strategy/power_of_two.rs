@@ -8,9 +8,9 @@ use crate::backend::Backend;
 
 /// The less loaded of two distinct draws.
 ///
-/// Looks at two backends however many there are, and still keeps the longest queues nearly as short as looking at all would
-/// (Mitzenmacher 2001). The draws are distinct, so that the busiest of all is never picked; and random, so that many
-/// proxies with the same view do not all run to the same idle backend.
+/// Looks at two backends however many there are, and still keeps the longest queues nearly as short as looking at all
+/// would (Mitzenmacher 2001). The draws are distinct, so that the busiest of all is never picked; and random, so that
+/// many proxies with the same view do not all run to the same idle backend.
 #[derive(Debug)]
 pub(super) struct PowerOfTwo {
     /// Draws by weight; `None` where all weights are equal.

@@ -5,15 +5,15 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Turns a place in the round into a backend by its weight, with a table as long as the list instead of the round.
 ///
-/// The backends lie around a circle, each on an arc as long as its weight, and each place is the golden section of a turn
-/// further than the one before. Of all steps this one spreads most evenly: however many picks were made, and wherever the
-/// count begins, a backend has had its share of them but for a few. The difference grows with the logarithm of the
-/// picks; over twenty million it was below five.
-/// A place needs a multiplication, a look into the guide and two steps along the list on average.
+/// The backends lie around a circle, each on an arc as long as its weight, and each place is the golden section of a
+/// turn further than the one before. Of all steps this one spreads most evenly: however many picks were made, and
+/// wherever the count begins, a backend has had its share of them but for a few. The difference grows with the
+/// logarithm of the picks; over twenty million it was below five. A place needs a multiplication, a look into the guide
+/// and two steps along the list on average.
 ///
 /// The alternatives fall short where weights are uneven. A static stride passes over as many places per pick as the
-/// heaviest weighs more than the mean, thousands in bad cases, each a write to the shared cursor. Scaling the weights down
-/// until a schedule fits gives the lightest many times their share.
+/// heaviest weighs more than the mean, thousands in bad cases, each a write to the shared cursor. Scaling the weights
+/// down until a schedule fits gives the lightest many times their share.
 #[derive(Debug)]
 pub(super) struct Rotation {
     /// Where each arc ends.

@@ -4,9 +4,9 @@ use super::{Candidates, Cursor, Dice, Strategy, untried};
 
 /// Each in turn.
 ///
-/// The place in the round is shared by all workers, so the order is exact over the whole process, and goes on where it stood
-/// when the list is built anew. A retry takes the places of the backends it has been to out of the round, and so leaves the
-/// order of the others as it is.
+/// The place in the round is shared by all workers, so the order is exact over the whole process, and goes on where it
+/// stood when the list is built anew. A retry takes the places of the backends it has been to out of the round, and so
+/// leaves the order of the others as it is.
 #[derive(Debug)]
 pub(super) struct RoundRobin {
     cursor: Arc<Cursor>,

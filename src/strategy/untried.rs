@@ -3,15 +3,15 @@
 use super::{Candidates, Dice};
 use crate::backend::Backend;
 
-/// Proposals that are heard before the backends that are left are counted. Even where half of the picks fall on tried ones,
-/// fifteen in sixteen retries end here, without a look at the whole list.
+/// Proposals that are heard before the backends that are left are counted. Even where half of the picks fall on tried
+/// ones, fifteen in sixteen retries end here, without a look at the whole list.
 const PROPOSALS: usize = 4;
 
 /// The first proposal that may be picked and is not `except`; after a few that may not, one of those left, as likely as
 /// `weight` says. `None` when none is left.
 ///
-/// Where the proposals are random draws by the same weights, so is the outcome, exactly: a refused draw says nothing about
-/// the next. The list must not be empty: there would be nothing to propose.
+/// Where the proposals are random draws by the same weights, so is the outcome, exactly: a refused draw says nothing
+/// about the next. The list must not be empty: there would be nothing to propose.
 #[inline]
 pub(super) fn pick(
     candidates: &Candidates<'_>,
@@ -29,7 +29,8 @@ pub(super) fn pick(
     draw(candidates, except, dice, weight)
 }
 
-/// Draws among those left by counting them: two walks over the list, on a retry or where one backend has nearly all weight.
+/// Draws among those left by counting them: two walks over the list, on a retry or where one backend has nearly all
+/// weight.
 #[cold]
 fn draw(
     candidates: &Candidates<'_>,

@@ -4,16 +4,17 @@ use super::rotation::Rotation;
 use super::{Candidates, Cursor, Dice, Strategy, untried};
 use crate::backend::Backend;
 
-/// The longest round that is written out: 128 KiB. It is also the most that `u16` can number, for a round is at least as long
-/// as the list.
+/// The longest round that is written out: 128 KiB. It is also the most that `u16` can number, for a round is at least
+/// as long as the list.
 const SCHEDULE_MAX: u64 = 1 << 16;
 
 /// Each in turn as often as its weight, evenly spread: `a a b a c a a` for 5, 1, 1.
 ///
-/// The order is that of nginx's smooth weighted round robin: exact after each round, and on the way there nobody is a whole
-/// pick ahead of their share, for only who is owed something is picked; the longest that anybody was seen to wait was 1.3 picks
-/// behind it. It repeats, so it is worked out once, when the list is built, and a pick reads the next place. That place is
-/// shared by all workers: the order is exact over the whole process. A retry passes over places as in `round_robin`.
+/// The order is that of nginx's smooth weighted round robin: exact after each round, and on the way there nobody is a
+/// whole pick ahead of their share, for only who is owed something is picked; the longest that anybody was seen to wait
+/// was 1.3 picks behind it. It repeats, so it is worked out once, when the list is built, and a pick reads the next
+/// place. That place is shared by all workers: the order is exact over the whole process. A retry passes over places as
+/// in `round_robin`.
 #[derive(Debug)]
 pub(super) struct WeightedRoundRobin {
     order: Order,
@@ -57,8 +58,8 @@ impl Strategy for WeightedRoundRobin {
     }
 }
 
-/// Backends of one weight. They have the same credit until they are picked, so they take turns, and only the next of them
-/// needs to be looked at. That makes a schedule cheap: a round of 65 536 has at most 361 different weights.
+/// Backends of one weight. They have the same credit until they are picked, so they take turns, and only the next of
+/// them needs to be looked at. That makes a schedule cheap: a round of 65 536 has at most 361 different weights.
 struct Class {
     weight: i64,
     members: Vec<u16>,
@@ -67,8 +68,8 @@ struct Class {
     credit: i64,
 }
 
-/// Writes a round out: at each place everybody is credited their weight, and the first of those with the most credit is picked and
-/// charged the sum of the weights.
+/// Writes a round out: at each place everybody is credited their weight, and the first of those with the most credit is
+/// picked and charged the sum of the weights.
 fn schedule(ready: &[Backend], divisor: u16, total: u64) -> Box<[u16]> {
     let total = total as i64;
     let mut classes = classes(ready, divisor);
@@ -173,6 +174,17 @@ mod tests {
     }
 
     #[test]
+    fn the_golden_sequence_is_picked_from_its_beginning() {
+        let backends = backends(&[5, 1, 1]);
+        let strategy = WeightedRoundRobin::new(&backends, &Arc::default());
+        let tried = Tried::default();
+        let candidates = Candidates { backends: &backends, hash: None, now: Instant::now(), tried: &tried };
+        let mut dice = Dice::seeded(0);
+        let picks: Vec<_> = (0..9).filter_map(|_| strategy.pick(&candidates, &mut dice)).collect();
+        assert_eq!(picks, [0, 0, 1, 0, 2, 0, 0, 0, 0]);
+    }
+
+    #[test]
     fn a_common_divisor_shortens_the_round() {
         assert_eq!(round(&[50, 10, 10]), [0, 0, 1, 0, 2, 0, 0]);
         assert_eq!(round(&[65_535; 3]), [0, 1, 2]);
@@ -226,7 +238,7 @@ mod tests {
         assert_eq!(picks, [1, 2, 1, 2]);
     }
 
-    /// A list that is said of smooth round robin to be impossible: one that waits for longer than a pick's share.
+    /// Often said of smooth round robin, and not so: here somebody waits until they are owed more than a pick.
     #[test]
     fn smooth_is_not_within_one_pick() {
         let weights = [21, 203, 203, 287, 8, 203, 30];

@@ -1,7 +1,7 @@
 //! What every strategy must do, as a suite that can be run on any of them.
 //!
-//! It is public for the sake of strategies from outside: a program that embeds isobar calls [`check`] on its own in a test. It
-//! needs nothing but the factory, takes its random numbers from fixed seeds, and so says the same each time.
+//! It is public for the sake of strategies from outside: a program that embeds isobar calls [`check`] on its own in a
+//! test. It needs nothing but the factory, takes its random numbers from fixed seeds, and so says the same each time.
 //!
 //! ```
 //! use isobar::config::StrategyConfig;
@@ -34,9 +34,9 @@ pub(super) use shares::assert_shares;
 /// What a strategy promises beyond what all must keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// First attempts go round: after any whole round each backend has had exactly its share, whichever threads picked; on
-    /// the way there nobody is a whole pick ahead of it or two behind; and a strategy built anew for the same list on the
-    /// same cursor goes on where the other stood. Looked at for rounds of up to 65 536 picks.
+    /// First attempts go round: after any whole round each backend has had exactly its share, whichever threads picked;
+    /// on the way there nobody is a whole pick ahead of it or two behind; and a strategy built anew for the same list
+    /// on the same cursor goes on where the other stood. Looked at for rounds of up to 65 536 picks.
     Rotates(Share),
     /// First attempts are drawn, each as likely as its share and whatever was drawn before.
     Draws(Share),
@@ -192,8 +192,8 @@ fn pick(strategy: &dyn Strategy, list: &[Backend], tried: &Tried, rules: &[Rule]
 /// Threads that pick a share of the work each.
 const THREADS: u64 = 4;
 
-/// The contract again while others pick, lease and release. Whose load is least may change at any time, so that no rule about
-/// loads can be seen from here.
+/// The contract again while others pick, lease and release. Whose load is least may change at any time, so that no rule
+/// about loads can be seen from here.
 fn check_threads(factory: &Factory, rules: &[Rule]) {
     let rules: Vec<_> =
         rules.iter().filter(|rule| !matches!(rule, Rule::LeastLoaded | Rule::SparesMostLoaded)).copied().collect();
@@ -322,8 +322,8 @@ fn check_draws(factory: &Factory, share: Share) {
         let shares: Vec<_> = list.iter().map(|backend| share.of(backend) as f64).collect();
         let mut dice = Dice::seeded(4);
         let mut counts = vec![0; list.len()];
-        // Neighbours in time too, by the cell of a square table: draws that remember the one before have the right shares
-        // one by one and the wrong ones in pairs.
+        // Neighbours in time too, by the cell of a square table: draws that remember the one before have the right
+        // shares one by one and the wrong ones in pairs.
         let mut pairs = vec![0; list.len() * list.len()];
         let mut before = None;
         for _ in 0..DRAWS {
@@ -430,7 +430,8 @@ mod tests {
             }
         }
 
-        /// A strategy says the same for the same dice, cursor and loads: the simulator and every seeded test rest on that.
+        /// A strategy says the same for the same dice, cursor and loads: the simulator and every seeded test rest on
+        /// that.
         #[test]
         fn the_same_dice_fall_the_same((weights, loads, _) in situation(), seed: u64) {
             let list = backends(&weights);

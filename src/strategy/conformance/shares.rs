@@ -1,5 +1,5 @@
-/// Asserts that random counts fit these shares: chi-square, with a chance of one in a million that right ones do not. What has a share
-/// of 0 must not come at all.
+/// Asserts that random counts fit these shares: chi-square, with a chance of one in a million that right ones do not.
+/// What has a share of 0 must not come at all.
 pub(in crate::strategy) fn assert_shares(counts: &[u64], shares: &[f64], what: &str) {
     // Below this the statistic is not distributed as chi-square; rare cells are put together.
     const EXPECTED_MIN: f64 = 10.0;
@@ -25,7 +25,8 @@ pub(in crate::strategy) fn assert_shares(counts: &[u64], shares: &[f64], what: &
     assert!(statistic <= limit, "{what}: chi-square {statistic:.1} above {limit:.1}: {counts:?} for {shares:?}");
 }
 
-/// What chi-square exceeds once in a million, by Wilson and Hilferty's cube. A little high for one or two degrees of freedom.
+/// What chi-square exceeds once in a million, by Wilson and Hilferty's cube. A little high for one or two degrees of
+/// freedom.
 fn chi_square_limit(freedom: usize) -> f64 {
     const ONE_IN_A_MILLION: f64 = 4.753_424;
     if freedom == 0 {
