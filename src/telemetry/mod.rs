@@ -3,4 +3,6 @@
 //! A leaf: imports nothing else of this crate but the configuration.
 
 pub mod access_log;
+pub mod calendar;
+pub mod logging;
 pub mod metrics;

@@ -1,0 +1,189 @@
+//! Logs of the process itself, to standard error.
+
+use std::error::Error;
+use std::fmt;
+use std::io::{self, IsTerminal};
+use std::str::FromStr;
+
+use tracing::Subscriber;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::config::{LogConfig, LogFormat};
+
+/// Begins to log. Where the process logs in a way of its own already (a test, a program that embeds isobar), that stays as
+/// it is, and so does its level.
+pub fn init(config: &LogConfig) -> Logging {
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let (subscriber, logging) = subscriber(config, io::stderr, colours);
+    match tracing::subscriber::set_global_default(subscriber) {
+        Ok(()) => logging,
+        Err(_) => Logging { filter: None },
+    }
+}
+
+/// Changes what is logged while it is.
+#[derive(Clone, Debug)]
+pub struct Logging {
+    /// `None` where somebody else decides on it.
+    filter: Option<reload::Handle<EnvFilter, Registry>>,
+}
+
+impl Logging {
+    /// Logs from now on what `level` says: a level (`info`) or a `tracing` filter (`info,isobar::proxy=debug`).
+    ///
+    /// # Errors
+    /// When it is neither. Nothing is changed then.
+    pub fn set_level(&self, level: &str) -> Result<(), BadLevel> {
+        let filter = parse(level)?;
+        if let Some(handle) = &self.filter {
+            // Fails only where the subscriber is gone, and then there is nothing to change.
+            let _ = handle.reload(filter);
+        }
+        Ok(())
+    }
+}
+
+/// A text that says neither a level nor a filter.
+#[derive(Debug)]
+pub struct BadLevel {
+    level: String,
+    source: Option<ParseError>,
+}
+
+impl fmt::Display for BadLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "neither a log level nor a filter: {:?}", self.level)
+    }
+}
+
+impl Error for BadLevel {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_ref().map(|source| source as _)
+    }
+}
+
+fn subscriber<W>(config: &LogConfig, writer: W, colours: bool) -> (impl Subscriber + Send + Sync + use<W>, Logging)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    // The check of the configuration has refused a level that does not parse.
+    let filter = parse(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
+    let lines = match config.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+    };
+    (Registry::default().with(filter).with(lines), Logging { filter: Some(handle) })
+}
+
+/// Like [`EnvFilter::try_new`], but a lone word must be a level. `EnvFilter` takes `inof` for the name of a module and then
+/// logs nothing at all.
+fn parse(level: &str) -> Result<EnvFilter, BadLevel> {
+    let bad = |source| BadLevel { level: level.into(), source };
+    let lone_word = |part: &str| !part.contains(['=', '[']) && LevelFilter::from_str(part).is_err();
+    if level.trim().is_empty() || level.split(',').map(str::trim).any(|part| lone_word(part)) {
+        return Err(bad(None));
+    }
+    EnvFilter::try_new(level).map_err(|source| bad(Some(source)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        fn take(&self) -> String {
+            String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
+        }
+    }
+
+    fn logged(format: LogFormat, level: &str, colours: bool, events: impl FnOnce(&Logging, &Lines)) {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let config = LogConfig { level: level.into(), format };
+        let (subscriber, logging) = subscriber(&config, move || writer.clone(), colours);
+        tracing::subscriber::with_default(subscriber, || events(&logging, &lines));
+    }
+
+    #[test]
+    fn the_level_decides_and_can_be_changed() {
+        logged(LogFormat::Text, "info", false, |logging, lines| {
+            tracing::debug!("not yet");
+            tracing::info!(upstream = "users", "kept");
+            let text = lines.take();
+            assert!(text.contains("INFO") && text.contains("kept upstream=\"users\""), "{text}");
+            assert!(!text.contains("not yet") && !text.contains('\x1b'), "{text}");
+
+            logging.set_level("warn,isobar=debug").unwrap();
+            tracing::debug!("now");
+            tracing::debug!(target: "hyper", "not this");
+            let text = lines.take();
+            assert!(text.contains("now") && !text.contains("not this"), "{text}");
+
+            logging.set_level("error").unwrap();
+            tracing::warn!("too little");
+            assert_eq!(lines.take(), "");
+        });
+    }
+
+    #[test]
+    fn json_is_an_object_a_line() {
+        logged(LogFormat::Json, "info", true, |_, lines| {
+            tracing::warn!(backend = "10.0.0.1:9001", "could not connect");
+            let text = lines.take();
+            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(value["message"], "could not connect");
+            assert_eq!(value["backend"], "10.0.0.1:9001");
+            assert_eq!(value["level"], "WARN");
+            assert_eq!(text.matches('\n').count(), 1);
+        });
+    }
+
+    #[test]
+    fn colours_only_where_asked_for() {
+        logged(LogFormat::Text, "info", true, |_, lines| {
+            tracing::info!("colourful");
+            assert!(lines.take().contains('\x1b'));
+        });
+    }
+
+    #[test]
+    fn a_misspelt_level_changes_nothing() {
+        logged(LogFormat::Text, "info", false, |logging, lines| {
+            for bad in ["inof", "", " ", "isobar=loud", "info,hyper"] {
+                assert!(logging.set_level(bad).is_err(), "{bad}");
+            }
+            tracing::info!("still here");
+            assert!(lines.take().contains("still here"));
+        });
+    }
+
+    #[test]
+    fn beginning_twice_is_no_harm() {
+        let config = LogConfig { level: "error".into(), format: LogFormat::Text };
+        init(&config);
+        let second = init(&config);
+        assert!(second.filter.is_none());
+        second.set_level("error").unwrap();
+    }
+}
