@@ -85,7 +85,7 @@ where
 fn parse(level: &str) -> Result<EnvFilter, BadLevel> {
     let bad = |source| BadLevel { level: level.into(), source };
     let lone_word = |part: &str| !part.contains(['=', '[']) && LevelFilter::from_str(part).is_err();
-    if level.trim().is_empty() || level.split(',').map(str::trim).any(|part| lone_word(part)) {
+    if level.trim().is_empty() || level.split(',').map(str::trim).any(lone_word) {
         return Err(bad(None));
     }
     EnvFilter::try_new(level).map_err(|source| bad(Some(source)))

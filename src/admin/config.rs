@@ -1,0 +1,498 @@
+//! `/config`: the configuration in force, under the keys that `lb.toml` has for it.
+//!
+//! Written out by hand, because [`Config`] says what the file means, not what it says: a header match is a key of a map there
+//! and a struct here, a duration a text there and a number here. Values that look like credentials are hidden: the file may
+//! take them from the environment, and whoever reads metrics need not know them.
+
+use std::time::Duration;
+
+use http::header::{HeaderName, HeaderValue};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::{ReloadFailed, Status};
+use crate::config::{
+    AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, BackendConfig, Config, Forward, HeaderEdits,
+    HostPattern, ListenerConfig, LocationPart, LogConfig, LogFormat, PathPattern, PathRewrite, PoolConfig, RouteConfig,
+    Timeouts, UpstreamConfig, ValueMatch,
+};
+use crate::proxy::Snapshot;
+use crate::telemetry::calendar::rfc3339;
+
+/// The whole answer.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct View<'a> {
+    generation: u64,
+    file: Option<String>,
+    loaded_at: String,
+    config: Shown<&'a Config>,
+    last_error: Option<LastError<'a>>,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct LastError<'a> {
+    at: String,
+    problems: &'a [String],
+}
+
+impl<'a> View<'a> {
+    /// What a snapshot was built from, and what came of the last attempt to change it.
+    pub(super) fn of(snapshot: &'a Snapshot, status: &'a Status) -> Self {
+        Self {
+            generation: snapshot.generation,
+            file: status.file.as_ref().map(|file| file.display().to_string()),
+            loaded_at: rfc3339(status.loaded_at),
+            config: Shown(&snapshot.config),
+            last_error: status.last_error.as_ref().map(LastError::of),
+        }
+    }
+}
+
+impl<'a> LastError<'a> {
+    fn of(failed: &'a ReloadFailed) -> Self {
+        Self { at: rfc3339(failed.at), problems: &failed.problems }
+    }
+}
+
+/// A part of the configuration as `lb.toml` has it. Structs are taken apart as a whole, so that the compiler asks for each new
+/// field.
+#[derive(Clone, Copy, Debug)]
+struct Shown<T>(T);
+
+impl Serialize for Shown<&Config> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Config { workers, shutdown_grace, drain_limit, admin, log, access_log, listeners, routes, upstreams } =
+            self.0;
+        let mut map = serializer.serialize_map(None)?;
+        match workers {
+            Some(workers) => map.serialize_entry("workers", &workers)?,
+            None => map.serialize_entry("workers", "auto")?,
+        }
+        map.serialize_entry("shutdown_grace", &Shown(*shutdown_grace))?;
+        map.serialize_entry("drain_limit", &Shown(*drain_limit))?;
+        map.serialize_entry("admin", &Switched { on: admin.as_ref().map(Shown) })?;
+        map.serialize_entry("log", &Shown(log))?;
+        map.serialize_entry("access_log", &Switched { on: access_log.as_ref().map(Shown) })?;
+        map.serialize_entry("listener", &shown(listeners.iter().map(|it| &**it)))?;
+        map.serialize_entry("route", &shown(routes.iter().map(|it| &**it)))?;
+        let upstreams = upstreams.iter().map(|it| (it.name.to_string(), Shown(&**it)));
+        map.serialize_entry("upstream", &Entries(upstreams.collect()))?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<Duration> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&duration(self.0))
+    }
+}
+
+/// A table that can be switched off: only then has it `enabled`, and nothing else.
+struct Switched<T> {
+    on: Option<T>,
+}
+
+impl<T: Serialize> Serialize for Switched<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.on {
+            Some(on) => on.serialize(serializer),
+            None => {
+                let mut map = serializer.serialize_map(None)?;
+                map.serialize_entry("enabled", &false)?;
+                map.end()
+            }
+        }
+    }
+}
+
+impl Serialize for Shown<&std::net::SocketAddr> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        map.serialize_entry("address", self.0)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&LogConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let LogConfig { level, format } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("level", level)?;
+        let format = match format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        map.serialize_entry("format", format)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&AccessLogConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let AccessLogConfig { format, output, buffer } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        let format = match format {
+            AccessLogFormat::Json => "json",
+            AccessLogFormat::Combined => "combined",
+        };
+        map.serialize_entry("format", format)?;
+        match output {
+            AccessLogOutput::Stdout => map.serialize_entry("output", "stdout")?,
+            AccessLogOutput::File(path) => map.serialize_entry("output", &path.display().to_string())?,
+        }
+        map.serialize_entry("buffer", buffer)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&ListenerConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let ListenerConfig {
+            name,
+            address,
+            backlog,
+            max_connections,
+            max_header_bytes,
+            max_headers,
+            max_body_bytes,
+            header_timeout,
+            idle_timeout,
+            trusted_proxies,
+            forwarded,
+            via,
+        } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("name", name.as_str())?;
+        map.serialize_entry("address", address)?;
+        map.serialize_entry("backlog", backlog)?;
+        map.serialize_entry("max_connections", max_connections)?;
+        map.serialize_entry("max_header_bytes", max_header_bytes)?;
+        map.serialize_entry("max_headers", max_headers)?;
+        match max_body_bytes {
+            Some(bytes) => map.serialize_entry("max_body", bytes)?,
+            None => map.serialize_entry("max_body", "unlimited")?,
+        }
+        map.serialize_entry("header_timeout", &Shown(*header_timeout))?;
+        map.serialize_entry("idle_timeout", &Shown(*idle_timeout))?;
+        map.serialize_entry("trusted_proxies", &texts(trusted_proxies))?;
+        map.serialize_entry("forwarded", forwarded)?;
+        map.serialize_entry("via", via)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&RouteConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let RouteConfig {
+            name,
+            listeners,
+            hosts,
+            path,
+            methods,
+            headers,
+            query,
+            action,
+            request_headers,
+            response_headers,
+        } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("name", name.as_str())?;
+        entry_if(&mut map, "listeners", some(texts(listeners)).as_ref())?;
+        let hosts = hosts.iter().map(|host| match host {
+            HostPattern::Exact(host) => host.clone(),
+            HostPattern::Wildcard(suffix) => format!("*{suffix}"),
+        });
+        entry_if(&mut map, "hosts", some(hosts.collect()).as_ref())?;
+        match path {
+            PathPattern::Exact(path) => map.serialize_entry("path", path)?,
+            PathPattern::Prefix(path) => map.serialize_entry("path_prefix", &format!("{path}/"))?,
+            PathPattern::Regex(regex) => map.serialize_entry("path_regex", unanchored(regex))?,
+        }
+        entry_if(&mut map, "methods", some(texts(methods)).as_ref())?;
+        let headers = headers.iter().map(|it| (it.name.to_string(), MatchView::of(it.name.as_str(), &it.value)));
+        entry_if(&mut map, "headers", entries(headers).as_ref())?;
+        let query = query.iter().map(|it| (it.name.clone(), MatchView::of(&it.name, &it.value)));
+        entry_if(&mut map, "query", entries(query).as_ref())?;
+        action_keys(&mut map, action)?;
+        if !request_headers.is_empty() {
+            map.serialize_entry("request_headers", &Shown(request_headers))?;
+        }
+        if !response_headers.is_empty() {
+            map.serialize_entry("response_headers", &Shown(response_headers))?;
+        }
+        map.end()
+    }
+}
+
+fn action_keys<M: SerializeMap>(map: &mut M, action: &Action) -> Result<(), M::Error> {
+    match action {
+        Action::Forward(forward) => forward_keys(map, forward),
+        Action::Redirect(redirect) => {
+            let to: String = redirect.location.iter().map(location_part).collect();
+            map.serialize_entry("redirect", &RedirectView { to, status: redirect.status.as_u16() })
+        }
+        Action::Respond(respond) => map.serialize_entry(
+            "respond",
+            &RespondView {
+                status: respond.status.as_u16(),
+                content_type: respond.content_type.as_ref().map(lossy),
+                body: String::from_utf8_lossy(&respond.body).into_owned(),
+            },
+        ),
+    }
+}
+
+fn forward_keys<M: SerializeMap>(map: &mut M, forward: &Forward) -> Result<(), M::Error> {
+    map.serialize_entry("upstream", forward.upstream.as_str())?;
+    match &forward.path {
+        PathRewrite::Keep => {}
+        PathRewrite::StripPrefix => map.serialize_entry("strip_prefix", &true)?,
+        PathRewrite::ReplacePrefix(prefix) => map.serialize_entry("replace_prefix", prefix)?,
+    }
+    map.serialize_entry("host", &forward.host.as_ref().map_or_else(|| "preserve".into(), lossy))?;
+    map.serialize_entry("timeouts", &Shown(&forward.timeouts))
+}
+
+#[derive(serde::Serialize)]
+struct RedirectView {
+    to: String,
+    status: u16,
+}
+
+#[derive(serde::Serialize)]
+struct RespondView {
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_type: Option<String>,
+    body: String,
+}
+
+/// What a header or query parameter must be.
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum MatchView {
+    Exact(String),
+    Regex { regex: String },
+    Presence { present: bool },
+}
+
+impl MatchView {
+    fn of(name: &str, value: &ValueMatch) -> Self {
+        match value {
+            ValueMatch::Present => Self::Presence { present: true },
+            ValueMatch::Absent => Self::Presence { present: false },
+            ValueMatch::Exact(text) => Self::Exact(hide_secret(name, text.clone())),
+            ValueMatch::Regex(regex) => Self::Regex { regex: hide_secret(name, unanchored(regex).to_owned()) },
+        }
+    }
+}
+
+impl Serialize for Shown<&Timeouts> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Timeouts { response_head, body_idle, exchange, tunnel_idle } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("response_head", &Shown(*response_head))?;
+        map.serialize_entry("body_idle", &Shown(*body_idle))?;
+        map.serialize_entry("exchange", &exchange.map_or_else(|| "none".into(), duration))?;
+        map.serialize_entry("tunnel_idle", &Shown(*tunnel_idle))?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&HeaderEdits> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let values = |edits: &[(HeaderName, HeaderValue)]| {
+            entries(edits.iter().map(|(name, value)| (name.to_string(), hide_secret(name.as_str(), lossy(value)))))
+        };
+        let HeaderEdits { remove, set, add } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        entry_if(&mut map, "set", values(set).as_ref())?;
+        entry_if(&mut map, "add", values(add).as_ref())?;
+        entry_if(&mut map, "remove", some(texts(remove)).as_ref())?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&UpstreamConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let UpstreamConfig { name: _, strategy, backends, connect_timeout, retries, pool } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("strategy", strategy.as_str())?;
+        map.serialize_entry("backends", &shown(backends))?;
+        map.serialize_entry("connect_timeout", &Shown(*connect_timeout))?;
+        map.serialize_entry("retries", retries)?;
+        map.serialize_entry("pool", &Shown(pool))?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&BackendConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let BackendConfig { address, weight } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("address", &address.to_string())?;
+        map.serialize_entry("weight", weight)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&PoolConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let PoolConfig { max_idle, idle_timeout } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("max_idle", max_idle)?;
+        map.serialize_entry("idle_timeout", &Shown(*idle_timeout))?;
+        map.end()
+    }
+}
+
+/// A map in the order it was made in.
+struct Entries<T>(Vec<(String, T)>);
+
+impl<T: Serialize> Serialize for Entries<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+fn entries<T>(entries: impl Iterator<Item = (String, T)>) -> Option<Entries<T>> {
+    some(entries.collect()).map(Entries)
+}
+
+fn shown<'a, T: 'a>(items: impl IntoIterator<Item = &'a T>) -> Vec<Shown<&'a T>> {
+    items.into_iter().map(Shown).collect()
+}
+
+fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(T::to_string).collect()
+}
+
+/// `None` for an empty list: a key that is left out means the same as one without values.
+fn some<T>(items: Vec<T>) -> Option<Vec<T>> {
+    (!items.is_empty()).then_some(items)
+}
+
+fn entry_if<M: SerializeMap>(map: &mut M, key: &str, value: Option<&impl Serialize>) -> Result<(), M::Error> {
+    value.map_or(Ok(()), |value| map.serialize_entry(key, value))
+}
+
+fn lossy(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
+}
+
+/// `1m30s`, in whole milliseconds like all durations of the file.
+fn duration(duration: Duration) -> String {
+    const UNITS: [(&str, u128); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+    let mut rest = duration.as_millis();
+    let mut text = String::new();
+    for (unit, length) in UNITS {
+        if rest >= length {
+            text += &format!("{}{unit}", rest / length);
+            rest %= length;
+        }
+    }
+    if text.is_empty() { "0s".into() } else { text }
+}
+
+/// The pattern as the file has it.
+fn unanchored(regex: &regex::Regex) -> &str {
+    let text = regex.as_str();
+    text.strip_prefix("^(?:").and_then(|text| text.strip_suffix(")$")).unwrap_or(text)
+}
+
+fn location_part(part: &LocationPart) -> &str {
+    match part {
+        LocationPart::Text(text) => text,
+        LocationPart::Scheme => "{scheme}",
+        LocationPart::Host => "{host}",
+        LocationPart::Path => "{path}",
+        LocationPart::Query => "{query}",
+    }
+}
+
+fn hide_secret(name: &str, value: String) -> String {
+    const TELLING: [&str; 7] = ["auth", "cookie", "token", "secret", "password", "key", "signature"];
+    let name = name.to_ascii_lowercase();
+    if TELLING.iter().any(|word| name.contains(word)) { "(hidden)".into() } else { value }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::admin::fixture;
+
+    fn shown(config: &Config) -> serde_json::Value {
+        serde_json::to_value(Shown(config)).unwrap()
+    }
+
+    #[test]
+    fn keys_are_those_of_the_file() {
+        let config = shown(&fixture::config());
+        assert_eq!(config["workers"], "auto");
+        assert_eq!(config["admin"], json!({ "enabled": true, "address": "127.0.0.1:9900" }));
+        assert_eq!(config["access_log"], json!({ "enabled": false }));
+        assert_eq!(config["listener"][0]["max_body"], "unlimited");
+        assert_eq!(config["listener"][0]["idle_timeout"], "1m15s");
+        assert_eq!(
+            config["route"][0],
+            json!({
+                "name": "users",
+                "hosts": ["api.example.com", "*.api.example.com"],
+                "path_prefix": "/users/",
+                "methods": ["GET"],
+                "headers": { "x-api-key": "(hidden)", "x-tenant": { "regex": "a|b" } },
+                "query": { "debug": { "present": false } },
+                "upstream": "users",
+                "strip_prefix": true,
+                "host": "preserve",
+                "timeouts": { "response_head": "30s", "body_idle": "1m", "exchange": "none", "tunnel_idle": "1h" },
+                "request_headers": {
+                    "set": { "authorization": "(hidden)", "x-gateway": "isobar" },
+                    "remove": ["x-debug"],
+                },
+            })
+        );
+        assert_eq!(
+            config["route"][1],
+            json!({
+                "name": "old",
+                "path": "/old",
+                "redirect": { "to": "https://{host}/new{query}", "status": 308 },
+            })
+        );
+        assert_eq!(
+            config["route"][2],
+            json!({
+                "name": "ping",
+                "path_regex": "/ping[0-9]*",
+                "respond": { "status": 200, "content_type": "text/plain", "body": "pong" },
+            })
+        );
+        assert_eq!(
+            config["upstream"],
+            json!({
+                "users": {
+                    "strategy": "least_connections",
+                    "backends": [
+                        { "address": "10.0.0.1:9001", "weight": 1 },
+                        { "address": "users-2.internal:9001", "weight": 3 },
+                        { "address": "10.0.0.3:9001", "weight": 0 },
+                    ],
+                    "connect_timeout": "3s",
+                    "retries": 1,
+                    "pool": { "max_idle": 64, "idle_timeout": "1m" },
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn durations() {
+        for (millis, text) in [(0, "0s"), (500, "500ms"), (1_500, "1s500ms"), (75_000, "1m15s"), (86_400_000, "24h")] {
+            assert_eq!(duration(Duration::from_millis(millis)), text);
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! `/metrics`: what the shards hold, added up, as text for Prometheus.
+//!
+//! Nothing is registered anywhere: each scrape walks the snapshot, so that a series ends with the listener, route, upstream
+//! or backend it is of, and a counter goes on where its state outlives a reload. Labels hold names of the configuration and
+//! numbers of workers, never anything that a client sends; how many series there are is decided by `lb.toml`.
+//!
+//! A new metric has a line in `docs/metrics.md`; a test compares the two.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::exemplar::Exemplar;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::upstreams::is_ready;
+use super::{Control, Status};
+use crate::backend::Backend;
+use crate::listener::Listener;
+use crate::proxy::Snapshot;
+use crate::telemetry::metrics::{BUCKET_BOUNDS_US, BackendMetrics, Counter, Sharded, UpstreamMetrics};
+
+/// What `prometheus-client` writes is OpenMetrics, which every Prometheus since 2.5 reads.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// All metrics of the process.
+pub(super) fn text(control: &dyn Control) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("isobar");
+    registry.register_collector(Box::new(Scrape {
+        status: control.status(),
+        snapshot: control.snapshot(),
+        listeners: control.listeners(),
+        connections_by_worker: control.connections_by_worker(),
+        access_log_dropped: control.access_log_dropped(),
+    }));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// What one scrape is answered from.
+#[derive(Debug)]
+struct Scrape {
+    status: Status,
+    snapshot: Arc<Snapshot>,
+    listeners: Vec<Arc<Listener>>,
+    connections_by_worker: Vec<usize>,
+    access_log_dropped: u64,
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut families = Families(encoder);
+        self.process(&mut families)?;
+        self.reloads(&mut families)?;
+        self.listeners(&mut families)?;
+        self.routes(&mut families)?;
+        self.upstreams(&mut families)?;
+        self.backends(&mut families)
+    }
+}
+
+impl Scrape {
+    fn process(&self, families: &mut Families<'_>) -> fmt::Result {
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        families.gauge("build_info", "What runs; always 1", None, [(&version[..], 1.0)])?;
+        let started = unix_seconds(self.status.started);
+        families.gauge("process_start_time", "When the process started", Some(&Unit::Seconds), [(&[][..], started)])?;
+        let count = self.connections_by_worker.len() as f64;
+        families.gauge("workers", "Threads that serve requests", None, [(&[][..], count)])?;
+        let workers: Vec<_> =
+            self.connections_by_worker.iter().enumerate().map(|(n, &open)| (n.to_string(), open as f64)).collect();
+        let workers: Vec<_> = workers.iter().map(|(n, open)| ([("worker", n.as_str())], *open)).collect();
+        let connections = workers.iter().map(|(labels, open)| (&labels[..], *open));
+        families.gauge("worker_connections", "Client connections open", None, connections)?;
+        let dropped = [(&[][..], self.access_log_dropped)];
+        families.counter("access_log_dropped_lines", "Access log lines that were not written", None, dropped)
+    }
+
+    fn reloads(&self, families: &mut Families<'_>) -> fmt::Result {
+        let generation = self.snapshot.generation as f64;
+        families.gauge("config_generation", "Number of the snapshot in force", None, [(&[][..], generation)])?;
+        let Status { reloads_applied, reloads_failed, loaded_at, last_error, .. } = &self.status;
+        let (applied, failed) = ([("result", "applied")], [("result", "failed")]);
+        let reloads = [(&applied[..], *reloads_applied), (&failed[..], *reloads_failed)];
+        families.counter("config_reloads", "Attempts to apply a changed file", None, reloads)?;
+        let successful = if last_error.is_none() { 1.0 } else { 0.0 };
+        let help = "Whether the last attempt to load the file was successful";
+        families.gauge("config_last_reload_successful", help, None, [(&[][..], successful)])?;
+        let help = "When the configuration in force was last read and found good";
+        let loaded_at = [(&[][..], unix_seconds(*loaded_at))];
+        families.gauge("config_last_reload_success_timestamp", help, Some(&Unit::Seconds), loaded_at)
+    }
+
+    fn listeners(&self, families: &mut Families<'_>) -> fmt::Result {
+        let names: Vec<_> = self.listeners.iter().map(|it| it.name()).collect();
+        let labels: Vec<_> = names.iter().map(|name| [("listener", name.as_str())]).collect();
+        let rows = || labels.iter().zip(&self.listeners).map(|(labels, it)| (&labels[..], it));
+        let gauges = |value: fn(&Listener) -> u64| rows().map(move |(labels, it)| (labels, value(it) as f64));
+        let counters = |value: fn(&Listener) -> u64| rows().map(move |(labels, it)| (labels, value(it)));
+
+        let open = gauges(|it| it.open.load(Ordering::Relaxed) as u64);
+        families.gauge("listener_connections", "Client connections open", None, open)?;
+        let accepted = counters(|it| it.metrics.sum(|shard| &shard.accepted));
+        families.counter("listener_connections_accepted", "Client connections accepted", None, accepted)?;
+        let refused = counters(|it| it.metrics.sum(|shard| &shard.refused));
+        let help = "Client connections refused because of max_connections";
+        families.counter("listener_connections_refused", help, None, refused)?;
+        let requests = counters(|it| it.metrics.sum(|shard| &shard.requests));
+        families.counter("listener_requests", "Requests whose head was read", None, requests)?;
+        let in_flight = gauges(|it| {
+            // The ends first: an exchange that begins and ends in between must not make the difference negative.
+            let ended = it.metrics.sum(|shard| &shard.ended);
+            it.metrics.sum(|shard| &shard.requests).saturating_sub(ended)
+        });
+        families.gauge("listener_requests_in_flight", "Exchanges that have not ended", None, in_flight)?;
+        let rejected = counters(|it| it.metrics.sum(|shard| &shard.rejected));
+        let help = "Requests refused before a route was looked for: malformed, too large, too slow";
+        families.counter("listener_requests_rejected", help, None, rejected)?;
+        let bytes_in = counters(|it| it.metrics.sum(|shard| &shard.bytes_in));
+        families.counter("listener_request_body", "Bytes of request bodies", Some(&Unit::Bytes), bytes_in)?;
+        let bytes_out = counters(|it| it.metrics.sum(|shard| &shard.bytes_out));
+        families.counter("listener_response_body", "Bytes of response bodies", Some(&Unit::Bytes), bytes_out)?;
+        let tunnels = gauges(|it| {
+            let closed = it.metrics.sum(|shard| &shard.tunnels_closed);
+            it.metrics.sum(|shard| &shard.tunnels_opened).saturating_sub(closed)
+        });
+        families.gauge("listener_tunnels", "Upgraded connections (WebSockets) open", None, tunnels)
+    }
+
+    fn routes(&self, families: &mut Families<'_>) -> fmt::Result {
+        let series = self.snapshot.routes.routes().iter().flat_map(|route| {
+            by_class(&route.metrics, |shard| &shard.responses)
+                .map(|(class, count)| ([("route", route.name.as_str()), ("class", class)], count))
+        });
+        let series: Vec<_> = series.collect();
+        let help = "Exchanges by the class of the status the client was answered with";
+        families.counter("route_responses", help, None, series.iter().map(|(labels, count)| (&labels[..], *count)))
+    }
+
+    fn upstreams(&self, families: &mut Families<'_>) -> fmt::Result {
+        let upstreams = &self.snapshot.upstreams;
+        let labels: Vec<_> = upstreams.iter().map(|it| [("upstream", it.name().as_str())]).collect();
+        let metrics: Vec<&Sharded<UpstreamMetrics>> = upstreams.iter().map(|it| &it.state.metrics).collect();
+        let counters = |counter: fn(&UpstreamMetrics) -> &Counter| {
+            labels.iter().zip(&metrics).map(move |(labels, metrics)| (&labels[..], metrics.sum(counter)))
+        };
+
+        let responses = labels.iter().zip(&metrics).flat_map(|(&[upstream], metrics)| {
+            by_class(metrics, |shard| &shard.responses).map(move |(class, count)| ([upstream, ("class", class)], count))
+        });
+        let responses: Vec<_> = responses.collect();
+        let help = "Exchanges by the class of the status the client was answered with";
+        let series = responses.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("upstream_responses", help, None, series)?;
+        let help = "From the request's head to the end of the response";
+        let durations = labels.iter().zip(&metrics).map(|(labels, metrics)| (&labels[..], Durations::sum(metrics)));
+        families.histogram("upstream_request_duration", help, Some(&Unit::Seconds), durations)?;
+        families.counter("upstream_retries", "Further attempts", None, counters(|shard| &shard.retries))?;
+        let help = "Requests that found no backend to pick";
+        families.counter("upstream_no_backend", help, None, counters(|shard| &shard.no_backend))
+    }
+
+    fn backends(&self, families: &mut Families<'_>) -> fmt::Result {
+        let rosters: Vec<_> = self.snapshot.upstreams.iter().map(|it| (it.name().as_str(), it.roster())).collect();
+        let backends = rosters.iter().flat_map(|(upstream, roster)| {
+            roster.backends().iter().map(move |it| (*upstream, it.state.address.to_string(), it, is_ready(it, roster)))
+        });
+        let backends: Vec<_> = backends.collect();
+        let labels: Vec<_> = backends
+            .iter()
+            .map(|(upstream, address, ..)| [("upstream", *upstream), ("backend", address.as_str())])
+            .collect();
+        let rows = || labels.iter().zip(&backends).map(|(labels, (.., it, ready))| (&labels[..], *it, *ready));
+        let gauges =
+            |value: fn(&Backend, bool) -> f64| rows().map(move |(labels, it, ready)| (labels, value(it, ready)));
+        let counters = |counter: fn(&BackendMetrics) -> &Counter| {
+            rows().map(move |(labels, it, _)| (labels, it.state.metrics.sum(counter)))
+        };
+
+        let help = "Times that a strategy picked it, retries included";
+        families.counter("backend_picks", help, None, counters(|shard| &shard.picks))?;
+        let in_flight = gauges(|it, _| it.state.in_flight().into());
+        families.gauge("backend_requests_in_flight", "Leases held on it", None, in_flight)?;
+        families.gauge("backend_weight", "Its weight", None, gauges(|it, _| it.weight.into()))?;
+        let ready = gauges(|_, ready| if ready { 1.0 } else { 0.0 });
+        families.gauge("backend_ready", "Whether it may be picked", None, ready)?;
+        let responses = labels.iter().zip(&backends).flat_map(|(&[upstream, backend], (.., it, _))| {
+            by_class(&it.state.metrics, |shard| &shard.responses)
+                .map(move |(class, count)| ([upstream, backend, ("class", class)], count))
+        });
+        let responses: Vec<_> = responses.collect();
+        let series = responses.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("backend_responses", "Its responses by the class of their status", None, series)?;
+        families.counter("backend_connects", "Connections made to it", None, counters(|shard| &shard.connects))?;
+        let help = "Connections to it that could not be made, timeouts included";
+        families.counter("backend_connect_failures", help, None, counters(|shard| &shard.connect_failures))?;
+        let help = "Attempts that were sent to it and brought no response head";
+        families.counter("backend_broken", help, None, counters(|shard| &shard.broken))?;
+        let help = "Attempts whose response head did not come in time";
+        families.counter("backend_timeouts", help, None, counters(|shard| &shard.timeouts))
+    }
+}
+
+fn by_class<'a, T: 'a>(
+    metrics: &'a Sharded<T>,
+    responses: impl Fn(&T) -> &[Counter; 5] + 'a,
+) -> impl Iterator<Item = (&'static str, u64)> + 'a {
+    CLASSES.into_iter().enumerate().map(move |(index, class)| (class, metrics.sum(|shard| &responses(shard)[index])))
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// A histogram as the encoder wants it.
+struct Durations {
+    sum: f64,
+    count: u64,
+    /// Upper bounds in seconds with the counts, not cumulated.
+    buckets: [(f64, u64); BUCKET_BOUNDS_US.len() + 1],
+}
+
+impl Durations {
+    fn sum(metrics: &Sharded<UpstreamMetrics>) -> Self {
+        let bound = |index: usize| BUCKET_BOUNDS_US.get(index).map_or(f64::INFINITY, |&us| us as f64 / 1e6);
+        let mut buckets = std::array::from_fn(|index| (bound(index), 0));
+        let mut sum_us = 0;
+        for shard in metrics.iter() {
+            sum_us += shard.durations.sum_us();
+            for (bucket, count) in buckets.iter_mut().zip(shard.durations.counts()) {
+                bucket.1 += count;
+            }
+        }
+        Self { sum: sum_us as f64 / 1e6, count: buckets.iter().map(|(_, count)| count).sum(), buckets }
+    }
+}
+
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
+/// Writes a metric with all its series at a time.
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn counter<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        series: impl IntoIterator<Item = (Labels<'l>, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Counter)?;
+        for (labels, value) in series {
+            with(&mut family, labels, |metric| metric.encode_counter(&value, None::<&Exemplar<Labels<'_>, f64>>))?;
+        }
+        Ok(())
+    }
+
+    fn gauge<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        series: impl IntoIterator<Item = (Labels<'l>, f64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for (labels, value) in series {
+            with(&mut family, labels, |metric| metric.encode_gauge(&value))?;
+        }
+        Ok(())
+    }
+
+    fn histogram<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        series: impl IntoIterator<Item = (Labels<'l>, Durations)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Histogram)?;
+        for (labels, Durations { sum, count, buckets }) in series {
+            with(&mut family, labels, |metric| metric.encode_histogram::<Labels<'_>>(sum, count, &buckets, None))?;
+        }
+        Ok(())
+    }
+}
+
+fn with(
+    family: &mut MetricEncoder<'_>,
+    labels: Labels<'_>,
+    write: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
+) -> fmt::Result {
+    if labels.is_empty() { write(family) } else { write(&mut family.encode_family(&labels)?) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::admin::fixture::Process;
+    use crate::backend::Lease;
+
+    #[test]
+    fn shards_are_added_up() {
+        let process = Process::new();
+        let upstream = &process.snapshot.upstreams[0];
+        for worker in 0..2 {
+            let shard = upstream.state.metrics.of(worker);
+            shard.responses[1].add(2);
+            shard.durations.observe(Duration::from_micros(700));
+            let shard = process.listener.metrics.of(worker);
+            shard.requests.add(5);
+            shard.ended.add(4);
+            shard.bytes_out.add(100);
+        }
+        upstream.state.metrics.of(1).durations.observe(Duration::from_secs(60));
+        let backends = upstream.roster().backends().to_vec();
+        backends[0].state.metrics.of(1).picks.add(3);
+        let _lease = Lease::take(&backends[1].state);
+        process.snapshot.routes.routes()[0].metrics.of(0).responses[4].add(1);
+
+        let text = text(&*process).unwrap();
+        for line in [
+            r#"isobar_upstream_responses_total{upstream="users",class="2xx"} 4"#,
+            r#"isobar_upstream_request_duration_seconds_bucket{le="0.0005",upstream="users"} 0"#,
+            r#"isobar_upstream_request_duration_seconds_bucket{le="0.001",upstream="users"} 2"#,
+            r#"isobar_upstream_request_duration_seconds_bucket{le="30.0",upstream="users"} 2"#,
+            r#"isobar_upstream_request_duration_seconds_bucket{le="+Inf",upstream="users"} 3"#,
+            r#"isobar_upstream_request_duration_seconds_sum{upstream="users"} 60.0014"#,
+            r#"isobar_upstream_request_duration_seconds_count{upstream="users"} 3"#,
+            r#"isobar_listener_requests_total{listener="main"} 10"#,
+            r#"isobar_listener_requests_in_flight{listener="main"} 2.0"#,
+            r#"isobar_listener_response_body_bytes_total{listener="main"} 200"#,
+            r#"isobar_backend_picks_total{upstream="users",backend="10.0.0.1:9001"} 3"#,
+            r#"isobar_backend_requests_in_flight{upstream="users",backend="users-2.internal:9001"} 1.0"#,
+            r#"isobar_backend_ready{upstream="users",backend="10.0.0.1:9001"} 1.0"#,
+            r#"isobar_backend_ready{upstream="users",backend="10.0.0.3:9001"} 0.0"#,
+            r#"isobar_backend_weight{upstream="users",backend="users-2.internal:9001"} 3.0"#,
+            r#"isobar_route_responses_total{route="users",class="5xx"} 1"#,
+            r#"isobar_worker_connections{worker="1"} 4.0"#,
+            r#"isobar_config_reloads_total{result="failed"} 2"#,
+            "isobar_config_generation 7.0",
+            "isobar_config_last_reload_successful 1.0",
+            "isobar_process_start_time_seconds 1767225600.0",
+            "isobar_access_log_dropped_lines_total 5",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
+        }
+    }
+
+    /// Name, type and labels of every metric.
+    type Metric = (String, String, BTreeSet<String>);
+
+    #[test]
+    fn every_metric_is_in_the_table_and_every_line_of_it_is_a_metric() {
+        let emitted = emitted(&text(&*Process::new()).unwrap());
+        let documented = documented(include_str!("../../docs/metrics.md"));
+        let missing: Vec<_> = emitted.difference(&documented).collect();
+        let invented: Vec<_> = documented.difference(&emitted).collect();
+        assert!(missing.is_empty() && invented.is_empty(), "not in the table: {missing:#?}\nonly there: {invented:#?}");
+        assert!(emitted.len() > 25);
+    }
+
+    fn emitted(text: &str) -> BTreeSet<Metric> {
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        types
+            .map(|line| {
+                let (family, kind) = line.split_once(' ').unwrap();
+                let name = if kind == "counter" { format!("{family}_total") } else { family.to_owned() };
+                let sample = if kind == "histogram" { format!("{family}_count") } else { name.clone() };
+                let series = text.lines().find_map(|line| line.strip_prefix(sample.as_str())).unwrap();
+                let labels = series.strip_prefix('{').map_or("", |rest| rest.split('}').next().unwrap());
+                let labels = labels.split(',').filter_map(|label| label.split_once('=')).map(|(key, _)| key.to_owned());
+                (name, kind.to_owned(), labels.collect())
+            })
+            .collect()
+    }
+
+    fn documented(page: &str) -> BTreeSet<Metric> {
+        let rows = page.lines().filter(|line| line.starts_with("| `isobar_"));
+        rows.map(|row| {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let labels =
+                cells[3].split(',').map(|label| label.trim().trim_matches('`')).filter(|label| !label.is_empty());
+            (cells[1].trim_matches('`').to_owned(), cells[2].to_owned(), labels.map(str::to_owned).collect())
+        })
+        .collect()
+    }
+}

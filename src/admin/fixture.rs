@@ -1,0 +1,247 @@
+//! A process to look at, without one.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
+use crate::config::{
+    Action, Address, BackendConfig, Config, Forward, HeaderEdits, HeaderMatch, HostPattern, ListenerConfig,
+    LocationPart, LogConfig, LogFormat, PathPattern, PathRewrite, PoolConfig, QueryMatch, Redirect, Respond,
+    RouteConfig, StrategyConfig, Timeouts, UpstreamConfig, ValueMatch,
+};
+use crate::listener::Listener;
+use crate::proxy::Snapshot;
+use crate::route::Table;
+use crate::strategy::Factories;
+use crate::telemetry::metrics::Sharded;
+use crate::upstream::{Upstream, UpstreamState};
+
+pub(super) const WORKERS: usize = 2;
+
+/// When the process of the fixture started: 2026-01-01.
+pub(super) fn started() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_767_225_600)
+}
+
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) listener: Arc<Listener>,
+    pub(super) listening: AtomicBool,
+    pub(super) stopping: AtomicBool,
+    /// What is wrong with the file.
+    pub(super) problems: Mutex<Vec<String>>,
+    pub(super) reloads: AtomicU64,
+    pub(super) reload_takes: Mutex<Duration>,
+}
+
+impl Process {
+    pub(super) fn new() -> Arc<Self> {
+        let config = Arc::new(config());
+        let upstreams: Vec<_> = config
+            .upstreams
+            .iter()
+            .map(|it| {
+                let state = UpstreamState::new(it.name.clone(), WORKERS);
+                Upstream::build(Arc::clone(it), state, &Factories::default())
+            })
+            .collect();
+        let routes = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(WORKERS)));
+        let listener = Arc::new(Listener {
+            address: config.listeners[0].address,
+            config: ArcSwap::new(Arc::clone(&config.listeners[0])),
+            open: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            metrics: Arc::new(Sharded::new(WORKERS)),
+        });
+        Arc::new(Self {
+            snapshot: Arc::new(Snapshot { generation: 7, config, routes, upstreams, access_log: None }),
+            listener,
+            listening: AtomicBool::new(true),
+            stopping: AtomicBool::new(false),
+            problems: Mutex::default(),
+            reloads: AtomicU64::new(0),
+            reload_takes: Mutex::default(),
+        })
+    }
+}
+
+impl Control for Process {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot)
+    }
+
+    fn listeners(&self) -> Vec<Arc<Listener>> {
+        if self.listening.load(Ordering::Relaxed) { vec![Arc::clone(&self.listener)] } else { Vec::new() }
+    }
+
+    fn connections_by_worker(&self) -> Vec<usize> {
+        vec![3, 4]
+    }
+
+    fn status(&self) -> Status {
+        let problems = self.problems.lock().unwrap().clone();
+        Status {
+            file: Some("/etc/isobar/lb.toml".into()),
+            started: started(),
+            loaded_at: started() + Duration::from_secs(60),
+            stopping: self.stopping.load(Ordering::Relaxed),
+            last_error: (!problems.is_empty()).then(|| ReloadFailed { at: started(), problems }),
+            reloads_applied: self.reloads.load(Ordering::Relaxed),
+            reloads_failed: 2,
+        }
+    }
+
+    fn access_log_dropped(&self) -> u64 {
+        5
+    }
+
+    fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadResult> + Send + '_>> {
+        Box::pin(async {
+            let takes = *self.reload_takes.lock().unwrap();
+            tokio::time::sleep(takes).await;
+            let problems = self.problems.lock().unwrap().clone();
+            if !problems.is_empty() {
+                return Err(ReloadFailed { at: started(), problems });
+            }
+            self.reloads.fetch_add(1, Ordering::Relaxed);
+            Ok(ReloadReport {
+                generation: 8,
+                upstreams: vec![UpstreamChange {
+                    name: "users".into(),
+                    fate: Fate::Replaced,
+                    changes: vec!["retries: 1 -> 2".into()],
+                }],
+                others: vec![],
+                warnings: vec![],
+            })
+        })
+    }
+}
+
+pub(super) fn config() -> Config {
+    let admin: SocketAddr = ([127, 0, 0, 1], 9900).into();
+    Config {
+        workers: None,
+        shutdown_grace: Duration::from_secs(30),
+        drain_limit: Duration::from_secs(60),
+        admin: Some(admin),
+        log: LogConfig { level: "info".into(), format: LogFormat::Text },
+        access_log: None,
+        listeners: vec![Arc::new(listener())],
+        routes: routes().into_iter().map(Arc::new).collect(),
+        upstreams: vec![Arc::new(upstream())],
+    }
+}
+
+fn listener() -> ListenerConfig {
+    ListenerConfig {
+        name: "main".into(),
+        address: ([0, 0, 0, 0], 8080).into(),
+        backlog: 4096,
+        max_connections: 10_000,
+        max_header_bytes: 65_536,
+        max_headers: 100,
+        max_body_bytes: None,
+        header_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(75),
+        trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
+        forwarded: false,
+        via: false,
+    }
+}
+
+fn routes() -> [RouteConfig; 3] {
+    let bare = RouteConfig {
+        name: "users".into(),
+        listeners: vec![],
+        hosts: vec![],
+        path: PathPattern::Prefix("/users".into()),
+        methods: vec![],
+        headers: vec![],
+        query: vec![],
+        action: Action::Forward(Forward {
+            upstream: "users".into(),
+            path: PathRewrite::StripPrefix,
+            host: None,
+            timeouts: Timeouts {
+                response_head: Duration::from_secs(30),
+                body_idle: Duration::from_secs(60),
+                exchange: None,
+                tunnel_idle: Duration::from_secs(3_600),
+            },
+        }),
+        request_headers: HeaderEdits::default(),
+        response_headers: HeaderEdits::default(),
+    };
+    let users = RouteConfig {
+        hosts: vec![HostPattern::Exact("api.example.com".into()), HostPattern::Wildcard(".api.example.com".into())],
+        methods: vec![Method::GET],
+        headers: vec![
+            HeaderMatch { name: HeaderName::from_static("x-api-key"), value: ValueMatch::Exact("s3cret".into()) },
+            HeaderMatch { name: HeaderName::from_static("x-tenant"), value: ValueMatch::Regex(regex("a|b")) },
+        ],
+        query: vec![QueryMatch { name: "debug".into(), value: ValueMatch::Absent }],
+        request_headers: HeaderEdits {
+            remove: vec![HeaderName::from_static("x-debug")],
+            set: vec![
+                (AUTHORIZATION, HeaderValue::from_static("Basic s3cret")),
+                (HeaderName::from_static("x-gateway"), HeaderValue::from_static("isobar")),
+            ],
+            add: vec![],
+        },
+        ..bare.clone()
+    };
+    let old = RouteConfig {
+        name: "old".into(),
+        path: PathPattern::Exact("/old".into()),
+        action: Action::Redirect(Redirect {
+            status: StatusCode::PERMANENT_REDIRECT,
+            location: vec![
+                LocationPart::Text("https://".into()),
+                LocationPart::Host,
+                LocationPart::Text("/new".into()),
+                LocationPart::Query,
+            ],
+        }),
+        ..bare.clone()
+    };
+    let ping = RouteConfig {
+        name: "ping".into(),
+        path: PathPattern::Regex(regex("/ping[0-9]*")),
+        action: Action::Respond(Respond {
+            status: StatusCode::OK,
+            content_type: Some(HeaderValue::from_static("text/plain")),
+            body: "pong".into(),
+        }),
+        ..bare
+    };
+    [users, old, ping]
+}
+
+fn regex(text: &str) -> regex::Regex {
+    regex::Regex::new(&format!("^(?:{text})$")).unwrap()
+}
+
+fn upstream() -> UpstreamConfig {
+    UpstreamConfig {
+        name: "users".into(),
+        strategy: StrategyConfig::LeastConnections,
+        backends: vec![
+            BackendConfig { address: Address::Ip(([10, 0, 0, 1], 9001).into()), weight: 1 },
+            BackendConfig { address: Address::Name("users-2.internal".into(), 9001), weight: 3 },
+            BackendConfig { address: Address::Ip(([10, 0, 0, 3], 9001).into()), weight: 0 },
+        ],
+        connect_timeout: Duration::from_secs(3),
+        retries: 1,
+        pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
+    }
+}

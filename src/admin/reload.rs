@@ -1,0 +1,56 @@
+//! `/reload`: applies the file.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use serde::Serialize;
+
+use super::endpoint::{Answer, failed, json};
+use super::{Control, Fate, ReloadReport};
+use crate::telemetry::calendar::rfc3339;
+
+#[derive(Debug, Serialize)]
+struct Applied<'a> {
+    generation: u64,
+    upstreams: Vec<Upstream<'a>>,
+    others: &'a [String],
+    warnings: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+struct Upstream<'a> {
+    name: &'a str,
+    fate: Fate,
+    changes: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+struct Refused<'a> {
+    at: String,
+    problems: &'a [String],
+}
+
+/// Applies the file and tells what changed, or what is wrong with it.
+pub(super) async fn run(control: Arc<dyn Control>) -> Answer {
+    // In a task of its own: a client that goes away must not leave a reload half done.
+    let reload = tokio::spawn(async move { control.reload().await });
+    match reload.await {
+        Ok(Ok(report)) => json(StatusCode::OK, &Applied::of(&report)),
+        Ok(Err(failed)) => {
+            let refused = Refused { at: rfc3339(failed.at), problems: &failed.problems };
+            json(StatusCode::UNPROCESSABLE_ENTITY, &refused)
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+impl<'a> Applied<'a> {
+    fn of(report: &'a ReloadReport) -> Self {
+        let upstreams = report
+            .upstreams
+            .iter()
+            .map(|it| Upstream { name: it.name.as_str(), fate: it.fate, changes: &it.changes })
+            .collect();
+        Self { generation: report.generation, upstreams, others: &report.others, warnings: &report.warnings }
+    }
+}

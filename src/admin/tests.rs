@@ -1,0 +1,278 @@
+//! The admin address over real sockets.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::fixture::Process;
+use super::*;
+
+/// An admin address on a thread with a runtime of its own, as the supervisor has it.
+struct Running {
+    address: SocketAddr,
+    process: Arc<Process>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Reply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+impl Running {
+    fn start() -> Self {
+        let process = Process::new();
+        let admin = Admin::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = admin.address();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let control = Arc::clone(&process);
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            // Spawned, so that it has to be `Send`.
+            let serving = async move { tokio::spawn(admin.serve(control, async { drop(stopped.await) })).await };
+            runtime.block_on(serving).unwrap().unwrap();
+        });
+        Self { address, process, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    fn raw(&self, request: &str) -> Reply {
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        read_reply(stream)
+    }
+
+    fn ask(&self, method: &str, target: &str) -> Reply {
+        self.raw(&format!("{method} {target} HTTP/1.1\r\nhost: {}\r\n\r\n", self.address))
+    }
+
+    fn stop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.stop();
+        }
+    }
+}
+
+fn read_reply(mut stream: TcpStream) -> Reply {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {text:?}"));
+    Reply { status: head.split(' ').nth(1).unwrap().parse().unwrap(), head: head.to_owned(), body: body.to_owned() }
+}
+
+#[test]
+fn the_index_names_every_endpoint() {
+    let running = Running::start();
+    let index = running.ask("GET", "/");
+    assert_eq!(index.status, 200);
+    for line in index.body.lines().filter(|line| line.starts_with("GET") || line.starts_with("POST")) {
+        let mut words = line.split_whitespace();
+        let reply = running.ask(words.next().unwrap(), words.next().unwrap());
+        assert_eq!(reply.status, 200, "{line}");
+        assert_eq!(reply.header("connection"), Some("close"));
+        assert_eq!(reply.header("cache-control"), Some("no-store"));
+    }
+}
+
+#[test]
+fn methods_and_paths_that_are_not_there() {
+    let running = Running::start();
+    assert_eq!(running.ask("GET", "/nothing").status, 404);
+    assert_eq!(running.ask("GET", "/metrics/").status, 404);
+    let reply = running.ask("POST", "/metrics");
+    assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")));
+    let reply = running.ask("GET", "/reload");
+    assert_eq!((reply.status, reply.header("allow")), (405, Some("POST")));
+    assert_eq!(running.process.reloads.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn head_is_get_without_the_body() {
+    let running = Running::start();
+    for path in ["/", "/livez", "/readyz", "/upstreams", "/config"] {
+        let (get, head) = (running.ask("GET", path), running.ask("HEAD", path));
+        assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
+        assert_eq!(head.header("content-length"), Some(get.body.len().to_string().as_str()), "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
+    }
+}
+
+#[test]
+fn readiness_follows_the_process() {
+    let running = Running::start();
+    assert_eq!(running.ask("GET", "/readyz").body, "ok\n");
+    assert_eq!(running.ask("GET", "/readyz?verbose").body, "[+] listening\n[+] not stopping\nok\n");
+
+    running.process.stopping.store(true, Ordering::Relaxed);
+    let reply = running.ask("GET", "/readyz");
+    assert_eq!((reply.status, reply.body.as_str()), (503, "not ready: the process is stopping\n"));
+    assert_eq!(running.ask("GET", "/livez").status, 200);
+
+    running.process.listening.store(false, Ordering::Relaxed);
+    assert_eq!(
+        running.ask("GET", "/readyz?verbose").body,
+        "[-] listening: no listener accepts connections\n[-] not stopping: the process is stopping\n\
+         not ready: no listener accepts connections, the process is stopping\n"
+    );
+}
+
+#[test]
+fn metrics_are_openmetrics() {
+    let running = Running::start();
+    let reply = running.ask("GET", "/metrics");
+    assert_eq!(reply.status, 200);
+    assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text; version=1.0.0"));
+    assert!(reply.body.ends_with("# EOF\n"));
+}
+
+#[test]
+fn upstreams_show_their_backends() {
+    let running = Running::start();
+    let upstream = &running.process.snapshot.upstreams[0];
+    let roster = upstream.roster();
+    let backend = &roster.backends()[1];
+    backend.state.metrics.of(0).picks.add(4);
+    backend.state.metrics.of(1).responses[1].add(3);
+    let view = running.ask("GET", "/upstreams").json();
+    assert_eq!(view["generation"], 7);
+    let users = &view["upstreams"][0];
+    assert_eq!((&users["name"], &users["strategy"]), (&"users".into(), &"least_connections".into()));
+    let shown = &users["backends"][1];
+    assert_eq!(shown["address"], "users-2.internal:9001");
+    assert_eq!((&shown["weight"], &shown["picks"], &shown["in_flight"]), (&3.into(), &4.into(), &0.into()));
+    assert_eq!(shown["responses"]["2xx"], 3);
+    assert_eq!((&shown["ready"], &users["backends"][2]["ready"]), (&true.into(), &false.into()));
+}
+
+#[test]
+fn the_configuration_is_shown_with_what_is_wrong_with_the_last() {
+    let running = Running::start();
+    let view = running.ask("GET", "/config").json();
+    assert_eq!(view["generation"], 7);
+    assert_eq!(view["file"], "/etc/isobar/lb.toml");
+    assert_eq!(view["loaded_at"], "2026-01-01T00:01:00.000Z");
+    assert_eq!(view["config"]["listener"][0]["name"], "main");
+    assert_eq!(view["last_error"], Value::Null);
+
+    running.process.problems.lock().unwrap().push("lb.toml:1:1: no".into());
+    let view = running.ask("GET", "/config").json();
+    assert_eq!(view["last_error"]["problems"][0], "lb.toml:1:1: no");
+    assert_eq!(view["last_error"]["at"], "2026-01-01T00:00:00.000Z");
+}
+
+#[test]
+fn a_reload_says_what_changed_or_what_is_wrong() {
+    let running = Running::start();
+    let reply = running.ask("POST", "/reload");
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.json()["generation"], 8);
+    assert_eq!(
+        reply.json()["upstreams"][0],
+        serde_json::json!({ "name": "users", "fate": "replaced", "changes": ["retries: 1 -> 2"] })
+    );
+
+    running.process.problems.lock().unwrap().push("lb.toml:1:1: no".into());
+    let reply = running.ask("POST", "/reload");
+    assert_eq!(reply.status, 422);
+    assert_eq!(reply.json()["problems"][0], "lb.toml:1:1: no");
+}
+
+#[test]
+fn a_reload_goes_on_without_whoever_asked_for_it() {
+    let running = Running::start();
+    *running.process.reload_takes.lock().unwrap() = Duration::from_millis(200);
+    let mut stream = running.connect();
+    stream.write_all(b"POST /reload HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    thread::sleep(Duration::from_millis(50));
+    stream.shutdown(Shutdown::Both).unwrap();
+    drop(stream);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while running.process.reloads.load(Ordering::Relaxed) == 0 {
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn web_pages_are_kept_out() {
+    let running = Running::start();
+    let cross_site = format!(
+        "POST /reload HTTP/1.1\r\nhost: {}\r\norigin: http://evil.example\r\ncontent-length: 0\r\n\r\n",
+        running.address
+    );
+    assert_eq!(running.raw(&cross_site).status, 403);
+    assert_eq!(running.raw("GET /config HTTP/1.1\r\nhost: evil.example:9900\r\n\r\n").status, 403);
+    assert_eq!(running.process.reloads.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_head_too_large_is_refused() {
+    let running = Running::start();
+    let head = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "a".repeat(HEAD_BYTES_MAX));
+    assert_eq!(running.raw(&head).status, 431);
+    let head = format!("GET / HTTP/1.1\r\nhost: localhost\r\n{}\r\n", "x: y\r\n".repeat(HEADERS_MAX + 1));
+    assert_eq!(running.raw(&head).status, 431);
+    assert_eq!(running.ask("GET", "/livez").status, 200);
+}
+
+#[test]
+fn silent_connections_do_not_keep_others_out() {
+    let running = Running::start();
+    let silent: Vec<_> = (0..CONNECTIONS_MAX + 5).map(|_| running.connect()).collect();
+    let begun = Instant::now();
+    assert_eq!(running.ask("GET", "/livez").status, 200);
+    assert!(begun.elapsed() < HEADER_LIMIT * 2);
+    drop(silent);
+}
+
+#[test]
+fn a_stop_ends_silent_connections_and_finishes_the_others() {
+    let mut running = Running::start();
+    *running.process.reload_takes.lock().unwrap() = Duration::from_millis(300);
+    let silent = running.connect();
+    let mut busy = running.connect();
+    busy.write_all(b"POST /reload HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let begun = Instant::now();
+    running.stop();
+    assert!(begun.elapsed() < STOP_LIMIT);
+    assert_eq!(read_reply(busy).status, 200);
+    assert!(TcpStream::connect(running.address).is_err());
+    drop(silent);
+}

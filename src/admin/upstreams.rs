@@ -1,0 +1,115 @@
+//! `/upstreams`: the upstreams and their backends, with what was counted of them.
+
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::proxy::Snapshot;
+use crate::telemetry::metrics::{BackendMetrics, Counter, Sharded};
+use crate::upstream::{Roster, Upstream};
+
+/// The whole answer.
+#[derive(Debug, Serialize)]
+pub(super) struct View {
+    generation: u64,
+    upstreams: Vec<UpstreamView>,
+}
+
+#[derive(Debug, Serialize)]
+struct UpstreamView {
+    name: String,
+    strategy: String,
+    responses: ByClass,
+    retries: u64,
+    no_backend: u64,
+    backends: Vec<BackendView>,
+}
+
+#[derive(Debug, Serialize)]
+struct BackendView {
+    address: String,
+    weight: u16,
+    ready: bool,
+    in_flight: u32,
+    picks: u64,
+    responses: ByClass,
+    connects: u64,
+    connect_failures: u64,
+    broken: u64,
+    timeouts: u64,
+}
+
+/// Responses by the first digit of their status.
+#[derive(Debug, Serialize)]
+struct ByClass {
+    #[serde(rename = "1xx")]
+    informational: u64,
+    #[serde(rename = "2xx")]
+    successful: u64,
+    #[serde(rename = "3xx")]
+    redirected: u64,
+    #[serde(rename = "4xx")]
+    client_error: u64,
+    #[serde(rename = "5xx")]
+    server_error: u64,
+}
+
+impl View {
+    /// What a snapshot serves with now.
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            generation: snapshot.generation,
+            upstreams: snapshot.upstreams.iter().map(|upstream| UpstreamView::of(upstream)).collect(),
+        }
+    }
+}
+
+impl UpstreamView {
+    fn of(upstream: &Upstream) -> Self {
+        let roster = upstream.roster();
+        let metrics = &upstream.state.metrics;
+        Self {
+            name: upstream.name().to_string(),
+            strategy: upstream.config.strategy.as_str().to_owned(),
+            responses: ByClass::sum(metrics, |shard| &shard.responses),
+            retries: metrics.sum(|shard| &shard.retries),
+            no_backend: metrics.sum(|shard| &shard.no_backend),
+            backends: roster.backends().iter().map(|backend| BackendView::of(backend, &roster)).collect(),
+        }
+    }
+}
+
+impl BackendView {
+    fn of(backend: &Backend, roster: &Roster) -> Self {
+        let metrics: &Sharded<BackendMetrics> = &backend.state.metrics;
+        Self {
+            address: backend.state.address.to_string(),
+            weight: backend.weight,
+            ready: is_ready(backend, roster),
+            in_flight: backend.state.in_flight(),
+            picks: metrics.sum(|shard| &shard.picks),
+            responses: ByClass::sum(metrics, |shard| &shard.responses),
+            connects: metrics.sum(|shard| &shard.connects),
+            connect_failures: metrics.sum(|shard| &shard.connect_failures),
+            broken: metrics.sum(|shard| &shard.broken),
+            timeouts: metrics.sum(|shard| &shard.timeouts),
+        }
+    }
+}
+
+impl ByClass {
+    fn sum<T>(metrics: &Sharded<T>, responses: impl Fn(&T) -> &[Counter; 5]) -> Self {
+        let class = |index: usize| metrics.sum(|shard| &responses(shard)[index]);
+        Self {
+            informational: class(0),
+            successful: class(1),
+            redirected: class(2),
+            client_error: class(3),
+            server_error: class(4),
+        }
+    }
+}
+
+/// Whether a backend of `roster` may be picked.
+pub(super) fn is_ready(backend: &Backend, roster: &Roster) -> bool {
+    roster.ready().iter().any(|ready| ready.state.id == backend.state.id)
+}
