@@ -419,10 +419,13 @@ fn hide_secret(name: &str, value: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::json;
 
     use super::*;
     use crate::admin::fixture;
+    use crate::config::{Vocabulary, parse};
 
     fn shown(config: &Config) -> serde_json::Value {
         serde_json::to_value(Shown(config)).unwrap()
@@ -487,6 +490,29 @@ mod tests {
                 },
             })
         );
+    }
+
+    /// What is shown, written as a file again, means the same: every key is there, under the name that the file has for it.
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut files = vec![root.join("lb.toml")];
+        for directory in ["examples/configs", "tests/config/valid"] {
+            files.extend(std::fs::read_dir(root.join(directory)).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let vocabulary = Vocabulary { strategies: vec!["mine".into()] };
+        let read = |text: &str| parse(text, "lb.toml", &|_| None, &vocabulary).map(|loaded| loaded.config);
+        let mut compared = 0;
+        for file in files {
+            // Those that need variables of the environment are not for us.
+            let Ok(config) = read(&std::fs::read_to_string(&file).unwrap()) else { continue };
+            let text = toml::to_string(&Shown(&config)).unwrap().replace("${", "$${");
+            assert!(!text.contains("(hidden)"), "{}: what is hidden cannot come back", file.display());
+            let again = read(&text).unwrap_or_else(|problems| panic!("{}: {problems}\n{text}", file.display()));
+            assert_eq!(again, config, "{}", file.display());
+            compared += 1;
+        }
+        assert!(compared > 10, "{compared}");
     }
 
     #[test]

@@ -23,16 +23,16 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-mod browser;
-mod config;
 mod control;
 mod endpoint;
+mod browser;
+mod probe;
 mod exposition;
+mod upstreams;
+mod config;
+mod reload;
 #[cfg(test)]
 mod fixture;
-mod probe;
-mod reload;
-mod upstreams;
 
 pub use control::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 

@@ -2,7 +2,7 @@
 //!
 //! A leaf: imports nothing else of this crate but the configuration.
 
-pub mod access_log;
-pub mod calendar;
-pub mod logging;
 pub mod metrics;
+pub mod access_log;
+pub mod logging;
+pub mod calendar;
