@@ -1,10 +1,12 @@
 //! One request with its response: who asked, through what, until when, and the bodies on their way.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::config::{ListenerConfig, ListenerName};
@@ -23,6 +25,9 @@ pub struct Client {
     pub local: SocketAddr,
     /// Whether `peer` is one of the listener's trusted proxies.
     pub trusted: bool,
+    /// The lines that tell a backend who asked, with the host they were made for: the same for nearly all requests of a
+    /// connection.
+    pub lines: RefCell<(Option<HeaderValue>, Bytes)>,
     /// `peer` without its port, as a header holds it.
     pub peer_text: HeaderValue,
     /// The port of `local`, as a header holds it.
@@ -71,4 +76,57 @@ pub struct Exchange {
     pub started: Instant,
     /// The client's address: the connection's, or the one that a trusted proxy reports.
     pub client_ip: IpAddr,
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use crate::config::ListenerConfig;
+    use watch::Clock;
+
+    struct Nowhere;
+
+    impl ClientSide for Nowhere {
+        fn begin(&self) {}
+        fn body(&self, _: Duration) {}
+        fn end(&self) {}
+        fn inform(&self, _: &[u8]) {}
+    }
+
+    /// A client at 192.0.2.1 of a listener on port 8080.
+    pub(crate) fn client(trusted: bool, change: impl FnOnce(&mut ListenerConfig)) -> Rc<Client> {
+        let mut listener = ListenerConfig {
+            name: "main".into(),
+            address: ([127, 0, 0, 1], 8080).into(),
+            backlog: 1,
+            max_connections: 1,
+            max_header_bytes: 8192,
+            max_headers: 100,
+            max_body_bytes: None,
+            header_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(1),
+            trusted_proxies: Vec::new(),
+            forwarded: false,
+            via: false,
+        };
+        change(&mut listener);
+        Rc::new(Client {
+            peer: ([192, 0, 2, 1], 4711).into(),
+            local: ([127, 0, 0, 1], 8080).into(),
+            trusted,
+            lines: RefCell::default(),
+            peer_text: HeaderValue::from_static("192.0.2.1"),
+            port_text: HeaderValue::from_static("8080"),
+            listener: Arc::new(listener),
+            metrics: Arc::new(Sharded::new(1)),
+            watch: Watch::new(&Clock::new(), Duration::from_secs(1), 0),
+            side: Rc::new(Nowhere),
+        })
+    }
+
+    /// An exchange of that client.
+    pub(crate) fn exchange() -> Exchange {
+        let client = client(false, |_| {});
+        Exchange { client_ip: client.peer.ip(), client, started: Instant::now() }
+    }
 }

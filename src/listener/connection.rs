@@ -61,6 +61,7 @@ pub async fn serve(tcp: TcpStream, listener: Arc<Listener>, open: Open, clock: R
         local,
         trusted: config.trusted_proxies.iter().any(|net| net.contains(&ip)),
         peer_text: text(ip),
+        lines: RefCell::default(),
         port_text: text(local.port()),
         metrics: Arc::clone(&listener.metrics),
         watch: Rc::clone(&watch),
@@ -69,7 +70,7 @@ pub async fn serve(tcp: TcpStream, listener: Arc<Listener>, open: Open, clock: R
     });
     let tunnel = Rc::new(RefCell::new(None));
     let end = speak(&wire, &config, &client, &proxy, &tunnel).await;
-    let tunnel: Option<Tunnel> = tunnel.take();
+    let tunnel: Option<Box<Tunnel>> = tunnel.take();
     if let (Some(tunnel), End::Closed(None)) = (tunnel, &end) {
         let held = wire.into_tunnel();
         let _ = tunnel.run(wire.io(), held).await;
@@ -98,7 +99,7 @@ async fn speak(
     config: &ListenerConfig,
     client: &Rc<Client>,
     proxy: &Rc<Proxy>,
-    tunnel: &Rc<RefCell<Option<Tunnel>>>,
+    tunnel: &Rc<RefCell<Option<Box<Tunnel>>>>,
 ) -> End {
     let service = service_fn(|request| {
         let (client, proxy, tunnel) = (Rc::clone(client), Rc::clone(proxy), Rc::clone(tunnel));
@@ -120,6 +121,7 @@ async fn speak(
     let mut asked_to_end = false;
     poll_fn(|cx| {
         watch.register(cx);
+        wire.polled();
         loop {
             if let Poll::Ready(result) = http.as_mut().poll(cx) {
                 return Poll::Ready(End::Closed(result.err()));

@@ -35,6 +35,9 @@ pub struct Wire {
     busy: Cell<bool>,
     /// Whether hyper has bytes that the socket did not take yet.
     unflushed: Cell<bool>,
+    /// The poll of the connection's task in which the socket was last found to have nothing to read.
+    dry_in: Cell<u32>,
+    poll: Cell<u32>,
     /// Whether the exchange became a tunnel: then there is nothing to guard.
     tunnel: Cell<bool>,
     /// Whom to wake when a reader that was put off may go on.
@@ -58,6 +61,8 @@ impl Wire {
             body_idle: Cell::new(config.idle_timeout),
             busy: Cell::new(false),
             unflushed: Cell::new(false),
+            dry_in: Cell::new(0),
+            poll: Cell::new(1),
             tunnel: Cell::new(false),
             reader: RefCell::new(None),
         })
@@ -66,6 +71,12 @@ impl Wire {
     /// Why the connection ends.
     pub fn refusal(&self) -> Option<Refusal> {
         self.guard.borrow().refusal()
+    }
+
+    /// The connection's task is being polled again. Within one poll the event loop does not run, so a socket that was found
+    /// dry stays so, and hyper, which looks several times, can be told without asking.
+    pub fn polled(&self) {
+        self.poll.set(self.poll.get().wrapping_add(1));
     }
 
     /// Whether the client is in the middle of a head.
@@ -90,6 +101,9 @@ impl Wire {
     }
 
     fn poll_read_guarded(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.dry_in.get() == self.poll.get() {
+            return Poll::Pending;
+        }
         let mut guard = self.guard.borrow_mut();
         if guard.refusal().is_some() {
             if self.busy.get() || self.unflushed.get() {
@@ -105,7 +119,10 @@ impl Wire {
         {
             let mut held = self.held.borrow_mut();
             if held.is_empty() {
-                ready!(self.poll_read_raw(cx, buf))?;
+                if self.poll_read_raw(cx, buf)?.is_pending() {
+                    self.dry_in.set(self.poll.get());
+                    return Poll::Pending;
+                }
             } else {
                 let n = held.len().min(buf.remaining());
                 buf.put_slice(&held[..n]);

@@ -73,14 +73,10 @@ pub fn build(config: &RouteConfig) -> Chain {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-    use std::sync::Arc;
-    use std::time::Instant;
-
     use http::{HeaderValue, Request, StatusCode};
 
     use super::*;
-    use crate::exchange::Client;
+    use crate::exchange::testing::exchange;
 
     /// Writes its letter into `x-seen` both ways; answers where the request's path is its letter.
     #[derive(Debug)]
@@ -89,7 +85,7 @@ mod tests {
     impl Middleware for Letter {
         fn on_request(&self, parts: &mut request::Parts, _: &Exchange) -> ControlFlow<Response<Body>> {
             if parts.uri.path()[1..] == *self.0 {
-                let mut response = Response::new(Body::Empty);
+                let mut response = Response::new(Body::empty());
                 *response.status_mut() = StatusCode::FORBIDDEN;
                 return ControlFlow::Break(response);
             }
@@ -100,12 +96,6 @@ mod tests {
         fn on_response(&self, parts: &mut response::Parts, _: &Exchange) {
             parts.headers.append("x-seen", HeaderValue::from_static(self.0));
         }
-    }
-
-    fn exchange() -> Exchange {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        let client = Client { peer: address, local: address, trusted: false, listener: "main".into() };
-        Exchange { client: Arc::new(client), started: Instant::now(), client_ip: IpAddr::V4(Ipv4Addr::LOCALHOST) }
     }
 
     fn letters() -> Chain {

@@ -20,15 +20,7 @@ use crate::upstream::Upstream;
 
 use super::running::{Running, SWITCHING, Upload};
 use super::upgrade::Tunnel;
-use super::{Proxy, ProxyError, headers};
-
-/// What a backend came back with.
-pub(super) enum Answer {
-    /// A response, its body on the way.
-    Response(Response<Body>),
-    /// The head of a response after which the connection is no longer HTTP.
-    Tunnel(Response<Body>, Tunnel),
-}
+use super::{Handled, Proxy, ProxyError, headers};
 
 /// Has a backend of the route's upstream answer.
 pub(super) async fn forward(
@@ -37,7 +29,7 @@ pub(super) async fn forward(
     (route, forward): (&Route, &Forward),
     mut parts: Parts,
     incoming: Incoming,
-) -> Result<Answer, ProxyError> {
+) -> Result<Handled, ProxyError> {
     let client = &running.exchange.client;
     let has_body = !incoming.is_end_stream();
     if let (Some(max), Some(length)) = (client.listener.max_body_bytes, incoming.size_hint().exact())
@@ -45,7 +37,8 @@ pub(super) async fn forward(
     {
         return Err(ProxyError::BodyTooLarge);
     }
-    let upgrade = headers::to_backend(&mut parts.headers, client);
+    let headers::ToBackend { upgrade, mut lines } =
+        headers::to_backend(&mut parts.headers, client, &route.config.request_headers);
     if let Some(host) = &forward.host {
         parts.headers.insert(header::HOST, host.clone());
     }
@@ -84,7 +77,8 @@ pub(super) async fn forward(
         };
         running.await_head();
         let informed = Some(Rc::clone(running) as Rc<dyn Informed>);
-        let Some(sent) = in_time(&client.watch, connection.send(request, repeatable, informed)).await else {
+        let Some(sent) = in_time(&client.watch, connection.send(request, repeatable, lines.clone(), informed)).await
+        else {
             return Err(late(running, &place));
         };
         let mut failed = match sent {
@@ -100,7 +94,11 @@ pub(super) async fn forward(
         let answered = connection.answered();
         let again = match failed.take_message() {
             Some(unsent) => Some(unsent),
-            None if repeatable && !answered => connection.written(),
+            None if repeatable && !answered => {
+                // The lines are in what was written.
+                lines.clear();
+                connection.written()
+            }
             None => None,
         };
         // A connection that had been idle may have been closed by the backend just before: that says nothing about the
@@ -211,17 +209,17 @@ fn answer(
     lease: Lease,
     connection: Connection,
     response: Response<Incoming>,
-) -> Result<Answer, ProxyError> {
+) -> Result<Handled, ProxyError> {
     let (mut head, incoming) = response.into_parts();
     let status = head.status;
     let class = usize::from(status.as_u16() / 100 - 1).min(4);
     lease.backend().metrics.of(running.worker()).responses[class].add(1);
     head.version = Version::HTTP_11;
-    headers::to_client(&mut head.headers, &running.exchange.client);
+    let dated = headers::to_client(&mut head.headers, &running.exchange.client);
     if status != SWITCHING {
         running.lend(connection);
         let body = Body::leased(incoming, lease);
-        return Ok(Answer::Response(Response::from_parts(head, body)));
+        return Ok(Handled { response: Response::from_parts(head, body), tunnel: None, dated });
     }
     let Some(protocol) = upgrade else {
         return Err(ProxyError::UnaskedUpgrade { backend: lease.backend().address.clone() });
@@ -230,7 +228,7 @@ fn answer(
     head.headers.entry(header::UPGRADE).or_insert(protocol);
     head.extensions.clear();
     let tunnel = Tunnel::new(connection.link, lease, Rc::clone(running), forward.timeouts.tunnel_idle);
-    Ok(Answer::Tunnel(Response::from_parts(head, Body::empty()), tunnel))
+    Ok(Handled { response: Response::from_parts(head, Body::empty()), tunnel: Some(Box::new(tunnel)), dated: true })
 }
 
 /// Waits for `future`, but not beyond the watch's deadline. Costs a look at a flag.

@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use crate::exchange::body::Body;
 use crate::exchange::watch::Clock;
 use crate::exchange::{Client, Exchange};
-use crate::route::{self, Action, Route};
+use crate::route::{self, Action, Forward, Route};
 use crate::strategy::Dice;
 use crate::transport::Transport;
 
@@ -54,13 +54,23 @@ pub struct Handled {
     /// What the client is answered.
     pub response: Response<Body>,
     /// What the connection becomes once that is sent.
-    pub tunnel: Option<Tunnel>,
+    pub tunnel: Option<Box<Tunnel>>,
+    /// Whether the response needs no date of ours.
+    dated: bool,
 }
 
 impl From<Response<Body>> for Handled {
     fn from(response: Response<Body>) -> Self {
-        Self { response, tunnel: None }
+        Self { response, tunnel: None, dated: false }
     }
+}
+
+/// What is to be done with a request.
+enum Choice<'a> {
+    /// Answered already.
+    Answer(Response<Body>),
+    /// A backend answers.
+    Forward(&'a Route, &'a Forward),
 }
 
 impl Proxy {
@@ -78,50 +88,39 @@ impl Proxy {
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
     /// its way. Whatever goes wrong comes to a response.
     pub async fn handle(self: &Rc<Self>, client: &Rc<Client>, request: Request<Incoming>) -> Handled {
-        let (parts, incoming) = request.into_parts();
-        let snapshot = self.current.get();
+        let (mut parts, incoming) = request.into_parts();
         let exchange = Exchange {
             client: Rc::clone(client),
             started: Instant::now(),
             client_ip: headers::client_ip(&parts.headers, client),
         };
-        let running = Running::begin(self, snapshot, exchange, &parts);
-        let handled = match self.answer(&running, parts, incoming).await {
-            Ok(handled) => handled,
-            Err(error) => {
-                running.failed(&error);
-                respond::error(&error).into()
-            }
+        let running = Running::begin(self, self.current.get(), exchange, &parts);
+        let handled = match self.choose(&running, &mut parts) {
+            Ok(Choice::Answer(response)) => Ok(response.into()),
+            Ok(Choice::Forward(route, forward)) => attempt::forward(self, &running, (route, forward), parts, incoming)
+                .await
+                .map(|handled| running.finish(route, handled)),
+            Err(error) => Err(error),
         };
+        let handled = handled.unwrap_or_else(|error| {
+            running.failed(&error);
+            respond::error(&error).into()
+        });
         running.respond(handled)
     }
 
-    async fn answer(
-        self: &Rc<Self>,
-        running: &Rc<Running>,
-        mut parts: Parts,
-        incoming: Incoming,
-    ) -> Result<Handled, ProxyError> {
+    /// Finds the route, lets middleware look at the request, and answers what needs no backend.
+    fn choose<'a>(&self, running: &'a Running, parts: &mut Parts) -> Result<Choice<'a>, ProxyError> {
         if matches!(parts.method, Method::CONNECT | Method::TRACE) {
             return Err(ProxyError::Method);
         }
-        name_host(&mut parts)?;
-        let route = self.find(running, &parts)?;
-        if let ControlFlow::Break(response) = route.chain.on_request(&mut parts, &running.exchange) {
-            return Ok(running.finish(route, response).into());
+        name_host(parts)?;
+        let route = self.find(running, parts)?;
+        if let ControlFlow::Break(response) = route.chain.on_request(parts, &running.exchange) {
+            return Ok(Choice::Answer(response));
         }
         let response = match &route.action {
-            Action::Forward(forward) => {
-                let answer = attempt::forward(self, running, (route, forward), parts, incoming).await?;
-                let answer = match answer {
-                    attempt::Answer::Response(response) => response,
-                    attempt::Answer::Tunnel(response, tunnel) => {
-                        let response = running.finish(route, response);
-                        return Ok(Handled { response, tunnel: Some(tunnel) });
-                    }
-                };
-                return Ok(running.finish(route, answer).into());
-            }
+            Action::Forward(forward) => return Ok(Choice::Forward(route, forward)),
             Action::Redirect(redirect) => {
                 let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
                 let location = route::rewrite::location(redirect, "http", host, &parts.uri)
@@ -130,7 +129,7 @@ impl Proxy {
             }
             Action::Respond(fixed) => respond::fixed(fixed),
         };
-        Ok(running.finish(route, response).into())
+        Ok(Choice::Answer(running.finish(route, response.into()).response))
     }
 
     fn find<'a>(&self, running: &'a Running, parts: &Parts) -> Result<&'a Route, ProxyError> {

@@ -11,7 +11,7 @@ use http::{Method, Response, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
 use crate::exchange::Exchange;
-use crate::exchange::body::{Body, BodyError, Progress};
+use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::Phase;
 use crate::route::{Action, Route};
 use crate::transport::{Connection, Informed};
@@ -170,18 +170,25 @@ impl Running {
     }
 
     /// Lets the route's middleware have the last word on a response.
-    pub(super) fn finish(&self, route: &Route, response: Response<Body>) -> Response<Body> {
-        let (mut parts, body) = response.into_parts();
+    pub(super) fn finish(&self, route: &Route, handled: Handled) -> Handled {
+        if route.chain.is_empty() {
+            return handled;
+        }
+        let (mut parts, body) = handled.response.into_parts();
         route.chain.on_response(&mut parts, &self.exchange);
-        Response::from_parts(parts, body)
+        // A hook may have taken the date away.
+        Handled { response: Response::from_parts(parts, body), dated: false, ..handled }
     }
 
     /// The head of the answer is known. From here on the account is kept by the response's body, or by the tunnel.
     pub(super) fn respond(self: Rc<Self>, mut handled: Handled) -> Handled {
-        self.proxy.dates.date(handled.response.headers_mut());
+        if !handled.dated {
+            self.proxy.dates.date(handled.response.headers_mut());
+        }
         self.status.set(handled.response.status().as_u16());
         match handled.tunnel {
-            Some(_) => handled.response.headers_mut().remove(header::DATE).map_or((), drop),
+            // The tunnel keeps the account.
+            Some(_) => {}
             None => {
                 let idle = match self.body_idle.get() {
                     Duration::ZERO => self.exchange.client.listener.idle_timeout,

@@ -35,7 +35,11 @@ pub async fn connect(transport: &Rc<Transport>, backend: &BackendState, pool: Po
     let driven = Rc::clone(&link);
     tokio::task::spawn_local(async move {
         // How it ended is told to whoever waits for a response.
-        let _ = std::future::poll_fn(|cx| driver.poll_without_shutdown(cx)).await;
+        let _ = std::future::poll_fn(|cx| {
+            driven.polled();
+            driver.poll_without_shutdown(cx)
+        })
+        .await;
         driven.end(driver.into_parts().read_buf);
     });
     Ok(Connection { sender, link, reused: false, transport: Rc::clone(transport), slot: backend.id, pool })

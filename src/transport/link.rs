@@ -28,14 +28,27 @@ pub struct Link {
     answered: Cell<bool>,
     /// Whether the next byte read is the first of a response.
     at_start: Cell<bool>,
-    /// Whether the next bytes written are to be kept.
-    keep: Cell<bool>,
-    /// The head of the request under way, as it was written. The space is used again by the next.
-    written: RefCell<Vec<u8>>,
+    /// Whether the next bytes written are the head of a request that is to be kept or added to.
+    starting: Cell<bool>,
+    head: RefCell<Head>,
+    /// The poll of the connection's task in which the socket was last found to have nothing to read.
+    dry_in: Cell<u32>,
+    poll: Cell<u32>,
     informed: RefCell<Option<Rc<dyn Informed>>>,
     /// The beginning of an informational response that did not come in one piece.
     partial: RefCell<Vec<u8>>,
     ended: RefCell<Ended>,
+}
+
+/// The head of the request under way. Its space is used again by the next.
+#[derive(Default)]
+struct Head {
+    /// As it is sent: what hyper wrote with the lines put in.
+    bytes: Vec<u8>,
+    /// So many of them the socket has taken.
+    sent: usize,
+    /// Lines to put in behind the request line.
+    lines: Bytes,
 }
 
 #[derive(Default)]
@@ -54,21 +67,32 @@ impl Link {
             tcp: RefCell::new(tcp),
             answered: Cell::new(false),
             at_start: Cell::new(false),
-            keep: Cell::new(false),
-            written: RefCell::default(),
+            starting: Cell::new(false),
+            head: RefCell::default(),
+            dry_in: Cell::new(0),
+            poll: Cell::new(1),
             informed: RefCell::new(None),
             partial: RefCell::default(),
             ended: RefCell::default(),
         })
     }
 
-    /// A request is about to be sent.
-    pub(super) fn begin(&self, keep: bool, informed: Option<Rc<dyn Informed>>) {
-        self.keep.set(keep);
-        self.written.borrow_mut().clear();
+    /// A request is about to be sent: `lines` go in behind its request line, and with `keep` its head is kept.
+    pub(super) fn begin(&self, keep: bool, lines: Bytes, informed: Option<Rc<dyn Informed>>) {
+        self.starting.set(keep || !lines.is_empty());
+        let mut head = self.head.borrow_mut();
+        head.bytes.clear();
+        head.sent = 0;
+        head.lines = lines;
         self.answered.set(false);
         self.at_start.set(true);
         *self.informed.borrow_mut() = informed;
+    }
+
+    /// The connection's task is being polled again. Within one poll the event loop does not run, so a socket that was found
+    /// dry stays so, and hyper, which looks several times, can be told without asking.
+    pub(super) fn polled(&self) {
+        self.poll.set(self.poll.get().wrapping_add(1));
     }
 
     /// Whether any byte of a response has come since then.
@@ -76,18 +100,50 @@ impl Link {
         self.answered.get()
     }
 
-    /// The head of the request under way, if it was to be kept and has been written.
-    pub(super) fn written(&self) -> std::cell::Ref<'_, Vec<u8>> {
-        self.written.borrow()
+    /// The request under way, if it was to be kept, was written and has no body.
+    pub(super) fn written(&self) -> Option<Request<RequestBody>> {
+        reread(&self.head.borrow().bytes)
     }
 
-    /// hyper writes a request without a body in one piece; what the socket does not take at once is offered again, but it is
-    /// kept already.
-    fn writes<'a>(&self, bufs: impl Iterator<Item = &'a [u8]>) {
-        if self.keep.replace(false) {
-            let mut written = self.written.borrow_mut();
-            bufs.for_each(|buf| written.extend_from_slice(buf));
+    /// Writes the head of a request, with the lines put in, and what else there is.
+    fn poll_start(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let Some((first, rest)) = bufs.split_first() else { return Poll::Ready(Ok(0)) };
+        let head = &mut *self.head.borrow_mut();
+        // hyper offers a head in one piece.
+        let line = memchr::memchr(b'\n', first).map_or(0, |end| end + 1);
+        head.bytes.clear();
+        head.bytes.extend_from_slice(&first[..line]);
+        head.bytes.extend_from_slice(&head.lines);
+        head.bytes.extend_from_slice(&first[line..]);
+        let tcp = &mut *self.tcp.borrow_mut();
+        let n = if rest.is_empty() {
+            ready!(Pin::new(tcp).poll_write(cx, &head.bytes))?
+        } else {
+            let mut slices = [IoSlice::new(&[]); 16];
+            slices[0] = IoSlice::new(&head.bytes);
+            let more = rest.len().min(slices.len() - 1);
+            slices[1..=more].copy_from_slice(&rest[..more]);
+            ready!(Pin::new(tcp).poll_write_vectored(cx, &slices[..=more]))?
+        };
+        if n == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
+        self.starting.set(false);
+        head.sent = n.min(head.bytes.len());
+        Poll::Ready(Ok(first.len() + (n - head.sent)))
+    }
+
+    /// Writes what the socket did not take of a head at once.
+    fn poll_head(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let head = &mut *self.head.borrow_mut();
+        while head.sent < head.bytes.len() {
+            let n = ready!(Pin::new(&mut *self.tcp.borrow_mut()).poll_write(cx, &head.bytes[head.sent..]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            head.sent += n;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// hyper is done with the socket, and has read `rest` beyond the last response.
@@ -165,7 +221,7 @@ impl Link {
 }
 
 /// The request whose head was written so, without a body.
-pub(super) fn reread(written: &[u8]) -> Option<Request<RequestBody>> {
+fn reread(written: &[u8]) -> Option<Request<RequestBody>> {
     let mut headers = [httparse::EMPTY_HEADER; 256];
     let mut head = httparse::Request::new(&mut headers);
     if !head.parse(written).ok()?.is_complete() {
@@ -197,8 +253,14 @@ pub struct LinkIo(Rc<Link>);
 
 impl AsyncRead for LinkIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.0.dry_in.get() == self.0.poll.get() {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut *self.0.tcp.borrow_mut()).poll_read(cx, buf))?;
+        if Pin::new(&mut *self.0.tcp.borrow_mut()).poll_read(cx, buf)?.is_pending() {
+            self.0.dry_in.set(self.0.poll.get());
+            return Poll::Pending;
+        }
         if self.0.at_start.get() && buf.filled().len() > before {
             self.0.first_bytes(&buf.filled()[before..]);
         }
@@ -208,7 +270,10 @@ impl AsyncRead for LinkIo {
 
 impl AsyncWrite for LinkIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.writes(std::iter::once(buf));
+        if self.0.starting.get() {
+            return self.0.poll_start(cx, &[IoSlice::new(buf)]);
+        }
+        ready!(self.0.poll_head(cx))?;
         Pin::new(&mut *self.0.tcp.borrow_mut()).poll_write(cx, buf)
     }
 
@@ -217,7 +282,10 @@ impl AsyncWrite for LinkIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.writes(bufs.iter().map(|buf| &**buf));
+        if self.0.starting.get() {
+            return self.0.poll_start(cx, bufs);
+        }
+        ready!(self.0.poll_head(cx))?;
         Pin::new(&mut *self.0.tcp.borrow_mut()).poll_write_vectored(cx, bufs)
     }
 
@@ -225,8 +293,11 @@ impl AsyncWrite for LinkIo {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.0.starting.get() {
+            true => Poll::Ready(Ok(())),
+            false => self.0.poll_head(cx),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -251,7 +322,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let link = Link::new(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
         let seen = Rc::new(Seen::default());
-        link.begin(false, Some(Rc::clone(&seen) as Rc<dyn Informed>));
+        link.begin(false, Bytes::new(), Some(Rc::clone(&seen) as Rc<dyn Informed>));
         for bytes in text.as_bytes().chunks(piece) {
             if link.at_start.get() {
                 link.first_bytes(bytes);

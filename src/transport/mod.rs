@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -78,8 +79,8 @@ impl Transport {
 }
 
 impl Connection {
-    /// Sends a request and waits for the head of the response. With `keep`, what is written is kept, so that it can be sent
-    /// again by [`Connection::written`].
+    /// Sends a request, with `lines` put in behind its request line, and waits for the head of the response. With `keep`,
+    /// its head is kept, so that it can be sent again by [`Connection::written`].
     ///
     /// # Errors
     /// When the connection breaks before the head has come. The request comes back if none of it was sent.
@@ -87,9 +88,10 @@ impl Connection {
         &mut self,
         request: Request<RequestBody>,
         keep: bool,
+        lines: Bytes,
         informed: Option<Rc<dyn Informed>>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
-        self.link.begin(keep, informed);
+        self.link.begin(keep, lines, informed);
         self.sender.try_send_request(request)
     }
 
@@ -98,9 +100,9 @@ impl Connection {
         self.link.answered()
     }
 
-    /// The request that was sent, if it was to be kept and had no body.
+    /// The request that was sent, with the lines that were put in, if it was to be kept and had no body.
     pub fn written(&self) -> Option<Request<RequestBody>> {
-        link::reread(&self.link.written())
+        self.link.written()
     }
 
     /// The response has been read: the connection may take its next request.
