@@ -16,6 +16,7 @@
 //! | [`worker`] | a thread with its own event loop |
 //! | [`supervisor`] | owns everything that runs; applies a changed file |
 //! | [`admin`] | reads and steers a running process over HTTP |
+//! | [`embed`] | an isobar inside a program: start it, look at it, stop it |
 //! | [`config`] | text to meaning |
 //! | [`telemetry`] | metrics, access log, logs |
 //! | [`cli`] | one file per subcommand |
@@ -26,6 +27,7 @@ pub mod admin;
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod embed;
 pub mod exchange;
 pub mod listener;
 pub mod middleware;
@@ -37,3 +39,5 @@ pub mod telemetry;
 pub mod transport;
 pub mod upstream;
 pub mod worker;
+
+pub use embed::{Isobar, Running};

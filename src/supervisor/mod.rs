@@ -1,1 +1,266 @@
-//! .
+//! Owns everything that runs, and changes it without loss.
+//!
+//! A reload is: load, check, plan, prepare, commit, retire. Whatever can fail happens before the commit and touches nothing
+//! that runs, so there is nothing to roll back: what was prepared is dropped. The commit is a few stores; it takes no lock
+//! that a request waits for, does not wait itself and cannot fail. Only then is retired what the new configuration no
+//! longer has.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::{Config, Problem, RouteName, UpstreamName};
+use crate::listener::{self, Bound, Listener};
+use crate::proxy::Snapshot;
+use crate::route::Table;
+use crate::strategy::Factories;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::{RouteMetrics, Sharded};
+use crate::upstream::{Upstream, UpstreamState};
+use crate::worker::Workers;
+
+mod control;
+mod error;
+mod handle;
+pub mod plan;
+mod report;
+mod signals;
+pub mod watch;
+
+pub use control::Ended;
+pub(crate) use control::{Control, Source, vocabulary};
+pub use error::Error;
+pub(crate) use handle::Shared;
+pub use handle::{Handle, LastError, Status};
+pub use plan::Plan;
+pub(crate) use signals::Signals;
+
+use plan::Step;
+
+/// What runs, and what outlives the configuration it runs with.
+#[derive(Debug)]
+pub struct Supervisor {
+    shared: Arc<Shared>,
+    factories: Factories,
+    lasting: Lasting,
+}
+
+/// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
+/// back later is new.
+#[derive(Clone, Debug, Default)]
+struct Lasting {
+    upstreams: HashMap<UpstreamName, Arc<UpstreamState>>,
+    routes: HashMap<RouteName, Arc<Sharded<RouteMetrics>>>,
+    /// In the order of the configuration, so that the places in a plan find them.
+    listeners: Vec<Arc<Listener>>,
+    access_log: Option<Arc<AccessLog>>,
+}
+
+/// Everything that a configuration needs and that was not there. Dropping it undoes it.
+struct Prepared {
+    snapshot: Arc<Snapshot>,
+    lasting: Lasting,
+    bound: Vec<Bound>,
+}
+
+/// Whether the files that are written to are opened anew although their configuration is the same, as is expected of a
+/// reload that somebody asks for: log rotation moves files away and says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reopen {
+    /// Only where they changed.
+    Changed,
+    /// All of them.
+    All,
+}
+
+/// What a reload did.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// The generation that is served now; the same as before when nothing differed.
+    pub generation: u64,
+    /// What differed.
+    pub plan: Plan,
+    /// What is legal in the file and probably not meant.
+    pub warnings: Vec<Problem>,
+    /// How long it took, reading the file not included.
+    pub took: Duration,
+}
+
+impl Supervisor {
+    /// Binds the listeners, builds what they need, starts the workers and accepts.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, a file not opened or a thread not started. Nothing is left running then.
+    pub fn start(config: Config, factories: Factories) -> Result<Self, Error> {
+        let workers = workers(&config);
+        let config = Arc::new(config);
+        let plan = plan::plan(&nothing_but_settings(&config), &config);
+        let Prepared { snapshot, lasting, bound } = prepare(
+            &plan,
+            1,
+            &config,
+            Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[] },
+            Reopen::All,
+        )?;
+        let workers = Workers::start(workers, snapshot, lasting.access_log.clone()).map_err(Error::Thread)?;
+        for bound in bound {
+            workers.listen(bound);
+        }
+        report::started(&config, &lasting.listeners, workers.count());
+        let shared = Arc::new(Shared::new(workers, lasting.listeners.clone(), lasting.access_log.clone()));
+        Ok(Self { shared, factories, lasting })
+    }
+
+    /// Serves from now on as `config` says, or changes nothing.
+    ///
+    /// # Errors
+    /// When an added listener cannot be bound or the access log cannot be opened.
+    pub fn apply(&mut self, mut config: Config, warnings: Vec<Problem>, reopen: Reopen) -> Result<Applied, Error> {
+        let started = Instant::now();
+        let workers = &self.shared.workers;
+        let before = workers.snapshot();
+        let plan = plan::plan(&before.config, &config);
+        plan::keep_what_needs_a_restart(&before.config, &mut config);
+        if plan.is_empty() && reopen == Reopen::Changed {
+            return Ok(Applied { generation: before.generation, plan, warnings, took: started.elapsed() });
+        }
+
+        let config = Arc::new(config);
+        let running = Running {
+            workers: workers.count(),
+            factories: &self.factories,
+            lasting: &self.lasting,
+            before: &before.upstreams,
+        };
+        let prepared = prepare(&plan, before.generation + 1, &config, running, reopen)?;
+
+        let retired = self.commit(prepared);
+        for listener in &retired {
+            self.shared.workers.unlisten(listener, config.drain_limit);
+        }
+        Ok(Applied { generation: before.generation + 1, plan, warnings, took: started.elapsed() })
+    }
+
+    /// The point of no return. Gives back the listeners that are no longer wanted.
+    fn commit(&mut self, prepared: Prepared) -> Vec<Arc<Listener>> {
+        let Prepared { snapshot, lasting, bound } = prepared;
+        let workers = &self.shared.workers;
+        workers.publish(Arc::clone(&snapshot), lasting.access_log.clone());
+        for (listener, config) in lasting.listeners.iter().zip(&snapshot.config.listeners) {
+            listener.config.store(Arc::clone(config));
+        }
+        for bound in bound {
+            workers.listen(bound);
+        }
+        self.shared.show(lasting.listeners.clone(), lasting.access_log.clone());
+        let before = std::mem::replace(&mut self.lasting, lasting);
+        let kept = |it: &Arc<Listener>| self.lasting.listeners.iter().any(|kept| Arc::ptr_eq(kept, it));
+        before.listeners.into_iter().filter(|it| !kept(it)).collect()
+    }
+
+    /// Ends accepting and waits for what runs, at most until `deadline`. Returns how many connections were cut.
+    pub async fn stop(&self, deadline: Instant) -> usize {
+        self.shared.workers.stop(deadline).await
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+/// What a preparation builds upon and must not touch.
+struct Running<'a> {
+    workers: usize,
+    factories: &'a Factories,
+    lasting: &'a Lasting,
+    /// The upstreams of the snapshot that is served now.
+    before: &'a [Arc<Upstream>],
+}
+
+fn prepare(
+    plan: &Plan,
+    generation: u64,
+    config: &Arc<Config>,
+    running: Running<'_>,
+    reopen: Reopen,
+) -> Result<Prepared, Error> {
+    // Files and sockets first: what can fail should do so before work is spent on the rest.
+    let access_log = open_access_log(plan, config, running.lasting, reopen)?;
+    let (listeners, bound) = bind_listeners(plan, config, &running)?;
+
+    let mut states = HashMap::with_capacity(config.upstreams.len());
+    let upstreams = config.upstreams.iter().zip(&plan.upstreams.next).map(|(config, (name, step))| {
+        let state = running.lasting.upstreams.get(name).cloned();
+        let state = state.unwrap_or_else(|| UpstreamState::new(name.clone(), running.workers));
+        states.insert(name.clone(), Arc::clone(&state));
+        match step {
+            Step::Kept { from } => Arc::clone(&running.before[*from]),
+            Step::Changed { .. } | Step::Added => Upstream::build(Arc::clone(config), state, running.factories),
+        }
+    });
+    let upstreams: Vec<_> = upstreams.collect();
+
+    let mut metrics = HashMap::with_capacity(config.routes.len());
+    let routes = Table::build(&config.routes, &upstreams, &mut |name| {
+        let known = || running.lasting.routes.get(name).cloned();
+        let fresh = || Arc::new(Sharded::new(running.workers));
+        Arc::clone(metrics.entry(name.clone()).or_insert_with(|| known().unwrap_or_else(fresh)))
+    });
+
+    let snapshot = Arc::new(Snapshot { generation, config: Arc::clone(config), routes, upstreams });
+    let lasting = Lasting { upstreams: states, routes: metrics, listeners, access_log };
+    Ok(Prepared { snapshot, lasting, bound })
+}
+
+fn bind_listeners(
+    plan: &Plan,
+    config: &Config,
+    running: &Running<'_>,
+) -> Result<(Vec<Arc<Listener>>, Vec<Bound>), Error> {
+    let mut listeners = Vec::with_capacity(config.listeners.len());
+    let mut added = Vec::new();
+    for (config, (_, step)) in config.listeners.iter().zip(&plan.listeners.next) {
+        match step {
+            Step::Kept { from } | Step::Changed { from, .. } => {
+                listeners.push(Arc::clone(&running.lasting.listeners[*from]));
+            }
+            Step::Added => {
+                let bound = listener::bind(config, running.workers).map_err(|source| Error::Bind {
+                    listener: config.name.clone(),
+                    address: config.address,
+                    source,
+                })?;
+                listeners.push(Arc::clone(&bound.listener));
+                added.push(bound);
+            }
+        }
+    }
+    Ok((listeners, added))
+}
+
+fn open_access_log(
+    plan: &Plan,
+    config: &Config,
+    lasting: &Lasting,
+    reopen: Reopen,
+) -> Result<Option<Arc<AccessLog>>, Error> {
+    let Some(wanted) = &config.access_log else { return Ok(None) };
+    match &lasting.access_log {
+        Some(open) if !plan.access_log_changes() && reopen == Reopen::Changed => Ok(Some(Arc::clone(open))),
+        _ => AccessLog::open(wanted)
+            .map(Some)
+            .map_err(|source| Error::AccessLog { output: wanted.output.clone(), source }),
+    }
+}
+
+/// A start is a reload from here.
+fn nothing_but_settings(config: &Config) -> Config {
+    Config { listeners: Vec::new(), routes: Vec::new(), upstreams: Vec::new(), ..config.clone() }
+}
+
+fn workers(config: &Config) -> usize {
+    config.workers.or_else(|| std::thread::available_parallelism().ok()).map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,302 @@
+//! The one task that changes what runs: reloads one after the other, then the stop.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error, info, warn};
+
+use super::handle::{Handle, LastError, Shared, Stop};
+use super::{Applied, Error, Reopen, Supervisor, report};
+use crate::config::{self, Loaded, Problem, Vocabulary};
+use crate::strategy::Factories;
+use crate::telemetry::logging::Logging;
+
+/// Reloads that may wait for their turn; who comes then waits before it is even queued.
+const COMMANDS_WAITING_MAX: usize = 64;
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// A file, read anew at each reload.
+    File(PathBuf),
+    /// Text of the embedding program.
+    Text(String),
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// As asked. Connections that were still open when the grace was over were cut.
+    Stopped {
+        /// How many.
+        cut: usize,
+    },
+    /// By a signal that came while it was stopping. Connections may still be open.
+    Interrupted {
+        /// The number of the signal.
+        signal: i32,
+    },
+}
+
+/// What is asked of the task.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Reads the source again.
+    Reload {
+        /// Why.
+        trigger: Trigger,
+        /// Who wants to know how it went.
+        reply: Option<oneshot::Sender<Outcome>>,
+    },
+    /// Takes another text.
+    Apply {
+        /// The text.
+        text: String,
+        /// Who wants to know how it went.
+        reply: oneshot::Sender<Outcome>,
+    },
+}
+
+/// Why a reload happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trigger {
+    /// The file is another.
+    File,
+    /// SIGHUP.
+    Signal,
+    /// A handle: the admin address or the embedding program.
+    Asked,
+}
+
+/// How a reload went; shared by all who asked for it.
+pub(super) type Outcome = Result<Arc<Applied>, Arc<Error>>;
+
+/// The task, before it runs.
+#[derive(Debug)]
+pub(crate) struct Control {
+    supervisor: Supervisor,
+    source: Source,
+    vocabulary: Vocabulary,
+    logging: Option<Logging>,
+    commands: mpsc::Receiver<Command>,
+    stops: mpsc::UnboundedReceiver<Stop>,
+}
+
+impl Source {
+    /// Reads and checks it.
+    pub(crate) fn load(&self, vocabulary: &Vocabulary) -> Result<Loaded, Error> {
+        let loaded = match self {
+            Self::File(path) => config::load(path, vocabulary),
+            Self::Text(text) => config::parse(text, "lb.toml", &|name| std::env::var(name).ok(), vocabulary),
+        };
+        Ok(loaded?)
+    }
+}
+
+/// The names that a file may use for strategies of the embedding program.
+pub(crate) fn vocabulary(factories: &Factories) -> Vocabulary {
+    Vocabulary { strategies: factories.names().map(str::to_owned).collect() }
+}
+
+impl Control {
+    /// The task and the handle to it. `warnings` are those of the configuration that `supervisor` was started with.
+    pub(crate) fn new(
+        supervisor: Supervisor,
+        source: Source,
+        vocabulary: Vocabulary,
+        logging: Option<Logging>,
+        warnings: &[Problem],
+    ) -> (Self, Handle) {
+        let (command, commands) = mpsc::channel(COMMANDS_WAITING_MAX);
+        let (stop, stops) = mpsc::unbounded_channel();
+        report::warnings(warnings);
+        supervisor.shared().note(|status| {
+            status.warnings = warnings.iter().map(ToString::to_string).collect();
+            if let Source::File(path) = &source {
+                status.file = Some(path.clone());
+            }
+        });
+        let handle = Handle { shared: Arc::clone(supervisor.shared()), commands: command, stops: stop };
+        (Self { supervisor, source, vocabulary, logging, commands, stops }, handle)
+    }
+
+    /// Reloads until it is asked to stop, and stops.
+    pub(crate) async fn run(self) -> Ended {
+        let Self { mut supervisor, source, vocabulary, logging, mut commands, mut stops } = self;
+        let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging };
+        // A reload may hang in reading a file from a network; the stop does not wait for it. It is given up only where it
+        // waits, which is never between the prepare and the retire.
+        let stop = tokio::select! {
+            biased;
+            Some(stop) = stops.recv() => stop,
+            () = reloads.serve(&mut commands) => Stop::Asked(None),
+        };
+        drop(commands);
+        finish(&supervisor, stop, &mut stops).await
+    }
+}
+
+async fn finish(supervisor: &Supervisor, stop: Stop, stops: &mut mpsc::UnboundedReceiver<Stop>) -> Ended {
+    let shared = supervisor.shared();
+    let configured = shared.workers.snapshot().config.shutdown_grace;
+    let grace = match stop {
+        Stop::Asked(Some(grace)) => grace,
+        Stop::Asked(None) | Stop::Signal(_) => configured,
+    };
+    shared.note(|status| status.stopping = true);
+    info!(grace_s = grace.as_secs_f64(), connections = shared.workers.connections().iter().sum::<usize>(), "stopping");
+
+    tokio::select! {
+        cut = supervisor.stop(deadline(grace)) => {
+            if cut > 0 {
+                warn!(cut, "stopped, connections that were still open were cut");
+            } else {
+                info!("stopped");
+            }
+            Ended::Stopped { cut }
+        }
+        signal = next_signal(stops) => {
+            warn!(signal, "second signal, ending at once");
+            Ended::Interrupted { signal }
+        }
+    }
+}
+
+/// A time too far away for the clock counts as a year.
+fn deadline(grace: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(grace).unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
+}
+
+async fn next_signal(stops: &mut mpsc::UnboundedReceiver<Stop>) -> i32 {
+    loop {
+        match stops.recv().await {
+            Some(Stop::Signal(signal)) => return signal,
+            Some(Stop::Asked(_)) => {}
+            None => return std::future::pending().await,
+        }
+    }
+}
+
+/// Reloads, one after the other.
+struct Reloads<'a> {
+    supervisor: &'a mut Supervisor,
+    source: Source,
+    vocabulary: Vocabulary,
+    logging: Option<Logging>,
+}
+
+impl Reloads<'_> {
+    /// Ends when every handle is gone.
+    async fn serve(&mut self, commands: &mut mpsc::Receiver<Command>) {
+        let mut held_back = None;
+        loop {
+            let command = match held_back.take() {
+                Some(command) => Some(command),
+                None => commands.recv().await,
+            };
+            let Some(command) = command else { return };
+            match command {
+                Command::Apply { text, reply } => {
+                    let source = Source::Text(text);
+                    let outcome = self.reload(Trigger::Asked, source.clone()).await;
+                    if outcome.is_ok() && matches!(self.source, Source::Text(_)) {
+                        self.source = source;
+                    }
+                    answer([reply], &outcome);
+                }
+                Command::Reload { trigger, reply } => {
+                    let mut batch = Batch { trigger, replies: reply.into_iter().collect() };
+                    held_back = batch.join_waiting(commands);
+                    let outcome = self.reload(batch.trigger, self.source.clone()).await;
+                    answer(batch.replies, &outcome);
+                }
+            }
+        }
+    }
+
+    async fn reload(&mut self, trigger: Trigger, source: Source) -> Outcome {
+        debug!(?trigger, "reloading");
+        let loaded = load(source, self.vocabulary.clone()).await;
+        // From here on nothing waits.
+        let reopen = if trigger == Trigger::File { Reopen::Changed } else { Reopen::All };
+        let outcome = loaded.and_then(|Loaded { config, warnings }| self.supervisor.apply(config, warnings, reopen));
+        match outcome {
+            Ok(applied) => Ok(self.note_applied(applied)),
+            Err(error) => Err(self.note_refused(trigger, error)),
+        }
+    }
+
+    fn note_applied(&self, applied: Applied) -> Arc<Applied> {
+        let shared = self.supervisor.shared();
+        if let Some(logging) = &self.logging {
+            // The check has refused a level that is none; if it has not, the level stays.
+            if let Err(error) = logging.set_level(&shared.workers.snapshot().config.log.level) {
+                warn!(%error, "log level not changed");
+            }
+        }
+        report::applied(&applied);
+        shared.note(|status| {
+            status.generation = applied.generation;
+            status.loaded_at = SystemTime::now();
+            status.reloads_applied += 1;
+            status.warnings = applied.warnings.iter().map(ToString::to_string).collect();
+            status.last_error = None;
+        });
+        Arc::new(applied)
+    }
+
+    fn note_refused(&self, trigger: Trigger, error: Error) -> Arc<Error> {
+        let shared: &Shared = self.supervisor.shared();
+        let status = shared.status();
+        let text = error.to_string().trim_end().to_owned();
+        // A file that is written again with the same mistake is no news; who asks for a reload gets an answer.
+        let known = status.last_error.as_ref().is_some_and(|last| last.text == text);
+        if known && trigger == Trigger::File {
+            debug!(problems = %text, "still not applied");
+        } else {
+            error!(problems = %text, serving_generation = status.generation, "configuration refused, nothing changed");
+        }
+        shared.note(|status| {
+            status.reloads_failed += 1;
+            status.last_error = Some(LastError { at: SystemTime::now(), text });
+        });
+        Arc::new(error)
+    }
+}
+
+/// Reads on a thread that may block: signals and the admin address do not wait for a slow disk.
+async fn load(source: Source, vocabulary: Vocabulary) -> Result<Loaded, Error> {
+    let loaded = tokio::task::spawn_blocking(move || source.load(&vocabulary)).await;
+    loaded.unwrap_or_else(|failed| Err(Error::Thread(io::Error::other(failed))))
+}
+
+/// Reloads that are done as one: the source is read after all of them were asked for.
+struct Batch {
+    trigger: Trigger,
+    replies: Vec<oneshot::Sender<Outcome>>,
+}
+
+impl Batch {
+    /// Takes in the reloads that wait already, up to the first command that is none, which it gives back.
+    fn join_waiting(&mut self, commands: &mut mpsc::Receiver<Command>) -> Option<Command> {
+        while let Ok(command) = commands.try_recv() {
+            let Command::Reload { trigger, reply } = command else { return Some(command) };
+            if self.trigger == Trigger::File {
+                self.trigger = trigger;
+            }
+            self.replies.extend(reply);
+        }
+        None
+    }
+}
+
+fn answer(replies: impl IntoIterator<Item = oneshot::Sender<Outcome>>, outcome: &Outcome) {
+    for reply in replies {
+        // Whoever asked may have gone away; the reload is done all the same.
+        let _ = reply.send(outcome.clone());
+    }
+}

@@ -1,0 +1,176 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{mpsc, oneshot};
+
+use super::control::{Command, Outcome, Trigger};
+use super::{Applied, Error};
+use crate::listener::Listener;
+use crate::proxy::Snapshot;
+use crate::telemetry::access_log::AccessLog;
+use crate::worker::Workers;
+
+/// Looks into a running isobar and steers it. Cheap to clone; may be used from any thread and any runtime.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(super) shared: Arc<Shared>,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) stops: mpsc::UnboundedSender<Stop>,
+}
+
+/// What is served, as others see it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(super) workers: Workers,
+    listeners: ArcSwap<Vec<Arc<Listener>>>,
+    access_log: ArcSwapOption<AccessLog>,
+    /// Lines that access logs of former generations dropped.
+    dropped_before: AtomicU64,
+    status: ArcSwap<Status>,
+}
+
+/// How it stands with the configuration.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The file that is watched; `None` where the embedding program supplies the text.
+    pub file: Option<PathBuf>,
+    /// The generation that is served.
+    pub generation: u64,
+    /// When the process began to serve.
+    pub started_at: SystemTime,
+    /// When what is served was last read and found good.
+    pub loaded_at: SystemTime,
+    /// What is legal in the file and probably not meant, a line each.
+    pub warnings: Vec<String>,
+    /// Why the file as it is now is not what is served; `None` when it is.
+    pub last_error: Option<LastError>,
+    /// Reloads that were applied, whether they changed something or not.
+    pub reloads_applied: u64,
+    /// Reloads that failed and changed nothing.
+    pub reloads_failed: u64,
+    /// Set once the process has been asked to stop: it should get no new traffic.
+    pub stopping: bool,
+}
+
+/// A reload that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    /// When.
+    pub at: SystemTime,
+    /// Why: a line for each problem.
+    pub text: String,
+}
+
+/// Who asks to stop.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stop {
+    /// A program or the admin address; without a time, the file's `shutdown_grace`.
+    Asked(Option<Duration>),
+    /// A signal, by its number.
+    Signal(i32),
+}
+
+impl Handle {
+    /// What requests are served with now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.workers.snapshot()
+    }
+
+    /// What is listened on now, in the order of the file.
+    pub fn listeners(&self) -> Arc<Vec<Arc<Listener>>> {
+        self.shared.listeners.load_full()
+    }
+
+    /// Lines of the access log that were dropped since the start, by this one and those before it.
+    pub fn access_log_dropped(&self) -> u64 {
+        let now = self.shared.access_log.load().as_ref().map_or(0, |log| log.dropped());
+        self.shared.dropped_before.load(Relaxed) + now
+    }
+
+    /// Client connections open now, by worker.
+    pub fn connections(&self) -> Vec<usize> {
+        self.shared.workers.connections()
+    }
+
+    /// How it stands with the configuration.
+    pub fn status(&self) -> Arc<Status> {
+        self.shared.status.load_full()
+    }
+
+    /// Reads the file again and applies it, changed or not, and opens the log files anew. Requests that come while one
+    /// is being answered are answered together.
+    ///
+    /// # Errors
+    /// When the file is refused; what was served before still is.
+    pub async fn reload(&self) -> Result<Arc<Applied>, Arc<Error>> {
+        self.send(|reply| Command::Reload { trigger: Trigger::Asked, reply: Some(reply) }).await
+    }
+
+    /// Applies `text` in place of what was served. Where a file is watched, its next change is applied over this.
+    ///
+    /// # Errors
+    /// When the text is refused; what was served before still is.
+    pub async fn apply_text(&self, text: impl Into<String>) -> Result<Arc<Applied>, Arc<Error>> {
+        let text = text.into();
+        self.send(|reply| Command::Apply { text, reply }).await
+    }
+
+    /// Asks to stop and does not wait for it. Without `grace`, the file's `shutdown_grace` bounds it.
+    pub fn stop(&self, grace: Option<Duration>) {
+        // Nobody listens any more when it has stopped already.
+        let _ = self.stops.send(Stop::Asked(grace));
+    }
+
+    async fn send(&self, command: impl FnOnce(oneshot::Sender<Outcome>) -> Command) -> Outcome {
+        let (reply, outcome) = oneshot::channel();
+        // What could not be sent comes back in the error, the sender of the reply in it: dropped before it is waited for.
+        drop(self.commands.send(command(reply)).await);
+        outcome.await.unwrap_or_else(|_| Err(Arc::new(Error::Stopping)))
+    }
+}
+
+impl Shared {
+    pub(super) fn new(workers: Workers, listeners: Vec<Arc<Listener>>, access_log: Option<Arc<AccessLog>>) -> Self {
+        let now = SystemTime::now();
+        let status = Status {
+            file: None,
+            generation: workers.snapshot().generation,
+            started_at: now,
+            loaded_at: now,
+            warnings: Vec::new(),
+            last_error: None,
+            reloads_applied: 0,
+            reloads_failed: 0,
+            stopping: false,
+        };
+        Self {
+            workers,
+            listeners: ArcSwap::from_pointee(listeners),
+            access_log: ArcSwapOption::new(access_log),
+            dropped_before: AtomicU64::new(0),
+            status: ArcSwap::from_pointee(status),
+        }
+    }
+
+    pub(super) fn show(&self, listeners: Vec<Arc<Listener>>, access_log: Option<Arc<AccessLog>>) {
+        self.listeners.store(Arc::new(listeners));
+        let next = access_log.as_ref().map(Arc::as_ptr);
+        if let Some(before) = self.access_log.swap(access_log).filter(|before| Some(Arc::as_ptr(before)) != next) {
+            self.dropped_before.fetch_add(before.dropped(), Relaxed);
+        }
+    }
+
+    pub(super) fn status(&self) -> Arc<Status> {
+        self.status.load_full()
+    }
+
+    /// Changes the status. The control task alone calls this, so nothing is lost between the load and the store.
+    pub(super) fn note(&self, change: impl FnOnce(&mut Status)) {
+        let mut status = Status::clone(&self.status.load());
+        change(&mut status);
+        self.status.store(Arc::new(status));
+    }
+}

@@ -1,0 +1,705 @@
+//! What a reload changes: pure, from the old and the new configuration.
+//!
+//! The plan says of each part of the new configuration where it comes from, so that `apply` only does as it is told, and
+//! it keeps the words for what differs, so that the log and the admin address tell the same story.
+
+use std::collections::HashMap;
+use std::fmt::{self, Display};
+use std::hash::Hash;
+use std::net::SocketAddr;
+
+use crate::config::{
+    Action, BackendConfig, Config, Forward, ListenerConfig, ListenerName, RouteConfig, RouteName, UpstreamConfig,
+    UpstreamName,
+};
+
+/// The difference between two configurations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Found again by address: a listener whose name alone changed keeps its sockets and connections.
+    pub listeners: Part<ListenerName>,
+    /// Found again by name.
+    pub upstreams: Part<UpstreamName>,
+    /// Found again by name.
+    pub routes: Part<RouteName>,
+    /// Changes outside of these that take effect at once.
+    pub settings: Vec<Change>,
+    /// Changes that have no effect before a restart.
+    pub restart: Vec<Change>,
+}
+
+/// What becomes of one kind of thing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part<N> {
+    /// One for each in the new configuration, in its order.
+    pub next: Vec<(N, Step)>,
+    /// Those of the old configuration that are gone: their names and their places in it.
+    pub removed: Vec<(N, usize)>,
+}
+
+/// Where a part of the new configuration comes from. Places count in the old configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// It is as it was.
+    Kept {
+        /// Its place.
+        from: usize,
+    },
+    /// It was there, and differs.
+    Changed {
+        /// Its place.
+        from: usize,
+        /// In what it differs.
+        changes: Vec<Change>,
+    },
+    /// It was not there.
+    Added,
+}
+
+/// One difference, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A key has another value.
+    Value {
+        /// Which key.
+        key: String,
+        /// Its value until now.
+        from: String,
+        /// Its value from now on.
+        to: String,
+    },
+    /// A list has other members.
+    Members {
+        /// Which key.
+        key: String,
+        /// Not there until now.
+        added: Vec<String>,
+        /// No longer there.
+        removed: Vec<String>,
+    },
+    /// Something whose values are too long to print.
+    Other(String),
+}
+
+/// Members of a list that a line of the log names; a longer list ends in a count.
+const MEMBERS_SHOWN_MAX: usize = 8;
+
+const ACCESS_LOG: &str = "access_log";
+
+/// Works out what leads from `old` to `new`.
+pub fn plan(old: &Config, new: &Config) -> Plan {
+    Plan {
+        listeners: listeners(old, new),
+        upstreams: Part::by_key(
+            old.upstreams.iter().map(|it| (it.name.clone(), &**it)),
+            new.upstreams.iter().map(|it| (it.name.clone(), &**it)),
+            upstream_changes,
+        ),
+        routes: routes(old, new),
+        settings: settings(old, new),
+        restart: restart(old, new),
+    }
+}
+
+impl Plan {
+    /// Whether the two configurations mean the same.
+    pub fn is_empty(&self) -> bool {
+        self.listeners.is_unchanged()
+            && self.upstreams.is_unchanged()
+            && self.routes.is_unchanged()
+            && self.settings.is_empty()
+            && self.restart.is_empty()
+    }
+
+    /// Whether the access log is to be opened anew.
+    pub(super) fn access_log_changes(&self) -> bool {
+        self.settings.iter().any(|change| change.key() == ACCESS_LOG)
+    }
+}
+
+impl<N> Part<N> {
+    /// Whether all are kept.
+    pub fn is_unchanged(&self) -> bool {
+        self.removed.is_empty() && self.next.iter().all(|(_, step)| matches!(step, Step::Kept { .. }))
+    }
+
+    /// Names of those that are as they were.
+    pub fn kept(&self) -> impl Iterator<Item = &N> {
+        self.next.iter().filter(|(_, step)| matches!(step, Step::Kept { .. })).map(|(name, _)| name)
+    }
+
+    /// Names of those that differ, with what differs.
+    pub fn changed(&self) -> impl Iterator<Item = (&N, &[Change])> {
+        self.next.iter().filter_map(|(name, step)| match step {
+            Step::Changed { changes, .. } => Some((name, changes.as_slice())),
+            Step::Kept { .. } | Step::Added => None,
+        })
+    }
+
+    /// Names of those that were not there.
+    pub fn added(&self) -> impl Iterator<Item = &N> {
+        self.next.iter().filter(|(_, step)| matches!(step, Step::Added)).map(|(name, _)| name)
+    }
+
+    fn by_key<'a, T: 'a + PartialEq>(
+        old: impl Iterator<Item = (N, &'a T)>,
+        new: impl Iterator<Item = (N, &'a T)>,
+        changes: impl Fn(&T, &T) -> Vec<Change>,
+    ) -> Self
+    where
+        N: Clone + Eq + Hash,
+    {
+        let mut known: HashMap<N, (usize, &T)> =
+            old.enumerate().map(|(place, (name, it))| (name, (place, it))).collect();
+        let next = new
+            .map(|(name, it)| {
+                let step = known.remove(&name).map_or(Step::Added, |(from, was)| step(from, was, it, &changes));
+                (name, step)
+            })
+            .collect();
+        let mut removed: Vec<_> = known.into_iter().map(|(name, (place, _))| (name, place)).collect();
+        removed.sort_unstable_by_key(|&(_, place)| place);
+        Self { next, removed }
+    }
+}
+
+fn step<T: PartialEq>(from: usize, was: &T, is: &T, changes: impl Fn(&T, &T) -> Vec<Change>) -> Step {
+    if was == is {
+        return Step::Kept { from };
+    }
+    let mut changes = changes(was, is);
+    if changes.is_empty() {
+        // A key that nobody has found words for yet must still be applied.
+        changes.push(Change::Other("other keys".into()));
+    }
+    Step::Changed { from, changes }
+}
+
+/// Addresses are unique but for port 0, which may be there more than once; among those the name tells which is which.
+fn listeners(old: &Config, new: &Config) -> Part<ListenerName> {
+    let mut left: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
+    for (place, listener) in old.listeners.iter().enumerate() {
+        left.entry(listener.address).or_default().push(place);
+    }
+    let mut take = |listener: &ListenerConfig, same_name: bool| {
+        let places = left.get_mut(&listener.address)?;
+        let found = places.iter().position(|&place| !same_name || old.listeners[place].name == listener.name)?;
+        Some(places.remove(found))
+    };
+    // Two rounds: a listener that kept its name must not lose its sockets to one that merely shares its address.
+    let by_name: Vec<_> = new.listeners.iter().map(|listener| take(listener, true)).collect();
+    let next = new.listeners.iter().zip(by_name).map(|(listener, found)| {
+        let step = found
+            .or_else(|| take(listener, false))
+            .map_or(Step::Added, |from| step(from, &*old.listeners[from], &**listener, listener_changes));
+        (listener.name.clone(), step)
+    });
+    let next = next.collect();
+    let mut removed: Vec<_> =
+        left.into_values().flatten().map(|place| (old.listeners[place].name.clone(), place)).collect();
+    removed.sort_unstable_by_key(|&(_, place)| place);
+    Part { next, removed }
+}
+
+/// The order of routes decides between patterns, so a route that moved among the others is a difference too.
+fn routes(old: &Config, new: &Config) -> Part<RouteName> {
+    let mut part = Part::by_key(
+        old.routes.iter().map(|it| (it.name.clone(), &**it)),
+        new.routes.iter().map(|it| (it.name.clone(), &**it)),
+        route_changes,
+    );
+    let mut last = 0;
+    for (_, step) in &mut part.next {
+        match step {
+            Step::Kept { from } if *from < last => {
+                *step = Step::Changed { from: *from, changes: vec![Change::Other("order".into())] };
+            }
+            Step::Kept { from } | Step::Changed { from, .. } => last = last.max(*from),
+            Step::Added => {}
+        }
+    }
+    part
+}
+
+fn settings(old: &Config, new: &Config) -> Vec<Change> {
+    let mut changes = Changes::default();
+    changes.time("shutdown_grace", old.shutdown_grace, new.shutdown_grace);
+    changes.time("drain_limit", old.drain_limit, new.drain_limit);
+    changes.value("log.level", &old.log.level, &new.log.level);
+    match (&old.access_log, &new.access_log) {
+        (None, Some(_)) => changes.push_value(ACCESS_LOG, "off", "on"),
+        (Some(_), None) => changes.push_value(ACCESS_LOG, "on", "off"),
+        (was, is) => changes.other(ACCESS_LOG, was, is),
+    }
+    changes.0
+}
+
+fn restart(old: &Config, new: &Config) -> Vec<Change> {
+    let mut changes = Changes::default();
+    let workers = |config: &Config| config.workers.map_or_else(|| "one per core".into(), |count| count.to_string());
+    let admin = |config: &Config| config.admin.map_or_else(|| "off".into(), |address| address.to_string());
+    changes.value("workers", &workers(old), &workers(new));
+    changes.value("admin", &admin(old), &admin(new));
+    changes.debug("log.format", &old.log.format, &new.log.format);
+    changes.0
+}
+
+/// Puts in place of the values that need a restart those that the process runs with, so that what is shown is what is
+/// so, and so that the next reload warns of them again.
+pub(super) fn keep_what_needs_a_restart(old: &Config, new: &mut Config) {
+    new.workers = old.workers;
+    new.admin = old.admin;
+    new.log.format = old.log.format;
+}
+
+fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
+    let mut changes = Changes::default();
+    changes.value("name", &old.name, &new.name);
+    changes.value("backlog (of the next start)", &old.backlog, &new.backlog);
+    changes.value("max_connections", &old.max_connections, &new.max_connections);
+    changes.value("max_header_bytes", &old.max_header_bytes, &new.max_header_bytes);
+    changes.value("max_headers", &old.max_headers, &new.max_headers);
+    let bytes = |limit: Option<u64>| limit.map_or_else(|| "any".into(), |limit| limit.to_string());
+    changes.value("max_body_bytes", &bytes(old.max_body_bytes), &bytes(new.max_body_bytes));
+    changes.time("header_timeout", old.header_timeout, new.header_timeout);
+    changes.time("idle_timeout", old.idle_timeout, new.idle_timeout);
+    changes.members("trusted_proxies", &old.trusted_proxies, &new.trusted_proxies);
+    changes.value("forwarded", &old.forwarded, &new.forwarded);
+    changes.value("via", &old.via, &new.via);
+    changes.0
+}
+
+fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
+    let mut changes = Changes::default();
+    changes.value("strategy", old.strategy.as_str(), new.strategy.as_str());
+    let addresses = |backends: &[BackendConfig]| backends.iter().map(|it| it.address.clone()).collect::<Vec<_>>();
+    changes.members("backends", &addresses(&old.backends), &addresses(&new.backends));
+    let weights: HashMap<_, _> = old.backends.iter().map(|it| (&it.address, it.weight)).collect();
+    for backend in &new.backends {
+        if let Some(was) = weights.get(&backend.address) {
+            changes.value(&format!("weight of {}", backend.address), was, &backend.weight);
+        }
+    }
+    changes.time("connect_timeout", old.connect_timeout, new.connect_timeout);
+    changes.value("retries", &old.retries, &new.retries);
+    changes.value("pool.max_idle", &old.pool.max_idle, &new.pool.max_idle);
+    changes.time("pool.idle_timeout", old.pool.idle_timeout, new.pool.idle_timeout);
+    changes.0
+}
+
+fn route_changes(old: &RouteConfig, new: &RouteConfig) -> Vec<Change> {
+    let mut changes = Changes::default();
+    changes.members("listeners", &old.listeners, &new.listeners);
+    changes.other("hosts", &old.hosts, &new.hosts);
+    changes.other("path", &old.path, &new.path);
+    changes.members("methods", &old.methods, &new.methods);
+    changes.other("headers", &old.headers, &new.headers);
+    changes.other("query", &old.query, &new.query);
+    match (&old.action, &new.action) {
+        (Action::Forward(was), Action::Forward(is)) => forward_changes(&mut changes, was, is),
+        (was, is) => changes.other("action", was, is),
+    }
+    changes.other("request_headers", &old.request_headers, &new.request_headers);
+    changes.other("response_headers", &old.response_headers, &new.response_headers);
+    changes.0
+}
+
+fn forward_changes(changes: &mut Changes, old: &Forward, new: &Forward) {
+    changes.value("upstream", &old.upstream, &new.upstream);
+    changes.other("path rewrite", &old.path, &new.path);
+    changes.other("host", &old.host, &new.host);
+    changes.other("timeouts", &old.timeouts, &new.timeouts);
+}
+
+/// Collects differences, key by key.
+#[derive(Default)]
+struct Changes(Vec<Change>);
+
+impl Changes {
+    fn push_value(&mut self, key: &str, from: &str, to: &str) {
+        self.0.push(Change::Value { key: key.into(), from: from.into(), to: to.into() });
+    }
+
+    fn value<T: PartialEq + Display + ?Sized>(&mut self, key: &str, old: &T, new: &T) {
+        if old != new {
+            self.push_value(key, &old.to_string(), &new.to_string());
+        }
+    }
+
+    fn debug<T: PartialEq + fmt::Debug>(&mut self, key: &str, old: &T, new: &T) {
+        if old != new {
+            self.push_value(key, &format!("{old:?}").to_lowercase(), &format!("{new:?}").to_lowercase());
+        }
+    }
+
+    /// A duration's `Debug` is how `lb.toml` writes it: `5s`, `1.5s`, `200ms`.
+    fn time(&mut self, key: &str, old: std::time::Duration, new: std::time::Duration) {
+        self.debug(key, &old, &new);
+    }
+
+    fn other<T: PartialEq>(&mut self, key: &str, old: &T, new: &T) {
+        if old != new {
+            self.0.push(Change::Other(key.into()));
+        }
+    }
+
+    /// The same members in another order are a difference as well: strategies number backends by it.
+    fn members<T: PartialEq + Eq + Hash + Display>(&mut self, key: &str, old: &[T], new: &[T]) {
+        if old == new {
+            return;
+        }
+        let without = |these: &[T], those: &[T]| {
+            let those: std::collections::HashSet<_> = those.iter().collect();
+            these.iter().filter(|it| !those.contains(it)).map(T::to_string).collect::<Vec<_>>()
+        };
+        let (added, removed) = (without(new, old), without(old, new));
+        if added.is_empty() && removed.is_empty() {
+            self.0.push(Change::Other(format!("order of {key}")));
+        } else {
+            self.0.push(Change::Members { key: key.into(), added, removed });
+        }
+    }
+}
+
+impl Change {
+    /// What differs.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Value { key, .. } | Self::Members { key, .. } | Self::Other(key) => key,
+        }
+    }
+}
+
+impl Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value { key, from, to } => write!(f, "{key} {from} -> {to}"),
+            Self::Members { key, added, removed } => {
+                f.write_str(key)?;
+                write_members(f, '+', added)?;
+                write_members(f, '-', removed)
+            }
+            Self::Other(key) => f.write_str(key),
+        }
+    }
+}
+
+fn write_members(f: &mut fmt::Formatter<'_>, sign: char, members: &[String]) -> fmt::Result {
+    for member in members.iter().take(MEMBERS_SHOWN_MAX) {
+        write!(f, " {sign}{member}")?;
+    }
+    match members.len().saturating_sub(MEMBERS_SHOWN_MAX) {
+        0 => Ok(()),
+        more => write!(f, " ({sign}{more} more)"),
+    }
+}
+
+/// Prints changes with commas between them.
+#[derive(Debug)]
+pub struct Listed<'a>(pub &'a [Change]);
+
+impl Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, change) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str(", ")?;
+            }
+            change.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{
+        AccessLogConfig, AccessLogFormat, AccessLogOutput, Address, HeaderEdits, LogConfig, LogFormat, PathPattern,
+        PathRewrite, PoolConfig, StrategyConfig, Timeouts,
+    };
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn config() -> Config {
+        Config {
+            workers: None,
+            shutdown_grace: 10 * S,
+            drain_limit: 30 * S,
+            admin: Some(([127, 0, 0, 1], 9900).into()),
+            log: LogConfig { level: "info".into(), format: LogFormat::Text },
+            access_log: None,
+            listeners: vec![Arc::new(listener("web", 8080)), Arc::new(listener("api", 8081))],
+            routes: ["a", "b", "c"].map(|name| Arc::new(route(name))).into(),
+            upstreams: ["u", "v"].map(|name| Arc::new(upstream(name))).into(),
+        }
+    }
+
+    fn listener(name: &str, port: u16) -> ListenerConfig {
+        ListenerConfig {
+            name: name.into(),
+            address: ([127, 0, 0, 1], port).into(),
+            backlog: 4096,
+            max_connections: 100,
+            max_header_bytes: 1,
+            max_headers: 1,
+            max_body_bytes: None,
+            header_timeout: S,
+            idle_timeout: S,
+            trusted_proxies: vec![],
+            forwarded: false,
+            via: false,
+        }
+    }
+
+    fn route(name: &str) -> RouteConfig {
+        RouteConfig {
+            name: name.into(),
+            listeners: vec![],
+            hosts: vec![],
+            path: PathPattern::Prefix(format!("/{name}")),
+            methods: vec![],
+            headers: vec![],
+            query: vec![],
+            action: Action::Forward(Forward {
+                upstream: "u".into(),
+                path: PathRewrite::Keep,
+                host: None,
+                timeouts: Timeouts { response_head: S, body_idle: S, exchange: None, tunnel_idle: S },
+            }),
+            request_headers: HeaderEdits::default(),
+            response_headers: HeaderEdits::default(),
+        }
+    }
+
+    fn backend(last: u8, weight: u16) -> BackendConfig {
+        BackendConfig { address: Address::Ip(([10, 0, 0, last], 9001).into()), weight }
+    }
+
+    fn upstream(name: &str) -> UpstreamConfig {
+        UpstreamConfig {
+            name: name.into(),
+            strategy: StrategyConfig::RoundRobin,
+            backends: vec![backend(1, 1), backend(2, 1)],
+            connect_timeout: 3 * S,
+            retries: 1,
+            pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
+        }
+    }
+
+    fn edit<T: Clone>(shared: &mut Arc<T>, edit: impl FnOnce(&mut T)) {
+        edit(Arc::make_mut(shared));
+    }
+
+    /// A line for each thing that is not kept.
+    fn told(plan: &Plan) -> Vec<String> {
+        fn part<N: Display>(kind: &str, part: &Part<N>, lines: &mut Vec<String>) {
+            for (name, step) in &part.next {
+                match step {
+                    Step::Kept { .. } => {}
+                    Step::Changed { from, changes } => lines.push(format!("{kind} {name}<{from}: {}", Listed(changes))),
+                    Step::Added => lines.push(format!("{kind} +{name}")),
+                }
+            }
+            lines.extend(part.removed.iter().map(|(name, from)| format!("{kind} -{name}<{from}")));
+        }
+        let mut lines = vec![];
+        part("listener", &plan.listeners, &mut lines);
+        part("route", &plan.routes, &mut lines);
+        part("upstream", &plan.upstreams, &mut lines);
+        lines.extend(plan.settings.iter().map(|it| format!("setting {it}")));
+        lines.extend(plan.restart.iter().map(|it| format!("restart {it}")));
+        lines
+    }
+
+    type Edit = fn(&mut Config);
+
+    fn check(cases: &[(&str, Edit, &[&str])]) {
+        for (case, edit, expected) in cases {
+            let old = config();
+            let mut new = config();
+            edit(&mut new);
+            let plan = plan(&old, &new);
+            assert_eq!(told(&plan), *expected, "{case}");
+            assert_eq!(plan.is_empty(), expected.is_empty(), "{case}");
+        }
+    }
+
+    #[test]
+    fn listeners_are_found_again_by_address() {
+        check(&[
+            ("nothing", |_| {}, &[]),
+            (
+                "a limit",
+                |it| edit(&mut it.listeners[1], |it| it.max_connections = 5),
+                &["listener api<1: max_connections 100 -> 5"],
+            ),
+            (
+                "the name alone",
+                |it| edit(&mut it.listeners[0], |it| it.name = "front".into()),
+                &["listener front<0: name web -> front"],
+            ),
+            (
+                "the address",
+                |it| edit(&mut it.listeners[0], |it| it.address.set_port(9090)),
+                &["listener +web", "listener -web<0"],
+            ),
+            (
+                "names swapped",
+                |it| {
+                    edit(&mut it.listeners[0], |it| it.name = "api".into());
+                    edit(&mut it.listeners[1], |it| it.name = "web".into());
+                },
+                &["listener api<0: name web -> api", "listener web<1: name api -> web"],
+            ),
+            ("the order", |it| it.listeners.reverse(), &[]),
+            ("one more", |it| it.listeners.insert(0, Arc::new(listener("new", 1))), &["listener +new"]),
+            ("one less", |it| drop(it.listeners.remove(0)), &["listener -web<0"]),
+            (
+                "a key without effect",
+                |it| edit(&mut it.listeners[0], |it| it.backlog = 1),
+                &["listener web<0: backlog (of the next start) 4096 -> 1"],
+            ),
+            (
+                "several keys",
+                |it| {
+                    edit(&mut it.listeners[0], |it| {
+                        it.max_body_bytes = Some(10);
+                        it.idle_timeout = Duration::from_millis(1500);
+                        it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
+                        it.via = true;
+                    })
+                },
+                &["listener web<0: max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, trusted_proxies +10.0.0.0/8, \
+                   via false -> true"],
+            ),
+        ]);
+    }
+
+    #[test]
+    fn listeners_on_port_0_are_told_apart_by_name() {
+        let any = |names: &[&str]| {
+            let listeners = names.iter().map(|name| Arc::new(listener(name, 0))).collect();
+            Config { listeners, ..config() }
+        };
+        for (old, new, expected) in [
+            (&["x", "y"][..], &["y", "x"][..], &[][..]),
+            (&["x", "y"], &["y"], &["listener -x<0"]),
+            (&["x", "y"], &["z", "y"], &["listener z<0: name x -> z"]),
+            (&["x"], &["z", "x"], &["listener +z"]),
+        ] {
+            assert_eq!(told(&plan(&any(old), &any(new))), expected, "{old:?} to {new:?}");
+        }
+    }
+
+    #[test]
+    fn upstreams_are_found_again_by_name() {
+        check(&[
+            (
+                "all at once",
+                |it| {
+                    edit(&mut it.upstreams[0], |it| {
+                        it.strategy = StrategyConfig::LeastConnections;
+                        it.backends = vec![backend(2, 3), backend(3, 1)];
+                    })
+                },
+                &["upstream u<0: strategy round_robin -> least_connections, backends +10.0.0.3:9001 -10.0.0.1:9001, \
+                   weight of 10.0.0.2:9001 1 -> 3"],
+            ),
+            (
+                "the order of its backends",
+                |it| edit(&mut it.upstreams[1], |it| it.backends.reverse()),
+                &["upstream v<1: order of backends"],
+            ),
+            (
+                "numbers",
+                |it| {
+                    edit(&mut it.upstreams[1], |it| {
+                        it.connect_timeout = S;
+                        it.retries = 0;
+                        it.pool = PoolConfig { max_idle: 1, idle_timeout: S };
+                    })
+                },
+                &["upstream v<1: connect_timeout 3s -> 1s, retries 1 -> 0, pool.max_idle 64 -> 1, \
+                   pool.idle_timeout 60s -> 1s"],
+            ),
+            (
+                "another name",
+                |it| edit(&mut it.upstreams[0], |it| it.name = "t".into()),
+                &["upstream +t", "upstream -u<0"],
+            ),
+            ("a place further back", |it| it.upstreams.insert(0, Arc::new(upstream("a"))), &["upstream +a"]),
+            ("all gone", |it| it.upstreams.clear(), &["upstream -u<0", "upstream -v<1"]),
+            (
+                "many backends",
+                |it| {
+                    edit(&mut it.upstreams[0], |it| {
+                        it.backends.extend((3..=13).map(|last| backend(last, 1)));
+                    })
+                },
+                &["upstream u<0: backends +10.0.0.3:9001 +10.0.0.4:9001 +10.0.0.5:9001 +10.0.0.6:9001 +10.0.0.7:9001 \
+                   +10.0.0.8:9001 +10.0.0.9:9001 +10.0.0.10:9001 (+3 more)"],
+            ),
+        ]);
+    }
+
+    #[test]
+    fn routes_are_found_again_by_name_and_their_order_counts() {
+        check(&[
+            (
+                "where it goes",
+                |it| {
+                    edit(&mut it.routes[1], |it| {
+                        let Action::Forward(forward) = &mut it.action else { unreachable!() };
+                        forward.upstream = "v".into();
+                        forward.timeouts.body_idle = 2 * S;
+                    })
+                },
+                &["route b<1: upstream u -> v, timeouts"],
+            ),
+            (
+                "what it matches",
+                |it| edit(&mut it.routes[0], |it| it.path = PathPattern::Exact("/a".into())),
+                &["route a<0: path"],
+            ),
+            ("one in between", |it| it.routes.insert(1, Arc::new(route("x"))), &["route +x"]),
+            ("one less", |it| drop(it.routes.remove(1)), &["route -b<1"]),
+            ("one moved", |it| it.routes.rotate_left(1), &["route a<0: order"]),
+        ]);
+    }
+
+    #[test]
+    fn settings_say_whether_they_wait_for_a_restart() {
+        fn log() -> AccessLogConfig {
+            AccessLogConfig { format: AccessLogFormat::Json, output: AccessLogOutput::Stdout, buffer: 1 }
+        }
+        check(&[
+            (
+                "times",
+                |it| (it.shutdown_grace, it.drain_limit) = (S, 2 * S),
+                &["setting shutdown_grace 10s -> 1s", "setting drain_limit 30s -> 2s"],
+            ),
+            ("log level", |it| it.log.level = "debug".into(), &["setting log.level info -> debug"]),
+            ("access log", |it| it.access_log = Some(log()), &["setting access_log off -> on"]),
+            ("workers", |it| it.workers = std::num::NonZero::new(3), &["restart workers one per core -> 3"]),
+            ("admin", |it| it.admin = None, &["restart admin 127.0.0.1:9900 -> off"]),
+            ("log format", |it| it.log.format = LogFormat::Json, &["restart log.format text -> json"]),
+        ]);
+        let on = Config { access_log: Some(log()), ..config() };
+        let other = Config { access_log: Some(AccessLogConfig { buffer: 2, ..log() }), ..config() };
+        assert!(plan(&on, &other).access_log_changes());
+        assert!(plan(&config(), &on).access_log_changes());
+        assert!(!plan(&on, &on).access_log_changes());
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_told_again_at_the_next_reload() {
+        let old = config();
+        let mut new = Config { workers: std::num::NonZero::new(3), admin: None, ..config() };
+        let wanted = new.clone();
+        keep_what_needs_a_restart(&old, &mut new);
+        assert_eq!(new, old);
+        assert_eq!(plan(&new, &wanted).restart.len(), 2);
+    }
+}

@@ -1,0 +1,228 @@
+//! Notices that the file is another.
+//!
+//! The path is looked up and its file's identity read every [`POLL_EVERY`], rather than asking the kernel to be told:
+//! inotify says nothing on network file systems, needs a watch on each link of a chain of symbolic links, and each way of
+//! replacing a file makes other events. A look costs a few microseconds and sees them all: an edit in place, a rename
+//! over it, and the swap of a link further up by which Kubernetes replaces a ConfigMap. (One thing nobody sees from inside a
+//! container: a rename over a file that is itself mounted. Mount its directory.)
+//!
+//! A change is acted upon once two looks in a row agree, so that a file is not read while it is written.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::control::{Command, Trigger};
+use super::handle::Handle;
+
+/// Two looks make a change visible, so it is applied within half a second.
+pub const POLL_EVERY: Duration = Duration::from_millis(200);
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The file itself: a rename or another target of a link changes it.
+    pub file: (u64, u64),
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was written: seconds and nanoseconds.
+    pub written: (i64, i64),
+    /// When anything about it changed. Unlike the time of writing, no program can set it back.
+    pub changed: (i64, i64),
+}
+
+impl Stamp {
+    /// The file that `path` leads to now.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be seen.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let data = std::fs::metadata(path)?;
+        Ok(Self {
+            file: (data.dev(), data.ino()),
+            size: data.size(),
+            written: (data.mtime(), data.mtime_nsec()),
+            changed: (data.ctime(), data.ctime_nsec()),
+        })
+    }
+}
+
+/// What is known of the file: the pure part.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch {
+    /// What was acted upon last.
+    settled: Option<Stamp>,
+    /// What the last look saw.
+    seen: Option<Stamp>,
+}
+
+/// What a look leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing: as it was, or still changing.
+    Wait,
+    /// The file is another.
+    Reload,
+    /// There is no file any more.
+    Vanished,
+}
+
+impl Watch {
+    /// Begins with the file that was loaded. Its stamp is to be taken before it is read: a change in between is then seen.
+    pub fn new(loaded: Option<Stamp>) -> Self {
+        Self { settled: loaded, seen: loaded }
+    }
+
+    /// Takes note of what a look saw; `None` is no file.
+    pub fn look(&mut self, now: Option<Stamp>) -> Action {
+        let steady = self.seen == now;
+        self.seen = now;
+        if !steady || self.settled == now {
+            return Action::Wait;
+        }
+        self.settled = now;
+        if now.is_some() { Action::Reload } else { Action::Vanished }
+    }
+}
+
+/// Looks at `path` until nobody takes reloads any more.
+pub(crate) async fn run(path: PathBuf, loaded: Option<Stamp>, handle: Handle) {
+    poll(path, Watch::new(loaded), handle.commands).await;
+}
+
+async fn poll(path: PathBuf, mut watch: Watch, commands: mpsc::Sender<Command>) {
+    let mut every = tokio::time::interval(POLL_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let looked = {
+            let path = path.clone();
+            // A network file system may let a look hang: not on the thread that handles signals.
+            tokio::task::spawn_blocking(move || Stamp::of(&path)).await
+        };
+        let Ok(looked) = looked else { continue };
+        match watch.look(looked.ok()) {
+            Action::Wait => {}
+            Action::Vanished => warn!(file = %path.display(), "file vanished, keeping what runs"),
+            Action::Reload => {
+                info!(file = %path.display(), "file changed");
+                if commands.send(Command::Reload { trigger: Trigger::File, reply: None }).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    const fn stamp(n: u64) -> Option<Stamp> {
+        Some(Stamp { file: (1, n), size: 10, written: (n as i64, 0), changed: (n as i64, 0) })
+    }
+
+    #[test]
+    fn a_change_counts_once_it_is_seen_twice() {
+        use Action::{Reload, Vanished, Wait};
+        const GONE: Option<Stamp> = None;
+        let (a, b, c) = (stamp(1), stamp(2), stamp(3));
+        let cases: &[(&str, Option<Stamp>, &[(Option<Stamp>, Action)])] = &[
+            ("nothing happens", a, &[(a, Wait), (a, Wait), (a, Wait)]),
+            ("an edit", a, &[(b, Wait), (b, Reload), (b, Wait), (b, Wait)]),
+            ("a slow writer", a, &[(b, Wait), (c, Wait), (b, Wait), (c, Wait), (c, Reload), (c, Wait)]),
+            ("an edit and its undoing between looks", a, &[(b, Wait), (a, Wait), (a, Wait)]),
+            ("two edits", a, &[(b, Wait), (b, Reload), (c, Wait), (c, Reload)]),
+            ("an edit that comes back", a, &[(b, Wait), (b, Reload), (a, Wait), (a, Reload)]),
+            ("gone for the moment of a rename", a, &[(GONE, Wait), (b, Wait), (b, Reload)]),
+            ("gone for the moment of a link's swap", a, &[(GONE, Wait), (a, Wait), (a, Wait)]),
+            ("gone, said once", a, &[(GONE, Wait), (GONE, Vanished), (GONE, Wait), (GONE, Wait)]),
+            ("gone and back", a, &[(GONE, Wait), (GONE, Vanished), (b, Wait), (b, Reload), (b, Wait)]),
+            ("gone and back, the same", a, &[(GONE, Wait), (GONE, Vanished), (a, Wait), (a, Reload)]),
+            ("not there at first", GONE, &[(GONE, Wait), (GONE, Wait), (a, Wait), (a, Reload)]),
+        ];
+        for (case, loaded, looks) in cases {
+            let mut watch = Watch::new(*loaded);
+            for (i, &(seen, expected)) in looks.iter().enumerate() {
+                assert_eq!(watch.look(seen), expected, "{case}, look {i}");
+            }
+        }
+    }
+
+    /// A directory of its own, gone with the test.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("isobar-watch-{}-{name}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn each_way_of_editing_is_seen() {
+        let dir = Scratch::new("ways");
+        let (first, second) = (dir.0.join("first"), dir.0.join("second"));
+        for (version, text) in [(&first, "one"), (&second, "two")] {
+            fs::create_dir_all(version).unwrap();
+            fs::write(version.join("lb.toml"), text).unwrap();
+        }
+        // The shape of a ConfigMap: lb.toml -> ..data/lb.toml, ..data -> first.
+        symlink("first", dir.0.join("..data")).unwrap();
+        let path = dir.0.join("lb.toml");
+        symlink("..data/lb.toml", &path).unwrap();
+
+        let edit_in_place = || fs::write(&path, "one, and a bit").unwrap();
+        let swap_the_link = || {
+            symlink("second", dir.0.join("..new")).unwrap();
+            fs::rename(dir.0.join("..new"), dir.0.join("..data")).unwrap();
+        };
+        let rename_over = || {
+            fs::write(dir.0.join("lb.toml~"), "two").unwrap();
+            fs::rename(dir.0.join("lb.toml~"), &path).unwrap();
+        };
+
+        let mut watch = Watch::new(Stamp::of(&path).ok());
+        let mut look = || watch.look(Stamp::of(&path).ok());
+        assert_eq!([look(), look()], [Action::Wait, Action::Wait]);
+        for (way, edit) in
+            [("in place", &edit_in_place as &dyn Fn()), ("link", &swap_the_link), ("rename", &rename_over)]
+        {
+            edit();
+            assert_eq!([look(), look(), look()], [Action::Wait, Action::Reload, Action::Wait], "{way}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert_eq!([look(), look(), look()], [Action::Wait, Action::Vanished, Action::Wait]);
+    }
+
+    #[tokio::test]
+    async fn a_change_of_a_real_file_asks_for_one_reload_within_a_second() {
+        let dir = Scratch::new("task");
+        let path = dir.0.join("lb.toml");
+        fs::write(&path, "one").unwrap();
+        let (commands, mut asked) = mpsc::channel(8);
+        let task = tokio::spawn(poll(path.clone(), Watch::new(Stamp::of(&path).ok()), commands));
+
+        fs::write(&path, "two, longer").unwrap();
+        let first = tokio::time::timeout(Duration::from_secs(1), asked.recv()).await.unwrap();
+        assert!(matches!(first, Some(Command::Reload { trigger: Trigger::File, reply: None })));
+        assert!(tokio::time::timeout(3 * POLL_EVERY, asked.recv()).await.is_err(), "one change, one reload");
+
+        drop(asked);
+        fs::write(&path, "three, longer still").unwrap();
+        tokio::time::timeout(Duration::from_secs(1), task).await.unwrap().unwrap();
+    }
+}
