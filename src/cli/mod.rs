@@ -1,3 +1,155 @@
-//! .
+//! What the binary does: one file per subcommand.
 
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Vocabulary;
+
+mod run;
+pub mod check;
+pub mod demo;
 pub mod healthcheck;
+
+const EXAMPLES: &str = "\
+Examples:
+  isobar demo                           see it work, with three copies of a small service
+  isobar check --config lb.toml         look for mistakes, start nothing
+  isobar --config /etc/isobar/lb.toml   serve
+
+Signals:
+  SIGHUP            reads the file again and opens log files anew, changed or not
+  SIGTERM, SIGINT   stop accepting, finish what runs within shutdown_grace, exit 0; a further one ends at once
+
+Exit codes:
+  0         ended as asked; for check: the file can be used; for healthcheck: ready
+  1         the configuration is refused or the start failed; for healthcheck: not ready
+  2         the command line is wrong
+  130, 143  ended at once by a further SIGINT or SIGTERM";
+
+/// A reverse-proxy load balancer: one binary, one file, reloads without loss.
+///
+/// Without a command it runs. A changed file is applied within a second; a broken one changes nothing and is told of in the
+/// log and at the admin address.
+#[derive(Debug, Parser)]
+#[command(name = "isobar", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    file: File,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve as the file says, and follow its changes (what happens without a command)
+    Run(File),
+    /// Look for mistakes in the file and start nothing
+    Check(File),
+    /// Show it working: three copies of a small service, three strategies, live counts
+    Demo(demo::Options),
+    /// Ask a running isobar whether it is ready: for a container's health check
+    Healthcheck(Healthcheck),
+}
+
+#[derive(Args, Debug)]
+struct File {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", default_value = "lb.toml")]
+    config: PathBuf,
+}
+
+#[derive(Args, Debug)]
+struct Healthcheck {
+    /// Its admin address, as in the file
+    #[arg(long, value_name = "ADDRESS", default_value = healthcheck::ADMIN_DEFAULT)]
+    admin: String,
+}
+
+/// Does what the command line says. Does not return where it says something that cannot be understood, or `--help`.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or(Command::Run(cli.file)) {
+        Command::Run(File { config }) => run::run(&config),
+        Command::Check(File { config }) => check::run(&config, &Vocabulary::default()),
+        Command::Demo(options) => demo::run(&options),
+        Command::Healthcheck(Healthcheck { admin }) => match healthcheck::run(&admin) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
+    }
+}
+
+/// Says why not, causes included, and what to exit with.
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{}: {error}", text.trim_end());
+        cause = error.source();
+    }
+    eprintln!("{}", text.trim_end());
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Command, ErrorKind> {
+        let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.kind())?;
+        Ok(cli.command.unwrap_or(Command::Run(cli.file)))
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_command_it_runs() {
+        for (line, file) in [
+            ("isobar", "lb.toml"),
+            ("isobar --config x.toml", "x.toml"),
+            ("isobar -c x.toml", "x.toml"),
+            ("isobar run", "lb.toml"),
+            ("isobar run --config x.toml", "x.toml"),
+        ] {
+            let Ok(Command::Run(File { config })) = parse(line) else { panic!("{line}") };
+            assert_eq!(config, PathBuf::from(file), "{line}");
+        }
+    }
+
+    #[test]
+    fn commands_have_their_own_flags() {
+        assert!(
+            matches!(parse("isobar check -c x.toml"), Ok(Command::Check(File { config })) if config.ends_with("x.toml"))
+        );
+        assert!(matches!(parse("isobar demo"), Ok(Command::Demo(_))));
+        assert!(matches!(
+            parse("isobar healthcheck"),
+            Ok(Command::Healthcheck(Healthcheck { admin })) if admin == "127.0.0.1:9900"
+        ));
+        for (line, error) in [
+            ("isobar --version", ErrorKind::DisplayVersion),
+            ("isobar --help", ErrorKind::DisplayHelp),
+            ("isobar rn", ErrorKind::InvalidSubcommand),
+            ("isobar --confg x", ErrorKind::UnknownArgument),
+            ("isobar --config x check", ErrorKind::ArgumentConflict),
+        ] {
+            assert_eq!(parse(line).unwrap_err(), error, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_exit_codes_are_documented() {
+        let help = Cli::command().render_long_help().to_string();
+        for said in ["Exit codes:", "SIGHUP", "lb.toml", "healthcheck"] {
+            assert!(help.contains(said), "{said} in {help}");
+        }
+        assert_eq!(Cli::try_parse_from(["isobar", "--no"]).unwrap_err().exit_code(), 2);
+    }
+}
