@@ -279,3 +279,72 @@ impl Drop for Running {
         self.handle.stop(Some(Duration::ZERO));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    const TEXT: &str = r#"
+        workers = 1
+        [admin]
+        address = "127.0.0.1:0"
+        [[listener]]
+        address = "127.0.0.1:0"
+        [[route]]
+        upstream = "u"
+        [upstream.u]
+        backends = ["127.0.0.1:9001"]
+    "#;
+
+    fn is_free(address: SocketAddr) -> bool {
+        TcpListener::bind(address).is_ok()
+    }
+
+    #[test]
+    fn the_admin_address_sees_and_steers_it() {
+        let running = Isobar::builder().config_text(TEXT).start().unwrap();
+        let ask = |line: &str| {
+            let mut stream = TcpStream::connect(running.admin_address().unwrap()).unwrap();
+            write!(stream, "{line} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        };
+        assert!(ask("GET /readyz").starts_with("HTTP/1.1 200"));
+        let reloaded = ask("POST /reload");
+        assert!(reloaded.starts_with("HTTP/1.1 200") && reloaded.contains(r#""fate": "kept""#), "{reloaded}");
+        assert_eq!(running.handle().snapshot().generation, 2);
+    }
+
+    #[test]
+    fn wait_returns_when_a_handle_stops_it() {
+        let running = Isobar::builder().config_text(TEXT).start().unwrap();
+        let admin = running.admin_address().unwrap();
+        let handle = running.handle().clone();
+        let stopper = thread::spawn(move || handle.stop(None));
+        assert_eq!(running.wait(), Ended::Stopped { cut: 0 });
+        stopper.join().unwrap();
+        assert!(is_free(admin), "the admin address is given back");
+    }
+
+    #[test]
+    fn dropped_it_stops() {
+        let running = Isobar::builder().config_text(TEXT).admin(false).start().unwrap();
+        assert_eq!(running.admin_address(), None);
+        let address = running.listener_addresses()[0];
+        assert!(!is_free(address));
+        drop(running);
+        assert!((0..250).any(|_| {
+            thread::sleep(Duration::from_millis(20));
+            is_free(address)
+        }));
+    }
+
+    #[test]
+    fn a_refused_configuration_is_told_at_the_start() {
+        let refused = Isobar::builder().config_text("nope = 1").start();
+        assert!(matches!(refused, Err(Error::Config(_))), "{refused:?}");
+    }
+}

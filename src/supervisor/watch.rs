@@ -133,7 +133,8 @@ mod tests {
         use Action::{Reload, Vanished, Wait};
         const GONE: Option<Stamp> = None;
         let (a, b, c) = (stamp(1), stamp(2), stamp(3));
-        let cases: &[(&str, Option<Stamp>, &[(Option<Stamp>, Action)])] = &[
+        type Look = (Option<Stamp>, Action);
+        let cases: &[(&str, Option<Stamp>, &[Look])] = &[
             ("nothing happens", a, &[(a, Wait), (a, Wait), (a, Wait)]),
             ("an edit", a, &[(b, Wait), (b, Reload), (b, Wait), (b, Wait)]),
             ("a slow writer", a, &[(b, Wait), (c, Wait), (b, Wait), (c, Wait), (c, Reload), (c, Wait)]),

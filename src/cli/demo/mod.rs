@@ -222,7 +222,7 @@ isobar {version} demo
 
   try       curl -i http://{proxy}/users/1
             curl -i http://{proxy}/weighted/users/2
-            seq 300 | xargs -P 8 -I: curl -s -o /dev/null http://{proxy}/least/users/1
+            seq 300 | xargs -P 8 -I% curl -s -o /dev/null http://{proxy}/least/users/1
   look      http://{admin}/upstreams
             http://{admin}/config
             http://{admin}/metrics{edit}

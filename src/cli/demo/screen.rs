@@ -96,7 +96,8 @@ impl Display for Counts {
             for BackendCounts { name, weight, picks, in_flight } in &upstream.backends {
                 let share = *picks as f64 * 100.0 / total.max(1) as f64;
                 let bar = "#".repeat((picks * BAR_CELLS / most) as usize);
-                writeln!(f, "    {name:<28} {weight:>6} {picks:>9} {share:>5.1}% {in_flight:>4} {bar}")?;
+                let line = format!("    {name:<28} {weight:>6} {picks:>9} {share:>5.1}% {in_flight:>4} {bar}");
+                writeln!(f, "{}", line.trim_end())?;
             }
         }
         match &self.problem {
