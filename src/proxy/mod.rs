@@ -27,7 +27,7 @@ mod respond;
 mod running;
 
 pub mod error;
-pub mod snapshot;
+mod snapshot;
 pub mod upgrade;
 
 pub use error::{Blame, ProxyError};

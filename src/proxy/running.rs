@@ -14,6 +14,7 @@ use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::Phase;
 use crate::route::{Action, Route};
+use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
 
 use super::{Handled, Proxy, ProxyError, Snapshot, headers};
@@ -61,7 +62,6 @@ struct Logged {
     time: SystemTime,
     method: Method,
     target: Uri,
-    version: Version,
     host: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
     referer: Option<HeaderValue>,
@@ -78,7 +78,6 @@ impl Running {
                 time: SystemTime::now(),
                 method: parts.method.clone(),
                 target: parts.uri.clone(),
-                version: parts.version,
                 host: parts.headers.get(header::HOST).cloned(),
                 user_agent: parts.headers.get(header::USER_AGENT).cloned(),
                 referer: parts.headers.get(header::REFERER).cloned(),
@@ -207,6 +206,35 @@ impl Running {
         self.bytes_out.set(self.bytes_out.get() + down);
     }
 
+    fn log(&self, logged: &Logged, log: &AccessLog, took: Duration) {
+        let route = self.found();
+        let upstream = route.and_then(|route| match &route.action {
+            Action::Forward(forward) => Some(forward.upstream.name().as_str()),
+            _ => None,
+        });
+        let backend = logged.backend.borrow();
+        log.record(&Record {
+            time: logged.time,
+            client_ip: self.exchange.client_ip,
+            method: logged.method.as_str(),
+            target: logged.target.path_and_query().map_or("*", |target| target.as_str()),
+            protocol: if self.http10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            host: logged.host.as_ref().map(HeaderValue::as_bytes),
+            user_agent: logged.user_agent.as_ref().map(HeaderValue::as_bytes),
+            referer: logged.referer.as_ref().map(HeaderValue::as_bytes),
+            status: self.status.get(),
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            duration: took,
+            attempts: u32::from(self.attempts.get()),
+            error: self.reason.get(),
+            route: route.map(|route| route.name.as_str()),
+            upstream,
+            backend: backend.as_ref().map(|backend| &backend.address),
+            listener: self.exchange.client.listener.name.as_str(),
+        });
+    }
+
     fn found(&self) -> Option<&Route> {
         self.route.get().map(|index| self.snapshot.routes.get(index))
     }
@@ -241,7 +269,9 @@ impl Running {
                 upstream.durations.observe(took);
             }
         }
-        let _ = took;
+        if let (Some(logged), Some(log)) = (&self.logged, &self.snapshot.access_log) {
+            self.log(logged, log, took);
+        }
     }
 }
 

@@ -102,7 +102,7 @@ impl Supervisor {
             Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[] },
             Reopen::All,
         )?;
-        let workers = Workers::start(workers, snapshot, lasting.access_log.clone()).map_err(Error::Thread)?;
+        let workers = Workers::start(workers, snapshot).map_err(Error::Thread)?;
         for bound in bound {
             workers.listen(bound);
         }
@@ -145,7 +145,7 @@ impl Supervisor {
     fn commit(&mut self, prepared: Prepared) -> Vec<Arc<Listener>> {
         let Prepared { snapshot, lasting, bound } = prepared;
         let workers = &self.shared.workers;
-        workers.publish(Arc::clone(&snapshot), lasting.access_log.clone());
+        workers.publish(Arc::clone(&snapshot));
         for (listener, config) in lasting.listeners.iter().zip(&snapshot.config.listeners) {
             listener.config.store(Arc::clone(config));
         }
@@ -154,6 +154,11 @@ impl Supervisor {
         }
         self.shared.show(lasting.listeners.clone(), lasting.access_log.clone());
         let before = std::mem::replace(&mut self.lasting, lasting);
+        if let Some(log) =
+            before.access_log.filter(|log| !self.lasting.access_log.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, log)))
+        {
+            close_when_unused(log);
+        }
         let kept = |it: &Arc<Listener>| self.lasting.listeners.iter().any(|kept| Arc::ptr_eq(kept, it));
         before.listeners.into_iter().filter(|it| !kept(it)).collect()
     }
@@ -207,7 +212,13 @@ fn prepare(
         Arc::clone(metrics.entry(name.clone()).or_insert_with(|| known().unwrap_or_else(fresh)))
     });
 
-    let snapshot = Arc::new(Snapshot { generation, config: Arc::clone(config), routes, upstreams });
+    let snapshot = Arc::new(Snapshot {
+        generation,
+        config: Arc::clone(config),
+        routes,
+        upstreams,
+        access_log: access_log.clone(),
+    });
     let lasting = Lasting { upstreams: states, routes: metrics, listeners, access_log };
     Ok(Prepared { snapshot, lasting, bound })
 }
@@ -256,6 +267,18 @@ fn open_access_log(
 /// A start is a reload from here.
 fn nothing_but_settings(config: &Config) -> Config {
     Config { listeners: Vec::new(), routes: Vec::new(), upstreams: Vec::new(), ..config.clone() }
+}
+
+/// Holds a replaced access log until no request writes to it any more: its last holder waits for the disk, and that must not
+/// be a worker.
+fn close_when_unused(log: Arc<AccessLog>) {
+    let wait = move || {
+        while Arc::strong_count(&log) > 1 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    // Without a thread, the last request to end closes it.
+    let _ = std::thread::Builder::new().name("access-log-closing".into()).spawn(wait);
 }
 
 fn workers(config: &Config) -> usize {
