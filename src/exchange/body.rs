@@ -18,8 +18,9 @@ pub trait Progress {
     fn waits_for_client(&self, waits: bool);
     /// The request's body ended well, or broke on the client's side.
     fn request_ended(&self, complete: bool);
-    /// All of the response has been read from the backend: its connection may take the next request.
-    fn response_read(&self);
+    /// All of the response has been read from the backend: its connection may take the next request. `body` is whether it
+    /// had a body.
+    fn response_read(&self, body: bool);
     /// A piece of the response's body goes to the client.
     fn response_data(&self, bytes: usize);
     /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
@@ -100,7 +101,7 @@ impl Body {
     /// Has `exchange` told how this body goes on and that it ended.
     pub fn observed(mut self, exchange: Rc<dyn Progress>) -> Self {
         if matches!(self.kind, Kind::Empty) {
-            exchange.response_read();
+            exchange.response_read(false);
         }
         self.exchange = Some(exchange);
         self
@@ -151,7 +152,9 @@ impl HttpBody for Body {
                 if (frame.is_none() || body.incoming.is_end_stream()) && !body.done {
                     body.done = true;
                     if let Some(exchange) = &this.exchange {
-                        exchange.response_read();
+                        // Trailers, and the end of a body of unknown length, come without a notice of hyper's.
+                        let data = frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_data));
+                        exchange.response_read(data);
                     }
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))

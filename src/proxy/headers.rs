@@ -152,10 +152,8 @@ pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &Heade
     if client.listener.via {
         append_via(headers);
     }
-    let host = headers.get(header::HOST);
     if client.listener.forwarded || (found.forwarded && !client.trusted) {
-        let host = host.cloned();
-        forwarded(headers, client, host.as_ref());
+        forwarded(headers, client);
     }
     let plain = !client.trusted && edits.is_empty() && !found.x_forwarded;
     let lines = match plain {
@@ -222,12 +220,12 @@ fn x_forwarded(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits) {
 }
 
 /// `Forwarded` (RFC 7239): added to what a trusted proxy says, in place of what anybody else says.
-fn forwarded(headers: &mut HeaderMap, client: &Client, host: Option<&HeaderValue>) {
+fn forwarded(headers: &mut HeaderMap, client: &Client) {
     if !client.listener.forwarded {
         headers.remove(header::FORWARDED);
         return;
     }
-    let element = forwarded_element(client, host);
+    let element = forwarded_element(client, headers.get(header::HOST));
     let before = if client.trusted { joined(headers, &header::FORWARDED) } else { None };
     let value = match before {
         Some(before) => HeaderValue::try_from([&before, &b", "[..], element.as_bytes()].concat()),

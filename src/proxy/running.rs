@@ -312,9 +312,9 @@ impl Progress for Running {
         }
     }
 
-    fn response_read(&self) {
+    fn response_read(&self, body: bool) {
         if let Some(connection) = self.connection.take() {
-            connection.release();
+            connection.release(body);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::task::Poll;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -10,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::backend::BackendState;
 use crate::config::{Address, PoolConfig};
 
-use super::{Connection, Link, Transport};
+use super::{Connection, Hold, Link, Transport};
 
 /// Reads of a response's head and body go through a buffer of at most this size: large enough for few system calls a
 /// megabyte, small enough to stay in a core's cache.
@@ -36,11 +37,20 @@ pub async fn connect(transport: &Rc<Transport>, backend: &BackendState, pool: Po
     tokio::task::spawn_local(async move {
         // How it ended is told to whoever waits for a response.
         let _ = std::future::poll_fn(|cx| {
+            if driven.may_pass_over(cx) {
+                return Poll::Pending;
+            }
             driven.polled();
             driver.poll_without_shutdown(cx)
         })
         .await;
         driven.end(driver.into_parts().read_buf);
     });
-    Ok(Connection { sender, link, reused: false, transport: Rc::clone(transport), slot: backend.id, pool })
+    Ok(Connection {
+        hold: Hold { sender, link },
+        reused: false,
+        transport: Rc::clone(transport),
+        slot: backend.id,
+        pool,
+    })
 }

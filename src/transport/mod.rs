@@ -33,14 +33,25 @@ pub struct Transport {
 
 /// A connection to a backend, taken out for one attempt.
 pub struct Connection {
-    sender: SendRequest<RequestBody>,
-    /// The socket behind it.
-    pub link: Rc<Link>,
+    hold: Hold,
     /// Whether it has served a request before: then it may turn out to be closed already.
     pub reused: bool,
     transport: Rc<Transport>,
     slot: crate::backend::BackendId,
     pool: PoolConfig,
+}
+
+/// What keeps a connection open. When it goes, hyper closes the connection, at the next poll of its task.
+#[derive(Debug)]
+struct Hold {
+    sender: SendRequest<RequestBody>,
+    link: Rc<Link>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.link.stir();
+    }
 }
 
 impl Transport {
@@ -52,14 +63,7 @@ impl Transport {
     /// An idle connection to `backend`, the one used last.
     pub fn checkout(self: &Rc<Self>, backend: &BackendState, pool: PoolConfig) -> Option<Connection> {
         let idle = self.pools.borrow_mut().take(backend.id)?;
-        Some(Connection {
-            sender: idle.sender,
-            link: idle.link,
-            reused: true,
-            transport: Rc::clone(self),
-            slot: backend.id,
-            pool,
-        })
+        Some(Connection { hold: idle.hold, reused: true, transport: Rc::clone(self), slot: backend.id, pool })
     }
 
     /// Idle connections held now.
@@ -91,25 +95,34 @@ impl Connection {
         lines: Bytes,
         informed: Option<Rc<dyn Informed>>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
-        self.link.begin(keep, lines, informed);
-        self.sender.try_send_request(request)
+        self.hold.link.begin(keep, lines, informed);
+        self.hold.sender.try_send_request(request)
     }
 
     /// Whether any byte of a response has come since the request was sent.
     pub fn answered(&self) -> bool {
-        self.link.answered()
+        self.hold.link.answered()
     }
 
     /// The request that was sent, with the lines that were put in, if it was to be kept and had no body.
     pub fn written(&self) -> Option<Request<RequestBody>> {
-        self.link.written()
+        self.hold.link.written()
     }
 
-    /// The response has been read: the connection may take its next request.
-    pub fn release(self) {
-        let Self { sender, link, transport, slot, pool, .. } = self;
+    /// The socket behind it.
+    pub fn link(&self) -> &Rc<Link> {
+        &self.hold.link
+    }
+
+    /// The response has been read: the connection may take its next request. `body` is whether the last thing read was a
+    /// piece of a body.
+    pub fn release(self, body: bool) {
+        let Self { hold, transport, slot, pool, .. } = self;
+        if body && hold.sender.is_ready() {
+            hold.link.rest();
+        }
         let since_ms = transport.clock.now_ms();
-        transport.pools.borrow_mut().put(slot, pool, pool::Idle { sender, link, since_ms });
+        transport.pools.borrow_mut().put(slot, pool, pool::Idle { hold, since_ms });
     }
 }
 
