@@ -18,9 +18,12 @@ pub trait Progress {
     fn waits_for_client(&self, waits: bool);
     /// The request's body ended well, or broke on the client's side.
     fn request_ended(&self, complete: bool);
-    /// All of the response has been read from the backend: its connection may take the next request. `body` is whether it
-    /// had a body.
-    fn response_read(&self, body: bool);
+    /// A piece of the response's body is about to be taken from the backend's connection.
+    fn taking(&self);
+    /// There was none (`None`), or it was taken, and there is (`true`) more to come.
+    fn taken(&self, more: Option<bool>);
+    /// All of the response has been read from the backend: its connection may take the next request.
+    fn response_read(&self);
     /// A piece of the response's body goes to the client.
     fn response_data(&self, bytes: usize);
     /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
@@ -99,12 +102,11 @@ impl Body {
     }
 
     /// Has `exchange` told how this body goes on and that it ended.
-    pub fn observed(mut self, exchange: Rc<dyn Progress>) -> Self {
+    pub fn observe(&mut self, exchange: Rc<dyn Progress>) {
         if matches!(self.kind, Kind::Empty) {
-            exchange.response_read(false);
+            exchange.response_read();
         }
         self.exchange = Some(exchange);
-        self
     }
 
     fn is_done(&self) -> bool {
@@ -143,19 +145,22 @@ impl HttpBody for Body {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Leased(body) => {
-                let frame = ready!(Pin::new(&mut body.incoming).poll_frame(cx));
-                if let (Some(Ok(frame)), Some(exchange)) = (&frame, &this.exchange)
+                let Some(exchange) = &this.exchange else {
+                    return Pin::new(&mut body.incoming).poll_frame(cx).map_err(BodyError::Broken);
+                };
+                exchange.taking();
+                let polled = Pin::new(&mut body.incoming).poll_frame(cx);
+                let last = body.incoming.is_end_stream() || matches!(polled, Poll::Ready(None));
+                exchange.taken(polled.is_ready().then_some(!last));
+                let frame = ready!(polled);
+                if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
                 {
                     exchange.response_data(data.len());
                 }
-                if (frame.is_none() || body.incoming.is_end_stream()) && !body.done {
+                if last && !body.done {
                     body.done = true;
-                    if let Some(exchange) = &this.exchange {
-                        // Trailers, and the end of a body of unknown length, come without a notice of hyper's.
-                        let data = frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_data));
-                        exchange.response_read(data);
-                    }
+                    exchange.response_read();
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
             }

@@ -97,16 +97,21 @@ impl Proxy {
         let running = Running::begin(self, self.current.get(), exchange, &parts);
         let handled = match self.choose(&running, &mut parts) {
             Ok(Choice::Answer(response)) => Ok(response.into()),
-            Ok(Choice::Forward(route, forward)) => attempt::forward(self, &running, (route, forward), parts, incoming)
-                .await
-                .map(|handled| running.finish(route, handled)),
+            Ok(Choice::Forward(route, forward)) => {
+                let mut answer = attempt::forward(self, &running, (route, forward), parts, incoming).await;
+                if let Ok(handled) = &mut answer {
+                    running.finish(route, handled);
+                }
+                answer
+            }
             Err(error) => Err(error),
         };
-        let handled = handled.unwrap_or_else(|error| {
+        let mut handled = handled.unwrap_or_else(|error| {
             running.failed(&error);
             respond::error(&error).into()
         });
-        running.respond(handled)
+        running.respond(&mut handled);
+        handled
     }
 
     /// Finds the route, lets middleware look at the request, and answers what needs no backend.
@@ -129,7 +134,9 @@ impl Proxy {
             }
             Action::Respond(fixed) => respond::fixed(fixed),
         };
-        Ok(Choice::Answer(running.finish(route, response.into()).response))
+        let mut handled = Handled::from(response);
+        running.finish(route, &mut handled);
+        Ok(Choice::Answer(handled.response))
     }
 
     fn find<'a>(&self, running: &'a Running, parts: &Parts) -> Result<&'a Route, ProxyError> {

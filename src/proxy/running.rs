@@ -169,18 +169,19 @@ impl Running {
     }
 
     /// Lets the route's middleware have the last word on a response.
-    pub(super) fn finish(&self, route: &Route, handled: Handled) -> Handled {
+    pub(super) fn finish(&self, route: &Route, handled: &mut Handled) {
         if route.chain.is_empty() {
-            return handled;
+            return;
         }
-        let (mut parts, body) = handled.response.into_parts();
+        let (mut parts, body) = std::mem::take(&mut handled.response).into_parts();
         route.chain.on_response(&mut parts, &self.exchange);
+        handled.response = Response::from_parts(parts, body);
         // A hook may have taken the date away.
-        Handled { response: Response::from_parts(parts, body), dated: false, ..handled }
+        handled.dated = false;
     }
 
     /// The head of the answer is known. From here on the account is kept by the response's body, or by the tunnel.
-    pub(super) fn respond(self: Rc<Self>, mut handled: Handled) -> Handled {
+    pub(super) fn respond(self: Rc<Self>, handled: &mut Handled) {
         if !handled.dated {
             self.proxy.dates.date(handled.response.headers_mut());
         }
@@ -194,10 +195,9 @@ impl Running {
                     idle => idle,
                 };
                 self.exchange.client.side.body(idle);
-                handled.response = handled.response.map(|body| body.observed(self));
+                handled.response.body_mut().observe(self);
             }
         }
-        handled
     }
 
     /// What a tunnel has carried.
@@ -312,9 +312,21 @@ impl Progress for Running {
         }
     }
 
-    fn response_read(&self, body: bool) {
+    fn taking(&self) {
+        if let Some(connection) = &*self.connection.borrow() {
+            connection.taking();
+        }
+    }
+
+    fn taken(&self, more: Option<bool>) {
+        if let Some(connection) = &*self.connection.borrow() {
+            connection.taken(more);
+        }
+    }
+
+    fn response_read(&self) {
         if let Some(connection) = self.connection.take() {
-            connection.release(body);
+            connection.release();
         }
     }
 

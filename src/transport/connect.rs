@@ -1,8 +1,9 @@
 //! New connections to backends.
 
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::Context;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::backend::BackendState;
 use crate::config::{Address, PoolConfig};
 
-use super::{Connection, Hold, Link, Transport};
+use super::{Connection, Link, Transport};
 
 /// Reads of a response's head and body go through a buffer of at most this size: large enough for few system calls a
 /// megabyte, small enough to stay in a core's cache.
@@ -30,27 +31,23 @@ pub async fn connect(transport: &Rc<Transport>, backend: &BackendState, pool: Po
     let link = Link::new(tcp);
     let (sender, mut driver) = http1::Builder::new()
         .max_buf_size(BUFFER_BYTES)
+        // Requests are small and mostly without a body: copying the odd one together with its head costs less than
+        // gathering each from a list of pieces.
+        .writev(false)
         .handshake(TokioIo::new(link.io()))
         .await
         .map_err(io::Error::other)?;
     let driven = Rc::clone(&link);
     tokio::task::spawn_local(async move {
+        let mut waker = None;
         // How it ended is told to whoever waits for a response.
-        let _ = std::future::poll_fn(|cx| {
-            if driven.may_pass_over(cx) {
-                return Poll::Pending;
-            }
+        let _ = poll_fn(|cx| {
             driven.polled();
-            driver.poll_without_shutdown(cx)
+            let waker = waker.get_or_insert_with(|| driven.waker(cx.waker()));
+            driver.poll_without_shutdown(&mut Context::from_waker(waker))
         })
         .await;
         driven.end(driver.into_parts().read_buf);
     });
-    Ok(Connection {
-        hold: Hold { sender, link },
-        reused: false,
-        transport: Rc::clone(transport),
-        slot: backend.id,
-        pool,
-    })
+    Ok(Connection { sender, link, reused: false, transport: Rc::clone(transport), slot: backend.id, pool })
 }

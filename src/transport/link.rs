@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::exchange::body::RequestBody;
+
+use super::mute::Mute;
 
 /// Who is told of informational responses.
 pub trait Informed {
@@ -34,9 +37,8 @@ pub struct Link {
     /// The poll of the connection's task in which the socket was last found to have nothing to read.
     dry_in: Cell<u32>,
     poll: Cell<u32>,
-    /// Whether the next poll of the connection's task comes from hyper's own notice that a body was read, after which there
-    /// is nothing to do.
-    rests: Cell<bool>,
+    /// Through which the connection's task is woken, once it has run.
+    mute: RefCell<Option<Arc<Mute>>>,
     informed: RefCell<Option<Rc<dyn Informed>>>,
     /// The beginning of an informational response that did not come in one piece.
     partial: RefCell<Vec<u8>>,
@@ -74,7 +76,7 @@ impl Link {
             head: RefCell::default(),
             dry_in: Cell::new(0),
             poll: Cell::new(1),
-            rests: Cell::new(false),
+            mute: RefCell::new(None),
             informed: RefCell::new(None),
             partial: RefCell::default(),
             ended: RefCell::default(),
@@ -88,27 +90,31 @@ impl Link {
         head.bytes.clear();
         head.sent = 0;
         head.lines = lines;
-        self.stir();
         self.answered.set(false);
         self.at_start.set(true);
         *self.informed.borrow_mut() = informed;
     }
 
-    /// The last piece of a response's body was taken, and the connection is ready for its next request. hyper wakes the
-    /// connection's task for the room that has become free, though nothing is left to put there: a tenth of what a small
-    /// request costs.
-    pub(super) fn rest(&self) {
-        self.rests.set(true);
+    /// The waker that the connection's task is to hand to hyper. Made at the task's first poll.
+    pub(super) fn waker(&self, task: &Waker) -> Waker {
+        let mute = Mute::new(task.clone());
+        *self.mute.borrow_mut() = Some(Arc::clone(&mute));
+        mute.into()
     }
 
-    /// There is something to do.
-    pub(super) fn stir(&self) {
-        self.rests.set(false);
+    /// A piece of a response's body is about to be taken (`true`), or was: until then hyper's notice of it is not listened
+    /// to.
+    pub(super) fn mute(&self, closed: bool) {
+        if let Some(mute) = &*self.mute.borrow() {
+            mute.close(closed);
+        }
     }
 
-    /// Whether this poll of the connection's task may be passed over: nothing is to do, and nothing has come.
-    pub(super) fn may_pass_over(&self, cx: &mut Context<'_>) -> bool {
-        self.rests.replace(false) && self.tcp.borrow().poll_read_ready(cx).is_pending()
+    /// Has the connection's task run: there is more to read.
+    pub(super) fn wake(&self) {
+        if let Some(mute) = &*self.mute.borrow() {
+            mute.wake_task();
+        }
     }
 
     /// The connection's task is being polled again. Within one poll the event loop does not run, so a socket that was found

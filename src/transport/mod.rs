@@ -19,6 +19,7 @@ use crate::exchange::watch::Clock;
 
 pub mod connect;
 pub mod link;
+mod mute;
 mod pool;
 
 pub use link::{Informed, Link};
@@ -33,25 +34,13 @@ pub struct Transport {
 
 /// A connection to a backend, taken out for one attempt.
 pub struct Connection {
-    hold: Hold,
+    sender: SendRequest<RequestBody>,
+    link: Rc<Link>,
     /// Whether it has served a request before: then it may turn out to be closed already.
     pub reused: bool,
     transport: Rc<Transport>,
     slot: crate::backend::BackendId,
     pool: PoolConfig,
-}
-
-/// What keeps a connection open. When it goes, hyper closes the connection, at the next poll of its task.
-#[derive(Debug)]
-struct Hold {
-    sender: SendRequest<RequestBody>,
-    link: Rc<Link>,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.link.stir();
-    }
 }
 
 impl Transport {
@@ -63,7 +52,14 @@ impl Transport {
     /// An idle connection to `backend`, the one used last.
     pub fn checkout(self: &Rc<Self>, backend: &BackendState, pool: PoolConfig) -> Option<Connection> {
         let idle = self.pools.borrow_mut().take(backend.id)?;
-        Some(Connection { hold: idle.hold, reused: true, transport: Rc::clone(self), slot: backend.id, pool })
+        Some(Connection {
+            sender: idle.sender,
+            link: idle.link,
+            reused: true,
+            transport: Rc::clone(self),
+            slot: backend.id,
+            pool,
+        })
     }
 
     /// Idle connections held now.
@@ -95,34 +91,44 @@ impl Connection {
         lines: Bytes,
         informed: Option<Rc<dyn Informed>>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
-        self.hold.link.begin(keep, lines, informed);
-        self.hold.sender.try_send_request(request)
+        self.link.begin(keep, lines, informed);
+        self.sender.try_send_request(request)
     }
 
     /// Whether any byte of a response has come since the request was sent.
     pub fn answered(&self) -> bool {
-        self.hold.link.answered()
+        self.link.answered()
     }
 
     /// The request that was sent, with the lines that were put in, if it was to be kept and had no body.
     pub fn written(&self) -> Option<Request<RequestBody>> {
-        self.hold.link.written()
+        self.link.written()
     }
 
     /// The socket behind it.
     pub fn link(&self) -> &Rc<Link> {
-        &self.hold.link
+        &self.link
     }
 
-    /// The response has been read: the connection may take its next request. `body` is whether the last thing read was a
-    /// piece of a body.
-    pub fn release(self, body: bool) {
-        let Self { hold, transport, slot, pool, .. } = self;
-        if body && hold.sender.is_ready() {
-            hold.link.rest();
+    /// A piece of the response's body is about to be taken.
+    pub fn taking(&self) {
+        self.link.mute(true);
+    }
+
+    /// Nothing was there to take (`None`); or it was taken, and there is (`true`) more to come, for which the connection has
+    /// to run.
+    pub fn taken(&self, more: Option<bool>) {
+        self.link.mute(false);
+        if more.is_some_and(|more| more || !self.sender.is_ready()) {
+            self.link.wake();
         }
+    }
+
+    /// The response has been read: the connection may take its next request.
+    pub fn release(self) {
+        let Self { sender, link, transport, slot, pool, .. } = self;
         let since_ms = transport.clock.now_ms();
-        transport.pools.borrow_mut().put(slot, pool, pool::Idle { hold, since_ms });
+        transport.pools.borrow_mut().put(slot, pool, pool::Idle { sender, link, since_ms });
     }
 }
 

@@ -1,7 +1,12 @@
+use std::rc::Rc;
+
+use hyper::client::conn::http1::SendRequest;
+
 use crate::backend::BackendId;
 use crate::config::PoolConfig;
+use crate::exchange::body::RequestBody;
 
-use super::Hold;
+use super::Link;
 
 /// A worker's idle connections, by backend. The connection used last is taken first: its memory is warm, and the others can
 /// grow old enough to be closed.
@@ -19,7 +24,8 @@ struct Slot {
 /// A connection that waits for its next request.
 #[derive(Debug)]
 pub(super) struct Idle {
-    pub(super) hold: Hold,
+    pub(super) sender: SendRequest<RequestBody>,
+    pub(super) link: Rc<Link>,
     pub(super) since_ms: u64,
 }
 
@@ -28,13 +34,13 @@ impl Pools {
     pub(super) fn take(&mut self, id: BackendId) -> Option<Idle> {
         let slot = self.0.get_mut(id.slot as usize).filter(|slot| slot.epoch == id.epoch)?;
         // One that is open but not ready is still busy with the end of its last response: it stays.
-        let index = slot.idle.iter().rposition(|idle| idle.hold.sender.is_ready())?;
+        let index = slot.idle.iter().rposition(|idle| idle.sender.is_ready())?;
         Some(slot.idle.remove(index))
     }
 
     /// Keeps a connection, unless there are enough.
     pub(super) fn put(&mut self, id: BackendId, config: PoolConfig, idle: Idle) {
-        if idle.hold.sender.is_closed() || config.max_idle == 0 {
+        if idle.sender.is_closed() || config.max_idle == 0 {
             return;
         }
         let index = id.slot as usize;
@@ -57,7 +63,7 @@ impl Pools {
     pub(super) fn sweep(&mut self, now_ms: u64) {
         for slot in &mut self.0 {
             let oldest = now_ms.saturating_sub(slot.idle_timeout_ms);
-            slot.idle.retain(|idle| idle.since_ms >= oldest && !idle.hold.sender.is_closed());
+            slot.idle.retain(|idle| idle.since_ms >= oldest && !idle.sender.is_closed());
         }
     }
 
