@@ -127,7 +127,7 @@ impl Proxy {
         let response = match &route.action {
             Action::Forward(forward) => return Ok(Choice::Forward(route, forward)),
             Action::Redirect(redirect) => {
-                let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+                let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
                 let location = route::rewrite::location(redirect, "http", host, &parts.uri)
                     .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
                 respond::redirect(redirect.status, location)
@@ -140,7 +140,7 @@ impl Proxy {
     }
 
     fn find<'a>(&self, running: &'a Running, parts: &Parts) -> Result<&'a Route, ProxyError> {
-        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let routes = &running.snapshot.routes;
         let index =
             routes.find_index(running.exchange.client.listener_name(), host, parts).ok_or(ProxyError::NoRoute)?;
