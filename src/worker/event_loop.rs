@@ -4,10 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
 
@@ -110,12 +112,19 @@ impl Worker {
         let mut stopping = false;
         let mut cut = 0;
         loop {
-            if stopping && self.served.get() == 0 {
-                return cut;
-            }
-            let command = tokio::select! {
-                command = inbox.recv() => command,
-                () = self.ended.notified() => continue,
+            let command = if stopping && self.served.get() == 0 {
+                match inbox.try_recv() {
+                    Ok(command) => Some(command),
+                    Err(_) => {
+                        self.close(inbox);
+                        return cut;
+                    }
+                }
+            } else {
+                tokio::select! {
+                    command = inbox.recv() => command,
+                    () = self.ended.notified() => continue,
+                }
             };
             match command {
                 Some(Command::Listen(listener, socket)) => self.listen(listener, socket),
@@ -128,6 +137,8 @@ impl Worker {
                 Some(Command::Stop) => {
                     stopping = true;
                     for accepting in self.accepting.take() {
+                        // What is accepted or handed over from now on is to end as well.
+                        accepting.listener.draining.store(true, Ordering::Relaxed);
                         accepting.end(self);
                     }
                     self.clock.each(|watch| watch.drain());
@@ -138,9 +149,20 @@ impl Worker {
                 }
                 None => return cut,
             }
-            if stopping {
-                // A connection handed over meanwhile has to drain too.
-                self.clock.each(|watch| watch.drain());
+        }
+    }
+
+    /// Takes nothing more. What another worker hands over from now on goes back to it; what it has handed over since the last
+    /// look goes on to one that has not ended.
+    fn close(&self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        inbox.close();
+        while let Ok(command) = inbox.try_recv() {
+            if let Command::Serve(..) = command {
+                // Where all others have ended, the client's connection does too.
+                let _ = self.peers.inboxes.iter().try_fold(command, |command, inbox| match inbox.send(command) {
+                    Ok(()) => Err(()),
+                    Err(SendError(command)) => Ok(command),
+                });
             }
         }
     }
