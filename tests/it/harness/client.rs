@@ -64,7 +64,7 @@ impl Client {
     }
 
     /// Reads until the other side closes, well or by a reset.
-    pub(crate) async fn to_end(&mut self) -> Vec<u8> {
+    pub(crate) async fn read_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         let _ = soon(self.stream.rest(&mut bytes)).await;
         bytes
@@ -72,7 +72,7 @@ impl Client {
 
     /// Waits until the other side closes without a further byte.
     pub(crate) async fn closed(&mut self) {
-        let rest = self.to_end().await;
+        let rest = self.read_to_end().await;
         assert!(rest.is_empty(), "more before the end: {:?}", String::from_utf8_lossy(&rest));
     }
 

@@ -115,7 +115,7 @@ impl TestProxy {
     pub(crate) async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut client = self.client().await;
         client.try_send(bytes).await;
-        String::from_utf8_lossy(&client.to_end().await).into_owned()
+        String::from_utf8_lossy(&client.read_to_end().await).into_owned()
     }
 
     /// Applies another configuration.
