@@ -1,5 +1,9 @@
-//! Behaviour over real sockets, one file per behaviour.
+//! Behaviour over real sockets: a proxy as an embedding program starts it, scripted backends, and clients that send what
+//! they please. One file per behaviour.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+// A harness is test code too, but clippy takes only what is inside `#[test]` for it.
+#![allow(clippy::unwrap_used)]
 
+mod harness;
 mod layering;
+mod smoke;
