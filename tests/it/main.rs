@@ -7,3 +7,4 @@
 mod harness;
 mod layering;
 mod smoke;
+mod survives_a_reload;

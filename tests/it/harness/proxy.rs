@@ -1,8 +1,10 @@
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use isobar::Isobar;
+use isobar::backend::BackendState;
 use isobar::embed::Running;
 use isobar::proxy::Snapshot;
 use isobar::supervisor::{Applied, Ended, Error, Handle};
@@ -26,6 +28,13 @@ impl TestProxy {
         let text = text.into();
         let admin = text.contains("[admin]");
         let started = Isobar::builder().config_text(text.clone()).admin(admin).start();
+        Self { running: started.unwrap_or_else(|error| panic!("{error}\nin\n{text}")) }
+    }
+
+    /// Starts one that follows the file. The admin address is served where the file has one.
+    pub(crate) fn with_file(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).expect("a configuration file");
+        let started = Isobar::builder().config_file(path).admin(text.contains("[admin]")).start();
         Self { running: started.unwrap_or_else(|error| panic!("{error}\nin\n{text}")) }
     }
 
@@ -137,6 +146,17 @@ impl TestProxy {
         let rosters: Vec<_> = snapshot.upstreams.iter().map(|upstream| upstream.roster()).collect();
         let states = rosters.iter().flat_map(|roster| roster.backends()).map(|backend| &backend.state);
         states.filter(|state| state.address.to_string() == address).map(|state| state.in_flight()).sum()
+    }
+
+    /// What is known of that backend in that upstream. Panics where the upstream does not have it.
+    #[track_caller]
+    pub(crate) fn state(&self, upstream: &str, backend: &TestBackend) -> Arc<BackendState> {
+        let address = backend.address().to_string();
+        let roster = self.snapshot().upstream(upstream).expect("an upstream of that name").roster();
+        let states = roster.backends().iter().map(|backend| &backend.state);
+        Arc::clone(
+            states.into_iter().find(|state| state.address.to_string() == address).expect("a backend of that address"),
+        )
     }
 
     /// What all listeners together have counted.
