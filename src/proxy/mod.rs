@@ -142,8 +142,7 @@ impl Proxy {
     fn find<'a>(&self, running: &'a Running, parts: &Parts) -> Result<&'a Route, ProxyError> {
         let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let routes = &running.snapshot.routes;
-        let index =
-            routes.find_index(running.exchange.client.listener_name(), host, parts).ok_or(ProxyError::NoRoute)?;
+        let index = routes.find_index(&running.listener_name(), host, parts).ok_or(ProxyError::NoRoute)?;
         running.routed(index);
         Ok(routes.get(index))
     }

@@ -1,6 +1,6 @@
 //! An exchange under way: what it has come to so far, and the account of it when it ends.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
+use crate::config::ListenerName;
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::Phase;
@@ -103,6 +104,11 @@ impl Running {
             connection: RefCell::new(None),
             logged,
         })
+    }
+
+    /// The listener's name in the snapshot that the request is served with.
+    pub(super) fn listener_name(&self) -> Ref<'_, ListenerName> {
+        self.exchange.client.listener_name(self.snapshot.generation, &self.snapshot.config)
     }
 
     /// Which route was found.
@@ -231,7 +237,7 @@ impl Running {
             route: route.map(|route| route.name.as_str()),
             upstream,
             backend: backend.as_ref().map(|backend| &backend.address),
-            listener: self.exchange.client.listener.name.as_str(),
+            listener: self.listener_name().as_str(),
         });
     }
 
