@@ -99,14 +99,19 @@ class Proxy:
                         found.append(int(entry))
         return found
 
-    def cpu_seconds(self) -> float:
-        """User and system time so far, of all its threads; by the scheduler's clock, which counts nanoseconds."""
-        total = 0.0
+    def threads(self) -> dict[int, float]:
+        """User and system time of each thread so far; by the scheduler's clock, which counts nanoseconds."""
+        spent = {}
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 for thread in os.listdir(f"/proc/{pid}/task"):
-                    total += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0]) / 1e9
-        return total
+                    with contextlib.suppress(OSError):
+                        nanoseconds = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0]
+                        spent[int(thread)] = int(nanoseconds) / 1e9
+        return spent
+
+    def cpu_seconds(self) -> float:
+        return sum(self.threads().values())
 
     def resident_bytes(self) -> int:
         total = 0
