@@ -17,7 +17,7 @@ mod proxy;
 pub(crate) use backend::{After, Peer, TestBackend};
 pub(crate) use client::Client;
 pub(crate) use message::{Cut, Head, Message, Response, Stream, body_of};
-pub(crate) use proxy::{TestProxy, backends};
+pub(crate) use proxy::{Keys, TestProxy, backends};
 
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
