@@ -150,7 +150,13 @@ impl HttpBody for Body {
                 };
                 exchange.taking();
                 let polled = Pin::new(&mut body.incoming).poll_frame(cx);
-                let last = body.incoming.is_end_stream() || matches!(polled, Poll::Ready(None));
+                // hyper does not ask again after trailers.
+                let last = body.incoming.is_end_stream()
+                    || match &polled {
+                        Poll::Ready(None) => true,
+                        Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
+                        _ => false,
+                    };
                 exchange.taken(polled.is_ready().then_some(!last));
                 let frame = ready!(polled);
                 if let Some(Ok(frame)) = &frame
@@ -224,8 +230,12 @@ impl HttpBody for RequestBody {
         exchange.waits_for_client(false);
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                Some(exchange.request_data(bytes).map(|()| frame))
+                let Some(data) = frame.data_ref() else {
+                    // Trailers: hyper does not ask again after them.
+                    exchange.request_ended(true);
+                    return Poll::Ready(Some(Ok(frame)));
+                };
+                Some(exchange.request_data(data.len()).map(|()| frame))
             }
             Some(Err(error)) => {
                 exchange.request_ended(false);

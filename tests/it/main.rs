@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod forwarding;
 mod layering;
 mod smoke;
 mod survives_a_reload;
