@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::config::{Config, ListenerConfig, ListenerName};
@@ -27,7 +26,7 @@ pub struct Client {
     pub trusted: bool,
     /// The lines that tell a backend who asked, with the host they were made for: the same for nearly all requests of a
     /// connection.
-    pub lines: RefCell<(Option<HeaderValue>, Bytes)>,
+    pub lines: RefCell<(Option<HeaderValue>, Rc<[u8]>)>,
     /// `peer` without its port, as a header holds it.
     pub peer_text: HeaderValue,
     /// The port of `local`, as a header holds it.
@@ -136,7 +135,7 @@ pub(crate) mod testing {
             peer: ([192, 0, 2, 1], 4711).into(),
             local: ([127, 0, 0, 1], 8080).into(),
             trusted,
-            lines: RefCell::default(),
+            lines: RefCell::new((None, Rc::from([]))),
             peer_text: HeaderValue::from_static("192.0.2.1"),
             port_text: HeaderValue::from_static("8080"),
             name: RefCell::new((0, listener.name.clone())),

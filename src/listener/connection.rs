@@ -1,7 +1,6 @@
 //! One client connection, from its socket to its end.
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -21,7 +20,7 @@ use crate::config::ListenerConfig;
 use crate::exchange::watch::{Clock, Phase, Watch};
 use crate::exchange::{Client, ClientSide};
 use crate::proxy::Proxy;
-use crate::proxy::upgrade::Tunnel;
+use crate::proxy::upgrade::Slot;
 
 use super::guard::Refusal;
 use super::wire::Wire;
@@ -61,7 +60,7 @@ pub async fn serve(tcp: TcpStream, listener: Arc<Listener>, open: Open, clock: R
         local,
         trusted: config.trusted_proxies.iter().any(|net| net.contains(&ip)),
         peer_text: text(ip),
-        lines: RefCell::default(),
+        lines: RefCell::new((None, Rc::from([]))),
         port_text: text(local.port()),
         metrics: Arc::clone(&listener.metrics),
         watch: Rc::clone(&watch),
@@ -69,10 +68,9 @@ pub async fn serve(tcp: TcpStream, listener: Arc<Listener>, open: Open, clock: R
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
-    let tunnel = Rc::new(RefCell::new(None));
+    let tunnel = Rc::new(Slot::default());
     let end = speak(&wire, &config, &client, &proxy, &tunnel).await;
-    let tunnel: Option<Box<Tunnel>> = tunnel.take();
-    if let (Some(tunnel), End::Closed(None)) = (tunnel, &end) {
+    if let (Some(tunnel), End::Closed(None)) = (tunnel.take(), &end) {
         let held = wire.into_tunnel();
         let _ = tunnel.run(wire.io(), held).await;
         return;
@@ -100,18 +98,9 @@ async fn speak(
     config: &ListenerConfig,
     client: &Rc<Client>,
     proxy: &Rc<Proxy>,
-    tunnel: &Rc<RefCell<Option<Box<Tunnel>>>>,
+    tunnel: &Rc<Slot>,
 ) -> End {
-    let service = service_fn(|request| {
-        let (client, proxy, tunnel) = (Rc::clone(client), Rc::clone(proxy), Rc::clone(tunnel));
-        async move {
-            let handled = proxy.handle(&client, request).await;
-            if handled.tunnel.is_some() {
-                *tunnel.borrow_mut() = handled.tunnel;
-            }
-            Ok::<_, Infallible>(handled.response)
-        }
-    });
+    let service = service_fn(|request| Rc::clone(proxy).handle(Rc::clone(client), Rc::clone(tunnel), request));
     let mut http = http1::Builder::new();
     http.max_buf_size(BUFFER_BYTES.max(config.max_header_bytes)).auto_date_header(false);
     if config.max_headers > CHEAP_HEADERS {

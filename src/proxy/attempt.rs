@@ -96,7 +96,7 @@ pub(super) async fn forward(
             Some(unsent) => Some(unsent),
             None if repeatable && !answered => {
                 // The lines are in what was written.
-                lines.clear();
+                lines = None;
                 connection.written()
             }
             None => None,

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::rc::Rc;
 
-use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::HeaderEdits;
@@ -125,7 +125,7 @@ pub(super) struct ToBackend {
     /// every check of ours (h2c smuggling).
     pub(super) upgrade: Option<HeaderValue>,
     /// Lines to put in behind the request line.
-    pub(super) lines: Bytes,
+    pub(super) lines: Option<Rc<[u8]>>,
 }
 
 /// Makes a client's headers the ones that go to a backend. What the route itself says of a header, in `edits`, stands.
@@ -162,10 +162,10 @@ pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &Heade
     }
     let plain = !client.trusted && edits.is_empty() && !found.x_forwarded;
     let lines = match plain {
-        true => forwarded_lines(client, host(headers)),
+        true => Some(forwarded_lines(client, host(headers))),
         false => {
             x_forwarded(headers, client, edits);
-            Bytes::new()
+            None
         }
     };
     ToBackend { upgrade, lines }
@@ -174,7 +174,7 @@ pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &Heade
 /// `X-Forwarded-*` as lines. For a client that is not trusted they depend on nothing but its connection and the host it asks
 /// for, so they are made once; putting them into each request's map would cost four hashed inserts, and again their
 /// encoding: 1 500 instructions a request.
-fn forwarded_lines(client: &Client, host: Option<&HeaderValue>) -> Bytes {
+fn forwarded_lines(client: &Client, host: Option<&HeaderValue>) -> Rc<[u8]> {
     let mut cached = client.lines.borrow_mut();
     if cached.1.is_empty() || cached.0.as_ref() != host {
         let mut lines = Vec::with_capacity(160);
@@ -192,7 +192,7 @@ fn forwarded_lines(client: &Client, host: Option<&HeaderValue>) -> Bytes {
         line(&X_FORWARDED_PORT, client.port_text.as_bytes());
         *cached = (host.cloned(), lines.into());
     }
-    cached.1.clone()
+    Rc::clone(&cached.1)
 }
 
 /// `X-Forwarded-*` in the map: added to what a trusted proxy says, in place of what anybody else says, and not where the

@@ -4,6 +4,7 @@
 //! the published snapshot.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -49,12 +50,11 @@ pub struct Proxy {
 }
 
 /// What a request comes to.
-#[derive(Debug)]
-pub struct Handled {
+struct Handled {
     /// What the client is answered.
-    pub response: Response<Body>,
+    response: Response<Body>,
     /// What the connection becomes once that is sent.
-    pub tunnel: Option<Box<Tunnel>>,
+    tunnel: Option<Box<Tunnel>>,
     /// Whether the response needs no date of ours.
     dated: bool,
 }
@@ -86,32 +86,39 @@ impl Proxy {
     }
 
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
-    /// its way. Whatever goes wrong comes to a response.
-    pub async fn handle(self: &Rc<Self>, client: &Rc<Client>, request: Request<Incoming>) -> Handled {
+    /// its way. Whatever goes wrong comes to a response. What the connection becomes once that is sent, if it is to become a
+    /// tunnel, is put into `slot`.
+    ///
+    /// # Errors
+    /// Never: hyper's services return a result.
+    pub async fn handle(
+        self: Rc<Self>,
+        client: Rc<Client>,
+        slot: Rc<upgrade::Slot>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
         let (mut parts, incoming) = request.into_parts();
-        let exchange = Exchange {
-            client: Rc::clone(client),
-            started: Instant::now(),
-            client_ip: headers::client_ip(&parts.headers, client),
-        };
-        let running = Running::begin(self, self.current.get(), exchange, &parts);
-        let handled = match self.choose(&running, &mut parts) {
-            Ok(Choice::Answer(response)) => Ok(response.into()),
+        let exchange =
+            Exchange { started: Instant::now(), client_ip: headers::client_ip(&parts.headers, &client), client };
+        let running = Running::begin(&self, self.current.get(), exchange, &parts);
+        let mut handled = match self.choose(&running, &mut parts) {
+            Ok(Choice::Answer(response)) => response.into(),
             Ok(Choice::Forward(route, forward)) => {
-                let mut answer = attempt::forward(self, &running, (route, forward), parts, incoming).await;
-                if let Ok(handled) = &mut answer {
-                    running.finish(route, handled);
+                match attempt::forward(&self, &running, (route, forward), parts, incoming).await {
+                    Ok(mut handled) => {
+                        running.finish(route, &mut handled);
+                        handled
+                    }
+                    Err(error) => running.failed(&error),
                 }
-                answer
             }
-            Err(error) => Err(error),
+            Err(error) => running.failed(&error),
         };
-        let mut handled = handled.unwrap_or_else(|error| {
-            running.failed(&error);
-            respond::error(&error).into()
-        });
         running.respond(&mut handled);
-        handled
+        if handled.tunnel.is_some() {
+            *slot.borrow_mut() = handled.tunnel;
+        }
+        Ok(handled.response)
     }
 
     /// Finds the route, lets middleware look at the request, and answers what needs no backend.

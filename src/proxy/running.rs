@@ -18,7 +18,7 @@ use crate::route::{Action, Route};
 use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
 
-use super::{Handled, Proxy, ProxyError, Snapshot, headers};
+use super::{Handled, Proxy, ProxyError, Snapshot, headers, respond};
 
 /// An exchange under way.
 pub(super) struct Running {
@@ -164,7 +164,8 @@ impl Running {
     }
 
     /// It came to an error.
-    pub(super) fn failed(&self, error: &ProxyError) {
+    #[cold]
+    pub(super) fn failed(&self, error: &ProxyError) -> Handled {
         self.reason.set(Some(error.reason()));
         tracing::debug!(
             error = %Chain(error),
@@ -172,6 +173,7 @@ impl Running {
             client = %self.exchange.client_ip,
             "exchange failed"
         );
+        respond::error(error).into()
     }
 
     /// Lets the route's middleware have the last word on a response.

@@ -53,7 +53,7 @@ struct Head {
     /// So many of them the socket has taken.
     sent: usize,
     /// Lines to put in behind the request line.
-    lines: Bytes,
+    lines: Option<Rc<[u8]>>,
 }
 
 #[derive(Default)]
@@ -84,8 +84,8 @@ impl Link {
     }
 
     /// A request is about to be sent: `lines` go in behind its request line, and with `keep` its head is kept.
-    pub(super) fn begin(&self, keep: bool, lines: Bytes, informed: Option<Rc<dyn Informed>>) {
-        self.starting.set(keep || !lines.is_empty());
+    pub(super) fn begin(&self, keep: bool, lines: Option<Rc<[u8]>>, informed: Option<Rc<dyn Informed>>) {
+        self.starting.set(keep || lines.is_some());
         let mut head = self.head.borrow_mut();
         head.bytes.clear();
         head.sent = 0;
@@ -141,7 +141,7 @@ impl Link {
         let line = memchr::memchr(b'\n', first).map_or(0, |end| end + 1);
         head.bytes.clear();
         head.bytes.extend_from_slice(&first[..line]);
-        head.bytes.extend_from_slice(&head.lines);
+        head.bytes.extend_from_slice(head.lines.as_deref().unwrap_or_default());
         head.bytes.extend_from_slice(&first[line..]);
         let tcp = &mut *self.tcp.borrow_mut();
         let n = if rest.is_empty() {
@@ -350,7 +350,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let link = Link::new(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
         let seen = Rc::new(Seen::default());
-        link.begin(false, Bytes::new(), Some(Rc::clone(&seen) as Rc<dyn Informed>));
+        link.begin(false, None, Some(Rc::clone(&seen) as Rc<dyn Informed>));
         for bytes in text.as_bytes().chunks(piece) {
             if link.at_start.get() {
                 link.first_bytes(bytes);

@@ -6,7 +6,6 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -88,7 +87,7 @@ impl Connection {
         &mut self,
         request: Request<RequestBody>,
         keep: bool,
-        lines: Bytes,
+        lines: Option<Rc<[u8]>>,
         informed: Option<Rc<dyn Informed>>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
         self.link.begin(keep, lines, informed);
