@@ -99,19 +99,25 @@ class Proxy:
                         found.append(int(entry))
         return found
 
-    def threads(self) -> dict[int, float]:
-        """User and system time of each thread so far; by the scheduler's clock, which counts nanoseconds."""
+    def threads(self) -> dict[int, tuple[float, float]]:
+        """Seconds that each thread has run so far, and that it was ready while something else ran in its place.
+
+        By the scheduler's clock, which counts nanoseconds.
+        """
         spent = {}
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 for thread in os.listdir(f"/proc/{pid}/task"):
                     with contextlib.suppress(OSError):
-                        nanoseconds = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0]
-                        spent[int(thread)] = int(nanoseconds) / 1e9
+                        ran, waited, *_ = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()
+                        spent[int(thread)] = (int(ran) / 1e9, int(waited) / 1e9)
         return spent
 
     def cpu_seconds(self) -> float:
-        return sum(self.threads().values())
+        return sum(ran for ran, _ in self.threads().values())
+
+    def waited_seconds(self) -> float:
+        return sum(waited for _, waited in self.threads().values())
 
     def resident_bytes(self) -> int:
         total = 0
