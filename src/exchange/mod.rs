@@ -20,8 +20,6 @@ use watch::Watch;
 pub struct Client {
     /// The address the connection comes from.
     pub peer: SocketAddr,
-    /// The address it came to.
-    pub local: SocketAddr,
     /// Whether `peer` is one of the listener's trusted proxies.
     pub trusted: bool,
     /// The lines that tell a backend who asked, with the host they were made for: the same for nearly all requests of a
@@ -29,7 +27,7 @@ pub struct Client {
     pub lines: RefCell<(Option<HeaderValue>, Rc<[u8]>)>,
     /// `peer` without its port, as a header holds it.
     pub peer_text: HeaderValue,
-    /// The port of `local`, as a header holds it.
+    /// The port it came to, as a header holds it.
     pub port_text: HeaderValue,
     /// The settings of the listener when the connection was accepted. Not where its name is to be looked for: see
     /// [`Client::listener_name`].
@@ -72,7 +70,7 @@ impl Client {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("peer", &self.peer).field("local", &self.local).finish_non_exhaustive()
+        f.debug_struct("Client").field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 
@@ -133,7 +131,6 @@ pub(crate) mod testing {
         change(&mut listener);
         Rc::new(Client {
             peer: ([192, 0, 2, 1], 4711).into(),
-            local: ([127, 0, 0, 1], 8080).into(),
             trusted,
             lines: RefCell::new((None, Rc::from([]))),
             peer_text: HeaderValue::from_static("192.0.2.1"),

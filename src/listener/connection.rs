@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,9 +47,14 @@ enum End {
 }
 
 /// Serves a client connection to its end. `open` counts it as open until then.
-pub async fn serve(tcp: TcpStream, listener: Arc<Listener>, open: Open, clock: Rc<Clock>, proxy: Rc<Proxy>) {
+pub async fn serve(
+    (tcp, peer): (TcpStream, SocketAddr),
+    listener: Arc<Listener>,
+    open: Open,
+    clock: Rc<Clock>,
+    proxy: Rc<Proxy>,
+) {
     let config = listener.config.load_full();
-    let (Ok(peer), Ok(local)) = (tcp.peer_addr(), tcp.local_addr()) else { return };
     let watch = Watch::new(&clock, config.idle_timeout.min(config.header_timeout), super::owner(&listener));
     if listener.draining.load(Ordering::Relaxed) {
         watch.drain();
@@ -57,11 +63,10 @@ pub async fn serve(tcp: TcpStream, listener: Arc<Listener>, open: Open, clock: R
     let ip = peer.ip().to_canonical();
     let client = Rc::new(Client {
         peer,
-        local,
         trusted: config.trusted_proxies.iter().any(|net| net.contains(&ip)),
         peer_text: text(ip),
         lines: RefCell::new((None, Rc::from([]))),
-        port_text: text(local.port()),
+        port_text: text(listener.address.port()),
         metrics: Arc::clone(&listener.metrics),
         watch: Rc::clone(&watch),
         side: Rc::clone(&wire) as Rc<dyn ClientSide>,

@@ -90,6 +90,8 @@ fn socket(address: SocketAddr, backlog: u32, shared: bool) -> io::Result<TcpList
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
+        // Accepted sockets take it over, which saves setting it on each.
+        socket.set_tcp_nodelay(true)?;
     }
     socket.bind(&address.into())?;
     if shared {

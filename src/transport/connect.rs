@@ -31,9 +31,6 @@ pub async fn connect(transport: &Rc<Transport>, backend: &BackendState, pool: Po
     let link = Link::new(tcp);
     let (sender, mut driver) = http1::Builder::new()
         .max_buf_size(BUFFER_BYTES)
-        // Requests are small and mostly without a body: copying the odd one together with its head costs less than
-        // gathering each from a list of pieces.
-        .writev(false)
         .handshake(TokioIo::new(link.io()))
         .await
         .map_err(io::Error::other)?;

@@ -1,7 +1,7 @@
 //! Accepting connections, and placing each where there is room.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,9 +34,11 @@ impl Acceptor {
         TcpStream::from_std(std::net::TcpStream::from(OwnedFd::from(socket))).map(|socket| Self(Rc::new(socket)))
     }
 
-    fn accept(&self) -> io::Result<std::net::TcpStream> {
-        let (socket, _) = SockRef::from(&*self.0).accept()?;
-        Ok(socket.into())
+    fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+        let (socket, peer) = SockRef::from(&*self.0).accept()?;
+        // A socket of the Internet family has an address of it.
+        let peer = peer.as_socket().ok_or(io::ErrorKind::ConnectionAborted)?;
+        Ok((socket.into(), peer))
     }
 }
 
@@ -67,17 +69,17 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: 
 
 /// Accepts one connection and places it.
 fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io::Result<()> {
-    let tcp = socket.accept()?;
-    // A peer that is gone already is noticed when it is served.
-    let _ = tcp.set_nonblocking(true).and_then(|()| tcp.set_nodelay(true));
+    let (tcp, peer) = socket.accept()?;
+    // TCP_NODELAY comes with the listening socket. A peer that is gone already is noticed when it is served.
+    let _ = tcp.set_nonblocking(true);
     let place = worker.peers.place(worker.index);
     match Open::count(listener, &worker.peers.open, place) {
-        Ok(open) if place == worker.index => worker.serve(tcp, Arc::clone(listener), open),
+        Ok(open) if place == worker.index => worker.serve(tcp, peer, Arc::clone(listener), open),
         Ok(open) => {
-            let handed = worker.peers.inboxes[place].send(Command::Serve(tcp, Arc::clone(listener), open));
+            let handed = worker.peers.inboxes[place].send(Command::Serve(tcp, peer, Arc::clone(listener), open));
             // While the process stops, the other may have ended already.
-            if let Err(SendError(Command::Serve(tcp, listener, open))) = handed {
-                worker.serve(tcp, listener, open);
+            if let Err(SendError(Command::Serve(tcp, peer, listener, open))) = handed {
+                worker.serve(tcp, peer, listener, open);
             }
         }
         Err(refused) => worker.turn_away(tcp, refused),

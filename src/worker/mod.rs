@@ -4,7 +4,7 @@
 //! atomics and the published snapshot; everything else reaches it as a [`Command`] through its inbox.
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -26,7 +26,7 @@ enum Command {
     /// Accept what waits, then no more; cut its connections after so long.
     Unlisten(Arc<Listener>, Duration),
     /// Serve a connection that another worker accepted.
-    Serve(TcpStream, Arc<Listener>, Open),
+    Serve(TcpStream, SocketAddr, Arc<Listener>, Open),
     /// Another snapshot was published; let go of what it no longer names, and cut what is still served there after so long.
     Published(Duration),
     /// Accept no more, end when the connections have.
