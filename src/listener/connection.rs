@@ -139,8 +139,9 @@ async fn speak(
                     Phase::Connect | Phase::Response | Phase::Tunnel => {}
                 }
             }
-            // Not in the middle of a head: that request shall still be served.
-            if watch.draining() && !asked_to_end && !wire.mid_head() {
+            // Not in the middle of a head, nor when one has come and was not read yet: that request shall still be served.
+            let asks = || wire.mid_head() || (watch.phase() == Phase::Idle && wire.has_unread());
+            if watch.draining() && !asked_to_end && !asks() {
                 asked_to_end = true;
                 http.as_mut().graceful_shutdown();
                 continue;

@@ -2,11 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -82,6 +84,12 @@ impl Wire {
     /// Whether the client is in the middle of a head.
     pub fn mid_head(&self) -> bool {
         self.guard.borrow().mid_head()
+    }
+
+    /// Whether the client has sent something that nobody has read. Asks the socket: the event loop may not have told yet.
+    pub fn has_unread(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        matches!(SockRef::from(&*self.tcp.borrow()).peek(&mut byte), Ok(1..))
     }
 
     /// The exchange becomes a tunnel: from now on nothing is guarded, and what was held back belongs to it.
