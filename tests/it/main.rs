@@ -5,6 +5,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod file_edits;
+mod killed_backend;
 mod layering;
 mod smoke;
+mod stop;
 mod survives_a_reload;
