@@ -5,9 +5,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod cancel;
 mod file_edits;
 mod killed_backend;
 mod layering;
+mod reload_under_load;
 mod smoke;
 mod stop;
 mod survives_a_reload;
