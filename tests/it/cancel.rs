@@ -250,7 +250,13 @@ fn nothing_stays_counted_whatever_is_cancelled_when() {
         backends(&[&refusing])
     )));
     let listener = proxy.handle().listeners()[0].clone();
-    let config = Config { cases: 24, failure_persistence: None, max_shrink_iters: 8, ..Config::default() };
+    // The moments differ from run to run: there is nothing to shrink.
+    let config = Config {
+        cases: std::env::var("PROPTEST_CASES").map_or(24, |cases| cases.parse().unwrap()),
+        failure_persistence: None,
+        max_shrink_iters: 0,
+        ..Config::default()
+    };
     let run = |plans: Vec<Plan>| {
         runtime.block_on(async {
             let mut clients = tokio::task::JoinSet::new();
@@ -260,12 +266,12 @@ fn nothing_stays_counted_whatever_is_cancelled_when() {
             while let Some(ended) = clients.join_next().await {
                 ended.unwrap();
             }
-            let sum = |counter: fn(&ListenerMetrics) -> &Counter| proxy.counted(counter);
             eventually(|| proxy.in_flight() == 0 && proxy.connections() == [0, 0]).await;
             eventually(|| listener.open.load(Relaxed) == 0).await;
-            assert_eq!(sum(|it| &it.requests), sum(|it| &it.ended), "exchanges that began and that ended");
-            assert_eq!(sum(|it| &it.accepted), sum(|it| &it.closed), "connections that were accepted and closed");
-            assert_eq!(sum(|it| &it.tunnels_opened), sum(|it| &it.tunnels_closed), "tunnels");
+            let sum = |counter: fn(&ListenerMetrics) -> &Counter| proxy.counted(counter);
+            eventually(|| sum(|it| &it.requests) == sum(|it| &it.ended)).await;
+            eventually(|| sum(|it| &it.accepted) == sum(|it| &it.closed)).await;
+            eventually(|| sum(|it| &it.tunnels_opened) == sum(|it| &it.tunnels_closed)).await;
         });
         Ok(())
     };

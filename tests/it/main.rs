@@ -9,6 +9,7 @@ mod cancel;
 mod file_edits;
 mod killed_backend;
 mod layering;
+mod process;
 mod reload_under_load;
 mod smoke;
 mod stop;

@@ -111,8 +111,17 @@ async fn tunnel(mut client: Client, pause: Duration, stop: Arc<AtomicBool>) -> u
     echoes
 }
 
-/// Rewrites the file so often, at least `every` apart, each time when the version before is being served.
-async fn rewritten(times: usize, every: Duration, pause: Duration) {
+/// How a rewritten file comes to be applied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Applied {
+    /// By its being watched, which takes half a second.
+    Noticed,
+    /// By being asked to, as often as one likes; the watching goes on beside that.
+    Asked,
+}
+
+/// Rewrites the file so often, `every` so often, and sees each version served.
+async fn rewritten(times: usize, every: Duration, applied: Applied, pause: Duration) {
     let seen = Seen::default();
     let pool: Vec<_> = (0..BACKENDS).map(|_| noting(&seen)).collect();
     let dir = Scratch::new();
@@ -135,7 +144,10 @@ async fn rewritten(times: usize, every: Duration, pause: Duration) {
             0 => drop(dir.write("lb.toml", version(n, &pool))),
             _ => std::fs::rename(dir.write("lb.toml~", version(n, &pool)), &path).unwrap(),
         }
-        eventually(|| proxy.snapshot().generation > n as u64).await;
+        match applied {
+            Applied::Noticed => eventually(|| proxy.snapshot().generation > n as u64).await,
+            Applied::Asked => drop(soon(proxy.handle().reload()).await.unwrap()),
+        }
         assert_eq!(proxy.handle().status().last_error, None);
         tokio::time::sleep_until((start + every * n as u32).into()).await;
     }
@@ -164,18 +176,19 @@ async fn rewritten(times: usize, every: Duration, pause: Duration) {
     let connections = (CLIENTS + TUNNELS) as u64;
     assert_eq!(proxy.counted(|it| &it.accepted), connections, "nobody had to connect again");
     assert_eq!(proxy.counted(|it| &it.requests), asked.len() as u64 + TUNNELS as u64);
-    assert_eq!(proxy.handle().status().reloads_applied, times as u64);
+    assert!(proxy.handle().status().reloads_applied >= times as u64);
+    assert_eq!(proxy.handle().status().reloads_failed, 0);
     eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0 && proxy.connections() == [0, 0]).await;
     assert_eq!(proxy.counted(|it| &it.tunnels_closed), TUNNELS as u64);
 }
 
 #[tokio::test]
 async fn loses_nothing_in_four_seconds() {
-    rewritten(8, Duration::from_millis(500), Duration::from_millis(60)).await;
+    rewritten(8, Duration::from_millis(500), Applied::Noticed, Duration::from_millis(60)).await;
 }
 
 #[tokio::test]
-#[ignore = "takes 45 s"]
+#[ignore = "takes 30 s"]
 async fn loses_nothing_over_a_hundred_rewrites() {
-    rewritten(100, Duration::from_millis(300), Duration::from_millis(20)).await;
+    rewritten(100, Duration::from_millis(300), Applied::Asked, Duration::from_millis(20)).await;
 }
