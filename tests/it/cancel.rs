@@ -222,8 +222,11 @@ fn nothing_stays_counted_whatever_is_cancelled_when() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (a, b) = (TestBackend::scripted(as_told), TestBackend::scripted(as_told));
     let (refusing, unreachable) = (TestBackend::refusing(), Unreachable::new());
-    let proxy = runtime.block_on(TestProxy::with_config(format!(
-        r#"
+    // Each version has other backends, so that requests outlive the roster that they were picked from.
+    let pools = [&[&a, &b][..], &[&a], &[&b], &[&b, &a]].map(backends);
+    let version = |n: usize| {
+        format!(
+            r#"
         workers = 2
         [[listener]]
         address = "127.0.0.1:0"
@@ -245,11 +248,14 @@ fn nothing_stays_counted_whatever_is_cancelled_when() {
         [upstream.refused]
         backends = {}
         "#,
-        backends(&[&a, &b]),
-        unreachable.address,
-        backends(&[&refusing])
-    )));
+            pools[n % pools.len()],
+            unreachable.address,
+            backends(&[&refusing])
+        )
+    };
+    let proxy = runtime.block_on(TestProxy::with_config(version(0)));
     let listener = proxy.handle().listeners()[0].clone();
+    let states = [proxy.state("told", &a), proxy.state("told", &b)];
     // The moments differ from run to run: there is nothing to shrink.
     let config = Config {
         cases: std::env::var("PROPTEST_CASES").map_or(24, |cases| cases.parse().unwrap()),
@@ -257,16 +263,21 @@ fn nothing_stays_counted_whatever_is_cancelled_when() {
         max_shrink_iters: 0,
         ..Config::default()
     };
-    let run = |plans: Vec<Plan>| {
+    let run = |(plans, reloads): (Vec<Plan>, Vec<(u64, usize)>)| {
         runtime.block_on(async {
             let mut clients = tokio::task::JoinSet::new();
             for plan in plans {
                 clients.spawn(plan.follow(proxy.address()));
             }
+            for (after_ms, n) in reloads {
+                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                proxy.apply(version(n)).await.unwrap();
+            }
             while let Some(ended) = clients.join_next().await {
                 ended.unwrap();
             }
             eventually(|| proxy.in_flight() == 0 && proxy.connections() == [0, 0]).await;
+            eventually(|| states.iter().all(|state| state.in_flight() == 0)).await;
             eventually(|| listener.open.load(Relaxed) == 0).await;
             let sum = |counter: fn(&ListenerMetrics) -> &Counter| proxy.counted(counter);
             eventually(|| sum(|it| &it.requests) == sum(|it| &it.ended)).await;
@@ -275,12 +286,12 @@ fn nothing_stays_counted_whatever_is_cancelled_when() {
         });
         Ok(())
     };
-    TestRunner::new(config).run(&prop::collection::vec(plan(), 1..24), run).unwrap();
+    let reloads = prop::collection::vec((0..20_u64, 0..pools.len()), 0..4);
+    TestRunner::new(config).run(&(prop::collection::vec(plan(), 1..24), reloads), run).unwrap();
 
     // It was not all for nothing.
-    assert!(proxy.counted(|it| &it.tunnels_opened) > 5);
-    let connects = |backend: &TestBackend| proxy.state("told", backend).metrics.sum(|it| &it.broken);
-    assert!(connects(&a) + connects(&b) > 5);
+    assert!(proxy.counted(|it| &it.tunnels_opened) > 5 && proxy.snapshot().generation > 5);
+    assert!(states.iter().map(|state| state.metrics.sum(|it| &it.broken)).sum::<u64>() > 5);
     let unreached = proxy.snapshot().upstream("unreachable").unwrap().roster().backends()[0].state.clone();
     assert!(unreached.metrics.sum(|it| &it.connect_failures) > 0, "connections that nobody accepts were waited for");
 }

@@ -7,6 +7,7 @@
 mod harness;
 mod cancel;
 mod file_edits;
+mod idle;
 mod killed_backend;
 mod layering;
 mod process;
