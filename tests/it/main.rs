@@ -6,4 +6,6 @@
 
 mod harness;
 mod forwarding;
+mod headers;
 mod smoke;
+mod smuggling;
