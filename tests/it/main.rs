@@ -5,7 +5,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod errors;
 mod forwarding;
 mod headers;
+mod limits;
+mod retries;
 mod smoke;
 mod smuggling;
+mod timeouts;
