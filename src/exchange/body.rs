@@ -148,7 +148,9 @@ impl HttpBody for Body {
                 {
                     exchange.response_data(data.len());
                 }
-                if (frame.is_none() || body.incoming.is_end_stream()) && !body.done {
+                // hyper does not ask again after trailers.
+                let last = frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
+                if (last || body.incoming.is_end_stream()) && !body.done {
                     body.done = true;
                     if let Some(exchange) = &this.exchange {
                         exchange.response_read();
@@ -216,8 +218,12 @@ impl HttpBody for RequestBody {
         exchange.waits_for_client(false);
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                Some(exchange.request_data(bytes).map(|()| frame))
+                let Some(data) = frame.data_ref() else {
+                    // Trailers: hyper does not ask again after them.
+                    exchange.request_ended(true);
+                    return Poll::Ready(Some(Ok(frame)));
+                };
+                Some(exchange.request_data(data.len()).map(|()| frame))
             }
             Some(Err(error)) => {
                 exchange.request_ended(false);

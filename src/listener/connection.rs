@@ -77,6 +77,7 @@ pub async fn serve(tcp: TcpStream, listener: Arc<Listener>, open: Open, clock: R
         let _ = tunnel.run(wire.io(), held).await;
         return;
     }
+    let closed = matches!(end, End::Closed(_));
     let refusal = match end {
         End::HeadTimeout => Some(Refusal { status: 408, reason: "the request head did not arrive in time" }),
         End::Closed(error) => {
@@ -90,6 +91,9 @@ pub async fn serve(tcp: TcpStream, listener: Arc<Listener>, open: Open, clock: R
     if let Some(refusal) = refusal {
         listener.metrics.of(proxy.worker).rejected.add(1);
         refuse(&wire, refusal).await;
+    } else if closed && wire.mid_body() {
+        // The answer was not to that body, and did not wait for its end.
+        let _ = tokio::time::timeout(LINGER, linger(&wire)).await;
     }
     drop(open);
 }
@@ -104,6 +108,8 @@ async fn speak(
 ) -> End {
     let service = service_fn(|request| {
         let (client, proxy, tunnel) = (Rc::clone(client), Rc::clone(proxy), Rc::clone(tunnel));
+        // Not when the future is first polled: hyper looks at the socket once more before.
+        client.side.begin();
         async move {
             let handled = proxy.handle(&client, request).await;
             if handled.tunnel.is_some() {
@@ -156,20 +162,25 @@ async fn speak(
 /// would send a reset, which may overtake the answer.
 async fn refuse(wire: &Rc<Wire>, refusal: Refusal) {
     let mut io = wire.io();
-    let linger = async {
+    let answer = async {
         io.write_all(refusal_text(refusal).as_bytes()).await?;
-        io.shutdown().await?;
-        let mut space = [0; 4096];
-        for _ in 0..LINGER_READS {
-            let mut piece = ReadBuf::new(&mut space);
-            poll_fn(|cx| wire.poll_read_raw(cx, &mut piece)).await?;
-            if piece.filled().is_empty() {
-                break;
-            }
-        }
-        std::io::Result::Ok(())
+        poll_fn(|cx| wire.poll_shutdown_raw(cx)).await?;
+        linger(wire).await
     };
-    let _ = tokio::time::timeout(LINGER, linger).await;
+    let _ = tokio::time::timeout(LINGER, answer).await;
+}
+
+/// Throws away what the client still sends, until it has read our end of the connection and closes its own.
+async fn linger(wire: &Wire) -> std::io::Result<()> {
+    let mut space = vec![0; BUFFER_BYTES];
+    for _ in 0..LINGER_READS {
+        let mut piece = ReadBuf::new(&mut space);
+        poll_fn(|cx| wire.poll_read_raw(cx, &mut piece)).await?;
+        if piece.filled().is_empty() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 const LINGER: Duration = Duration::from_secs(1);

@@ -6,12 +6,19 @@
 
 mod harness;
 mod cancel;
+mod errors;
 mod file_edits;
+mod forwarding;
+mod headers;
 mod idle;
 mod killed_backend;
 mod layering;
+mod limits;
 mod process;
 mod reload_under_load;
+mod retries;
 mod smoke;
+mod smuggling;
 mod stop;
 mod survives_a_reload;
+mod timeouts;

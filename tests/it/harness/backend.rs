@@ -320,12 +320,13 @@ where
         let mut stop = stop;
         loop {
             tokio::select! {
-                _ = &mut stop => return,
-                Some(ended) = peers.join_next() => {
-                    if let Err(error) = ended && error.is_panic() {
-                        std::panic::resume_unwind(error.into_panic());
+                _ = &mut stop => {
+                    while let Some(ended) = peers.try_join_next() {
+                        raise(ended);
                     }
+                    return;
                 }
+                Some(ended) = peers.join_next() => raise(ended),
                 accepted = listener.accept() => {
                     let (tcp, _) = accepted.unwrap();
                     tcp.set_nodelay(true).unwrap();
@@ -338,4 +339,12 @@ where
             }
         }
     });
+}
+
+fn raise(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
+    }
 }

@@ -18,7 +18,7 @@ mod scratch;
 pub(crate) use backend::{After, Peer, TestBackend};
 pub(crate) use client::Client;
 pub(crate) use message::{Cut, Head, Message, Response, Stream, body_of};
-pub(crate) use proxy::{TestProxy, backends};
+pub(crate) use proxy::{Keys, TestProxy, backends};
 pub(crate) use scratch::Scratch;
 
 /// How long anything may take before a test fails.

@@ -15,6 +15,42 @@ use super::client::Client;
 use super::message::Response;
 use super::soon;
 
+/// What a configuration says beside one worker, one listener, one route and one upstream, each key on a line of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Keys<'a> {
+    /// Keys of the listener.
+    pub(crate) listener: &'a str,
+    /// Keys of the route.
+    pub(crate) route: &'a str,
+    /// Keys of the upstream.
+    pub(crate) upstream: &'a str,
+    /// Whole tables.
+    pub(crate) tables: &'a str,
+}
+
+impl Keys<'_> {
+    /// The configuration, with these backends.
+    pub(crate) fn text(self, pool: &[&TestBackend]) -> String {
+        let Self { listener, route, upstream, tables } = self;
+        format!(
+            r#"
+            workers = 1
+            [[listener]]
+            address = "127.0.0.1:0"
+            {listener}
+            [[route]]
+            upstream = "u"
+            {route}
+            [upstream.u]
+            backends = {}
+            {upstream}
+            {tables}
+            "#,
+            backends(pool)
+        )
+    }
+}
+
 /// A proxy under test. Dropped, it is stopped at once.
 #[derive(Debug)]
 pub(crate) struct TestProxy {
@@ -40,19 +76,12 @@ impl TestProxy {
 
     /// Starts one worker with one listener, and one route to these backends by turns.
     pub(crate) async fn over(pool: &[&TestBackend]) -> Self {
-        Self::with_config(format!(
-            r#"
-            workers = 1
-            [[listener]]
-            address = "127.0.0.1:0"
-            [[route]]
-            upstream = "u"
-            [upstream.u]
-            backends = {}
-            "#,
-            backends(pool)
-        ))
-        .await
+        Self::with_keys(pool, Keys::default()).await
+    }
+
+    /// The same with further keys.
+    pub(crate) async fn with_keys(pool: &[&TestBackend], keys: Keys<'_>) -> Self {
+        Self::with_config(keys.text(pool)).await
     }
 
     /// Looks into it and steers it.
