@@ -80,6 +80,7 @@ pub async fn serve(
         let _ = tunnel.run(wire.io(), held).await;
         return;
     }
+    let closed = matches!(end, End::Closed(_));
     let refusal = match end {
         End::HeadTimeout => Some(Refusal { status: 408, reason: "the request head did not arrive in time" }),
         End::Closed(error) => {
@@ -93,6 +94,9 @@ pub async fn serve(
     if let Some(refusal) = refusal {
         listener.metrics.of(proxy.worker).rejected.add(1);
         refuse(&wire, refusal).await;
+    } else if closed && wire.mid_body() {
+        // The answer was not to that body, and did not wait for its end.
+        let _ = tokio::time::timeout(LINGER, linger(&wire)).await;
     }
     drop(open);
 }
@@ -105,7 +109,11 @@ async fn speak(
     proxy: &Rc<Proxy>,
     tunnel: &Rc<Slot>,
 ) -> End {
-    let service = service_fn(|request| Rc::clone(proxy).handle(Rc::clone(client), Rc::clone(tunnel), request));
+    let service = service_fn(|request| {
+        // Not when the future is first polled: hyper looks at the socket once more before.
+        client.side.begin();
+        Rc::clone(proxy).handle(Rc::clone(client), Rc::clone(tunnel), request)
+    });
     let mut http = http1::Builder::new();
     http.max_buf_size(BUFFER_BYTES.max(config.max_header_bytes)).auto_date_header(false);
     if config.max_headers > CHEAP_HEADERS {
@@ -133,8 +141,9 @@ async fn speak(
                     Phase::Connect | Phase::Response | Phase::Tunnel => {}
                 }
             }
-            // Not in the middle of a head: that request shall still be served.
-            if watch.draining() && !asked_to_end && !wire.mid_head() {
+            // Not in the middle of a head, nor when one has come and was not read yet: that request shall still be served.
+            let asks = || wire.mid_head() || (watch.phase() == Phase::Idle && wire.has_unread());
+            if watch.draining() && !asked_to_end && !asks() {
                 asked_to_end = true;
                 http.as_mut().graceful_shutdown();
                 continue;
@@ -149,20 +158,25 @@ async fn speak(
 /// would send a reset, which may overtake the answer.
 async fn refuse(wire: &Rc<Wire>, refusal: Refusal) {
     let mut io = wire.io();
-    let linger = async {
+    let answer = async {
         io.write_all(refusal_text(refusal).as_bytes()).await?;
-        io.shutdown().await?;
-        let mut space = [0; 4096];
-        for _ in 0..LINGER_READS {
-            let mut piece = ReadBuf::new(&mut space);
-            poll_fn(|cx| wire.poll_read_raw(cx, &mut piece)).await?;
-            if piece.filled().is_empty() {
-                break;
-            }
-        }
-        std::io::Result::Ok(())
+        poll_fn(|cx| wire.poll_shutdown_raw(cx)).await?;
+        linger(wire).await
     };
-    let _ = tokio::time::timeout(LINGER, linger).await;
+    let _ = tokio::time::timeout(LINGER, answer).await;
+}
+
+/// Throws away what the client still sends, until it has read our end of the connection and closes its own.
+async fn linger(wire: &Wire) -> std::io::Result<()> {
+    let mut space = vec![0; BUFFER_BYTES];
+    for _ in 0..LINGER_READS {
+        let mut piece = ReadBuf::new(&mut space);
+        poll_fn(|cx| wire.poll_read_raw(cx, &mut piece)).await?;
+        if piece.filled().is_empty() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 const LINGER: Duration = Duration::from_secs(1);

@@ -33,6 +33,8 @@ pub struct Guard {
     head: Head,
     /// The beginning of a line that did not come in one piece.
     partial: Vec<u8>,
+    /// Whether it was in a body that something was refused: that of a request which is being served.
+    broke_body: bool,
     max_head_bytes: usize,
     max_headers: usize,
 }
@@ -95,6 +97,7 @@ impl Guard {
             state: State::Head,
             head: Head::default(),
             partial: Vec::new(),
+            broke_body: false,
             max_head_bytes: config.max_header_bytes,
             max_headers: config.max_headers,
         }
@@ -106,6 +109,16 @@ impl Guard {
             State::Refused(refusal) => Some(refusal),
             _ => None,
         }
+    }
+
+    /// Whether it was in the body of a request, which is being served and will be answered, that something was refused.
+    pub fn broke_body(&self) -> bool {
+        self.broke_body
+    }
+
+    /// Whether a body is begun and not ended.
+    pub fn mid_body(&self) -> bool {
+        !matches!(self.state, State::Head | State::Held | State::Refused(_)) || self.broke_body
     }
 
     /// Whether what follows is held back because the request asks for another protocol.
@@ -144,6 +157,7 @@ impl Guard {
             match step {
                 Ok(taken) => at += taken,
                 Err(refusal) => {
+                    self.broke_body = self.state != State::Head;
                     self.state = State::Refused(refusal);
                     break;
                 }
@@ -385,7 +399,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn guard() -> Guard {
-        Guard { state: State::Head, head: Head::default(), partial: Vec::new(), max_head_bytes: 1024, max_headers: 10 }
+        Guard {
+            state: State::Head,
+            head: Head::default(),
+            partial: Vec::new(),
+            broke_body: false,
+            max_head_bytes: 1024,
+            max_headers: 10,
+        }
     }
 
     /// Passes `text` in one piece, and again byte by byte: both must come to the same.

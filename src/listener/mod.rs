@@ -109,22 +109,39 @@ pub struct Open {
 }
 
 impl Open {
-    /// Counts one more at `listener` and at worker number `index`.
+    /// Counts one more at `listener` and at worker number `index`, which is to serve it. Called by worker number `by`, which
+    /// has accepted it: nobody else writes that one's shard.
     ///
     /// # Errors
-    /// The same, when the listener has as many as it takes.
-    pub fn count(listener: &Arc<Listener>, worker: &Arc<Vec<AtomicUsize>>, index: usize) -> Result<Self, Self> {
+    /// The same, but counted at the worker that has accepted it, when the listener has as many as it takes.
+    pub fn count(
+        listener: &Arc<Listener>,
+        worker: &Arc<Vec<AtomicUsize>>,
+        by: usize,
+        index: usize,
+    ) -> Result<Self, Self> {
         let before = listener.open.fetch_add(1, Ordering::Relaxed);
+        let refused = before >= listener.config.load().max_connections;
+        let index = if refused { by } else { index };
         worker[index].fetch_add(1, Ordering::Relaxed);
-        listener.metrics.of(index).accepted.add(1);
+        let metrics = listener.metrics.of(by);
+        metrics.accepted.add(1);
         let open = Self { listener: Arc::clone(listener), worker: Arc::clone(worker), index };
-        match before < listener.config.load().max_connections {
-            true => Ok(open),
-            false => {
-                listener.metrics.of(index).refused.add(1);
-                Err(open)
-            }
+        if refused {
+            metrics.refused.add(1);
+            return Err(open);
         }
+        Ok(open)
+    }
+
+    /// Counts it at worker number `index`, which serves it and drops this: mostly the one it was meant for.
+    pub fn served_by(mut self, index: usize) -> Self {
+        if self.index != index {
+            self.worker[self.index].fetch_sub(1, Ordering::Relaxed);
+            self.worker[index].fetch_add(1, Ordering::Relaxed);
+            self.index = index;
+        }
+        self
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -68,9 +70,15 @@ impl Wire {
         })
     }
 
-    /// Why the connection ends.
+    /// Why the connection ends, where no exchange has told or will tell the client.
     pub fn refusal(&self) -> Option<Refusal> {
-        self.guard.borrow().refusal()
+        let guard = self.guard.borrow();
+        guard.refusal().filter(|_| !guard.broke_body())
+    }
+
+    /// Whether the client is in the middle of a body, or was when the connection was given up for what is in it.
+    pub fn mid_body(&self) -> bool {
+        self.guard.borrow().mid_body()
     }
 
     /// The connection's task is being polled again. Within one poll the event loop does not run, so a socket that was found
@@ -82,6 +90,12 @@ impl Wire {
     /// Whether the client is in the middle of a head.
     pub fn mid_head(&self) -> bool {
         self.guard.borrow().mid_head()
+    }
+
+    /// Whether the client has sent something that nobody has read. Asks the socket: the event loop may not have told yet.
+    pub fn has_unread(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        matches!(SockRef::from(&*self.tcp.borrow()).peek(&mut byte), Ok(1..))
     }
 
     /// The exchange becomes a tunnel: from now on nothing is guarded, and what was held back belongs to it.
@@ -100,13 +114,19 @@ impl Wire {
         Pin::new(&mut *self.tcp.borrow_mut()).poll_read(cx, buf)
     }
 
+    /// Ends what is sent: for what was refused.
+    pub fn poll_shutdown_raw(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.tcp.borrow_mut()).poll_shutdown(cx)
+    }
+
     fn poll_read_guarded(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.dry_in.get() == self.poll.get() {
             return Poll::Pending;
         }
         let mut guard = self.guard.borrow_mut();
         if guard.refusal().is_some() {
-            if self.busy.get() || self.unflushed.get() {
+            // A head has to wait until the exchanges before it are over; a body belongs to the one that is under way.
+            if (self.busy.get() || self.unflushed.get()) && !guard.broke_body() {
                 *self.reader.borrow_mut() = Some(cx.waker().clone());
                 return Poll::Pending;
             }
@@ -269,6 +289,10 @@ impl AsyncWrite for WireIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.tcp.borrow_mut()).poll_shutdown(cx)
+        // hyper takes an error before the first byte of a head for the end of the connection; there is an answer to come.
+        match self.0.refusal() {
+            Some(_) => Poll::Ready(Ok(())),
+            None => self.0.poll_shutdown_raw(cx),
+        }
     }
 }

@@ -72,7 +72,6 @@ struct Logged {
 impl Running {
     /// The request's head has been read.
     pub(super) fn begin(proxy: &Rc<Proxy>, snapshot: Rc<Arc<Snapshot>>, exchange: Exchange, parts: &Parts) -> Rc<Self> {
-        exchange.client.side.begin();
         exchange.client.metrics.of(proxy.worker).requests.add(1);
         let logged = snapshot.access_log.is_some().then(|| {
             Box::new(Logged {

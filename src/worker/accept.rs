@@ -73,7 +73,7 @@ fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io:
     // TCP_NODELAY comes with the listening socket. A peer that is gone already is noticed when it is served.
     let _ = tcp.set_nonblocking(true);
     let place = worker.peers.place(worker.index);
-    match Open::count(listener, &worker.peers.open, place) {
+    match Open::count(listener, &worker.peers.open, worker.index, place) {
         Ok(open) if place == worker.index => worker.serve(tcp, peer, Arc::clone(listener), open),
         Ok(open) => {
             let handed = worker.peers.inboxes[place].send(Command::Serve(tcp, peer, Arc::clone(listener), open));

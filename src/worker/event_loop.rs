@@ -178,6 +178,7 @@ impl Worker {
 
     /// Serves a connection on this worker.
     pub(super) fn serve(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, listener: Arc<Listener>, open: Open) {
+        let open = open.served_by(self.index);
         let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
         self.wake_clock();
         self.served.set(self.served.get() + 1);

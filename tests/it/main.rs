@@ -5,7 +5,20 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod cancel;
+mod errors;
+mod file_edits;
 mod forwarding;
+mod headers;
+mod idle;
+mod killed_backend;
 mod layering;
+mod limits;
+mod process;
+mod reload_under_load;
+mod retries;
 mod smoke;
+mod smuggling;
+mod stop;
 mod survives_a_reload;
+mod timeouts;

@@ -1,0 +1,286 @@
+//! The binary as a process: its commands, its signals and what it exits with.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use crate::harness::{Client, PATIENCE, Scratch, TestBackend, backends, eventually, soon};
+
+/// A running `isobar`, killed with the test.
+struct Process {
+    child: Child,
+    /// What it has said so far, on whichever of its two outputs was asked for.
+    said: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+fn isobar(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_isobar"));
+    command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    isobar(arguments).output().unwrap()
+}
+
+impl Process {
+    /// `isobar` with that file; listens to its log.
+    fn serving(file: &Path) -> Self {
+        let mut child =
+            isobar(&["--config", file.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = child.stderr.take().unwrap();
+        Self::reading(child, log)
+    }
+
+    /// `isobar demo` on free ports; listens to what it shows.
+    fn demo() -> Self {
+        let mut child = isobar(&["demo", "--port", "0", "--admin-port", "0"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let shown = child.stdout.take().unwrap();
+        Self::reading(child, shown)
+    }
+
+    fn reading(child: Child, from: impl Read + Send + 'static) -> Self {
+        let said = Arc::<Mutex<String>>::default();
+        let heard = Arc::clone(&said);
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                heard.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        Self { child, said, reader: Some(reader) }
+    }
+
+    fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    /// The address behind the first `mark`.
+    async fn address(&self, mark: &str) -> SocketAddr {
+        let find = || {
+            let said = self.said();
+            let rest = &said[said.find(mark)? + mark.len()..];
+            // A line is pushed whole.
+            rest.split(|c: char| c.is_whitespace() || c == '/').next()?.parse().ok()
+        };
+        eventually(|| find().is_some()).await;
+        find().unwrap()
+    }
+
+    /// Sends a signal, by its name without SIG.
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success(), "{kill}");
+    }
+
+    /// Waits for its end: its exit code, and all that it has said.
+    async fn ended(mut self) -> (Option<i32>, String) {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < PATIENCE, "still running after {PATIENCE:?}:\n{}", self.said());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        self.reader.take().unwrap().join().unwrap();
+        (status.code(), self.said())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn over(backend: &TestBackend) -> String {
+    format!(
+        r#"
+        workers = 2
+        [admin]
+        enabled = false
+        [[listener]]
+        address = "127.0.0.1:0"
+        [[route]]
+        upstream = "u"
+        [upstream.u]
+        backends = {}
+        "#,
+        backends(&[backend])
+    )
+}
+
+async fn refused(address: SocketAddr) {
+    soon(async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn terminated_it_finishes_what_runs_and_exits_with_0() {
+    for signal in ["TERM", "INT"] {
+        let backend = TestBackend::slow("done", Duration::from_millis(300));
+        let dir = Scratch::new();
+        let process = Process::serving(&dir.write("lb.toml", over(&backend)));
+        let mut client = Client::connect(process.address(" address=").await).await;
+        client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+        eventually(|| backend.requests() == 1).await;
+        process.signal(signal);
+        let response = client.response().await;
+        assert_eq!((response.text(), response.header("connection")), ("done", Some("close")));
+        client.closed().await;
+        let (code, log) = process.ended().await;
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("stopping") && log.contains("stopped"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_further_signal_ends_it_at_once() {
+    for (signal, expected) in [("TERM", 143), ("INT", 130)] {
+        let backend = TestBackend::scripted(async |peer| {
+            peer.head().await;
+            peer.gone().await;
+        });
+        let dir = Scratch::new();
+        let process = Process::serving(&dir.write("lb.toml", over(&backend)));
+        let address = process.address(" address=").await;
+        let mut client = Client::connect(address).await;
+        client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+        eventually(|| backend.requests() == 1).await;
+        process.signal("TERM");
+        refused(address).await;
+        process.signal(signal);
+        let (code, log) = process.ended().await;
+        assert_eq!(code, Some(expected), "{log}");
+        assert!(log.contains("second signal"), "{log}");
+        client.closed().await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_grace_cuts_is_told() {
+    let backend = TestBackend::upgrading();
+    let dir = Scratch::new();
+    let file = dir.write("lb.toml", format!("shutdown_grace = \"200ms\"\n{}", over(&backend)));
+    let process = Process::serving(&file);
+    let mut client = Client::connect(process.address(" address=").await).await;
+    client.send("GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await;
+    assert_eq!(client.response().await.status(), 101);
+    process.signal("TERM");
+    client.closed().await;
+    let (code, log) = process.ended().await;
+    assert!(code == Some(0) && log.contains("cut=1"), "{code:?} {log}");
+}
+
+#[tokio::test]
+async fn hung_up_on_it_reloads() {
+    let (a, b) = (TestBackend::ok("a"), TestBackend::ok("b"));
+    let dir = Scratch::new();
+    let file = dir.write("lb.toml", over(&a));
+    let process = Process::serving(&file);
+    let mut client = Client::connect(process.address(" address=").await).await;
+    assert_eq!(client.get("/").await.text(), "a");
+    // Unchanged: only a signal makes another generation of it.
+    process.signal("HUP");
+    eventually(|| process.said().contains("generation=2")).await;
+    assert_eq!(client.get("/").await.text(), "a");
+
+    dir.write("lb.toml", over(&b));
+    process.signal("HUP");
+    eventually(|| process.said().contains("generation=3")).await;
+    assert_eq!(client.get("/").await.text(), "b");
+
+    dir.write("lb.toml", "nonsense");
+    process.signal("HUP");
+    eventually(|| process.said().contains("refused")).await;
+    assert_eq!(client.get("/").await.text(), "b", "on the same connection all the time");
+    process.signal("TERM");
+    assert_eq!(process.ended().await.0, Some(0));
+}
+
+#[tokio::test]
+async fn exit_codes_are_as_documented() {
+    let backend = TestBackend::refusing();
+    let dir = Scratch::new();
+    let good = dir.write("lb.toml", over(&backend));
+    let bad = dir.write("bad.toml", over(&backend).replace("upstream = \"u\"", "upstream = \"w\""));
+    let missing = dir.path("missing.toml");
+    let [good, bad, missing] = [&good, &bad, &missing].map(|path| path.to_str().unwrap());
+    for (arguments, code, says) in [
+        (&["check", "--config", good][..], 0, "ok"),
+        (&["check", "--config", bad], 1, "bad.toml:"),
+        (&["check", "--config", missing], 1, "missing.toml"),
+        (&["--config", bad], 1, "bad.toml:"),
+        (&["run", "--config", missing], 1, "missing.toml"),
+        (&["check", "--nonsense"], 2, "--nonsense"),
+        (&["nonsense"], 2, "nonsense"),
+        (&["--version"], 0, env!("CARGO_PKG_VERSION")),
+        (&["--help"], 0, "Exit codes"),
+        (&["healthcheck", "--admin", &backend.address().to_string()], 1, "refused"),
+    ] {
+        let output = output(arguments);
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.code() == Some(code) && said.contains(says),
+            "{arguments:?}: {:?}\n{said}",
+            output.status
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_told_and_exits_with_1() {
+    let taken = TestBackend::ok("");
+    let dir = Scratch::new();
+    let address = taken.address().to_string();
+    let file = dir.write("lb.toml", over(&taken).replace("127.0.0.1:0", &address));
+    let output = output(&["--config", file.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains(&address), "{said}");
+}
+
+#[tokio::test]
+async fn the_demo_serves_counts_and_ends_with_ctrl_c() {
+    let process = Process::demo();
+    let proxy = process.address("proxy     http://").await;
+    let admin = process.address("look      http://").await;
+    let mut client = Client::connect(proxy).await;
+    for path in ["/users/1", "/weighted/users/1", "/least/users/1"] {
+        let response = client.get(path).await;
+        assert_eq!(response.json()["name"], "Alice", "{path}");
+    }
+    for _ in 0..8 {
+        assert_eq!(client.get("/users/2").await.json()["name"], "Bob");
+    }
+    let mut asks = Client::connect(admin).await;
+    asks.send("GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_eq!(asks.response().await.status(), 200);
+    let said = process.said();
+    let file =
+        said.lines().find_map(|line| line.trim().strip_prefix("edit ")).expect("a file to edit").trim().to_owned();
+    assert!(Path::new(&file).exists());
+
+    process.signal("INT");
+    let (code, said) = process.ended().await;
+    assert_eq!(code, Some(0), "{said}");
+    // Nine requests by turns.
+    let thirds = said.lines().filter(|line| line.split_whitespace().nth(2) == Some("3") && line.contains("33.3%"));
+    assert_eq!(thirds.count(), 3, "{said}");
+    assert!(!Path::new(&file).exists(), "it leaves nothing behind");
+}
