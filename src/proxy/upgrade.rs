@@ -48,6 +48,7 @@ impl Tunnel {
         let mut down = Pump::new(rest);
         let result = std::future::poll_fn(|cx| {
             watch.register(cx);
+            self.link.polled();
             let upward = up.poll(cx, &mut client, &mut backend)?;
             let downward = down.poll(cx, &mut backend, &mut client)?;
             if upward.is_ready() && downward.is_ready() {

@@ -91,7 +91,7 @@ impl Link {
 
     /// The connection's task is being polled again. Within one poll the event loop does not run, so a socket that was found
     /// dry stays so, and hyper, which looks several times, can be told without asking.
-    pub(super) fn polled(&self) {
+    pub fn polled(&self) {
         self.poll.set(self.poll.get().wrapping_add(1));
     }
 
