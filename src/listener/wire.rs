@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -233,6 +234,11 @@ impl ClientSide for Wire {
                 reader.wake();
             }
         }
+    }
+
+    fn abort(&self) {
+        // Where this fails the connection is gone.
+        let _ = SockRef::from(&*self.tcp.borrow()).set_linger(Some(Duration::ZERO));
     }
 
     fn inform(&self, head: &[u8]) {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod client_gone;
 mod errors;
 mod forwarding;
 mod headers;
@@ -13,3 +14,5 @@ mod retries;
 mod smoke;
 mod smuggling;
 mod timeouts;
+mod truncated;
+mod upgrade;
