@@ -6,6 +6,7 @@
 
 mod harness;
 mod cancel;
+mod client_gone;
 mod errors;
 mod file_edits;
 mod forwarding;
@@ -17,8 +18,14 @@ mod limits;
 mod process;
 mod reload_under_load;
 mod retries;
+mod routes;
+mod seeing;
 mod smoke;
 mod smuggling;
 mod stop;
 mod survives_a_reload;
+mod strategies;
 mod timeouts;
+mod truncated;
+mod upgrade;
+mod workers;
