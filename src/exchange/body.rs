@@ -18,6 +18,10 @@ pub trait Progress {
     fn waits_for_client(&self, waits: bool);
     /// The request's body ended well, or broke on the client's side.
     fn request_ended(&self, complete: bool);
+    /// A piece of the response's body is about to be taken from the backend's connection.
+    fn taking(&self);
+    /// There was none (`None`), or it was taken, and there is (`true`) more to come.
+    fn taken(&self, more: Option<bool>);
     /// All of the response has been read from the backend: its connection may take the next request.
     fn response_read(&self);
     /// A piece of the response's body goes to the client.
@@ -98,12 +102,11 @@ impl Body {
     }
 
     /// Has `exchange` told how this body goes on and that it ended.
-    pub fn observed(mut self, exchange: Rc<dyn Progress>) -> Self {
+    pub fn observe(&mut self, exchange: Rc<dyn Progress>) {
         if matches!(self.kind, Kind::Empty) {
             exchange.response_read();
         }
         self.exchange = Some(exchange);
-        self
     }
 
     fn is_done(&self) -> bool {
@@ -142,17 +145,28 @@ impl HttpBody for Body {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Leased(body) => {
-                let frame = ready!(Pin::new(&mut body.incoming).poll_frame(cx));
-                if let (Some(Ok(frame)), Some(exchange)) = (&frame, &this.exchange)
+                let Some(exchange) = &this.exchange else {
+                    return Pin::new(&mut body.incoming).poll_frame(cx).map_err(BodyError::Broken);
+                };
+                exchange.taking();
+                let polled = Pin::new(&mut body.incoming).poll_frame(cx);
+                // hyper does not ask again after trailers.
+                let last = body.incoming.is_end_stream()
+                    || match &polled {
+                        Poll::Ready(None) => true,
+                        Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
+                        _ => false,
+                    };
+                exchange.taken(polled.is_ready().then_some(!last));
+                let frame = ready!(polled);
+                if let Some(Ok(frame)) = &frame
                     && let Some(data) = frame.data_ref()
                 {
                     exchange.response_data(data.len());
                 }
-                if (frame.is_none() || body.incoming.is_end_stream()) && !body.done {
+                if last && !body.done {
                     body.done = true;
-                    if let Some(exchange) = &this.exchange {
-                        exchange.response_read();
-                    }
+                    exchange.response_read();
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
             }
@@ -216,8 +230,12 @@ impl HttpBody for RequestBody {
         exchange.waits_for_client(false);
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                Some(exchange.request_data(bytes).map(|()| frame))
+                let Some(data) = frame.data_ref() else {
+                    // Trailers: hyper does not ask again after them.
+                    exchange.request_ended(true);
+                    return Poll::Ready(Some(Ok(frame)));
+                };
+                Some(exchange.request_data(data.len()).map(|()| frame))
             }
             Some(Err(error)) => {
                 exchange.request_ended(false);

@@ -1,6 +1,6 @@
 //! One request with its response: who asked, through what, until when, and the bodies on their way.
 
-use std::cell::RefCell;
+use std::cell::{Ref, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderValue;
 
-use crate::config::{ListenerConfig, ListenerName};
+use crate::config::{Config, ListenerConfig, ListenerName};
 use crate::telemetry::metrics::{ListenerMetrics, Sharded};
 
 pub mod body;
@@ -32,8 +32,11 @@ pub struct Client {
     pub peer_text: HeaderValue,
     /// The port of `local`, as a header holds it.
     pub port_text: HeaderValue,
-    /// The settings of the listener when the connection was accepted.
+    /// The settings of the listener when the connection was accepted. Not where its name is to be looked for: see
+    /// [`Client::listener_name`].
     pub listener: Arc<ListenerConfig>,
+    /// The listener's name, and the generation of the configuration that it is of.
+    pub name: RefCell<(u64, ListenerName)>,
     /// What the listener counts.
     pub metrics: Arc<Sharded<ListenerMetrics>>,
     /// What the connection waits for.
@@ -43,9 +46,28 @@ pub struct Client {
 }
 
 impl Client {
-    /// The listener's name.
-    pub fn listener_name(&self) -> &ListenerName {
-        &self.listener.name
+    /// The listener's name in `config`, whose number is `generation`. A reload may rename a listener and keeps its
+    /// connections: routes bound to the new name are theirs from then on. Looked up once per connection and generation.
+    pub fn listener_name(&self, generation: u64, config: &Config) -> Ref<'_, ListenerName> {
+        if self.name.borrow().0 != generation {
+            self.rename(generation, config);
+        }
+        Ref::map(self.name.borrow(), |(_, name)| name)
+    }
+
+    /// A listener is known by its address. Several may have port 0: among those the name tells, as when a reload is planned.
+    #[cold]
+    fn rename(&self, generation: u64, config: &Config) {
+        let mut known = self.name.borrow_mut();
+        let mut same = config.listeners.iter().filter(|listener| listener.address == self.listener.address);
+        let first = same.next().map(|listener| &listener.name);
+        let named = first.filter(|&name| *name == known.1).is_some() || same.any(|listener| listener.name == known.1);
+        // One that was removed, and whose connections drain, keeps its name.
+        let name = if named { None } else { first.cloned() };
+        known.0 = generation;
+        if let Some(name) = name {
+            known.1 = name;
+        }
     }
 }
 
@@ -117,6 +139,7 @@ pub(crate) mod testing {
             lines: RefCell::default(),
             peer_text: HeaderValue::from_static("192.0.2.1"),
             port_text: HeaderValue::from_static("8080"),
+            name: RefCell::new((0, listener.name.clone())),
             listener: Arc::new(listener),
             metrics: Arc::new(Sharded::new(1)),
             watch: Watch::new(&Clock::new(), Duration::from_secs(1), 0),

@@ -66,6 +66,7 @@ pub async fn serve(tcp: TcpStream, listener: Arc<Listener>, open: Open, clock: R
         metrics: Arc::clone(&listener.metrics),
         watch: Rc::clone(&watch),
         side: Rc::clone(&wire) as Rc<dyn ClientSide>,
+        name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
     let tunnel = Rc::new(RefCell::new(None));

@@ -227,7 +227,7 @@ fn answer(
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     head.headers.entry(header::UPGRADE).or_insert(protocol);
     head.extensions.clear();
-    let tunnel = Tunnel::new(connection.link, lease, Rc::clone(running), forward.timeouts.tunnel_idle);
+    let tunnel = Tunnel::new(Rc::clone(connection.link()), lease, Rc::clone(running), forward.timeouts.tunnel_idle);
     Ok(Handled { response: Response::from_parts(head, Body::empty()), tunnel: Some(Box::new(tunnel)), dated: true })
 }
 

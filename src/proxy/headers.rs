@@ -16,6 +16,11 @@ const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port")
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
+/// The host that is asked for. The field comes first in nearly every request, so looking from there costs less than hashing.
+pub(super) fn host(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.iter().find(|(name, _)| *name == header::HOST).map(|(_, host)| host)
+}
+
 /// The headers of a message that are for this hop alone (RFC 9110 §7.6.1), as one look at all names finds them.
 #[derive(Clone, Copy, Debug, Default)]
 struct HopByHop {
@@ -152,14 +157,12 @@ pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &Heade
     if client.listener.via {
         append_via(headers);
     }
-    let host = headers.get(header::HOST);
     if client.listener.forwarded || (found.forwarded && !client.trusted) {
-        let host = host.cloned();
-        forwarded(headers, client, host.as_ref());
+        forwarded(headers, client);
     }
     let plain = !client.trusted && edits.is_empty() && !found.x_forwarded;
     let lines = match plain {
-        true => forwarded_lines(client, headers.get(header::HOST)),
+        true => forwarded_lines(client, host(headers)),
         false => {
             x_forwarded(headers, client, edits);
             Bytes::new()
@@ -198,7 +201,7 @@ fn x_forwarded(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits) {
     let edited = |name: &HeaderName| {
         edits.remove.contains(name) || edits.set.iter().chain(&edits.add).any(|(other, _)| other == name)
     };
-    let host = headers.get(header::HOST).cloned();
+    let asked = host(headers).cloned();
     let mut put = |name: HeaderName, value: Option<HeaderValue>| {
         if edited(&name) {
             return;
@@ -210,7 +213,7 @@ fn x_forwarded(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits) {
         }
     };
     put(X_FORWARDED_PROTO, Some(HeaderValue::from_static("http")));
-    put(X_FORWARDED_HOST, host);
+    put(X_FORWARDED_HOST, asked);
     put(X_FORWARDED_PORT, Some(client.port_text.clone()));
     if edited(&X_FORWARDED_FOR) {
         return;
@@ -222,12 +225,12 @@ fn x_forwarded(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits) {
 }
 
 /// `Forwarded` (RFC 7239): added to what a trusted proxy says, in place of what anybody else says.
-fn forwarded(headers: &mut HeaderMap, client: &Client, host: Option<&HeaderValue>) {
+fn forwarded(headers: &mut HeaderMap, client: &Client) {
     if !client.listener.forwarded {
         headers.remove(header::FORWARDED);
         return;
     }
-    let element = forwarded_element(client, host);
+    let element = forwarded_element(client, host(headers));
     let before = if client.trusted { joined(headers, &header::FORWARDED) } else { None };
     let value = match before {
         Some(before) => HeaderValue::try_from([&before, &b", "[..], element.as_bytes()].concat()),

@@ -97,16 +97,21 @@ impl Proxy {
         let running = Running::begin(self, self.current.get(), exchange, &parts);
         let handled = match self.choose(&running, &mut parts) {
             Ok(Choice::Answer(response)) => Ok(response.into()),
-            Ok(Choice::Forward(route, forward)) => attempt::forward(self, &running, (route, forward), parts, incoming)
-                .await
-                .map(|handled| running.finish(route, handled)),
+            Ok(Choice::Forward(route, forward)) => {
+                let mut answer = attempt::forward(self, &running, (route, forward), parts, incoming).await;
+                if let Ok(handled) = &mut answer {
+                    running.finish(route, handled);
+                }
+                answer
+            }
             Err(error) => Err(error),
         };
-        let handled = handled.unwrap_or_else(|error| {
+        let mut handled = handled.unwrap_or_else(|error| {
             running.failed(&error);
             respond::error(&error).into()
         });
-        running.respond(handled)
+        running.respond(&mut handled);
+        handled
     }
 
     /// Finds the route, lets middleware look at the request, and answers what needs no backend.
@@ -122,21 +127,22 @@ impl Proxy {
         let response = match &route.action {
             Action::Forward(forward) => return Ok(Choice::Forward(route, forward)),
             Action::Redirect(redirect) => {
-                let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+                let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
                 let location = route::rewrite::location(redirect, "http", host, &parts.uri)
                     .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
                 respond::redirect(redirect.status, location)
             }
             Action::Respond(fixed) => respond::fixed(fixed),
         };
-        Ok(Choice::Answer(running.finish(route, response.into()).response))
+        let mut handled = Handled::from(response);
+        running.finish(route, &mut handled);
+        Ok(Choice::Answer(handled.response))
     }
 
     fn find<'a>(&self, running: &'a Running, parts: &Parts) -> Result<&'a Route, ProxyError> {
-        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let routes = &running.snapshot.routes;
-        let index =
-            routes.find_index(running.exchange.client.listener_name(), host, parts).ok_or(ProxyError::NoRoute)?;
+        let index = routes.find_index(&running.listener_name(), host, parts).ok_or(ProxyError::NoRoute)?;
         running.routed(index);
         Ok(routes.get(index))
     }

@@ -1,6 +1,6 @@
 //! An exchange under way: what it has come to so far, and the account of it when it ends.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
+use crate::config::ListenerName;
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::Phase;
@@ -105,6 +106,11 @@ impl Running {
         })
     }
 
+    /// The listener's name in the snapshot that the request is served with.
+    pub(super) fn listener_name(&self) -> Ref<'_, ListenerName> {
+        self.exchange.client.listener_name(self.snapshot.generation, &self.snapshot.config)
+    }
+
     /// Which route was found.
     pub(super) fn routed(&self, index: usize) {
         self.route.set(Some(index));
@@ -169,18 +175,19 @@ impl Running {
     }
 
     /// Lets the route's middleware have the last word on a response.
-    pub(super) fn finish(&self, route: &Route, handled: Handled) -> Handled {
+    pub(super) fn finish(&self, route: &Route, handled: &mut Handled) {
         if route.chain.is_empty() {
-            return handled;
+            return;
         }
-        let (mut parts, body) = handled.response.into_parts();
+        let (mut parts, body) = std::mem::take(&mut handled.response).into_parts();
         route.chain.on_response(&mut parts, &self.exchange);
+        handled.response = Response::from_parts(parts, body);
         // A hook may have taken the date away.
-        Handled { response: Response::from_parts(parts, body), dated: false, ..handled }
+        handled.dated = false;
     }
 
     /// The head of the answer is known. From here on the account is kept by the response's body, or by the tunnel.
-    pub(super) fn respond(self: Rc<Self>, mut handled: Handled) -> Handled {
+    pub(super) fn respond(self: Rc<Self>, handled: &mut Handled) {
         if !handled.dated {
             self.proxy.dates.date(handled.response.headers_mut());
         }
@@ -194,10 +201,9 @@ impl Running {
                     idle => idle,
                 };
                 self.exchange.client.side.body(idle);
-                handled.response = handled.response.map(|body| body.observed(self));
+                handled.response.body_mut().observe(self);
             }
         }
-        handled
     }
 
     /// What a tunnel has carried.
@@ -231,7 +237,7 @@ impl Running {
             route: route.map(|route| route.name.as_str()),
             upstream,
             backend: backend.as_ref().map(|backend| &backend.address),
-            listener: self.exchange.client.listener.name.as_str(),
+            listener: self.listener_name().as_str(),
         });
     }
 
@@ -309,6 +315,18 @@ impl Progress for Running {
             if complete && !self.over.get() && self.exchange.client.watch.phase() == Phase::Response {
                 self.exchange.client.watch.extend(self.response_head.get());
             }
+        }
+    }
+
+    fn taking(&self) {
+        if let Some(connection) = &*self.connection.borrow() {
+            connection.taking();
+        }
+    }
+
+    fn taken(&self, more: Option<bool>) {
+        if let Some(connection) = &*self.connection.borrow() {
+            connection.taken(more);
         }
     }
 

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::exchange::body::RequestBody;
+
+use super::mute::Mute;
 
 /// Who is told of informational responses.
 pub trait Informed {
@@ -34,6 +37,8 @@ pub struct Link {
     /// The poll of the connection's task in which the socket was last found to have nothing to read.
     dry_in: Cell<u32>,
     poll: Cell<u32>,
+    /// Through which the connection's task is woken, once it has run.
+    mute: RefCell<Option<Arc<Mute>>>,
     informed: RefCell<Option<Rc<dyn Informed>>>,
     /// The beginning of an informational response that did not come in one piece.
     partial: RefCell<Vec<u8>>,
@@ -71,6 +76,7 @@ impl Link {
             head: RefCell::default(),
             dry_in: Cell::new(0),
             poll: Cell::new(1),
+            mute: RefCell::new(None),
             informed: RefCell::new(None),
             partial: RefCell::default(),
             ended: RefCell::default(),
@@ -89,9 +95,31 @@ impl Link {
         *self.informed.borrow_mut() = informed;
     }
 
-    /// The connection's task is being polled again. Within one poll the event loop does not run, so a socket that was found
-    /// dry stays so, and hyper, which looks several times, can be told without asking.
-    pub(super) fn polled(&self) {
+    /// The waker that the connection's task is to hand to hyper. Made at the task's first poll.
+    pub(super) fn waker(&self, task: &Waker) -> Waker {
+        let mute = Mute::new(task.clone());
+        *self.mute.borrow_mut() = Some(Arc::clone(&mute));
+        mute.into()
+    }
+
+    /// A piece of a response's body is about to be taken (`true`), or was: until then hyper's notice of it is not listened
+    /// to.
+    pub(super) fn mute(&self, closed: bool) {
+        if let Some(mute) = &*self.mute.borrow() {
+            mute.close(closed);
+        }
+    }
+
+    /// Has the connection's task run: there is more to read.
+    pub(super) fn wake(&self) {
+        if let Some(mute) = &*self.mute.borrow() {
+            mute.wake_task();
+        }
+    }
+
+    /// The task that reads from the socket is being polled again. Within one poll the event loop does not run, so a socket that
+    /// was found dry stays so, and hyper, which looks several times, can be told without asking.
+    pub fn polled(&self) {
         self.poll.set(self.poll.get().wrapping_add(1));
     }
 

@@ -19,6 +19,7 @@ use crate::exchange::watch::Clock;
 
 pub mod connect;
 pub mod link;
+mod mute;
 mod pool;
 
 pub use link::{Informed, Link};
@@ -34,8 +35,7 @@ pub struct Transport {
 /// A connection to a backend, taken out for one attempt.
 pub struct Connection {
     sender: SendRequest<RequestBody>,
-    /// The socket behind it.
-    pub link: Rc<Link>,
+    link: Rc<Link>,
     /// Whether it has served a request before: then it may turn out to be closed already.
     pub reused: bool,
     transport: Rc<Transport>,
@@ -103,6 +103,25 @@ impl Connection {
     /// The request that was sent, with the lines that were put in, if it was to be kept and had no body.
     pub fn written(&self) -> Option<Request<RequestBody>> {
         self.link.written()
+    }
+
+    /// The socket behind it.
+    pub fn link(&self) -> &Rc<Link> {
+        &self.link
+    }
+
+    /// A piece of the response's body is about to be taken.
+    pub fn taking(&self) {
+        self.link.mute(true);
+    }
+
+    /// Nothing was there to take (`None`); or it was taken, and there is (`true`) more to come, for which the connection has
+    /// to run.
+    pub fn taken(&self, more: Option<bool>) {
+        self.link.mute(false);
+        if more.is_some_and(|more| more || !self.sender.is_ready()) {
+            self.link.wake();
+        }
     }
 
     /// The response has been read: the connection may take its next request.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::error::SendError;
 
 use crate::listener::{Listener, Open};
 
@@ -73,8 +74,11 @@ fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io:
     match Open::count(listener, &worker.peers.open, place) {
         Ok(open) if place == worker.index => worker.serve(tcp, Arc::clone(listener), open),
         Ok(open) => {
-            // A worker that is gone drops the connection, as the process does.
-            let _ = worker.peers.inboxes[place].send(Command::Serve(tcp, Arc::clone(listener), open));
+            let handed = worker.peers.inboxes[place].send(Command::Serve(tcp, Arc::clone(listener), open));
+            // While the process stops, the other may have ended already.
+            if let Err(SendError(Command::Serve(tcp, listener, open))) = handed {
+                worker.serve(tcp, listener, open);
+            }
         }
         Err(refused) => worker.turn_away(tcp, refused),
     }

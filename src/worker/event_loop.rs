@@ -4,15 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::backend::BackendId;
-use crate::exchange::watch::Clock;
+use crate::exchange::watch::{Clock, Watch};
 use crate::listener::connection::{serve, turn_away};
 use crate::listener::{Listener, Open, owner};
 use crate::proxy::{Proxy, Published, Snapshot};
@@ -36,6 +38,8 @@ pub(super) struct Worker {
     served: Cell<usize>,
     turned_away: Cell<usize>,
     accepting: RefCell<Vec<Accepting>>,
+    /// Whether backends that are gone were still serving when that was last looked at: their connections come back late.
+    strays: Cell<bool>,
     /// Told when there is something to watch again.
     busy: Notify,
     /// Told when a connection has ended.
@@ -75,6 +79,7 @@ pub(super) fn run(
             served: Cell::new(0),
             turned_away: Cell::new(0),
             accepting: RefCell::default(),
+            strays: Cell::new(false),
             busy: Notify::new(),
             ended: Notify::new(),
         });
@@ -100,6 +105,9 @@ async fn sweep(worker: Rc<Worker>) {
         if since_pools >= POOL_SWEEP {
             since_pools = Duration::ZERO;
             worker.proxy.transport.sweep();
+            if worker.strays.get() {
+                worker.let_go();
+            }
         }
     }
 }
@@ -110,12 +118,19 @@ impl Worker {
         let mut stopping = false;
         let mut cut = 0;
         loop {
-            if stopping && self.served.get() == 0 {
-                return cut;
-            }
-            let command = tokio::select! {
-                command = inbox.recv() => command,
-                () = self.ended.notified() => continue,
+            let command = if stopping && self.served.get() == 0 {
+                match inbox.try_recv() {
+                    Ok(command) => Some(command),
+                    Err(_) => {
+                        self.close(inbox);
+                        return cut;
+                    }
+                }
+            } else {
+                tokio::select! {
+                    command = inbox.recv() => command,
+                    () = self.ended.notified() => continue,
+                }
             };
             match command {
                 Some(Command::Listen(listener, socket)) => self.listen(listener, socket),
@@ -128,6 +143,8 @@ impl Worker {
                 Some(Command::Stop) => {
                     stopping = true;
                     for accepting in self.accepting.take() {
+                        // What is accepted or handed over from now on is to end as well.
+                        accepting.listener.draining.store(true, Ordering::Relaxed);
                         accepting.end(self);
                     }
                     self.clock.each(|watch| watch.drain());
@@ -138,9 +155,20 @@ impl Worker {
                 }
                 None => return cut,
             }
-            if stopping {
-                // A connection handed over meanwhile has to drain too.
-                self.clock.each(|watch| watch.drain());
+        }
+    }
+
+    /// Takes nothing more. What another worker hands over from now on goes back to it; what it has handed over since the last
+    /// look goes on to one that has not ended.
+    fn close(&self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        inbox.close();
+        while let Ok(command) = inbox.try_recv() {
+            if let Command::Serve(..) = command {
+                // Where all others have ended, the client's connection does too.
+                let _ = self.peers.inboxes.iter().try_fold(command, |command, inbox| match inbox.send(command) {
+                    Ok(()) => Err(()),
+                    Err(SendError(command)) => Ok(command),
+                });
             }
         }
     }
@@ -223,27 +251,37 @@ impl Worker {
     fn adopt(&self) {
         let snapshot = self.proxy.current.get();
         self.clock.set_shortest(shortest_timeout(&snapshot));
-        let known = backends(&snapshot);
+        self.let_go();
+    }
+
+    /// Closes idle connections to backends that no upstream has any more. Those of requests that are still under way are closed
+    /// by a later call.
+    fn let_go(&self) {
+        let known = backends(&self.proxy.current.get());
+        self.strays.set(self.strays(&known) > 0);
         self.proxy.transport.retain(|id| known.contains(&id));
+    }
+
+    /// Exchanges that are served by a backend that is not known.
+    fn strays(&self, known: &HashSet<BackendId>) -> usize {
+        let mut strays = 0;
+        self.clock.each(|watch| strays += usize::from(is_stray(watch, known)));
+        strays
     }
 
     /// Cuts, after `limit`, what is then still served by a backend that no upstream has any more.
     fn cut_strays_after(self: &Rc<Self>, limit: Duration) {
-        let known = backends(&self.proxy.current.get());
-        let mut strays = false;
-        self.clock.each(|watch| strays |= watch.serving().is_some_and(|id| !known.contains(&id)));
-        if !strays {
+        if !self.strays.get() {
             return;
         }
         let worker = Rc::clone(self);
         spawn_local(async move {
             tokio::time::sleep(limit).await;
             let known = backends(&worker.proxy.current.get());
-            let mut cut = 0;
+            let cut = worker.strays(&known);
             worker.clock.each(|watch| {
-                if watch.serving().is_some_and(|id| !known.contains(&id)) {
+                if is_stray(watch, &known) {
                     watch.cut();
-                    cut += 1;
                 }
             });
             if cut > 0 {
@@ -251,6 +289,10 @@ impl Worker {
             }
         });
     }
+}
+
+fn is_stray(watch: &Watch, known: &HashSet<BackendId>) -> bool {
+    watch.serving().is_some_and(|id| !known.contains(&id))
 }
 
 impl Accepting {

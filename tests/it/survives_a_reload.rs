@@ -1,0 +1,351 @@
+//! What survives a reload: a test for each cell of that table in ARCHITECTURE.md.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+
+use crate::harness::{Client, TestBackend, TestProxy, backends, eventually, soon};
+
+const WEB: &str = "[[listener]]\nname = \"web\"\naddress = \"127.0.0.1:0\"\n";
+
+/// One listener, a route to `u`, and `u` as the text says.
+fn with_u(u: &str) -> String {
+    format!("workers = 2\n{WEB}\n[[route]]\nupstream = \"u\"\n[upstream.u]\n{u}")
+}
+
+fn over(pool: &[&TestBackend]) -> String {
+    format!("backends = {}\n", backends(pool))
+}
+
+/// Answers with `name` each time that it is let.
+fn gated(name: &'static str) -> (TestBackend, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let backend = TestBackend::scripted(async move |peer| {
+        while peer.request().await.is_some() {
+            opened.acquire().await.unwrap().forget();
+            peer.respond("200 OK", name).await;
+        }
+    });
+    (backend, gate)
+}
+
+/// The three columns: the upstream as it was, changed, and gone.
+fn columns(pool: &[&TestBackend], other: &TestBackend) -> [(&'static str, String); 3] {
+    let changed = format!("strategy = \"least_connections\"\nretries = 0\n{}", over(pool));
+    let gone = format!("workers = 2\n{WEB}\n[[route]]\nupstream = \"v\"\n[upstream.v]\n{}", over(&[other]));
+    // The route differs, so that there is a new snapshot.
+    let same = with_u(&over(pool)) + "\n[[route]]\npath = \"/more\"\nrespond = { status = 204 }\n";
+    [("same", same), ("changed", with_u(&changed)), ("gone", gone)]
+}
+
+#[tokio::test]
+async fn a_request_in_flight_finishes_and_its_connection_stays() {
+    for column in 0..3 {
+        let (old, gate) = gated("old");
+        let new = TestBackend::ok("new");
+        let proxy = TestProxy::with_config(with_u(&over(&[&old]))).await;
+        let mut client = proxy.client().await;
+        client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+        eventually(|| old.requests() == 1).await;
+        let state = proxy.state("u", &old);
+        assert_eq!(state.in_flight(), 1);
+
+        let (name, text) = columns(&[&old], &new)[column].clone();
+        proxy.apply(text).await.unwrap();
+        assert_eq!(state.in_flight(), 1, "{name}: the count stays with the lease");
+        gate.add_permits(1);
+        let response = client.response().await;
+        assert_eq!((response.text(), response.header("connection")), ("old", None), "{name}");
+        eventually(|| state.in_flight() == 0).await;
+
+        // The connection stays, and its next request takes the new snapshot.
+        gate.add_permits(1);
+        let next = if name == "gone" { "new" } else { "old" };
+        assert_eq!(client.get("/").await.text(), next, "{name}");
+        assert_eq!(proxy.counted(|listener| &listener.accepted), 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_goes_on_and_ends_at_the_drain_limit_only_if_its_backend_is_gone() {
+    const LIMIT: Duration = Duration::from_millis(700);
+    for column in 0..3 {
+        let (backend, other) = (TestBackend::upgrading(), TestBackend::ok("other"));
+        let proxy = TestProxy::with_config(with_u(&over(&[&backend]))).await;
+        let mut client = tunnel(&proxy).await;
+        echoes(&mut client, "before").await;
+
+        let (name, text) = columns(&[&backend], &other)[column].clone();
+        let start = Instant::now();
+        proxy.apply(format!("drain_limit = \"{}ms\"\n{text}", LIMIT.as_millis())).await.unwrap();
+        echoes(&mut client, "after").await;
+        if name == "gone" {
+            client.closed().await;
+            assert!(start.elapsed() >= LIMIT, "cut after {:?}", start.elapsed());
+            eventually(|| proxy.counted(|listener| &listener.tunnels_closed) == 1).await;
+        } else {
+            tokio::time::sleep(LIMIT + Duration::from_millis(300)).await;
+            echoes(&mut client, name).await;
+            assert_eq!(proxy.in_flight_at(&backend), 1, "{name}: a tunnel counts as in flight");
+        }
+    }
+}
+
+async fn tunnel(proxy: &TestProxy) -> Client {
+    let mut client = proxy.client().await;
+    client.send("GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await;
+    assert_eq!(client.response().await.status(), 101);
+    client
+}
+
+async fn echoes(client: &mut Client, text: &str) {
+    client.send(text).await;
+    let echo = String::from_utf8(client.exact(text.len()).await).unwrap();
+    assert_eq!(echo, text);
+}
+
+#[tokio::test]
+async fn connections_of_a_removed_listener_are_drained() {
+    let (backend, gate) = gated("done");
+    let second = format!("{WEB}[[listener]]\nname = \"second\"\naddress = \"127.0.0.2:0\"\n");
+    let u = over(&[&backend]);
+    let both = format!("workers = 2\n{second}\n[[route]]\nupstream = \"u\"\n[upstream.u]\n{u}");
+    let proxy = TestProxy::with_config(both).await;
+    let address = proxy.addresses()[1];
+    let (mut idle, mut busy, mut late) =
+        (Client::connect(address).await, Client::connect(address).await, Client::connect(address).await);
+    let mut stays = proxy.client().await;
+    gate.add_permits(2);
+    assert_eq!(idle.get("/").await.text(), "done");
+    assert_eq!(stays.get("/").await.text(), "done");
+    for client in [&mut busy, &mut late] {
+        client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    }
+    eventually(|| backend.requests() == 4).await;
+
+    let removed = Arc::clone(&proxy.handle().listeners()[1]);
+    let start = Instant::now();
+    proxy.apply(format!("drain_limit = \"900ms\"\n{}", with_u(&u))).await.unwrap();
+    idle.closed().await;
+    eventually_refused(address).await;
+    gate.add_permits(1);
+    // Whichever was let finishes, and is told that this was the last; the other is cut when the limit is over.
+    let (mut done, mut cut) = (0, 0);
+    for client in [&mut busy, &mut late] {
+        match soon(client.stream.response("GET")).await {
+            Ok(response) => {
+                assert_eq!((response.text(), response.header("connection")), ("done", Some("close")));
+                done += 1;
+            }
+            Err(_) => cut += 1,
+        }
+    }
+    assert_eq!((done, cut), (1, 1));
+    assert!(start.elapsed() >= Duration::from_millis(900));
+    eventually(|| removed.open.load(std::sync::atomic::Ordering::Relaxed) == 0).await;
+
+    // The backend takes one of these to answer a client that is gone.
+    gate.add_permits(2);
+    assert_eq!(stays.get("/").await.text(), "done", "those of another listener stay");
+}
+
+async fn eventually_refused(address: std::net::SocketAddr) {
+    soon(async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn counts_and_picks_are_kept_by_address() {
+    let ((a, gate), b, c) = (gated("a"), TestBackend::ok("b"), TestBackend::ok("c"));
+    let proxy = TestProxy::with_config(with_u(&over(&[&a, &b]))).await;
+    let mut client = proxy.client().await;
+    client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    eventually(|| a.requests() == 1).await;
+    assert_eq!(proxy.get("/").await.text(), "b");
+    let picks = |backend: &TestBackend| proxy.state("u", backend).metrics.sum(|metrics| &metrics.picks);
+    assert_eq!((picks(&a), picks(&b)), (1, 1));
+
+    // Least connections knows from its first pick that one is busy.
+    proxy.apply(with_u(&format!("strategy = \"least_connections\"\n{}", over(&[&a, &b, &c])))).await.unwrap();
+    assert_eq!((proxy.in_flight_at(&a), picks(&a), picks(&b), picks(&c)), (1, 1, 1, 0));
+    for _ in 0..4 {
+        assert_ne!(proxy.get("/").await.text(), "a");
+    }
+    assert_eq!((picks(&a), picks(&b) + picks(&c)), (1, 5));
+
+    // Gone and back, while the request is still there.
+    proxy.apply(with_u(&over(&[&b]))).await.unwrap();
+    proxy.apply(with_u(&over(&[&b, &a]))).await.unwrap();
+    assert_eq!((proxy.in_flight_at(&a), picks(&a)), (1, 1));
+    gate.add_permits(1);
+    assert_eq!(client.response().await.text(), "a");
+    eventually(|| proxy.in_flight() == 0).await;
+
+    // Gone when nothing holds it: what comes back later is new.
+    proxy.apply(with_u(&over(&[&b]))).await.unwrap();
+    proxy.apply(with_u(&over(&[&b, &a]))).await.unwrap();
+    eventually(|| picks(&a) == 0).await;
+}
+
+#[tokio::test]
+async fn round_robin_goes_on_where_it_stood() {
+    let pool = ["a", "b", "c"].map(TestBackend::ok);
+    let pool: Vec<_> = pool.iter().collect();
+    let proxy = TestProxy::with_config(with_u(&over(&pool))).await;
+    let mut client = proxy.client().await;
+    let mut seen = String::new();
+    let changes = ["", "retries = 1\n", "retries = 1\nconnect_timeout = \"1s\"\n", "pool = { max_idle = 3 }\n"];
+    for (i, change) in changes.iter().cycle().take(12).enumerate() {
+        // Every second reload leaves the upstream as it is and changes a route.
+        let route = if i % 2 == 0 { "" } else { "\n[[route]]\npath = \"/more\"\nrespond = { status = 204 }\n" };
+        proxy.apply(with_u(&format!("{change}{}{route}", over(&pool)))).await.unwrap();
+        for _ in 0..=i % 3 {
+            seen.push_str(client.get("/").await.text());
+        }
+    }
+    let expected: String = "abc".chars().cycle().take(seen.len()).collect();
+    assert_eq!((seen.len(), seen), (24, expected));
+}
+
+#[tokio::test]
+async fn pooled_connections_are_kept_by_address_and_closed_when_it_is_gone() {
+    let (a, b) = (TestBackend::ok("a"), TestBackend::ok("b"));
+    // One worker, and so one pool.
+    let text = |u: String| with_u(&u).replace("workers = 2", "workers = 1");
+    let proxy = TestProxy::with_config(text(over(&[&a, &b]))).await;
+    let mut client = proxy.client().await;
+    for change in ["", "strategy = \"random\"\n", "strategy = \"least_connections\"\nretries = 1\n", ""] {
+        proxy.apply(text(format!("{change}{}", over(&[&a, &b])))).await.unwrap();
+        for _ in 0..8 {
+            client.get("/").await;
+        }
+    }
+    assert_eq!((a.connections(), b.connections()), (1, 1));
+    proxy.apply(text(over(&[&a]))).await.unwrap();
+    eventually(|| b.open() == 0).await;
+    assert_eq!((client.get("/").await.text(), a.connections()), ("a", 1));
+}
+
+#[tokio::test]
+async fn a_connection_that_was_busy_when_its_backend_went_is_closed_after_its_request() {
+    let ((a, gate), b) = (gated("a"), TestBackend::ok("b"));
+    let proxy = TestProxy::with_config(with_u(&over(&[&a]))).await;
+    let mut client = proxy.client().await;
+    client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    eventually(|| a.requests() == 1).await;
+    proxy.apply(with_u(&over(&[&b]))).await.unwrap();
+    gate.add_permits(1);
+    assert_eq!(client.response().await.text(), "a");
+    let start = Instant::now();
+    eventually(|| a.open() == 0).await;
+    assert!(start.elapsed() < Duration::from_secs(10), "not only when it was idle for too long");
+}
+
+#[tokio::test]
+async fn metrics_are_never_reset() {
+    let (a, b) = (TestBackend::ok("a"), TestBackend::ok("b"));
+    let named = |u: String| with_u(&u).replacen("[[route]]", "[[route]]\nname = \"all\"", 1);
+    let proxy = TestProxy::with_config(named(over(&[&a]))).await;
+    let mut client = proxy.client().await;
+    for (round, change) in
+        ["", "strategy = \"random\"\n", "pool = { max_idle = 1 }\n", "retries = 0\n"].iter().enumerate()
+    {
+        let route = if round % 2 == 0 { "" } else { "\n[[route]]\npath = \"/x\"\nupstream = \"u\"\n" };
+        let listener = format!("max_headers = {}\n", 50 + round);
+        let text = named(format!("{change}{}{route}", over(&[&a]))).replace(WEB, &format!("{WEB}{listener}"));
+        proxy.apply(text).await.unwrap();
+        client.get("/").await;
+        eventually(|| proxy.exchanges() == 0).await;
+        let snapshot = proxy.snapshot();
+        let route = snapshot.routes.routes().iter().find(|route| route.name.as_str() == "all").unwrap();
+        let upstream = &snapshot.upstream("u").unwrap().state;
+        let backend = proxy.state("u", &a);
+        let counts = [
+            proxy.counted(|listener| &listener.requests),
+            route.metrics.sum(|route| &route.responses[1]),
+            upstream.metrics.sum(|upstream| &upstream.responses[1]),
+            upstream.metrics.iter().flat_map(|shard| shard.durations.counts()).sum(),
+            backend.metrics.sum(|backend| &backend.responses[1]),
+            backend.metrics.sum(|backend| &backend.picks),
+        ];
+        assert_eq!(counts, [round as u64 + 1; 6]);
+    }
+    // A series ends with what it is about.
+    let state = Arc::downgrade(&proxy.state("u", &a));
+    proxy.apply(with_u(&over(&[&b]))).await.unwrap();
+    client.get("/").await;
+    eventually(|| state.strong_count() == 0).await;
+}
+
+#[tokio::test]
+async fn a_renamed_listener_keeps_its_connections_and_gets_its_routes() {
+    let text = |name: &str| {
+        format!(
+            r#"
+            workers = 2
+            [[listener]]
+            name = "{name}"
+            address = "127.0.0.1:0"
+            [[route]]
+            listeners = ["{name}"]
+            respond = {{ body = "{name}" }}
+            "#
+        )
+    };
+    let proxy = TestProxy::with_config(text("one")).await;
+    let (mut client, address) = (proxy.client().await, proxy.address());
+    assert_eq!(client.get("/").await.text(), "one");
+    for name in ["two", "three", "two"] {
+        proxy.apply(text(name)).await.unwrap();
+        assert_eq!(proxy.address(), address);
+        assert_eq!(client.get("/").await.text(), name, "on a connection that was kept");
+        assert_eq!(proxy.get("/").await.text(), name, "on a new connection");
+    }
+}
+
+#[tokio::test]
+async fn two_listeners_on_ports_of_their_choice_are_told_apart_by_name() {
+    let text = |a: &str, b: &str| {
+        let of = |name: &str| {
+            format!(
+                "[[listener]]\nname = \"{name}\"\naddress = \"127.0.0.1:0\"\n\
+                 [[route]]\nlisteners = [\"{name}\"]\nrespond = {{ body = \"{name}\" }}\n"
+            )
+        };
+        format!("workers = 1\n{}{}", of(a), of(b))
+    };
+    let proxy = TestProxy::with_config(text("a", "b")).await;
+    let addresses = proxy.addresses();
+    let (mut a, mut b) = (Client::connect(addresses[0]).await, Client::connect(addresses[1]).await);
+    assert_eq!((a.get("/").await.text(), b.get("/").await.text()), ("a", "b"));
+    proxy.apply(text("b", "a")).await.unwrap();
+    assert_eq!(proxy.addresses(), [addresses[1], addresses[0]]);
+    assert_eq!((a.get("/").await.text(), b.get("/").await.text()), ("a", "b"));
+}
+
+#[tokio::test]
+async fn the_settings_of_a_listener_apply_to_new_connections() {
+    let backend = TestBackend::echo();
+    let text = |settings: &str| {
+        let u = over(&[&backend]);
+        format!("workers = 2\n{WEB}{settings}\n[[route]]\nupstream = \"u\"\n[upstream.u]\n{u}")
+    };
+    let proxy = TestProxy::with_config(text("")).await;
+    assert_eq!(proxy.post("/", "12345").await.status(), 200);
+    proxy.apply(text("max_body = \"4B\"\n".replace("4B", "4").as_str())).await.unwrap();
+    assert_eq!(proxy.post("/", "12345").await.status(), 413);
+    assert_eq!(proxy.post("/", "1234").await.status(), 200);
+    let mut kept = proxy.client().await;
+    assert_eq!(kept.get("/").await.status(), 200);
+    eventually(|| proxy.connections().iter().sum::<usize>() == 1).await;
+    proxy.apply(text("max_connections = 1\n")).await.unwrap();
+    assert_eq!(proxy.get("/").await.status(), 503, "one connection is there already");
+    assert_eq!(kept.get("/").await.status(), 200);
+}
