@@ -257,6 +257,8 @@ impl Running {
             return;
         }
         let client = &self.exchange.client;
+        // Before the end of the exchange, which begins another wait.
+        let expired = client.watch.expired();
         client.side.end();
         if !complete && self.http10 {
             client.side.abort();
@@ -264,7 +266,6 @@ impl Running {
         // One whose response was not read to its end is of no more use.
         drop(self.connection.take());
         if !complete && self.reason.get().is_none() {
-            let expired = client.watch.expired();
             self.reason.set(Some(if expired { "body_timeout" } else { "cut_short" }));
         }
         let worker = self.proxy.worker;

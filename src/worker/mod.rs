@@ -1,7 +1,7 @@
 //! Threads that serve requests, each with an event loop of its own.
 //!
 //! A worker accepts its own connections and keeps its own pools. What it shares with the others on the way of a request is
-//! atomics and the published snapshot; everything else reaches it as a [`Command`] through its inbox.
+//! atomics and the published snapshot; everything else reaches it as a `Command` through its inbox.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
