@@ -12,6 +12,7 @@ use crate::config::{Config, ListenerConfig, ListenerName};
 use crate::telemetry::metrics::{ListenerMetrics, Sharded};
 
 pub mod body;
+pub mod dry;
 pub mod watch;
 
 use watch::Watch;

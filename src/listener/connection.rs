@@ -84,10 +84,12 @@ pub async fn serve(
     let refusal = match end {
         End::HeadTimeout => Some(Refusal { status: 408, reason: "the request head did not arrive in time" }),
         End::Closed(error) => {
-            if error.is_some_and(|error| error.is_parse()) {
+            let refusal = wire.refusal();
+            // What hyper itself refuses it has answered.
+            if refusal.is_none() && error.is_some_and(|error| error.is_parse()) {
                 listener.metrics.of(proxy.worker).rejected.add(1);
             }
-            wire.refusal()
+            refusal
         }
         End::Idle | End::Cut => None,
     };
@@ -124,7 +126,6 @@ async fn speak(
     let mut asked_to_end = false;
     poll_fn(|cx| {
         watch.register(cx);
-        wire.polled();
         loop {
             if let Poll::Ready(result) = http.as_mut().poll(cx) {
                 return Poll::Ready(End::Closed(result.err()));

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::config::ListenerConfig;
 use crate::exchange::ClientSide;
+use crate::exchange::dry::Dry;
 use crate::exchange::watch::{Phase, Watch};
 use crate::listener::guard::{Guard, Refusal};
 
@@ -37,9 +38,8 @@ pub struct Wire {
     busy: Cell<bool>,
     /// Whether hyper has bytes that the socket did not take yet.
     unflushed: Cell<bool>,
-    /// The poll of the connection's task in which the socket was last found to have nothing to read.
-    dry_in: Cell<u32>,
-    poll: Cell<u32>,
+    /// Whether there may be something to read.
+    dry: Dry,
     /// Whether the exchange became a tunnel: then there is nothing to guard.
     tunnel: Cell<bool>,
     /// Whom to wake when a reader that was put off may go on.
@@ -63,8 +63,7 @@ impl Wire {
             body_idle: Cell::new(config.idle_timeout),
             busy: Cell::new(false),
             unflushed: Cell::new(false),
-            dry_in: Cell::new(0),
-            poll: Cell::new(1),
+            dry: Dry::default(),
             tunnel: Cell::new(false),
             reader: RefCell::new(None),
         })
@@ -79,12 +78,6 @@ impl Wire {
     /// Whether the client is in the middle of a body, or was when the connection was given up for what is in it.
     pub fn mid_body(&self) -> bool {
         self.guard.borrow().mid_body()
-    }
-
-    /// The connection's task is being polled again. Within one poll the event loop does not run, so a socket that was found
-    /// dry stays so, and hyper, which looks several times, can be told without asking.
-    pub fn polled(&self) {
-        self.poll.set(self.poll.get().wrapping_add(1));
     }
 
     /// Whether the client is in the middle of a head.
@@ -111,7 +104,7 @@ impl Wire {
 
     /// Reads without a guard: for tunnels, and for what is thrown away.
     pub fn poll_read_raw(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.tcp.borrow_mut()).poll_read(cx, buf)
+        self.dry.poll_read(&mut *self.tcp.borrow_mut(), cx, buf)
     }
 
     /// Ends what is sent: for what was refused.
@@ -120,9 +113,6 @@ impl Wire {
     }
 
     fn poll_read_guarded(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.dry_in.get() == self.poll.get() {
-            return Poll::Pending;
-        }
         let mut guard = self.guard.borrow_mut();
         if guard.refusal().is_some() {
             // A head has to wait until the exchanges before it are over; a body belongs to the one that is under way.
@@ -139,10 +129,7 @@ impl Wire {
         {
             let mut held = self.held.borrow_mut();
             if held.is_empty() {
-                if self.poll_read_raw(cx, buf)?.is_pending() {
-                    self.dry_in.set(self.poll.get());
-                    return Poll::Pending;
-                }
+                ready!(self.poll_read_raw(cx, buf))?;
             } else {
                 let n = held.len().min(buf.remaining());
                 buf.put_slice(&held[..n]);

@@ -41,10 +41,14 @@ pub(super) async fn forward(
         // HTTP/1.0 cannot switch; nor does anybody behind a body, which the guard would not hold the connection for.
         parts.headers.remove(header::UPGRADE);
     }
-    let headers::ToBackend { upgrade, mut lines } =
+    let headers::ToBackend { upgrade, mut lines, unnamed } =
         headers::to_backend(&mut parts.headers, client, &route.config.request_headers);
     if let Some(host) = &forward.host {
         parts.headers.insert(header::HOST, host.clone());
+    } else if unnamed {
+        // An HTTP/1.0 client need not say which host it means; HTTP/1.1, in which the backend is asked, has to
+        // (RFC 9112 §3.2). The upstream's name is what nginx says.
+        parts.headers.insert(header::HOST, upstream_host(forward));
     }
     if let Some(target) = rewrite::backend_target(&forward.path, &route.config.path, &parts.uri) {
         parts.uri = target.into();
@@ -123,6 +127,10 @@ pub(super) async fn forward(
             fresh = false;
         }
     }
+}
+
+fn upstream_host(forward: &Forward) -> HeaderValue {
+    HeaderValue::from_str(forward.upstream.name().as_str()).unwrap_or(HeaderValue::from_static("upstream"))
 }
 
 /// Leases the next backend to try; `failure` is why the last one was no good, and what it comes to if there is no other.

@@ -134,6 +134,8 @@ pub(super) struct ToBackend {
     pub(super) upgrade: Option<HeaderValue>,
     /// Lines to put in behind the request line.
     pub(super) lines: Option<Rc<[u8]>>,
+    /// Whether the client named no host.
+    pub(super) unnamed: bool,
 }
 
 /// Makes a client's headers the ones that go to a backend. What the route itself says of a header, in `edits`, stands.
@@ -168,14 +170,16 @@ pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &Heade
         forwarded(headers, client);
     }
     let plain = !client.trusted && edits.is_empty() && !found.x_forwarded;
+    let asked = host(headers);
+    let unnamed = asked.is_none();
     let lines = match plain {
-        true => Some(forwarded_lines(client, host(headers))),
+        true => Some(forwarded_lines(client, asked)),
         false => {
             x_forwarded(headers, client, edits);
             None
         }
     };
-    ToBackend { upgrade, lines }
+    ToBackend { upgrade, lines, unnamed }
 }
 
 /// `X-Forwarded-*` as lines. For a client that is not trusted they depend on nothing but its connection and the host it asks

@@ -52,9 +52,6 @@ impl Tunnel {
         let mut down = Pump::new(rest);
         let result = std::future::poll_fn(|cx| {
             watch.register(cx);
-            // The tunnel has taken the place of hyper's driver: without this, the backend's socket stays what it was in the
-            // driver's last poll, dry.
-            self.link.polled();
             let upward = up.poll(cx, &mut client, &mut backend)?;
             let downward = down.poll(cx, &mut backend, &mut client)?;
             if upward.is_ready() && downward.is_ready() {

@@ -39,7 +39,6 @@ pub async fn connect(transport: &Rc<Transport>, backend: &BackendState, pool: Po
         let mut waker = None;
         // How it ended is told to whoever waits for a response.
         let _ = poll_fn(|cx| {
-            driven.polled();
             let waker = waker.get_or_insert_with(|| driven.waker(cx.waker()));
             driver.poll_without_shutdown(&mut Context::from_waker(waker))
         })

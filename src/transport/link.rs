@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::exchange::body::RequestBody;
+use crate::exchange::dry::Dry;
 
 use super::mute::Mute;
 
@@ -34,9 +35,8 @@ pub struct Link {
     /// Whether the next bytes written are the head of a request that is to be kept or added to.
     starting: Cell<bool>,
     head: RefCell<Head>,
-    /// The poll of the connection's task in which the socket was last found to have nothing to read.
-    dry_in: Cell<u32>,
-    poll: Cell<u32>,
+    /// Whether there may be something to read.
+    dry: Dry,
     /// Through which the connection's task is woken, once it has run.
     mute: RefCell<Option<Arc<Mute>>>,
     informed: RefCell<Option<Rc<dyn Informed>>>,
@@ -74,8 +74,7 @@ impl Link {
             at_start: Cell::new(false),
             starting: Cell::new(false),
             head: RefCell::default(),
-            dry_in: Cell::new(0),
-            poll: Cell::new(1),
+            dry: Dry::default(),
             mute: RefCell::new(None),
             informed: RefCell::new(None),
             partial: RefCell::default(),
@@ -115,12 +114,6 @@ impl Link {
         if let Some(mute) = &*self.mute.borrow() {
             mute.wake_task();
         }
-    }
-
-    /// The task that reads from the socket is being polled again. Within one poll the event loop does not run, so a socket that
-    /// was found dry stays so, and hyper, which looks several times, can be told without asking.
-    pub fn polled(&self) {
-        self.poll.set(self.poll.get().wrapping_add(1));
     }
 
     /// Whether any byte of a response has come since then.
@@ -281,14 +274,8 @@ pub struct LinkIo(Rc<Link>);
 
 impl AsyncRead for LinkIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.0.dry_in.get() == self.0.poll.get() {
-            return Poll::Pending;
-        }
         let before = buf.filled().len();
-        if Pin::new(&mut *self.0.tcp.borrow_mut()).poll_read(cx, buf)?.is_pending() {
-            self.0.dry_in.set(self.0.poll.get());
-            return Poll::Pending;
-        }
+        ready!(self.0.dry.poll_read(&mut *self.0.tcp.borrow_mut(), cx, buf))?;
         if self.0.at_start.get() && buf.filled().len() > before {
             self.0.first_bytes(&buf.filled()[before..]);
         }
