@@ -85,6 +85,8 @@ pub trait ClientSide {
     fn body(&self, idle: Duration);
     /// The exchange is over.
     fn end(&self);
+    /// The response was cut short, and its client may take the end of the connection for its end: it gets a reset instead.
+    fn abort(&self);
     /// Sends an informational response now.
     fn inform(&self, head: &[u8]);
 }
@@ -112,6 +114,7 @@ pub(crate) mod testing {
         fn begin(&self) {}
         fn body(&self, _: Duration) {}
         fn end(&self) {}
+        fn abort(&self) {}
         fn inform(&self, _: &[u8]) {}
     }
 

@@ -243,6 +243,11 @@ impl ClientSide for Wire {
         }
     }
 
+    fn abort(&self) {
+        // Where this fails the connection is gone.
+        let _ = SockRef::from(&*self.tcp.borrow()).set_linger(Some(Duration::ZERO));
+    }
+
     fn inform(&self, head: &[u8]) {
         let mut early = self.early.borrow_mut();
         let sent = if early.is_empty() { self.tcp.borrow().try_write(head).unwrap_or(0) } else { 0 };

@@ -37,6 +37,10 @@ pub(super) async fn forward(
     {
         return Err(ProxyError::BodyTooLarge);
     }
+    if has_body || running.http10() {
+        // HTTP/1.0 cannot switch; nor does anybody behind a body, which the guard would not hold the connection for.
+        parts.headers.remove(header::UPGRADE);
+    }
     let headers::ToBackend { upgrade, mut lines } =
         headers::to_backend(&mut parts.headers, client, &route.config.request_headers);
     if let Some(host) = &forward.host {

@@ -113,6 +113,14 @@ fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     })
 }
 
+/// Whether HTTP/2 is among the protocols that a client asks to switch to.
+#[cold]
+fn asks_for_http2(headers: &HeaderMap) -> bool {
+    let protocols =
+        headers.get_all(header::UPGRADE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    protocols.map(<[u8]>::trim_ascii).any(|protocol| protocol.len() >= 2 && protocol[..2].eq_ignore_ascii_case(b"h2"))
+}
+
 /// What becomes of a client's headers on their way to a backend.
 #[derive(Debug)]
 pub(super) struct ToBackend {
@@ -127,10 +135,9 @@ pub(super) struct ToBackend {
 pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits) -> ToBackend {
     let found = HopByHop::find(headers);
     let upgrade = match found.upgrade && found.connection {
-        true if has_token(headers, header::CONNECTION, "upgrade") => headers
-            .get(header::UPGRADE)
-            .filter(|protocol| !protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2"))
-            .cloned(),
+        true if has_token(headers, header::CONNECTION, "upgrade") && !asks_for_http2(headers) => {
+            headers.get(header::UPGRADE).cloned()
+        }
         _ => None,
     };
     let trailers = found.te && has_token(headers, header::TE, "trailers");

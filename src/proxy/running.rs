@@ -157,6 +157,11 @@ impl Running {
         self.upload.get()
     }
 
+    /// Whether the client speaks HTTP/1.0.
+    pub(super) fn http10(&self) -> bool {
+        self.http10
+    }
+
     /// The worker's number.
     pub(super) fn worker(&self) -> usize {
         self.proxy.worker
@@ -251,6 +256,9 @@ impl Running {
         }
         let client = &self.exchange.client;
         client.side.end();
+        if !complete && self.http10 {
+            client.side.abort();
+        }
         // One whose response was not read to its end is of no more use.
         drop(self.connection.take());
         if !complete && self.reason.get().is_none() {

@@ -6,6 +6,7 @@
 
 mod harness;
 mod cancel;
+mod client_gone;
 mod errors;
 mod file_edits;
 mod forwarding;
@@ -22,3 +23,5 @@ mod smuggling;
 mod stop;
 mod survives_a_reload;
 mod timeouts;
+mod truncated;
+mod upgrade;
