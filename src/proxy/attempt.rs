@@ -37,12 +37,10 @@ pub(super) async fn forward(
     {
         return Err(ProxyError::BodyTooLarge);
     }
-    if has_body || running.http10() {
-        // HTTP/1.0 cannot switch; nor does anybody behind a body, which the guard would not hold the connection for.
-        parts.headers.remove(header::UPGRADE);
-    }
+    // HTTP/1.0 cannot switch; nor does anybody behind a body, which the guard would not hold the connection for.
+    let may_switch = !has_body && !running.http10();
     let headers::ToBackend { upgrade, mut lines } =
-        headers::to_backend(&mut parts.headers, client, &route.config.request_headers);
+        headers::to_backend(&mut parts.headers, client, &route.config.request_headers, may_switch);
     if let Some(host) = &forward.host {
         parts.headers.insert(header::HOST, host.clone());
     }

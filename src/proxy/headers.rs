@@ -132,9 +132,10 @@ pub(super) struct ToBackend {
 }
 
 /// Makes a client's headers the ones that go to a backend. What the route itself says of a header, in `edits`, stands.
-pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits) -> ToBackend {
+/// Without `may_switch`, no wish to switch protocols is passed on.
+pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits, may_switch: bool) -> ToBackend {
     let found = HopByHop::find(headers);
-    let upgrade = match found.upgrade && found.connection {
+    let upgrade = match found.upgrade && found.connection && may_switch {
         true if has_token(headers, header::CONNECTION, "upgrade") && !asks_for_http2(headers) => {
             headers.get(header::UPGRADE).cloned()
         }

@@ -150,7 +150,8 @@ impl Worker {
                     self.clock.each(|watch| watch.drain());
                 }
                 Some(Command::Cut) => {
-                    cut = self.served.get();
+                    // It may be told twice, and have cut them when it is told again.
+                    cut = cut.max(self.served.get());
                     self.clock.each(|watch| watch.cut());
                 }
                 None => return cut,
