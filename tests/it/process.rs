@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
-
-use crate::harness::{Client, PATIENCE, Scratch, TestBackend, backends, eventually, soon};
+use crate::harness::{Client, PATIENCE, Scratch, TestBackend, backends, eventually, unbound};
 
 /// A running `isobar`, killed with the test.
 struct Process {
@@ -122,15 +120,6 @@ fn over(backend: &TestBackend) -> String {
     )
 }
 
-async fn refused(address: SocketAddr) {
-    soon(async {
-        while TcpStream::connect(address).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn terminated_it_finishes_what_runs_and_exits_with_0() {
     for signal in ["TERM", "INT"] {
@@ -164,7 +153,7 @@ async fn a_further_signal_ends_it_at_once() {
         client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
         eventually(|| backend.requests() == 1).await;
         process.signal("TERM");
-        refused(address).await;
+        unbound(address).await;
         process.signal(signal);
         let (code, log) = process.ended().await;
         assert_eq!(code, Some(expected), "{log}");

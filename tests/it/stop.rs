@@ -9,7 +9,7 @@ use isobar::supervisor::Ended;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::harness::{Client, TestBackend, TestProxy, backends, eventually, soon};
+use crate::harness::{Client, TestBackend, TestProxy, backends, eventually, soon, unbound};
 
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -177,12 +177,7 @@ async fn what_finishes_within_the_grace_is_waited_for() {
     soon(client.stream.exact(5, &mut body)).await.unwrap();
     let address = proxy.address();
     let stopping = tokio::spawn(proxy.stop(GRACE));
-    soon(async {
-        while tokio::net::TcpStream::connect(address).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
+    unbound(address).await;
     assert!(!stopping.is_finished());
     gate.add_permits(1);
     soon(client.stream.exact(5, &mut body)).await.unwrap();

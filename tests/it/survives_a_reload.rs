@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use crate::harness::{Client, TestBackend, TestProxy, backends, eventually, soon};
+use crate::harness::{Client, TestBackend, TestProxy, backends, eventually, soon, unbound};
 
 const WEB: &str = "[[listener]]\nname = \"web\"\naddress = \"127.0.0.1:0\"\n";
 
@@ -130,7 +129,7 @@ async fn connections_of_a_removed_listener_are_drained() {
     let start = Instant::now();
     proxy.apply(format!("drain_limit = \"900ms\"\n{}", with_u(&u))).await.unwrap();
     idle.closed().await;
-    eventually_refused(address).await;
+    unbound(address).await;
     gate.add_permits(1);
     // Whichever was let finishes, and is told that this was the last; the other is cut when the limit is over.
     let (mut done, mut cut) = (0, 0);
@@ -150,15 +149,6 @@ async fn connections_of_a_removed_listener_are_drained() {
     // The backend takes one of these to answer a client that is gone.
     gate.add_permits(2);
     assert_eq!(stays.get("/").await.text(), "done", "those of another listener stay");
-}
-
-async fn eventually_refused(address: std::net::SocketAddr) {
-    soon(async {
-        while TcpStream::connect(address).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -48,3 +48,10 @@ pub(crate) fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
         }
     }
 }
+
+/// Waits until nobody listens there any more. Asked by binding: a connection would disturb another test that has been given
+/// the port in the meantime.
+#[track_caller]
+pub(crate) fn unbound(address: std::net::SocketAddr) -> impl Future<Output = ()> {
+    eventually(move || std::net::TcpListener::bind(address).is_ok())
+}
