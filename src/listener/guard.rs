@@ -144,7 +144,7 @@ impl Guard {
         while at < bytes.len() {
             let rest = &bytes[at..];
             let step = match self.state {
-                State::Head => self.head_line(rest),
+                State::Head => self.head_lines(rest),
                 State::Fixed(left) => {
                     let taken = left.min(rest.len() as u64);
                     self.state = if taken == left { State::Head } else { State::Fixed(left - taken) };
@@ -166,33 +166,36 @@ impl Guard {
         Passed { bytes: at, mid_head: self.mid_head() }
     }
 
-    /// Takes a line of the head, or the part of one that is there.
-    fn head_line(&mut self, rest: &[u8]) -> Result<usize, Refusal> {
-        let end = memchr(b'\n', rest);
-        let taken = end.map_or(rest.len(), |end| end + 1);
-        self.head.bytes += taken;
+    /// Takes as many lines of the head as are there, and the beginning of the next.
+    fn head_lines(&mut self, rest: &[u8]) -> Result<usize, Refusal> {
+        let mut at = 0;
+        let mut ended = false;
+        while let (false, Some(end)) = (ended, memchr(b'\n', &rest[at..])) {
+            let line = &rest[at..=at + end];
+            at += end + 1;
+            ended = if self.partial.is_empty() {
+                self.head.line(line, self.max_headers)?
+            } else {
+                let mut whole = std::mem::take(&mut self.partial);
+                whole.extend_from_slice(line);
+                self.head.line(&whole, self.max_headers)?
+            };
+        }
+        if !ended {
+            self.partial.extend_from_slice(&rest[at..]);
+            at = rest.len();
+        }
+        self.head.bytes += at;
         if self.head.bytes > self.max_head_bytes {
             return Err(match self.head.lines {
                 0 => refuse(414, "the request target is longer than this listener takes"),
                 _ => refuse(431, "the header section is larger than this listener takes"),
             });
         }
-        if end.is_none() {
-            self.partial.extend_from_slice(rest);
-            return Ok(taken);
-        }
-        let ended = if self.partial.is_empty() {
-            self.head.line(&rest[..taken], self.max_headers)?
-        } else {
-            let mut line = std::mem::take(&mut self.partial);
-            line.extend_from_slice(&rest[..taken]);
-            self.head.line(&line, self.max_headers)?
-        };
         if ended {
-            let head = std::mem::take(&mut self.head);
-            self.state = head.body()?;
+            self.state = std::mem::take(&mut self.head).body()?;
         }
-        Ok(taken)
+        Ok(at)
     }
 
     /// Takes a line of the trailer section, or the part of one that is there.

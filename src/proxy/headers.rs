@@ -43,24 +43,22 @@ impl HopByHop {
     fn find(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
         for name in headers.keys() {
-            match name.as_str().len() {
-                2 => found.te |= name == header::TE,
-                4 => found.date |= name == header::DATE,
-                6 => found.expect |= name == header::EXPECT,
-                7 => found.upgrade |= name == header::UPGRADE,
-                9 => found.forwarded |= name == header::FORWARDED,
-                10 => {
-                    found.connection |= name == header::CONNECTION;
-                    found.keep_alive |= name == KEEP_ALIVE;
-                }
-                15 => found.x_forwarded |= name == X_FORWARDED_FOR,
-                16 => {
-                    found.proxy_connection |= name == PROXY_CONNECTION;
-                    found.x_forwarded |= name == X_FORWARDED_HOST || name == X_FORWARDED_PORT;
-                }
-                17 => {
-                    found.transfer_encoding |= name == header::TRANSFER_ENCODING;
-                    found.x_forwarded |= name == X_FORWARDED_PROTO;
+            let name = name.as_str().as_bytes();
+            // Length and first letter tell nearly all names apart from these without a comparison.
+            match (name.len(), name.first()) {
+                (2, Some(b't')) => found.te |= name == b"te",
+                (4, Some(b'd')) => found.date |= name == b"date",
+                (6, Some(b'e')) => found.expect |= name == b"expect",
+                (7, Some(b'u')) => found.upgrade |= name == b"upgrade",
+                (9, Some(b'f')) => found.forwarded |= name == b"forwarded",
+                (10, Some(b'c')) => found.connection |= name == b"connection",
+                (10, Some(b'k')) => found.keep_alive |= name == b"keep-alive",
+                (16, Some(b'p')) => found.proxy_connection |= name == b"proxy-connection",
+                (17, Some(b't')) => found.transfer_encoding |= name == b"transfer-encoding",
+                (15..=17, Some(b'x')) => {
+                    found.x_forwarded |=
+                        [&b"x-forwarded-for"[..], b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto"]
+                            .contains(&name);
                 }
                 _ => {}
             }
