@@ -228,7 +228,8 @@ impl Watch {
         }
     }
 
-    fn wake(&self) {
+    /// Has the connection's task run.
+    pub fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }

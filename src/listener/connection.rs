@@ -38,6 +38,8 @@ const CHEAP_HEADERS: usize = 100;
 enum End {
     /// As HTTP ends: the client or we closed it, or it broke.
     Closed(Option<hyper::Error>),
+    /// The client went in the middle of an exchange.
+    Gone,
     /// No further request came, or the process stops.
     Idle,
     /// A request's head did not come in time.
@@ -91,7 +93,7 @@ pub async fn serve(
             }
             refusal
         }
-        End::Idle | End::Cut => None,
+        End::Gone | End::Idle | End::Cut => None,
     };
     if let Some(refusal) = refusal {
         listener.metrics.of(proxy.worker).rejected.add(1);
@@ -117,7 +119,7 @@ async fn speak(
         Rc::clone(proxy).handle(Rc::clone(client), Rc::clone(tunnel), request)
     });
     let mut http = http1::Builder::new();
-    http.max_buf_size(BUFFER_BYTES.max(config.max_header_bytes)).auto_date_header(false);
+    http.max_buf_size(BUFFER_BYTES.max(config.max_header_bytes)).auto_date_header(false).half_close(true);
     if config.max_headers > CHEAP_HEADERS {
         http.max_headers(config.max_headers);
     }
@@ -129,6 +131,9 @@ async fn speak(
         loop {
             if let Poll::Ready(result) = http.as_mut().poll(cx) {
                 return Poll::Ready(End::Closed(result.err()));
+            }
+            if wire.poll_ahead(cx).is_ready() {
+                return Poll::Ready(End::Gone);
             }
             if watch.is_cut() {
                 return Poll::Ready(End::Cut);

@@ -87,6 +87,8 @@ pub struct Passed {
     pub mid_head: bool,
 }
 
+const LONG_TARGET: Refusal = refuse(414, "the request target is longer than this listener takes");
+
 /// Bytes of a chunk's extension at most: nobody uses them but attackers.
 const EXTENSION_BYTES: u16 = 1024;
 
@@ -180,6 +182,9 @@ impl Guard {
                 whole.extend_from_slice(line);
                 self.head.line(&whole, self.max_headers)?
             };
+            if self.head.lines <= 1 && self.head.bytes + at > self.max_head_bytes {
+                return Err(LONG_TARGET);
+            }
         }
         if !ended {
             self.partial.extend_from_slice(&rest[at..]);
@@ -188,7 +193,7 @@ impl Guard {
         self.head.bytes += at;
         if self.head.bytes > self.max_head_bytes {
             return Err(match self.head.lines {
-                0 => refuse(414, "the request target is longer than this listener takes"),
+                0 => LONG_TARGET,
                 _ => refuse(431, "the header section is larger than this listener takes"),
             });
         }

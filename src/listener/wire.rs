@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -42,8 +42,6 @@ pub struct Wire {
     dry: Dry,
     /// Whether the exchange became a tunnel: then there is nothing to guard.
     tunnel: Cell<bool>,
-    /// Whom to wake when a reader that was put off may go on.
-    reader: RefCell<Option<Waker>>,
 }
 
 /// Bytes that a client may send ahead of the answer to its request for another protocol.
@@ -65,7 +63,6 @@ impl Wire {
             unflushed: Cell::new(false),
             dry: Dry::default(),
             tunnel: Cell::new(false),
-            reader: RefCell::new(None),
         })
     }
 
@@ -112,12 +109,31 @@ impl Wire {
         Pin::new(&mut *self.tcp.borrow_mut()).poll_shutdown(cx)
     }
 
+    /// While an exchange is under way and its request has come whole, looks whether the client goes (ready) or has sent what
+    /// is for later, which is kept. hyper would look for itself, and take a fresh buffer for it with each request.
+    pub fn poll_ahead(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let guard = self.guard.borrow();
+        if !self.busy.get() || guard.mid_body() || guard.refusal().is_some() {
+            return Poll::Pending;
+        }
+        let mut held = self.held.borrow_mut();
+        let mut space = [0; 512];
+        while held.len() < HELD_BYTES {
+            let mut piece = ReadBuf::new(&mut space);
+            if ready!(self.poll_read_raw(cx, &mut piece)).is_err() || piece.filled().is_empty() {
+                return Poll::Ready(());
+            }
+            held.extend_from_slice(piece.filled());
+        }
+        Poll::Pending
+    }
+
     fn poll_read_guarded(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut guard = self.guard.borrow_mut();
         if guard.refusal().is_some() {
             // A head has to wait until the exchanges before it are over; a body belongs to the one that is under way.
             if (self.busy.get() || self.unflushed.get()) && !guard.broke_body() {
-                *self.reader.borrow_mut() = Some(cx.waker().clone());
+                // The end of the exchange, or room in the socket, has the task run again.
                 return Poll::Pending;
             }
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
@@ -134,6 +150,10 @@ impl Wire {
                 let n = held.len().min(buf.remaining());
                 buf.put_slice(&held[..n]);
                 held.drain(..n);
+                if held.is_empty() {
+                    // Few clients send ahead; none needs the space kept.
+                    *held = Vec::new();
+                }
             }
         }
         let fresh = &buf.filled()[before..];
@@ -157,7 +177,6 @@ impl Wire {
 
     /// While the answer is awaited, keeps what comes and watches for the end of the stream.
     fn poll_hold(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        *self.reader.borrow_mut() = Some(cx.waker().clone());
         let mut held = self.held.borrow_mut();
         if held.len() >= HELD_BYTES {
             return Poll::Pending;
@@ -222,11 +241,9 @@ impl ClientSide for Wire {
             true => self.watch.enter(Phase::Head, self.header_timeout),
             false => self.watch.enter(Phase::Idle, self.idle_timeout),
         }
-        if guard.is_held() || guard.refusal().is_some() {
+        if guard.is_held() || guard.refusal().is_some() || !self.held.borrow().is_empty() {
             guard.release();
-            if let Some(reader) = self.reader.take() {
-                reader.wake();
-            }
+            self.watch.wake();
         }
     }
 
