@@ -3,7 +3,7 @@
 //! The most specific route wins, wherever it stands in the file. Routes are compared by
 //!
 //! 1. host: the exact name, then wildcards, the longest first, then any host;
-//! 2. path: the exact path, then prefixes, the longest first, then patterns in the order of the file;
+//! 2. path: the exact path, then prefixes, the longest first, then patterns in the order of the file, then every path;
 //! 3. how much else they ask for: the number of headers and of query parameters, plus one where there are methods and one
 //!    where there are listeners; the greater first;
 //! 4. the order of the file, where all of that is equal.
@@ -13,7 +13,8 @@
 //! `api.example.com` leaves a `POST` to the route on `*.example.com`, if that has one for the path, and then to any host's.
 //!
 //! Host and path come before everything else: a route of an exact host that asks for nothing wins against one of a wildcard
-//! host that asks for three headers, and a prefix wins against a pattern, the empty prefix (every path) too.
+//! host that asks for three headers, and a prefix wins against a pattern. Every path (`path_prefix = "/"`, or nothing said)
+//! is what is left when nothing else fits: otherwise a fallback would hide all patterns of its host.
 //!
 //! Paths are compared as the client sent them, byte for byte. A route with several hosts stands at each of them.
 
@@ -185,18 +186,21 @@ struct Paths {
     prefixes: Longest<Candidates>,
     /// In the order of the file.
     patterns: Box<[(Regex, Candidates)]>,
+    /// Those of every path.
+    every: Option<Candidates>,
 }
 
 impl Paths {
     fn find(&self, path: &[u8], asked: &Asked<'_>) -> Option<usize> {
         let first = |candidates: &Candidates| candidates.first(asked);
-        self.exact.get(path).and_then(first).or_else(|| self.prefixes.prefixes(path).find_map(first)).or_else(|| {
-            self.patterns.iter().find_map(
-                |(regex, candidates)| {
-                    if regex.is_match(asked.parts.uri.path()) { first(candidates) } else { None }
-                },
-            )
-        })
+        let by_pattern = || {
+            let fits = |(regex, _): &&(Regex, Candidates)| regex.is_match(asked.parts.uri.path());
+            self.patterns.iter().filter(fits).find_map(|(_, candidates)| first(candidates))
+        };
+        (self.exact.get(path).and_then(first))
+            .or_else(|| self.prefixes.prefixes(path).find_map(first))
+            .or_else(by_pattern)
+            .or_else(|| self.every.as_ref().and_then(first))
     }
 }
 
@@ -283,7 +287,8 @@ impl DraftPaths {
         }
     }
 
-    fn finish(self) -> Paths {
+    fn finish(mut self) -> Paths {
+        let every = self.prefixes.remove(&b""[..]).map(|candidates| Candidates(candidates.into()));
         let finish = |(path, candidates): (_, Vec<_>)| (path, Candidates(candidates.into()));
         let mut patterns: Vec<_> = self.patterns.into_values().collect();
         patterns.sort_by_key(|&(first, ..)| first);
@@ -291,6 +296,7 @@ impl DraftPaths {
             exact: self.exact.into_iter().map(finish).collect(),
             prefixes: self.prefixes.into_iter().map(finish).collect(),
             patterns: patterns.into_iter().map(|(_, regex, list)| (regex, Candidates(list.into()))).collect(),
+            every,
         }
     }
 }

@@ -168,7 +168,7 @@ fn paths_exact_then_longest_prefix_then_patterns() {
 #[test]
 fn the_empty_prefix_matches_every_path() {
     check(&["/*", "/a/*"], &[("/", Some("/*")), ("/b", Some("/*")), ("OPTIONS *", Some("/*")), ("//", Some("/*"))]);
-    check(&["/*", "~/[0-9]+"], &[("/1", Some("/*"))]);
+    check(&["/*", "~/[0-9]+"], &[("/1", Some("~/[0-9]+")), ("/a", Some("/*"))]);
     check(&["/a/*"], &[("OPTIONS *", None), ("/", None)]);
 }
 
@@ -223,7 +223,8 @@ fn a_route_that_does_not_fit_leaves_the_request_to_less_specific_ones() {
             ("POST a.b.c /x/y x-a=1 x-b=1", Some(exact)),
             ("GET a.b.c /x/y?q=1 x-a=1 x-b=1", Some(prefix)),
             ("GET a.b.c /x/y?q=1 x-b=1", Some(pattern)),
-            ("GET a.b.c /x/y?q=1 @other", Some(root)),
+            ("GET a.b.c /x/y?q=1 @other", Some(pattern)),
+            ("GET a.b.c /x/y @other", Some(root)),
             ("GET a.b.c /x/y x-b=1", Some(wildcard)),
             ("OPTIONS a.b.c /x/y", Some(wide)),
             ("GET a.b.c /x/y", Some(any)),
@@ -326,6 +327,7 @@ fn find_naively(
             };
             let path_rank = match &route.path {
                 PathPattern::Exact(exact) => (exact == path).then_some((2, 0)),
+                PathPattern::Prefix(prefix) if prefix.is_empty() => Some((-1, 0)),
                 PathPattern::Prefix(prefix) => {
                     (prefix.is_empty() || prefix == path || path.starts_with(&format!("{prefix}/")))
                         .then_some((1, prefix.len() as isize))
