@@ -10,6 +10,8 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use crate::backend::BackendId;
 
 /// A worker's coarse time: read from memory, moved on once a tick.
@@ -19,6 +21,9 @@ pub struct Clock {
     now_ms: Cell<u64>,
     tick_ms: Cell<u64>,
     watches: RefCell<Vec<Weak<Watch>>>,
+    /// Whether whoever moves the clock waits for something to watch.
+    asleep: Cell<bool>,
+    wanted: Notify,
 }
 
 /// What a connection waits for.
@@ -46,6 +51,8 @@ impl Clock {
             now_ms: Cell::new(0),
             tick_ms: Cell::new(MAX_TICK_MS),
             watches: RefCell::default(),
+            asleep: Cell::new(false),
+            wanted: Notify::new(),
         })
     }
 
@@ -70,14 +77,23 @@ impl Clock {
         self.watches.borrow().is_empty()
     }
 
-    /// Moves the clock on without looking at any watch: for a worker that slept while there was nothing to watch.
-    pub fn catch_up(&self) {
-        self.now_ms.set(u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX));
+    /// Waits until there is something to watch: for whoever moves the clock, so that a worker without connections does not
+    /// wake up for nothing. The watch itself ends the wait: nobody else can know that it is there before the next look.
+    pub async fn sleep_until_wanted(&self) {
+        self.asleep.set(true);
+        self.wanted.notified().await;
+    }
+
+    /// It is `now`, as somebody had to find out anyway: a busy worker's deadlines do not suffer from its last tick being long
+    /// ago.
+    pub fn at(&self, now: Instant) {
+        let now_ms = now.saturating_duration_since(self.epoch).as_millis() as u64;
+        self.now_ms.set(now_ms.max(self.now_ms.get()));
     }
 
     /// Moves the clock on, wakes whoever is overdue and forgets whoever is gone.
     pub fn sweep(&self) {
-        self.catch_up();
+        self.at(Instant::now());
         let now = self.now_ms.get();
         self.watches.borrow_mut().retain(|watch| {
             let Some(watch) = watch.upgrade() else { return false };
@@ -132,6 +148,10 @@ impl Watch {
             serving: Cell::new(None),
             waker: RefCell::new(None),
         });
+        if clock.asleep.replace(false) {
+            clock.at(Instant::now());
+            clock.wanted.notify_one();
+        }
         watch.enter(Phase::Idle, idle);
         clock.watches.borrow_mut().push(Rc::downgrade(&watch));
         watch
@@ -273,6 +293,21 @@ mod tests {
         watch.uncap();
         watch.enter(Phase::Idle, Duration::from_secs(75));
         assert!(!watch.expired() && !watch.is_capped());
+    }
+
+    #[tokio::test]
+    async fn a_watch_ends_the_sleep_of_its_clock() {
+        let clock = Clock::new();
+        let gone = Watch::new(&clock, Duration::from_secs(1), 0);
+        drop(gone);
+        // Its place in the list is taken until the next look, and the sleep begins with that look.
+        assert!(!clock.is_idle());
+        clock.sweep();
+        let mut asleep = std::pin::pin!(clock.sleep_until_wanted());
+        assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(asleep.as_mut().poll(cx).is_pending())).await);
+        let watch = Watch::new(&clock, Duration::from_secs(1), 0);
+        asleep.await;
+        assert!(!watch.expired() && !clock.is_idle());
     }
 
     #[test]

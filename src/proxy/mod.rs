@@ -98,8 +98,9 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
         let (mut parts, incoming) = request.into_parts();
-        let exchange =
-            Exchange { started: Instant::now(), client_ip: headers::client_ip(&parts.headers, &client), client };
+        let started = Instant::now();
+        client.watch.clock().at(started);
+        let exchange = Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client };
         let running = Running::begin(&self, self.current.get(), exchange, &parts);
         let mut handled = match self.choose(&running, &mut parts) {
             Ok(Choice::Answer(response)) => response.into(),

@@ -40,8 +40,6 @@ pub(super) struct Worker {
     accepting: RefCell<Vec<Accepting>>,
     /// Whether backends that are gone were still serving when that was last looked at: their connections come back late.
     strays: Cell<bool>,
-    /// Told when there is something to watch again.
-    busy: Notify,
     /// Told when a connection has ended.
     ended: Notify,
 }
@@ -83,7 +81,6 @@ pub(super) fn run(
             turned_away: Cell::new(0),
             accepting: RefCell::default(),
             strays: Cell::new(false),
-            busy: Notify::new(),
             ended: Notify::new(),
         });
         worker.adopt();
@@ -98,8 +95,7 @@ async fn sweep(worker: Rc<Worker>) {
     let mut since_pools = Duration::ZERO;
     loop {
         if worker.clock.is_idle() && worker.proxy.transport.idle() == 0 {
-            worker.busy.notified().await;
-            worker.clock.catch_up();
+            worker.clock.sleep_until_wanted().await;
         }
         let tick = worker.clock.tick();
         tokio::time::sleep(tick).await;
@@ -181,7 +177,6 @@ impl Worker {
     pub(super) fn serve(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, listener: Arc<Listener>, open: Open) {
         let open = open.served_by(self.index);
         let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
-        self.wake_clock();
         self.served.set(self.served.get() + 1);
         let worker = Rc::clone(self);
         spawn_local(async move {
@@ -204,13 +199,6 @@ impl Worker {
             turn_away(tcp).await;
             worker.turned_away.set(worker.turned_away.get() - 1);
         });
-    }
-
-    fn wake_clock(&self) {
-        if self.clock.is_idle() {
-            self.clock.catch_up();
-            self.busy.notify_one();
-        }
     }
 
     fn listen(self: &Rc<Self>, listener: Arc<Listener>, socket: TcpListener) {
