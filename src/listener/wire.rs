@@ -113,9 +113,10 @@ impl Wire {
     /// is for later, which is kept. hyper would look for itself, and take a fresh buffer for it with each request.
     pub fn poll_ahead(&self, cx: &mut Context<'_>) -> Poll<()> {
         let guard = self.guard.borrow();
-        if !self.busy.get() || guard.mid_body() || guard.refusal().is_some() {
+        if !self.busy.get() || guard.mid_body() {
             return Poll::Pending;
         }
+        let refused = guard.refusal().is_some();
         let mut held = self.held.borrow_mut();
         let mut space = [0; 512];
         while held.len() < HELD_BYTES {
@@ -123,7 +124,10 @@ impl Wire {
             if ready!(self.poll_read_raw(cx, &mut piece)).is_err() || piece.filled().is_empty() {
                 return Poll::Ready(());
             }
-            held.extend_from_slice(piece.filled());
+            // What comes behind something refused is not looked at, but the client's end is.
+            if !refused {
+                held.extend_from_slice(piece.filled());
+            }
         }
         Poll::Pending
     }
