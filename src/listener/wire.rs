@@ -222,7 +222,27 @@ impl Wire {
             }
             _ => self.unflushed.set(true),
         }
+        if !self.busy.get() {
+            self.wait_for_end();
+        }
         written
+    }
+
+    /// An exchange is over once hyper has the last of its response; the client may still have to take that, and until then
+    /// it has the time for a piece of a body, not that for its next request.
+    fn wait_for_end(&self) {
+        match (self.unflushed.get(), self.watch.phase()) {
+            (true, Phase::Idle | Phase::Head) => self.watch.enter(Phase::Body, self.body_idle.get()),
+            (false, Phase::Body) => self.wait_for_next(),
+            _ => {}
+        }
+    }
+
+    fn wait_for_next(&self) {
+        match self.mid_head() {
+            true => self.watch.enter(Phase::Head, self.header_timeout),
+            false => self.watch.enter(Phase::Idle, self.idle_timeout),
+        }
     }
 }
 
@@ -240,11 +260,8 @@ impl ClientSide for Wire {
         self.busy.set(false);
         self.watch.uncap();
         self.watch.serve(None);
+        self.wait_for_next();
         let mut guard = self.guard.borrow_mut();
-        match guard.mid_head() {
-            true => self.watch.enter(Phase::Head, self.header_timeout),
-            false => self.watch.enter(Phase::Idle, self.idle_timeout),
-        }
         if guard.is_held() || guard.refusal().is_some() || !self.held.borrow().is_empty() {
             guard.release();
             self.watch.wake();

@@ -39,6 +39,22 @@ async fn before_the_response() {
 }
 
 #[tokio::test]
+async fn with_something_refused_behind_its_request() {
+    let backend = TestBackend::scripted(async |peer| {
+        peer.request().await;
+        peer.gone().await;
+    });
+    let proxy = TestProxy::over(&[&backend]).await;
+    for reset in [false, true] {
+        let mut client = proxy.client().await;
+        client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\nnot HTTP\r\n").await;
+        eventually(|| proxy.in_flight() == 1).await;
+        leave(client, reset);
+        nothing_is_left(&proxy, &backend).await;
+    }
+}
+
+#[tokio::test]
 async fn in_the_middle_of_its_body() {
     let backend = TestBackend::scripted(async |peer| {
         if let Some(head) = peer.head().await {

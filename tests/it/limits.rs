@@ -125,6 +125,37 @@ async fn an_exchange_is_not_idle() {
 }
 
 #[tokio::test]
+async fn a_client_that_still_takes_a_response_is_not_idle() {
+    let backend = TestBackend::scripted(async |peer| {
+        let Some(request) = peer.request().await else { return };
+        let path = request.head.target();
+        let bytes: usize = path[1..].parse().unwrap();
+        peer.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {bytes}\r\n\r\n{}", "x".repeat(bytes))).await;
+    });
+    let keys = Keys { listener: "idle_timeout = \"100ms\"", ..Keys::default() };
+    let proxy = TestProxy::with_keys(&[&backend], keys).await;
+    // Among these is one that fits into the sockets' buffers but for an end that hyper keeps.
+    let clients = (24..60).map(|size| {
+        let (address, bytes) = (proxy.addresses()[0], size * 100_000);
+        tokio::spawn(async move {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(65536).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            let request = format!("GET /{bytes} HTTP/1.1\r\nhost: a\r\n\r\n");
+            tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+            let mut all = Vec::new();
+            tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut all).await.unwrap();
+            let head = all.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+            assert_eq!(all.len() - head, bytes);
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn limits_are_those_of_the_listener() {
     let backend = TestBackend::echo();
     let tables = "[[listener]]\nname = \"other\"\naddress = \"127.0.0.1:0\"\nmax_body = 10";
