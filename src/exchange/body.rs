@@ -1,5 +1,6 @@
 //! Bodies on their way: counted, bounded, never gathered.
 
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -18,10 +19,6 @@ pub trait Progress {
     fn waits_for_client(&self, waits: bool);
     /// The request's body ended well, or broke on the client's side.
     fn request_ended(&self, complete: bool);
-    /// A piece of the response's body is about to be taken from the backend's connection.
-    fn taking(&self);
-    /// There was none (`None`), or it was taken, and there is (`true`) more to come.
-    fn taken(&self, more: Option<bool>);
     /// All of the response has been read from the backend: its connection may take the next request.
     fn response_read(&self);
     /// A piece of the response's body goes to the client.
@@ -30,20 +27,32 @@ pub trait Progress {
     fn ended(&self, complete: bool);
 }
 
+/// Where the rest of a response's body comes from.
+pub trait Source {
+    /// The next piece, or the trailer section; `None` at the end.
+    fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>>;
+    /// Whether nothing is left.
+    fn is_done(&self) -> bool;
+    /// Bytes that are left, where that is known.
+    fn left(&self) -> Option<u64>;
+}
+
 /// Why a body does not go on.
 #[derive(Debug)]
 pub enum BodyError {
     /// The request's body is longer than the listener allows.
     TooLarge,
-    /// The other end broke it off.
-    Broken(hyper::Error),
+    /// The client broke it off.
+    Client(hyper::Error),
+    /// The backend broke it off.
+    Backend(io::Error),
 }
 
 impl std::fmt::Display for BodyError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::TooLarge => "body larger than allowed",
-            Self::Broken(_) => "body cut short",
+            Self::Client(_) | Self::Backend(_) => "body cut short",
         })
     }
 }
@@ -52,7 +61,8 @@ impl std::error::Error for BodyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::TooLarge => None,
-            Self::Broken(error) => Some(error),
+            Self::Client(error) => Some(error),
+            Self::Backend(error) => Some(error),
         }
     }
 }
@@ -68,15 +78,15 @@ pub struct Body {
 enum Kind {
     #[default]
     Empty,
-    Full(Bytes),
+    Full(Bytes, Option<Lease>),
     Leased(LeasedBody),
 }
 
 /// A backend's response on its way to the client. Holds the lease, so that the request counts as in flight until the last
 /// byte.
 struct LeasedBody {
-    incoming: Incoming,
-    done: bool,
+    /// Until all of it has been read.
+    source: Option<Rc<dyn Source>>,
     _lease: Lease,
 }
 
@@ -89,31 +99,31 @@ impl Body {
     /// These bytes.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) };
+        let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes, None) };
+        Self { kind, exchange: None }
+    }
+
+    /// What a backend has sent, all of it.
+    pub fn whole(bytes: Bytes, lease: Lease) -> Self {
+        let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes, Some(lease)) };
         Self { kind, exchange: None }
     }
 
     /// What a backend sends.
-    pub fn leased(incoming: Incoming, lease: Lease) -> Self {
-        if incoming.is_end_stream() {
-            return Self::empty();
-        }
-        Self { kind: Kind::Leased(LeasedBody { incoming, done: false, _lease: lease }), exchange: None }
+    pub fn leased(source: Rc<dyn Source>, lease: Lease) -> Self {
+        Self { kind: Kind::Leased(LeasedBody { source: Some(source), _lease: lease }), exchange: None }
     }
 
     /// Has `exchange` told how this body goes on and that it ended.
     pub fn observe(&mut self, exchange: Rc<dyn Progress>) {
-        if matches!(self.kind, Kind::Empty) {
-            exchange.response_read();
-        }
         self.exchange = Some(exchange);
     }
 
     fn is_done(&self) -> bool {
         match &self.kind {
             Kind::Empty => true,
-            Kind::Full(_) => false,
-            Kind::Leased(body) => body.done || body.incoming.is_end_stream(),
+            Kind::Full(..) => false,
+            Kind::Leased(body) => body.source.is_none(),
         }
     }
 }
@@ -122,7 +132,7 @@ impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match &self.kind {
             Kind::Empty => "Body::Empty",
-            Kind::Full(_) => "Body::Full",
+            Kind::Full(..) => "Body::Full",
             Kind::Leased(_) => "Body::Leased",
         })
     }
@@ -136,39 +146,31 @@ impl HttpBody for Body {
         let this = &mut *self;
         match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
-            Kind::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
+            Kind::Full(bytes, lease) => {
+                let (bytes, lease) = (std::mem::take(bytes), lease.take());
                 this.kind = Kind::Empty;
                 if let Some(exchange) = &this.exchange {
                     exchange.response_data(bytes.len());
                 }
+                drop(lease);
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Leased(body) => {
-                let Some(exchange) = &this.exchange else {
-                    return Pin::new(&mut body.incoming).poll_frame(cx).map_err(BodyError::Broken);
-                };
-                exchange.taking();
-                let polled = Pin::new(&mut body.incoming).poll_frame(cx);
+                let Some(source) = &body.source else { return Poll::Ready(None) };
+                let frame = ready!(source.poll_piece(cx));
                 // hyper does not ask again after trailers.
-                let last = body.incoming.is_end_stream()
-                    || match &polled {
-                        Poll::Ready(None) => true,
-                        Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
-                        _ => false,
-                    };
-                exchange.taken(polled.is_ready().then_some(!last));
-                let frame = ready!(polled);
-                if let Some(Ok(frame)) = &frame
+                if source.is_done() {
+                    body.source = None;
+                    if let Some(exchange) = &this.exchange {
+                        exchange.response_read();
+                    }
+                }
+                if let (Some(exchange), Some(Ok(frame))) = (&this.exchange, &frame)
                     && let Some(data) = frame.data_ref()
                 {
                     exchange.response_data(data.len());
                 }
-                if last && !body.done {
-                    body.done = true;
-                    exchange.response_read();
-                }
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Backend)))
             }
         }
     }
@@ -180,8 +182,11 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Leased(body) => body.incoming.size_hint(),
+            Kind::Full(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Leased(body) => match body.source.as_ref().map_or(Some(0), |source| source.left()) {
+                Some(left) => SizeHint::with_exact(left),
+                None => SizeHint::default(),
+            },
         }
     }
 }
@@ -198,6 +203,8 @@ impl Drop for Body {
 pub struct RequestBody(Option<Streamed>);
 
 struct Streamed {
+    /// A piece that was taken before and not sent.
+    unread: Bytes,
     incoming: Incoming,
     exchange: Rc<dyn Progress>,
 }
@@ -210,7 +217,14 @@ impl RequestBody {
 
     /// What the client sends.
     pub fn streamed(incoming: Incoming, exchange: Rc<dyn Progress>) -> Self {
-        Self(Some(Streamed { incoming, exchange }))
+        Self(Some(Streamed { unread: Bytes::new(), incoming, exchange }))
+    }
+
+    /// Takes back a piece that was not sent: it comes again.
+    pub fn unread(&mut self, piece: Bytes) {
+        if let Some(body) = &mut self.0 {
+            body.unread = piece;
+        }
     }
 }
 
@@ -219,7 +233,10 @@ impl HttpBody for RequestBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(Streamed { incoming, exchange }) = &mut self.0 else { return Poll::Ready(None) };
+        let Some(Streamed { unread, incoming, exchange }) = &mut self.0 else { return Poll::Ready(None) };
+        if !unread.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(unread)))));
+        }
         let frame = match Pin::new(incoming).poll_frame(cx) {
             Poll::Pending => {
                 exchange.waits_for_client(true);
@@ -239,7 +256,7 @@ impl HttpBody for RequestBody {
             }
             Some(Err(error)) => {
                 exchange.request_ended(false);
-                Some(Err(BodyError::Broken(error)))
+                Some(Err(BodyError::Client(error)))
             }
             None => {
                 exchange.request_ended(true);
@@ -249,17 +266,21 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|body| body.incoming.is_end_stream())
+        self.0.as_ref().is_none_or(|body| body.unread.is_empty() && body.incoming.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |body| body.incoming.size_hint())
+        let Some(body) = &self.0 else { return SizeHint::with_exact(0) };
+        match body.incoming.size_hint().exact() {
+            Some(left) => SizeHint::with_exact(left + body.unread.len() as u64),
+            None => SizeHint::default(),
+        }
     }
 }
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let Some(Streamed { incoming, exchange }) = &self.0
+        if let Some(Streamed { incoming, exchange, .. }) = &self.0
             && incoming.is_end_stream()
         {
             exchange.request_ended(true);

@@ -1,21 +1,22 @@
 //! A request at its backends: attempt after attempt, until one answers or none may be made.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use http::header::{self, HeaderValue};
+use http::Response;
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
 use crate::backend::Lease;
-use crate::exchange::body::{Body, Progress, RequestBody};
+use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch};
 use crate::route::{Forward, Route, rewrite};
 use crate::strategy::Tried;
-use crate::transport::{Connection, Informed, connect};
+use crate::transport::{Connection, connect};
 use crate::upstream::Upstream;
 
 use super::running::{Running, SWITCHING, Upload};
@@ -39,7 +40,7 @@ pub(super) async fn forward(
     }
     // HTTP/1.0 cannot switch; nor does anybody behind a body, which the guard would not hold the connection for.
     let may_switch = !has_body && !running.http10();
-    let headers::ToBackend { upgrade, mut lines, unnamed } =
+    let headers::ToBackend { upgrade, lines, unnamed } =
         headers::to_backend(&mut parts.headers, client, &route.config.request_headers, may_switch);
     if let Some(host) = &forward.host {
         parts.headers.insert(header::HOST, host.clone());
@@ -52,15 +53,12 @@ pub(super) async fn forward(
         parts.uri = target.into();
     }
     running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over });
-    let body = match has_body {
+    let mut body = match has_body {
         true => RequestBody::streamed(incoming, Rc::clone(running) as Rc<dyn Progress>),
         false => RequestBody::empty(),
     };
-    // hyper takes what stands here for its own.
-    parts.extensions.clear();
-    let mut request = Request::from_parts(parts, body);
     // What may be sent again after a backend has perhaps seen it.
-    let repeatable = !has_body && upgrade.is_none() && request.method().is_idempotent();
+    let repeatable = !has_body && upgrade.is_none() && parts.method.is_idempotent();
 
     let upstream = &*forward.upstream;
     let mut tried = Tried::default();
@@ -72,7 +70,7 @@ pub(super) async fn forward(
             Some(connection) => Ok(connection),
             None => dial(proxy, running, upstream, &place).await,
         };
-        let mut connection = match connected {
+        let connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
                 // Nothing was sent: any request may try elsewhere.
@@ -82,14 +80,12 @@ pub(super) async fn forward(
             }
         };
         running.await_head();
-        let informed = Some(Rc::clone(running) as Rc<dyn Informed>);
-        let Some(sent) = in_time(&client.watch, connection.send(request, repeatable, lines.clone(), informed)).await
-        else {
-            return Err(late(running, &place));
-        };
-        let mut failed = match sent {
-            Ok(response) => return answer(running, forward, upgrade, place, connection, response),
-            Err(failed) => failed,
+        connection.begin(&parts, &body, lines.as_deref());
+        let response = poll_fn(|cx| connection.poll_response(cx, &mut body, &**running));
+        let failed = match in_time(&client.watch, response).await {
+            None => return Err(late(running, &place)),
+            Some(Ok(_)) => return answer(running, forward, upgrade, place, connection, body, parts.headers),
+            Some(Err(failed)) => failed,
         };
         match running.upload() {
             Upload::TooLarge => return Err(ProxyError::BodyTooLarge),
@@ -98,26 +94,17 @@ pub(super) async fn forward(
         }
         let metrics = place.backend().metrics.of(proxy.worker);
         let answered = connection.answered();
-        let again = match failed.take_message() {
-            Some(unsent) => Some(unsent),
-            None if repeatable && !answered => {
-                // The lines are in what was written.
-                lines = None;
-                connection.written()
-            }
-            None => None,
-        };
+        let again = failed.unsent || (repeatable && !answered);
         // A connection that had been idle may have been closed by the backend just before: that says nothing about the
         // backend, and is no attempt.
         let stale = connection.reused && !answered;
         if !stale {
             metrics.broken.add(1);
         }
-        let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.into_error() };
-        request = match again {
-            Some(again) => again,
-            None => return Err(error),
-        };
+        let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.error };
+        if !again {
+            return Err(error);
+        }
         if stale {
             fresh = true;
         } else {
@@ -211,24 +198,39 @@ fn late(running: &Running, lease: &Lease) -> ProxyError {
     ProxyError::ResponseTimeout { backend: backend.address.clone() }
 }
 
-/// Makes a backend's response the client's.
+/// Makes a backend's response the client's. What is left of the request's `body` goes on beside it; `space` is for the
+/// response's headers.
 fn answer(
     running: &Rc<Running>,
     forward: &Forward,
     upgrade: Option<HeaderValue>,
     lease: Lease,
     connection: Connection,
-    response: Response<Incoming>,
+    body: RequestBody,
+    space: HeaderMap,
 ) -> Result<Handled, ProxyError> {
-    let (mut head, incoming) = response.into_parts();
+    let response = match connection.response(space) {
+        Ok(response) => response,
+        Err(error) => return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error }),
+    };
+    connection.upload(body, forward.timeouts.body_idle);
+    let (mut head, ()) = response.into_parts();
     let status = head.status;
     let class = usize::from(status.as_u16() / 100 - 1).min(4);
     lease.backend().metrics.of(running.worker()).responses[class].add(1);
-    head.version = Version::HTTP_11;
     let dated = headers::to_client(&mut head.headers, &running.exchange.client);
     if status != SWITCHING {
-        running.lend(connection);
-        let body = Body::leased(incoming, lease);
+        let body = match connection.whole() {
+            Some(bytes) => {
+                connection.release();
+                Body::whole(bytes, lease)
+            }
+            None => {
+                let source = Rc::clone(connection.link()) as Rc<dyn Source>;
+                running.lend(connection);
+                Body::leased(source, lease)
+            }
+        };
         return Ok(Handled { response: Response::from_parts(head, body), tunnel: None, dated });
     }
     let Some(protocol) = upgrade else {
@@ -244,7 +246,7 @@ fn answer(
 /// Waits for `future`, but not beyond the watch's deadline. Costs a look at a flag.
 async fn in_time<F: Future>(watch: &Watch, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
-    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+    poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
         Poll::Pending if watch.expired() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,

@@ -39,7 +39,7 @@ pub enum ProxyError {
         /// Where to.
         backend: Address,
         /// Why.
-        error: hyper::Error,
+        error: io::Error,
     },
     /// A backend switched protocols without being asked.
     UnaskedUpgrade {

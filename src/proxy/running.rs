@@ -328,18 +328,6 @@ impl Progress for Running {
         }
     }
 
-    fn taking(&self) {
-        if let Some(connection) = &*self.connection.borrow() {
-            connection.taking();
-        }
-    }
-
-    fn taken(&self, more: Option<bool>) {
-        if let Some(connection) = &*self.connection.borrow() {
-            connection.taken(more);
-        }
-    }
-
     fn response_read(&self) {
         if let Some(connection) = self.connection.take() {
             connection.release();

@@ -42,7 +42,7 @@ impl Tunnel {
     /// Carries bytes both ways until both ends are done, one breaks, neither says anything for too long, or the connection is
     /// told to end. `held` is what the client has sent already.
     pub async fn run(self, client: impl AsyncRead + AsyncWrite + Unpin, held: Vec<u8>) -> io::Result<()> {
-        let rest = std::future::poll_fn(|cx| self.link.poll_ended(cx)).await;
+        let rest = self.link.take_rest();
         let watch = &*self.running.exchange.client.watch;
         watch.uncap();
         watch.enter(Phase::Tunnel, self.idle);

@@ -1,24 +1,30 @@
-//! A backend's socket as hyper sees it, and what hyper does not tell about it.
+//! A connection to a backend, as HTTP/1.1 is spoken on it: one request out, one response in, both at once.
 //!
-//! Two things: whether any byte of a response has come, on which it depends whether a request may be sent again; and the
-//! informational responses (RFC 9110 §15.2), which hyper's client drops.
+//! Driven by whoever waits for the response, in that task: there is none of its own to be woken, and nothing is handed over.
+//! Why this is not hyper's: `docs/decisions/0006-an-http1-client-of-our-own.md`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::Request;
+use bytes::{Bytes, BytesMut};
+use http::header::HeaderMap;
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
+use http_body::{Body as _, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::exchange::body::RequestBody;
-use crate::exchange::dry::Dry;
+use crate::exchange::body::{RequestBody, Source};
 
-use super::mute::Mute;
+use super::chunked::{Chunked, Next};
+use super::request::{self, Outgoing};
+use super::response::{self, Head};
+use super::space::Space;
 
 /// Who is told of informational responses.
 pub trait Informed {
@@ -26,335 +32,485 @@ pub trait Informed {
     fn informational(&self, head: &[u8]);
 }
 
-/// A backend's socket.
-pub struct Link {
-    tcp: RefCell<TcpStream>,
-    answered: Cell<bool>,
-    /// Whether the next byte read is the first of a response.
-    at_start: Cell<bool>,
-    /// Whether the next bytes written are the head of a request that is to be kept or added to.
-    starting: Cell<bool>,
-    head: RefCell<Head>,
-    /// Whether there may be something to read.
-    dry: Dry,
-    /// Through which the connection's task is woken, once it has run.
-    mute: RefCell<Option<Arc<Mute>>>,
-    informed: RefCell<Option<Rc<dyn Informed>>>,
-    /// The beginning of an informational response that did not come in one piece.
-    partial: RefCell<Vec<u8>>,
-    ended: RefCell<Ended>,
+/// Why there is no response.
+#[derive(Debug)]
+pub struct Failed {
+    /// What happened: `InvalidData` when the backend did not speak HTTP, `UnexpectedEof` when it closed the connection.
+    pub error: io::Error,
+    /// Whether nothing of the request was written, and all of it is where it was: any request may be sent again.
+    pub unsent: bool,
 }
 
-/// The head of the request under way. Its space is used again by the next.
-#[derive(Default)]
-struct Head {
-    /// As it is sent: what hyper wrote with the lines put in.
-    bytes: Vec<u8>,
-    /// So many of them the socket has taken.
-    sent: usize,
-    /// Lines to put in behind the request line.
-    lines: Option<Rc<[u8]>>,
+/// Bytes of a response's head, and of all informational ones before it, at most.
+const HEAD_BYTES: usize = 64 * 1024;
+
+/// A piece of a body is read at once up to this size: large enough for few system calls a megabyte, small enough to stay in a
+/// core's cache.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// A connection to a backend.
+pub struct Link(RefCell<Inner>);
+
+struct Inner {
+    tcp: TcpStream,
+    space: Rc<Space>,
+    out: Outgoing,
+    upload: Upload,
+    /// Whether any byte of the request was written.
+    written: bool,
+    /// Whether what was taken of the request's body can be given back.
+    intact: bool,
+    /// Whether any byte of a response has come.
+    answered: bool,
+    /// Whether the request is a HEAD, whose response has no body whatever its head says.
+    bodiless: bool,
+    /// What was read and is not taken yet.
+    read: BytesMut,
+    /// Whether there is something in `read` that was not looked at yet.
+    fresh: bool,
+    /// Bytes of informational responses so far.
+    informational: usize,
+    head: Head,
+    head_bytes: Bytes,
+    body: Incoming,
 }
 
-#[derive(Default)]
-struct Ended {
-    /// What was read beyond the last response, once hyper let go of the socket.
-    rest: Option<Bytes>,
-    waker: Option<Waker>,
+/// How the sending of a request's body goes.
+#[derive(Debug)]
+enum Upload {
+    /// There is more to be taken from the client.
+    Open,
+    /// A task of its own goes on with it, because the response came first. Woken when the exchange is given up.
+    Apart(Option<Waker>),
+    /// All of it is written.
+    Over,
+    /// The backend does not take it. Why, for when no response comes either.
+    Refused(Option<io::Error>),
+    /// The exchange was given up.
+    Abandoned,
 }
 
-/// An informational response longer than this is not passed on.
-const INFORMATIONAL_BYTES: usize = 16 * 1024;
+/// How a response's body goes.
+#[derive(Debug)]
+enum Incoming {
+    /// The head is awaited.
+    Head,
+    /// So many bytes are to come.
+    Length(u64),
+    Chunked(Chunked),
+    /// Until the connection ends.
+    Close,
+    /// It is over.
+    Done,
+    /// It broke.
+    Broken,
+}
 
 impl Link {
-    pub(super) fn new(tcp: TcpStream) -> Rc<Self> {
-        Rc::new(Self {
-            tcp: RefCell::new(tcp),
-            answered: Cell::new(false),
-            at_start: Cell::new(false),
-            starting: Cell::new(false),
-            head: RefCell::default(),
-            dry: Dry::default(),
-            mute: RefCell::new(None),
-            informed: RefCell::new(None),
-            partial: RefCell::default(),
-            ended: RefCell::default(),
-        })
+    pub(super) fn new(tcp: TcpStream, space: Rc<Space>) -> Rc<Self> {
+        Rc::new(Self(RefCell::new(Inner {
+            tcp,
+            space,
+            out: Outgoing::default(),
+            upload: Upload::Over,
+            written: false,
+            intact: true,
+            answered: false,
+            bodiless: false,
+            read: BytesMut::new(),
+            fresh: false,
+            informational: 0,
+            head: Head::default(),
+            head_bytes: Bytes::new(),
+            body: Incoming::Done,
+        })))
     }
 
-    /// A request is about to be sent: `lines` go in behind its request line, and with `keep` its head is kept.
-    pub(super) fn begin(&self, keep: bool, lines: Option<Rc<[u8]>>, informed: Option<Rc<dyn Informed>>) {
-        self.starting.set(keep || lines.is_some());
-        let mut head = self.head.borrow_mut();
-        head.bytes.clear();
-        head.sent = 0;
-        head.lines = lines;
-        self.answered.set(false);
-        self.at_start.set(true);
-        *self.informed.borrow_mut() = informed;
-    }
-
-    /// The waker that the connection's task is to hand to hyper. Made at the task's first poll.
-    pub(super) fn waker(&self, task: &Waker) -> Waker {
-        let mute = Mute::new(task.clone());
-        *self.mute.borrow_mut() = Some(Arc::clone(&mute));
-        mute.into()
-    }
-
-    /// A piece of a response's body is about to be taken (`true`), or was: until then hyper's notice of it is not listened
-    /// to.
-    pub(super) fn mute(&self, closed: bool) {
-        if let Some(mute) = &*self.mute.borrow() {
-            mute.close(closed);
-        }
-    }
-
-    /// Has the connection's task run: there is more to read.
-    pub(super) fn wake(&self) {
-        if let Some(mute) = &*self.mute.borrow() {
-            mute.wake_task();
-        }
-    }
-
-    /// Whether any byte of a response has come since then.
-    pub(super) fn answered(&self) -> bool {
-        self.answered.get()
-    }
-
-    /// The request under way, if it was to be kept, was written and has no body.
-    pub(super) fn written(&self) -> Option<Request<RequestBody>> {
-        reread(&self.head.borrow().bytes)
-    }
-
-    /// Writes the head of a request, with the lines put in, and what else there is.
-    fn poll_start(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let Some((first, rest)) = bufs.split_first() else { return Poll::Ready(Ok(0)) };
-        let head = &mut *self.head.borrow_mut();
-        // hyper offers a head in one piece.
-        let line = memchr::memchr(b'\n', first).map_or(0, |end| end + 1);
-        head.bytes.clear();
-        head.bytes.extend_from_slice(&first[..line]);
-        head.bytes.extend_from_slice(head.lines.as_deref().unwrap_or_default());
-        head.bytes.extend_from_slice(&first[line..]);
-        let tcp = &mut *self.tcp.borrow_mut();
-        let n = if rest.is_empty() {
-            ready!(Pin::new(tcp).poll_write(cx, &head.bytes))?
-        } else {
-            let mut slices = [IoSlice::new(&[]); 16];
-            slices[0] = IoSlice::new(&head.bytes);
-            let more = rest.len().min(slices.len() - 1);
-            slices[1..=more].copy_from_slice(&rest[..more]);
-            ready!(Pin::new(tcp).poll_write_vectored(cx, &slices[..=more]))?
+    /// Takes a request, with `lines` put in behind its request line. Nothing is written yet.
+    pub(super) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Option<&[u8]>) {
+        let inner = &mut *self.0.borrow_mut();
+        let framing = match (body.is_end_stream(), body.size_hint().exact()) {
+            (true, _) => request::Framing::None,
+            (false, Some(length)) => request::Framing::Length(length),
+            (false, None) => request::Framing::Chunked,
         };
-        if n == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
-        self.starting.set(false);
-        head.sent = n.min(head.bytes.len());
-        Poll::Ready(Ok(first.len() + (n - head.sent)))
+        inner.out.begin(parts, framing, lines);
+        inner.upload = if framing == request::Framing::None { Upload::Over } else { Upload::Open };
+        inner.written = false;
+        inner.intact = true;
+        inner.answered = false;
+        inner.bodiless = parts.method == Method::HEAD;
+        inner.informational = 0;
+        inner.body = Incoming::Head;
     }
 
-    /// Writes what the socket did not take of a head at once.
-    fn poll_head(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let head = &mut *self.head.borrow_mut();
-        while head.sent < head.bytes.len() {
-            let n = ready!(Pin::new(&mut *self.tcp.borrow_mut()).poll_write(cx, &head.bytes[head.sent..]))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+    /// Sends the request and waits for the head of the response. What is left of `body` when that comes first is for
+    /// [`Link::upload`].
+    pub(super) fn poll_response(
+        &self,
+        cx: &mut Context<'_>,
+        body: &mut RequestBody,
+        informed: &dyn Informed,
+    ) -> Poll<Result<StatusCode, Failed>> {
+        let inner = &mut *self.0.borrow_mut();
+        if let Poll::Ready(Err(error)) = inner.poll_send(cx, body) {
+            // The client's side broke, or the body is not what it said: no response is worth waiting for.
+            return Poll::Ready(Err(inner.failed(error, body)));
+        }
+        let mut error = match ready!(inner.poll_head(cx, informed)) {
+            Ok(()) => return Poll::Ready(Ok(inner.head.status)),
+            Err(error) => error,
+        };
+        // That the connection is closed says less than what became of the writing.
+        if let (Upload::Refused(refused), false) = (&mut inner.upload, inner.answered) {
+            error = refused.take().unwrap_or(error);
+        }
+        Poll::Ready(Err(inner.failed(error, body)))
+    }
+
+    /// The response whose head has come. `headers` is space for its fields.
+    pub(super) fn response(&self, headers: HeaderMap) -> io::Result<Response<()>> {
+        let inner = &mut *self.0.borrow_mut();
+        let head_bytes = std::mem::take(&mut inner.head_bytes);
+        inner.head.response(&head_bytes, headers).map_err(malformed)
+    }
+
+    /// The body of the response, where all of it has come with its head.
+    pub(super) fn whole(&self) -> Option<Bytes> {
+        let inner = &mut *self.0.borrow_mut();
+        match inner.body {
+            Incoming::Length(left) if left <= inner.read.len() as u64 => {
+                inner.body = Incoming::Done;
+                Some(inner.take(left as usize))
             }
-            head.sent += n;
+            Incoming::Done => Some(Bytes::new()),
+            _ => None,
         }
-        Poll::Ready(Ok(()))
     }
 
-    /// hyper is done with the socket, and has read `rest` beyond the last response.
-    pub(super) fn end(&self, rest: Bytes) {
-        self.informed.take();
-        let mut ended = self.ended.borrow_mut();
-        ended.rest = Some(rest);
-        if let Some(waker) = ended.waker.take() {
+    /// Whether any byte of a response has come.
+    pub(super) fn answered(&self) -> bool {
+        self.0.borrow().answered
+    }
+
+    /// Whether the request's body is still being sent.
+    pub(super) fn uploading(&self) -> bool {
+        matches!(self.0.borrow().upload, Upload::Open | Upload::Apart(_))
+    }
+
+    /// Goes on sending a request's body whose response has begun, until it is over, no byte of it is taken for as long as
+    /// `idle`, or the exchange is given up.
+    pub(super) async fn upload(&self, body: RequestBody, idle: Duration) {
+        self.0.borrow_mut().upload = Upload::Apart(None);
+        let mut body = body;
+        let mut wait = std::pin::pin!(tokio::time::sleep(idle));
+        poll_fn(|cx| {
+            let inner = &mut *self.0.borrow_mut();
+            if !matches!(inner.upload, Upload::Apart(_)) {
+                return Poll::Ready(());
+            }
+            let left = (inner.out.slices().map(<[u8]>::len), inner.out.framing);
+            let sent = inner.poll_send(cx, &mut body);
+            if sent.is_pending() && left == (inner.out.slices().map(<[u8]>::len), inner.out.framing) {
+                if wait.as_mut().poll(cx).is_pending() {
+                    inner.upload = Upload::Apart(Some(cx.waker().clone()));
+                    return Poll::Pending;
+                }
+                inner.upload = Upload::Abandoned;
+                return Poll::Ready(());
+            }
+            match sent {
+                Poll::Ready(Ok(())) => Poll::Ready(()),
+                Poll::Ready(Err(_)) => {
+                    inner.upload = Upload::Abandoned;
+                    Poll::Ready(())
+                }
+                Poll::Pending => {
+                    wait.as_mut().reset(tokio::time::Instant::now() + idle);
+                    let _ = wait.as_mut().poll(cx);
+                    inner.upload = Upload::Apart(Some(cx.waker().clone()));
+                    Poll::Pending
+                }
+            }
+        })
+        .await;
+    }
+
+    /// The exchange is given up: nothing is sent any more.
+    pub(super) fn abandon(&self) {
+        let inner = &mut *self.0.borrow_mut();
+        if let Upload::Apart(Some(waker)) = std::mem::replace(&mut inner.upload, Upload::Abandoned) {
             waker.wake();
         }
     }
 
-    /// Waits until hyper is done with the socket. What it has read beyond the last response.
-    pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let mut ended = self.ended.borrow_mut();
-        match ended.rest.take() {
-            Some(rest) => Poll::Ready(rest),
-            None => {
-                ended.waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+    /// Whether the exchange is over on both sides and left the connection fit for a next one. Lets go of all memory.
+    pub(super) fn rest(&self) -> bool {
+        let inner = &mut *self.0.borrow_mut();
+        let fit = matches!((&inner.body, &inner.upload), (Incoming::Done, Upload::Over))
+            && inner.head.keep_alive
+            && inner.read.is_empty();
+        inner.out.rest();
+        inner.read = BytesMut::new();
+        inner.head_bytes = Bytes::new();
+        fit
     }
 
-    /// The socket, for hyper or for a tunnel.
+    /// Whether the backend has neither closed the idle connection nor said anything unasked. The socket is asked only if the
+    /// event loop has seen something there.
+    pub(super) fn is_open(&self) -> bool {
+        let mut byte = [0];
+        self.0.borrow().tcp.try_read(&mut byte).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// What the backend has sent behind its agreement to another protocol.
+    pub fn take_rest(&self) -> Bytes {
+        std::mem::take(&mut self.0.borrow_mut().read).freeze()
+    }
+
+    /// The socket, for a tunnel.
     pub fn io(self: &Rc<Self>) -> LinkIo {
         LinkIo(Rc::clone(self))
     }
+}
 
-    /// Looks at the first bytes of an answer.
-    fn first_bytes(&self, fresh: &[u8]) {
-        self.answered.set(true);
-        // The first digit of the status tells, once it is there.
-        if fresh.get(9).is_some_and(|&digit| digit != b'1') && self.partial.borrow().is_empty() {
-            self.at_start.set(false);
-            self.informed.take();
-        } else {
-            self.informational(fresh);
-        }
-    }
-
-    /// Takes informational responses from the first bytes of an answer.
-    #[cold]
-    fn informational(&self, fresh: &[u8]) {
-        let mut partial = self.partial.borrow_mut();
-        if partial.is_empty() && !could_be_informational(fresh) {
-            self.at_start.set(false);
-            self.informed.take();
-            return;
-        }
-        partial.extend_from_slice(fresh);
-        let mut from = 0;
+impl Inner {
+    /// Writes the request's head and as much of its body as there is, each piece before the next is asked for. Ready when
+    /// all of it is written, or the backend does not take it.
+    ///
+    /// # Errors
+    /// The client's.
+    fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut RequestBody) -> Poll<io::Result<()>> {
         loop {
-            let rest = &partial[from..];
-            if !could_be_informational(rest) || partial.len() > INFORMATIONAL_BYTES {
-                self.at_start.set(false);
-                self.informed.take();
-                break;
+            // A first piece that is there already goes out with the head.
+            let mut waiting = false;
+            if matches!(self.upload, Upload::Open | Upload::Apart(_)) && self.out.has_room() {
+                match Pin::new(&mut *body).poll_frame(cx) {
+                    Poll::Pending => waiting = true,
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) => {
+                            self.out.data(data).map_err(malformed)?;
+                            if self.out.framing == request::Framing::Length(0) {
+                                self.end(None)?;
+                            }
+                        }
+                        Err(frame) => self.end(frame.into_trailers().ok().as_ref())?,
+                    },
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io::Error::other(error))),
+                    Poll::Ready(None) => self.end(None)?,
+                }
             }
-            let Some(end) = memchr::memmem::find(rest, b"\r\n\r\n") else { break };
-            let head = &rest[..end + 4];
-            // The client's 100 is the proxy's own to send (RFC 9110 §10.1.1).
-            if !head.starts_with(b"HTTP/1.1 100")
-                && let Some(informed) = &*self.informed.borrow()
-            {
-                informed.informational(head);
+            if let Err(error) = ready!(self.poll_write(cx)) {
+                // It may have answered before it closed.
+                self.upload = Upload::Refused(Some(error));
             }
-            from += end + 4;
+            match self.upload {
+                Upload::Open | Upload::Apart(_) if waiting => return Poll::Pending,
+                Upload::Open | Upload::Apart(_) => {}
+                Upload::Over | Upload::Refused(_) | Upload::Abandoned => {
+                    // Dropping it tells that it is over. What was not written may have to be read once more.
+                    if self.written {
+                        *body = RequestBody::empty();
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+            }
         }
-        match self.at_start.get() {
-            true => drop(partial.drain(..from)),
-            false => *partial = Vec::new(),
+    }
+
+    /// The body has been taken whole.
+    fn end(&mut self, trailers: Option<&HeaderMap>) -> io::Result<()> {
+        self.out.end(trailers).map_err(malformed)?;
+        self.upload = Upload::Over;
+        self.intact = trailers.is_none();
+        Ok(())
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_written() {
+            let tcp = Pin::new(&mut self.tcp);
+            let n = match self.out.slices() {
+                [head, [], []] => ready!(tcp.poll_write(cx, head))?,
+                [[], piece, []] => ready!(tcp.poll_write(cx, piece))?,
+                slices => ready!(tcp.poll_write_vectored(cx, &slices.map(IoSlice::new)))?,
+            };
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written = true;
+            self.out.advance(n);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads until the head of the response is there.
+    fn poll_head(&mut self, cx: &mut Context<'_>, informed: &dyn Informed) -> Poll<io::Result<()>> {
+        loop {
+            if self.fresh {
+                self.fresh = false;
+                if let Some(end) = self.head.parse(&self.read, self.bodiless).map_err(malformed)? {
+                    let bytes = self.read.split_to(end);
+                    if !self.head.status.is_informational() || self.head.status == StatusCode::SWITCHING_PROTOCOLS {
+                        self.head_bytes = bytes.freeze();
+                        self.body = match self.head.framing {
+                            response::Framing::Length(0) => Incoming::Done,
+                            response::Framing::Length(length) => Incoming::Length(length),
+                            response::Framing::Chunked => Incoming::Chunked(Chunked::new()),
+                            response::Framing::Close => Incoming::Close,
+                        };
+                        return Poll::Ready(Ok(()));
+                    }
+                    self.informational += end;
+                    // The client's 100 is the proxy's own to send (RFC 9110 §10.1.1).
+                    if self.head.status != StatusCode::CONTINUE {
+                        informed.informational(&bytes);
+                    }
+                    self.fresh = !self.read.is_empty();
+                    if self.informational <= HEAD_BYTES {
+                        continue;
+                    }
+                }
+                if self.read.len().max(self.informational) > HEAD_BYTES {
+                    return Poll::Ready(Err(malformed("a head that is too long")));
+                }
+            }
+            let before = self.read.len();
+            if ready!(self.poll_fill(cx, u64::MAX))? == 0 {
+                return Poll::Ready(Err(closed()));
+            }
+            self.answered = true;
+            // A head does not end but with a line, so a piece of a line is not worth a look.
+            self.fresh = memchr::memchr(b'\n', &self.read[before..]).is_some() || self.read.len() > HEAD_BYTES;
+        }
+    }
+
+    /// Reads the next piece of the body.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        loop {
+            let step = match &mut self.body {
+                Incoming::Head | Incoming::Done | Incoming::Broken => return Poll::Ready(None),
+                Incoming::Chunked(chunked) => match chunked.next(&mut self.read) {
+                    Ok(Next::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Ok(Next::End(trailers)) => {
+                        self.body = Incoming::Done;
+                        return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                    }
+                    Ok(Next::More) => ready!(self.poll_fill(cx, u64::MAX)),
+                    Err(what) => Err(malformed(what)),
+                },
+                Incoming::Length(left) => {
+                    let bytes = (*left).min(self.read.len() as u64);
+                    if bytes > 0 {
+                        *left -= bytes;
+                        if *left == 0 {
+                            self.body = Incoming::Done;
+                        }
+                        return Poll::Ready(Some(Ok(Frame::data(self.take(bytes as usize)))));
+                    }
+                    let left = *left;
+                    ready!(self.poll_fill(cx, left))
+                }
+                Incoming::Close => {
+                    if !self.read.is_empty() {
+                        return Poll::Ready(Some(Ok(Frame::data(self.take(self.read.len())))));
+                    }
+                    match ready!(self.poll_fill(cx, u64::MAX)) {
+                        Ok(0) => {
+                            self.body = Incoming::Done;
+                            return Poll::Ready(None);
+                        }
+                        filled => filled,
+                    }
+                }
+            };
+            match step {
+                Ok(1..) => {}
+                Ok(0) => {
+                    self.body = Incoming::Broken;
+                    return Poll::Ready(Some(Err(closed())));
+                }
+                Err(error) => {
+                    self.body = Incoming::Broken;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+
+    /// Reads what there is, up to `wanted` bytes if that is many. 0 is the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: u64) -> Poll<io::Result<usize>> {
+        self.space.poll_read(&mut self.tcp, cx, &mut self.read, wanted.min(PIECE_BYTES as u64) as usize)
+    }
+
+    /// Takes the first bytes that were read.
+    fn take(&mut self, bytes: usize) -> Bytes {
+        if bytes == self.read.len() { std::mem::take(&mut self.read) } else { self.read.split_to(bytes) }.freeze()
+    }
+
+    fn failed(&mut self, error: io::Error, body: &mut RequestBody) -> Failed {
+        let unsent = !self.written && self.intact;
+        if unsent {
+            body.unread(self.out.unsent());
+        }
+        Failed { error, unsent }
+    }
+}
+
+/// The rest of a response's body.
+impl Source for Link {
+    fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.0.borrow_mut().poll_piece(cx)
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.0.borrow().body, Incoming::Done)
+    }
+
+    fn left(&self) -> Option<u64> {
+        match self.0.borrow().body {
+            Incoming::Length(left) => Some(left),
+            Incoming::Done => Some(0),
+            _ => None,
         }
     }
 }
 
-/// The request whose head was written so, without a body.
-fn reread(written: &[u8]) -> Option<Request<RequestBody>> {
-    let mut headers = [httparse::EMPTY_HEADER; 256];
-    let mut head = httparse::Request::new(&mut headers);
-    if !head.parse(written).ok()?.is_complete() {
-        return None;
-    }
-    let mut request = Request::builder().method(head.method?).uri(head.path?);
-    for header in head.headers {
-        request = request.header(header.name, header.value);
-    }
-    request.body(RequestBody::empty()).ok()
+/// A backend that does not speak HTTP as it has to.
+fn malformed(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Whether what begins with `bytes` is, or may become, an informational response other than 101.
-fn could_be_informational(bytes: &[u8]) -> bool {
-    const START: &[u8] = b"HTTP/1.1 1";
-    let known = bytes.len().min(START.len());
-    bytes[..known] == START[..known] && !bytes.starts_with(b"HTTP/1.1 101")
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "closed the connection")
 }
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("tcp", &self.tcp).field("answered", &self.answered).finish_non_exhaustive()
+        let inner = self.0.borrow();
+        f.debug_struct("Link").field("tcp", &inner.tcp).field("body", &inner.body).finish_non_exhaustive()
     }
 }
 
-/// The handle on a [`Link`] that hyper, or a tunnel, reads and writes through.
+/// The socket that a tunnel reads and writes through.
 #[derive(Debug)]
 pub struct LinkIo(Rc<Link>);
 
 impl AsyncRead for LinkIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(self.0.dry.poll_read(&mut *self.0.tcp.borrow_mut(), cx, buf))?;
-        if self.0.at_start.get() && buf.filled().len() > before {
-            self.0.first_bytes(&buf.filled()[before..]);
-        }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.0.0.borrow_mut().tcp).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for LinkIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.0.starting.get() {
-            return self.0.poll_start(cx, &[IoSlice::new(buf)]);
-        }
-        ready!(self.0.poll_head(cx))?;
-        Pin::new(&mut *self.0.tcp.borrow_mut()).poll_write(cx, buf)
+        Pin::new(&mut self.0.0.borrow_mut().tcp).poll_write(cx, buf)
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if self.0.starting.get() {
-            return self.0.poll_start(cx, bufs);
-        }
-        ready!(self.0.poll_head(cx))?;
-        Pin::new(&mut *self.0.tcp.borrow_mut()).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.0.starting.get() {
-            true => Poll::Ready(Ok(())),
-            false => self.0.poll_head(cx),
-        }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0.tcp.borrow_mut()).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Default)]
-    struct Seen(RefCell<Vec<String>>);
-
-    impl Informed for Seen {
-        fn informational(&self, head: &[u8]) {
-            self.0.borrow_mut().push(String::from_utf8_lossy(head).into_owned());
-        }
-    }
-
-    async fn seen(text: &str, piece: usize) -> Vec<String> {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let link = Link::new(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
-        let seen = Rc::new(Seen::default());
-        link.begin(false, None, Some(Rc::clone(&seen) as Rc<dyn Informed>));
-        for bytes in text.as_bytes().chunks(piece) {
-            if link.at_start.get() {
-                link.first_bytes(bytes);
-            }
-        }
-        assert!(link.answered());
-        seen.0.take()
-    }
-
-    #[tokio::test]
-    async fn early_hints_are_seen_in_whatever_pieces() {
-        let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
-        let text =
-            format!("HTTP/1.1 100 Continue\r\n\r\n{hints}{hints}HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 103 in the body");
-        for piece in [1, 2, 7, 11, 100, 1000] {
-            assert_eq!(seen(&text, piece).await, [hints, hints], "in pieces of {piece}");
-        }
-        assert_eq!(seen("HTTP/1.1 101 Switching Protocols\r\n\r\n", 1).await, [""; 0]);
+        Pin::new(&mut self.0.0.borrow_mut().tcp).poll_shutdown(cx)
     }
 }

@@ -1,69 +1,77 @@
 //! Bytes to a backend and back.
 //!
-//! A worker has its own [`Transport`], with its own idle connections. The task that drives a connection is spawned on the
-//! same thread, so that handing it a request wakes nobody else.
+//! A worker has its own [`Transport`], with its own idle connections. HTTP/1.1 is spoken by [`Link`], in the task of the
+//! exchange that waits for the answer.
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::SendRequest;
+use bytes::Bytes;
+use http::header::HeaderMap;
+use http::request::Parts;
+use http::{Response, StatusCode};
 
-use crate::backend::BackendState;
+use crate::backend::{BackendId, BackendState};
 use crate::config::PoolConfig;
 use crate::exchange::body::RequestBody;
 use crate::exchange::watch::Clock;
 
+mod chunked;
 pub mod connect;
 pub mod link;
-mod mute;
 mod pool;
+mod request;
+mod response;
+mod space;
 
-pub use link::{Informed, Link};
+pub use link::{Failed, Informed, Link};
 use pool::Pools;
+use space::Space;
 
 /// A worker's way to its backends.
 #[derive(Debug)]
 pub struct Transport {
     pools: RefCell<Pools>,
+    space: Rc<Space>,
     clock: Rc<Clock>,
 }
 
 /// A connection to a backend, taken out for one attempt.
 pub struct Connection {
-    sender: SendRequest<RequestBody>,
     link: Rc<Link>,
     /// Whether it has served a request before: then it may turn out to be closed already.
     pub reused: bool,
     transport: Rc<Transport>,
-    slot: crate::backend::BackendId,
+    slot: BackendId,
     pool: PoolConfig,
+    released: bool,
 }
 
 impl Transport {
     /// No connections yet.
     pub fn new(clock: Rc<Clock>) -> Rc<Self> {
-        Rc::new(Self { pools: RefCell::default(), clock })
+        Rc::new(Self { pools: RefCell::default(), space: Rc::default(), clock })
     }
 
     /// An idle connection to `backend`, the one used last.
     pub fn checkout(self: &Rc<Self>, backend: &BackendState, pool: PoolConfig) -> Option<Connection> {
-        let idle = self.pools.borrow_mut().take(backend.id)?;
-        Some(Connection {
-            sender: idle.sender,
-            link: idle.link,
-            reused: true,
-            transport: Rc::clone(self),
-            slot: backend.id,
-            pool,
-        })
+        let link = self.pools.borrow_mut().take(backend.id)?;
+        Some(Connection::new(link, true, self, backend, pool))
     }
 
     /// Idle connections held now.
     pub fn idle(&self) -> usize {
         self.pools.borrow().len()
+    }
+
+    /// Keeps a connection for its next request, if it is fit for one.
+    fn keep(&self, slot: BackendId, pool: PoolConfig, link: Rc<Link>) {
+        if link.rest() {
+            self.pools.borrow_mut().put(slot, pool, pool::Idle { link, since_ms: self.clock.now_ms() });
+        }
     }
 
     /// Closes what was idle for too long, and what the other side has closed.
@@ -78,20 +86,56 @@ impl Transport {
 }
 
 impl Connection {
-    /// Sends a request, with `lines` put in behind its request line, and waits for the head of the response. With `keep`,
-    /// its head is kept, so that it can be sent again by [`Connection::written`].
+    fn new(link: Rc<Link>, reused: bool, transport: &Rc<Transport>, backend: &BackendState, pool: PoolConfig) -> Self {
+        Self { link, reused, transport: Rc::clone(transport), slot: backend.id, pool, released: false }
+    }
+
+    /// Takes a request, with `lines` put in behind its request line. It is sent by [`Connection::poll_response`].
+    pub fn begin(&self, parts: &Parts, body: &RequestBody, lines: Option<&[u8]>) {
+        self.link.begin(parts, body, lines);
+    }
+
+    /// Sends the request and waits for the head of the response: its status, with which it may be decided whether it is
+    /// wanted. `body` is that of [`Connection::begin`].
     ///
     /// # Errors
-    /// When the connection breaks before the head has come. The request comes back if none of it was sent.
-    pub fn send(
-        &mut self,
-        request: Request<RequestBody>,
-        keep: bool,
-        lines: Option<Rc<[u8]>>,
-        informed: Option<Rc<dyn Informed>>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
-        self.link.begin(keep, lines, informed);
-        self.sender.try_send_request(request)
+    /// When the connection breaks before the head has come, or what comes is no response.
+    pub fn poll_response(
+        &self,
+        cx: &mut Context<'_>,
+        body: &mut RequestBody,
+        informed: &dyn Informed,
+    ) -> Poll<Result<StatusCode, Failed>> {
+        self.link.poll_response(cx, body, informed)
+    }
+
+    /// The response whose status is known. `headers` is space for its fields.
+    ///
+    /// # Errors
+    /// When a field is malformed.
+    pub fn response(&self, headers: HeaderMap) -> io::Result<Response<()>> {
+        self.link.response(headers)
+    }
+
+    /// The body of the response, where all of it has come with its head.
+    pub fn whole(&self) -> Option<Bytes> {
+        self.link.whole()
+    }
+
+    /// What is left of a request's body whose response has begun is sent on beside it, as long as the backend takes a piece
+    /// of it within `idle`.
+    pub fn upload(&self, body: RequestBody, idle: Duration) {
+        if !self.link.uploading() {
+            return;
+        }
+        let (link, transport, slot, pool) = (Rc::clone(&self.link), Rc::clone(&self.transport), self.slot, self.pool);
+        tokio::task::spawn_local(async move {
+            link.upload(body, idle).await;
+            // The exchange has been over for longer, and left the connection to this task.
+            if Rc::strong_count(&link) == 1 {
+                transport.keep(slot, pool, link);
+            }
+        });
     }
 
     /// Whether any byte of a response has come since the request was sent.
@@ -99,35 +143,25 @@ impl Connection {
         self.link.answered()
     }
 
-    /// The request that was sent, with the lines that were put in, if it was to be kept and had no body.
-    pub fn written(&self) -> Option<Request<RequestBody>> {
-        self.link.written()
-    }
-
-    /// The socket behind it.
+    /// What the connection is behind.
     pub fn link(&self) -> &Rc<Link> {
         &self.link
     }
 
-    /// A piece of the response's body is about to be taken.
-    pub fn taking(&self) {
-        self.link.mute(true);
-    }
-
-    /// Nothing was there to take (`None`); or it was taken, and there is (`true`) more to come, for which the connection has
-    /// to run.
-    pub fn taken(&self, more: Option<bool>) {
-        self.link.mute(false);
-        if more.is_some_and(|more| more || !self.sender.is_ready()) {
-            self.link.wake();
+    /// The response has been read: the connection may take its next request, once all of this one has been sent.
+    pub fn release(mut self) {
+        self.released = true;
+        if !self.link.uploading() {
+            self.transport.keep(self.slot, self.pool, Rc::clone(&self.link));
         }
     }
+}
 
-    /// The response has been read: the connection may take its next request.
-    pub fn release(self) {
-        let Self { sender, link, transport, slot, pool, .. } = self;
-        let since_ms = transport.clock.now_ms();
-        transport.pools.borrow_mut().put(slot, pool, pool::Idle { sender, link, since_ms });
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.released {
+            self.link.abandon();
+        }
     }
 }
 

@@ -1,10 +1,7 @@
 use std::rc::Rc;
 
-use hyper::client::conn::http1::SendRequest;
-
 use crate::backend::BackendId;
 use crate::config::PoolConfig;
-use crate::exchange::body::RequestBody;
 
 use super::Link;
 
@@ -24,23 +21,25 @@ struct Slot {
 /// A connection that waits for its next request.
 #[derive(Debug)]
 pub(super) struct Idle {
-    pub(super) sender: SendRequest<RequestBody>,
     pub(super) link: Rc<Link>,
     pub(super) since_ms: u64,
 }
 
 impl Pools {
-    /// Takes a connection that is open and ready.
-    pub(super) fn take(&mut self, id: BackendId) -> Option<Idle> {
+    /// Takes a connection that is open.
+    pub(super) fn take(&mut self, id: BackendId) -> Option<Rc<Link>> {
         let slot = self.0.get_mut(id.slot as usize).filter(|slot| slot.epoch == id.epoch)?;
-        // One that is open but not ready is still busy with the end of its last response: it stays.
-        let index = slot.idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(slot.idle.remove(index))
+        while let Some(idle) = slot.idle.pop() {
+            if idle.link.is_open() {
+                return Some(idle.link);
+            }
+        }
+        None
     }
 
     /// Keeps a connection, unless there are enough.
     pub(super) fn put(&mut self, id: BackendId, config: PoolConfig, idle: Idle) {
-        if idle.sender.is_closed() || config.max_idle == 0 {
+        if config.max_idle == 0 {
             return;
         }
         let index = id.slot as usize;
@@ -63,7 +62,7 @@ impl Pools {
     pub(super) fn sweep(&mut self, now_ms: u64) {
         for slot in &mut self.0 {
             let oldest = now_ms.saturating_sub(slot.idle_timeout_ms);
-            slot.idle.retain(|idle| idle.since_ms >= oldest && !idle.sender.is_closed());
+            slot.idle.retain(|idle| idle.since_ms >= oldest && idle.link.is_open());
         }
     }
 

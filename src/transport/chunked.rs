@@ -1,0 +1,192 @@
+//! A body in chunks (RFC 9112 §7.1), read.
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+/// Bytes of a chunk's extension, and of a trailer section, at most.
+const EXTENSION_BYTES: u16 = 1024;
+const TRAILER_BYTES: usize = 16 * 1024;
+
+/// Fields of a trailer section at most.
+const TRAILERS: usize = 64;
+
+/// Where in the chunks the next byte is.
+#[derive(Debug)]
+pub(super) struct Chunked {
+    state: State,
+    /// The trailer section so far.
+    trailers: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// In a chunk's size, with so many digits read.
+    Size { size: u64, digits: u8 },
+    /// In a chunk's extension, after so many bytes of it.
+    Extension { size: u64, bytes: u16 },
+    /// After the CR that ends a chunk's size.
+    SizeLf { size: u64 },
+    /// In a chunk's data, so many bytes before its end.
+    Data(u64),
+    /// Before the CR, or (`true`) the LF that ends a chunk's data.
+    DataEnd { lf: bool },
+    /// In the trailer section.
+    Trailers,
+}
+
+/// What the chunks come to next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// A piece of the body.
+    Data(Bytes),
+    /// The rest is not there yet.
+    More,
+    /// The end, with the trailer section where there is one.
+    End(Option<HeaderMap>),
+}
+
+impl Chunked {
+    /// Before the first chunk.
+    pub(super) fn new() -> Self {
+        Self { state: State::Size { size: 0, digits: 0 }, trailers: Vec::new() }
+    }
+
+    /// Takes what `input` begins with.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn next(&mut self, input: &mut BytesMut) -> Result<Next, &'static str> {
+        while let Some(&byte) = input.first() {
+            self.state = match self.state {
+                State::Data(left) => {
+                    let taken = left.min(input.len() as u64);
+                    self.state = if taken == left { State::DataEnd { lf: false } } else { State::Data(left - taken) };
+                    return Ok(Next::Data(input.split_to(taken as usize).freeze()));
+                }
+                State::Trailers => {
+                    let end = memchr::memchr(b'\n', input).map_or(input.len(), |end| end + 1);
+                    self.trailers.extend_from_slice(&input[..end]);
+                    input.advance(end);
+                    if self.trailers.len() > TRAILER_BYTES {
+                        return Err("a trailer section that is too long");
+                    }
+                    if self.trailers == b"\r\n" || self.trailers.ends_with(b"\r\n\r\n") {
+                        return trailers(&self.trailers).map(Next::End);
+                    }
+                    continue;
+                }
+                State::Size { size, digits } => match (byte as char).to_digit(16) {
+                    Some(_) if digits == 15 => return Err("a chunk's size with too many digits"),
+                    Some(digit) => State::Size { size: size << 4 | u64::from(digit), digits: digits + 1 },
+                    None if digits == 0 => return Err("a chunk without a size"),
+                    None if byte == b'\r' => State::SizeLf { size },
+                    // Some send blanks behind the size.
+                    None if matches!(byte, b';' | b' ' | b'\t') => State::Extension { size, bytes: 0 },
+                    None => return Err("a chunk's size that is not a number"),
+                },
+                State::Extension { size, bytes } => match byte {
+                    b'\r' => State::SizeLf { size },
+                    b'\n' | 0 => return Err("a chunk's extension with a forbidden character"),
+                    _ if bytes == EXTENSION_BYTES => return Err("a chunk's extension that is too long"),
+                    _ => State::Extension { size, bytes: bytes + 1 },
+                },
+                State::SizeLf { size } => match (byte, size) {
+                    (b'\n', 0) => State::Trailers,
+                    (b'\n', size) => State::Data(size),
+                    _ => return Err("a chunk's size that ends without LF"),
+                },
+                State::DataEnd { lf: false } if byte == b'\r' => State::DataEnd { lf: true },
+                State::DataEnd { lf: true } if byte == b'\n' => State::Size { size: 0, digits: 0 },
+                State::DataEnd { .. } => return Err("a chunk that is longer than its size"),
+            };
+            input.advance(1);
+        }
+        Ok(Next::More)
+    }
+}
+
+/// The fields of a trailer section.
+fn trailers(section: &[u8]) -> Result<Option<HeaderMap>, &'static str> {
+    const MALFORMED: &str = "a malformed trailer section";
+    if section == b"\r\n" {
+        return Ok(None);
+    }
+    let mut fields = [httparse::EMPTY_HEADER; TRAILERS];
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields) else {
+        return Err(MALFORMED);
+    };
+    let mut map = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| MALFORMED)?;
+        map.append(name, HeaderValue::from_bytes(field.value).map_err(|_| MALFORMED)?);
+    }
+    Ok(Some(map))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What comes out of `text` when it arrives in pieces: the data, the trailers, and what is left behind the end.
+    fn read(text: &[u8], piece: usize) -> Result<(Vec<u8>, Option<HeaderMap>, usize), &'static str> {
+        let (mut chunked, mut data, mut input) = (Chunked::new(), Vec::new(), BytesMut::new());
+        let mut pieces = text.chunks(piece);
+        loop {
+            match chunked.next(&mut input)? {
+                Next::Data(bytes) => data.extend_from_slice(&bytes),
+                Next::More => input.extend_from_slice(pieces.next().ok_or("cut short")?),
+                Next::End(trailers) => {
+                    return Ok((data, trailers, input.len() + pieces.map(<[u8]>::len).sum::<usize>()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn takes_the_chunks_apart() {
+        for piece in [1, 2, 3, 7, 100] {
+            let (data, trailers, rest) = read(b"5\r\nhello\r\n0a;a=b\r\n, world!!!\r\n0\r\n\r\nHTTP", piece).unwrap();
+            assert_eq!((&data[..], trailers, rest), (&b"hello, world!!!"[..], None, 4), "in pieces of {piece}");
+            let (data, trailers, _) = read(b"1 \r\nx\r\n0\r\nEtag: y\r\nA: b\r\n\r\n", piece).unwrap();
+            let trailers = trailers.unwrap();
+            assert_eq!((&data[..], trailers.len(), &trailers["etag"]), (&b"x"[..], 2, &HeaderValue::from_static("y")));
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_chunk() {
+        for text in [
+            "\r\n",
+            "x\r\n",
+            "-1\r\n",
+            "0x1\r\na\r\n",
+            "1\na\r\n",
+            "1\r\nab\r\n",
+            "1\r\na\n",
+            "1000000000000000\r\n",
+            "1;a\nb\r\n",
+            "0\r\nA b\r\n\r\n",
+        ] {
+            let refused = read(text.as_bytes(), 1).unwrap_err();
+            assert_ne!(refused, "cut short", "{text:?}");
+        }
+        let long = format!("0\r\nA: {}\r\n\r\n", "b".repeat(TRAILER_BYTES));
+        assert!(read(long.as_bytes(), 100).is_err());
+        assert!(read(format!("1;{}\r\na\r\n", "b".repeat(2000)).as_bytes(), 100).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_make_no_difference(bodies in proptest::collection::vec("[a-z\r\n]{1,50}", 0..6), piece in 1usize..80) {
+            let mut text: String = bodies.iter().map(|body| format!("{:X}\r\n{body}\r\n", body.len())).collect();
+            text += "0\r\n\r\n";
+            prop_assert_eq!(read(text.as_bytes(), piece), Ok((bodies.concat().into_bytes(), None, 0)));
+        }
+
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 1..200), piece in 1usize..50) {
+            let _ = read(&bytes, piece);
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The head of a backend's response (RFC 9112).
+//!
+//! Stricter than a user agent has to be: what two recipients may frame differently is refused, so that neither a broken nor
+//! a taken-over backend can have its bytes read as the response to somebody else's request (response splitting).
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode, Version};
+use hyper::ext::ReasonPhrase;
+
+/// Fields of a head at most.
+const FIELDS: usize = 256;
+
+/// How the end of a response's body is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// By its length: 0 where there is none.
+    Length(u64),
+    /// By chunks.
+    Chunked,
+    /// By the end of the connection.
+    #[default]
+    Close,
+}
+
+/// A head, as places in the bytes that it was read from.
+#[derive(Debug, Default)]
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    pub(super) framing: Framing,
+    /// Whether the connection goes on behind the response.
+    pub(super) keep_alive: bool,
+    reason: Range<usize>,
+    /// Names and values, without the transfer coding. The space is used again.
+    fields: Vec<(Range<usize>, Range<usize>)>,
+}
+
+impl Head {
+    /// Reads the head that `bytes` begin with: how long it is, or `None` when its end is not there yet. `bodiless` is that of
+    /// the answer to a HEAD.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn parse(&mut self, bytes: &[u8], bodiless: bool) -> Result<Option<usize>, &'static str> {
+        let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
+        let mut head = httparse::Response::new(&mut []);
+        let parsed =
+            httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut head, bytes, &mut fields);
+        let end = match parsed.map_err(told)? {
+            httparse::Status::Complete(end) => end,
+            httparse::Status::Partial => return Ok(None),
+        };
+        let place = |part: &[u8]| {
+            let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
+            start..start + part.len()
+        };
+        let status = head.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("a status that is none")?;
+        let http10 = head.version == Some(0);
+        let reason = head.reason.unwrap_or_default();
+        self.status = status;
+        self.reason = if Some(reason) == status.canonical_reason() { 0..0 } else { place(reason.as_bytes()) };
+        self.fields.clear();
+        let (mut close, mut keep_alive) = (false, false);
+        let (mut length, mut chunked) = (None, false);
+        for field in &*head.headers {
+            let name = field.name.as_bytes();
+            // Few names are of such a length.
+            match name.len() {
+                10 if name.eq_ignore_ascii_case(b"connection") => {
+                    for token in field.value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                        close |= token.eq_ignore_ascii_case(b"close");
+                        keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                    }
+                }
+                14 if name.eq_ignore_ascii_case(b"content-length") => {
+                    let value = number(field.value).ok_or("a Content-Length that is not a number")?;
+                    match length.replace(value) {
+                        Some(before) if before != value => return Err("two lengths that differ"),
+                        Some(_) => continue,
+                        None => {}
+                    }
+                }
+                17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                    if chunked || http10 || !field.value.eq_ignore_ascii_case(b"chunked") {
+                        return Err("a transfer coding other than chunked");
+                    }
+                    chunked = true;
+                    // For this hop alone.
+                    continue;
+                }
+                _ => {}
+            }
+            self.fields.push((place(name), place(field.value)));
+        }
+        if chunked && length.is_some() {
+            return Err("both Transfer-Encoding and Content-Length");
+        }
+        self.keep_alive = !close && (keep_alive || !http10);
+        let none = bodiless || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+        self.framing = match (none, length) {
+            (true, _) => Framing::Length(0),
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) if chunked => Framing::Chunked,
+            (false, None) => Framing::Close,
+        };
+        Ok(Some(end))
+    }
+
+    /// The head as a response, from the bytes that it was read from. `headers` is space for it.
+    ///
+    /// # Errors
+    /// When a field holds what is no text of HTTP.
+    pub(super) fn response(&self, bytes: &Bytes, mut headers: HeaderMap) -> Result<Response<()>, &'static str> {
+        headers.clear();
+        for (name, value) in &self.fields {
+            let name = HeaderName::from_bytes(&bytes[name.clone()]).map_err(|_| "a field whose name is none")?;
+            let value = HeaderValue::from_maybe_shared(bytes.slice(value.clone()));
+            headers.append(name, value.map_err(|_| "a field with a forbidden character")?);
+        }
+        let mut response = Response::new(());
+        *response.status_mut() = self.status;
+        *response.version_mut() = Version::HTTP_11;
+        *response.headers_mut() = headers;
+        if !self.reason.is_empty()
+            && let Ok(reason) = ReasonPhrase::try_from(bytes.slice(self.reason.clone()))
+        {
+            response.extensions_mut().insert(reason);
+        }
+        Ok(response)
+    }
+}
+
+/// What `Content-Length` says: digits alone, and few enough for a sum not to overflow.
+fn number(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || value.len() > 18 {
+        return None;
+    }
+    value.iter().try_fold(0, |sum: u64, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+}
+
+fn told(error: httparse::Error) -> &'static str {
+    match error {
+        httparse::Error::TooManyHeaders => "too many header fields",
+        httparse::Error::HeaderName => "a field whose name is none",
+        httparse::Error::HeaderValue => "a field with a forbidden character",
+        httparse::Error::Status => "a status line that is none",
+        httparse::Error::Version => "another protocol than HTTP/1",
+        _ => "a malformed head",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Option<(Head, usize)>, &'static str> {
+        let mut head = Head::default();
+        Ok(head.parse(text.as_bytes(), false)?.map(|end| (head, end)))
+    }
+
+    fn framing(fields: &str) -> Result<Framing, &'static str> {
+        parse(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n")).map(|head| head.unwrap().0.framing)
+    }
+
+    #[test]
+    fn tells_where_the_body_ends() {
+        for (fields, expected) in [
+            ("", Framing::Close),
+            ("Content-Length: 5\r\n", Framing::Length(5)),
+            ("content-length: 5\r\nContent-Length: 5\r\n", Framing::Length(5)),
+            ("Transfer-Encoding: Chunked\r\n", Framing::Chunked),
+        ] {
+            assert_eq!(framing(fields), Ok(expected), "{fields:?}");
+        }
+        for status in [101, 103, 204, 304] {
+            let (head, _) = parse(&format!("HTTP/1.1 {status} \r\nContent-Length: 5\r\n\r\n")).unwrap().unwrap();
+            assert_eq!(head.framing, Framing::Length(0), "{status}");
+        }
+        let mut head = Head::default();
+        head.parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true).unwrap();
+        assert_eq!(head.framing, Framing::Length(0));
+    }
+
+    #[test]
+    fn refuses_what_may_be_framed_in_two_ways() {
+        for fields in [
+            "Content-Length: 5\r\nContent-Length: 6\r\n",
+            "Content-Length: 5, 5\r\n",
+            "Content-Length: +5\r\n",
+            "Content-Length: \r\n",
+            "Content-Length: 99999999999999999999\r\n",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "A: b\r\n c\r\n",
+            "A : b\r\n",
+            "A: b\0\r\n",
+            "A b\r\n",
+        ] {
+            assert!(framing(fields).is_err(), "{fields:?}");
+        }
+        assert!(parse("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
+        assert!(parse("HTTP/2.0 200 OK\r\n\r\n").is_err());
+        assert!(parse("SSH-2.0-OpenSSH\r\n\r\n").is_err());
+        assert!(parse("HTTP/1.1 99 Low\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn tells_whether_the_connection_goes_on() {
+        for (version, field, expected) in [
+            (1, "", true),
+            (1, "Connection: close\r\n", false),
+            (1, "Connection: keep-alive, Close\r\n", false),
+            (0, "", false),
+            (0, "connection: Keep-Alive\r\n", true),
+        ] {
+            let (head, _) = parse(&format!("HTTP/1.{version} 200 OK\r\n{field}\r\n")).unwrap().unwrap();
+            assert_eq!(head.keep_alive, expected, "HTTP/1.{version} {field:?}");
+        }
+    }
+
+    #[test]
+    fn makes_a_response_with_every_field_but_the_framing() {
+        let text = "HTTP/1.1 299 Fine By Me\r\nSet-Cookie: a\r\nX: \u{e9}\r\nSet-Cookie: b\r\nContent-Length: 3\r\n\
+                    Content-Length: 3\r\n\r\nabc";
+        let (head, end) = parse(text).unwrap().unwrap();
+        let bytes = Bytes::from(text[..end].to_owned());
+        let response = head.response(&bytes, HeaderMap::new()).unwrap();
+        assert_eq!(response.status(), 299);
+        assert_eq!(response.extensions().get::<ReasonPhrase>().unwrap().as_bytes(), b"Fine By Me");
+        assert_eq!(response.headers().get_all("set-cookie").iter().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(response.headers().get_all("content-length").iter().collect::<Vec<_>>(), ["3"]);
+        assert_eq!(response.headers()["x"].as_bytes(), "\u{e9}".as_bytes());
+        assert_eq!(&text[end..], "abc");
+    }
+
+    proptest! {
+        /// Never a panic, and a head is found exactly when its last byte is there.
+        #[test]
+        fn a_head_ends_where_it_ends(fields in proptest::collection::vec("[A-Za-z-]{1,20}: [ -~]{0,20}", 0..10)) {
+            let text = format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n", fields.join("\r\n")).replace("OK\r\n\r\n\r\n", "OK\r\n\r\n");
+            for end in 0..text.len() {
+                prop_assert!(!matches!(parse(&text[..end]), Ok(Some(_))));
+            }
+            if let Ok(parsed) = parse(&text) {
+                prop_assert_eq!(parsed.map(|(_, end)| end), Some(text.len()));
+            }
+        }
+
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut text = b"HTTP/1.1 200 OK\r\n".to_vec();
+            text.extend(bytes);
+            let mut head = Head::default();
+            if let Ok(Some(end)) = head.parse(&text, false) {
+                let _ = head.response(&Bytes::copy_from_slice(&text[..end]), HeaderMap::new());
+            }
+        }
+    }
+}
