@@ -12,6 +12,7 @@
 //! | [`backend`] | one address, and what is known about it |
 //! | [`transport`] | bytes to a backend and back: connections and their pools |
 //! | [`exchange`] | one request with its response: identity, deadlines, bodies |
+//! | [`http1`] | HTTP/1.1: bytes to messages and back |
 //! | [`listener`] | sockets to connections |
 //! | [`worker`] | a thread with its own event loop |
 //! | [`supervisor`] | owns everything that runs; applies a changed file |
@@ -29,6 +30,7 @@ pub mod cli;
 pub mod config;
 pub mod embed;
 pub mod exchange;
+pub mod http1;
 pub mod listener;
 pub mod middleware;
 pub mod proxy;

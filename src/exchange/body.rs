@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::backend::Lease;
 
@@ -27,7 +26,7 @@ pub trait Progress {
     fn ended(&self, complete: bool);
 }
 
-/// Where the rest of a response's body comes from.
+/// Where a body comes from: a client's connection, or a backend's.
 pub trait Source {
     /// The next piece, or the trailer section; `None` at the end.
     fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>>;
@@ -35,6 +34,8 @@ pub trait Source {
     fn is_done(&self) -> bool;
     /// Bytes that are left, where that is known.
     fn left(&self) -> Option<u64>;
+    /// Whether somebody is going to take the rest.
+    fn want(&self, wanted: bool);
 }
 
 /// Why a body does not go on.
@@ -43,7 +44,7 @@ pub enum BodyError {
     /// The request's body is longer than the listener allows.
     TooLarge,
     /// The client broke it off.
-    Client(hyper::Error),
+    Client(io::Error),
     /// The backend broke it off.
     Backend(io::Error),
 }
@@ -71,6 +72,8 @@ impl std::error::Error for BodyError {
 #[derive(Default)]
 pub struct Body {
     kind: Kind,
+    /// Whether the client did not get all that was taken.
+    cut: bool,
     exchange: Option<Rc<dyn Progress>>,
 }
 
@@ -100,23 +103,28 @@ impl Body {
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes, None) };
-        Self { kind, exchange: None }
+        Self { kind, cut: false, exchange: None }
     }
 
     /// What a backend has sent, all of it.
     pub fn whole(bytes: Bytes, lease: Lease) -> Self {
         let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes, Some(lease)) };
-        Self { kind, exchange: None }
+        Self { kind, cut: false, exchange: None }
     }
 
     /// What a backend sends.
     pub fn leased(source: Rc<dyn Source>, lease: Lease) -> Self {
-        Self { kind: Kind::Leased(LeasedBody { source: Some(source), _lease: lease }), exchange: None }
+        Self { kind: Kind::Leased(LeasedBody { source: Some(source), _lease: lease }), cut: false, exchange: None }
     }
 
     /// Has `exchange` told how this body goes on and that it ended.
     pub fn observe(&mut self, exchange: Rc<dyn Progress>) {
         self.exchange = Some(exchange);
+    }
+
+    /// The client did not get all that was taken.
+    pub fn cut(&mut self) {
+        self.cut = true;
     }
 
     fn is_done(&self) -> bool {
@@ -158,7 +166,7 @@ impl HttpBody for Body {
             Kind::Leased(body) => {
                 let Some(source) = &body.source else { return Poll::Ready(None) };
                 let frame = ready!(source.poll_piece(cx));
-                // hyper does not ask again after trailers.
+                // It may have been the last.
                 if source.is_done() {
                     body.source = None;
                     if let Some(exchange) = &this.exchange {
@@ -194,7 +202,7 @@ impl HttpBody for Body {
 impl Drop for Body {
     fn drop(&mut self) {
         if let Some(exchange) = self.exchange.take() {
-            exchange.ended(self.is_done());
+            exchange.ended(self.is_done() && !self.cut);
         }
     }
 }
@@ -205,7 +213,8 @@ pub struct RequestBody(Option<Streamed>);
 struct Streamed {
     /// A piece that was taken before and not sent.
     unread: Bytes,
-    incoming: Incoming,
+    /// Until all of it has been read.
+    source: Option<Rc<dyn Source>>,
     exchange: Rc<dyn Progress>,
 }
 
@@ -216,8 +225,9 @@ impl RequestBody {
     }
 
     /// What the client sends.
-    pub fn streamed(incoming: Incoming, exchange: Rc<dyn Progress>) -> Self {
-        Self(Some(Streamed { unread: Bytes::new(), incoming, exchange }))
+    pub fn streamed(source: Rc<dyn Source>, exchange: Rc<dyn Progress>) -> Self {
+        source.want(true);
+        Self(Some(Streamed { unread: Bytes::new(), source: Some(source), exchange }))
     }
 
     /// Takes back a piece that was not sent: it comes again.
@@ -233,45 +243,43 @@ impl HttpBody for RequestBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(Streamed { unread, incoming, exchange }) = &mut self.0 else { return Poll::Ready(None) };
-        if !unread.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(unread)))));
+        let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        if !body.unread.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut body.unread)))));
         }
-        let frame = match Pin::new(incoming).poll_frame(cx) {
+        let Some(source) = &body.source else { return Poll::Ready(None) };
+        let frame = match source.poll_piece(cx) {
             Poll::Pending => {
-                exchange.waits_for_client(true);
+                body.exchange.waits_for_client(true);
                 return Poll::Pending;
             }
             Poll::Ready(frame) => frame,
         };
-        exchange.waits_for_client(false);
-        Poll::Ready(match frame {
-            Some(Ok(frame)) => {
-                let Some(data) = frame.data_ref() else {
-                    // Trailers: hyper does not ask again after them.
-                    exchange.request_ended(true);
-                    return Poll::Ready(Some(Ok(frame)));
-                };
-                Some(exchange.request_data(data.len()).map(|()| frame))
-            }
-            Some(Err(error)) => {
-                exchange.request_ended(false);
-                Some(Err(BodyError::Client(error)))
-            }
-            None => {
-                exchange.request_ended(true);
-                None
-            }
-        })
+        body.exchange.waits_for_client(false);
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            body.exchange.request_data(data.len())?;
+        }
+        if let Some(Err(error)) = frame {
+            body.exchange.request_ended(false);
+            return Poll::Ready(Some(Err(BodyError::Client(error))));
+        }
+        if source.is_done() {
+            // From here on the client's connection may go on to its next request.
+            body.source = None;
+            body.exchange.request_ended(true);
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Client)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|body| body.unread.is_empty() && body.incoming.is_end_stream())
+        self.0.as_ref().is_none_or(|body| body.unread.is_empty() && body.source.is_none())
     }
 
     fn size_hint(&self) -> SizeHint {
         let Some(body) = &self.0 else { return SizeHint::with_exact(0) };
-        match body.incoming.size_hint().exact() {
+        match body.source.as_ref().map_or(Some(0), |source| source.left()) {
             Some(left) => SizeHint::with_exact(left + body.unread.len() as u64),
             None => SizeHint::default(),
         }
@@ -280,10 +288,8 @@ impl HttpBody for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let Some(Streamed { incoming, exchange, .. }) = &self.0
-            && incoming.is_end_stream()
-        {
-            exchange.request_ended(true);
+        if let Some(source) = self.0.as_mut().and_then(|body| body.source.take()) {
+            source.want(false);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Sockets that are known to have nothing to read.
 //!
-//! hyper looks at a socket whenever its task runs, several times a request, most often to see whether the peer has closed it.
-//! Asking tokio costs about 170 instructions each time, and the answer cannot have changed since the last time unless the
+//! A client's socket is looked at whenever its task runs, several times a request, most often to see whether the peer has
+//! closed it. Asking tokio costs about 170 instructions each time, and the answer cannot have changed since the last time unless the
 //! event loop has called the waker that was left there. So the waker that is left is one that notes being called, and until
 //! then the socket is taken to be as dry as it was found.
 
@@ -58,6 +58,11 @@ impl Dry {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.poll(cx, |cx| Pin::new(socket).poll_read(cx, buf))
+    }
+
+    /// Has `read` look at the socket, if there may be something.
+    pub fn poll<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         let mut left = self.0.borrow_mut();
         // Another task reads from a socket once it has become a tunnel.
         if left.as_ref().is_some_and(|left| !left.note.task.will_wake(cx.waker())) {
@@ -68,7 +73,7 @@ impl Dry {
         if note.dry.swap(true, Ordering::Relaxed) {
             return Poll::Pending;
         }
-        let polled = Pin::new(socket).poll_read(&mut Context::from_waker(waker), buf);
+        let polled = read(&mut Context::from_waker(waker));
         if polled.is_ready() {
             note.dry.store(false, Ordering::Relaxed);
         }

@@ -11,41 +11,38 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::HeaderValue;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::config::ListenerConfig;
+use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Phase, Watch};
 use crate::exchange::{Client, ClientSide};
-use crate::proxy::Proxy;
-use crate::proxy::upgrade::Slot;
+use crate::http1::request::{Head, Malformed, Terms};
+use crate::proxy::upgrade::Tunnel;
+use crate::proxy::{Handled, Proxy};
 
 use super::guard::Refusal;
-use super::wire::Wire;
+use super::wire::{Asked, Wire};
 use super::{Listener, Open};
-
-/// Requests and responses go through buffers of at most this size: large enough for few system calls a megabyte, small
-/// enough to stay in a core's cache.
-const BUFFER_BYTES: usize = 64 * 1024;
-
-/// Header fields that hyper parses without memory of its own for them.
-const CHEAP_HEADERS: usize = 100;
 
 /// How the HTTP part of a connection ended.
 enum End {
-    /// As HTTP ends: the client or we closed it, or it broke.
-    Closed(Option<hyper::Error>),
+    /// As HTTP ends: the client closed it, or it broke, or what came is refused.
+    Closed,
+    /// We end it, behind an answer that says so.
+    Said,
     /// The client went in the middle of an exchange.
     Gone,
     /// No further request came, or the process stops.
     Idle,
     /// A request's head did not come in time.
     HeadTimeout,
-    /// A response's body did not move, or the process ends now.
+    /// What came is no request.
+    Malformed(Malformed),
+    /// A response's body did not move, or broke, or the process ends now.
     Cut,
+    /// Both sides have switched to another protocol.
+    Tunnel(Box<Tunnel>),
 }
 
 /// Serves a client connection to its end. `open` counts it as open until then.
@@ -61,7 +58,7 @@ pub async fn serve(
     if listener.draining.load(Ordering::Relaxed) {
         watch.drain();
     }
-    let wire = Wire::new(tcp, &config, Rc::clone(&watch));
+    let wire = Wire::new(tcp, &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
     let ip = peer.ip().to_canonical();
     let client = Rc::new(Client {
         peer,
@@ -75,87 +72,154 @@ pub async fn serve(
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
-    let tunnel = Rc::new(Slot::default());
-    let end = speak(&wire, &config, &client, &proxy, &tunnel).await;
-    if let (Some(tunnel), End::Closed(None)) = (tunnel.take(), &end) {
-        let held = wire.into_tunnel();
-        let _ = tunnel.run(wire.io(), held).await;
-        return;
-    }
-    let closed = matches!(end, End::Closed(_));
-    let refusal = match end {
-        End::HeadTimeout => Some(Refusal { status: 408, reason: "the request head did not arrive in time" }),
-        End::Closed(error) => {
-            let refusal = wire.refusal();
-            // What hyper itself refuses it has answered.
-            if refusal.is_none() && error.is_some_and(|error| error.is_parse()) {
-                listener.metrics.of(proxy.worker).rejected.add(1);
-            }
-            refusal
+    let refusal = match speak(&wire, &client, &proxy).await {
+        End::Tunnel(tunnel) => {
+            let held = wire.into_tunnel();
+            let _ = tunnel.run(wire.io(), held).await;
+            return;
         }
-        End::Gone | End::Idle | End::Cut => None,
+        End::Said => {
+            // What the client has sent beyond would turn the end of the connection into a reset, and that may overtake the
+            // answer.
+            if wire.mid_body() || wire.has_unread() {
+                let _ = tokio::time::timeout(LINGER, linger(&wire)).await;
+            }
+            return;
+        }
+        End::Gone | End::Idle | End::Cut => return,
+        End::Closed => wire.refusal(),
+        End::HeadTimeout => Some(Refusal { status: 408, reason: "the request head did not arrive in time" }),
+        End::Malformed(malformed) => Some(refused(malformed)),
     };
     if let Some(refusal) = refusal {
         listener.metrics.of(proxy.worker).rejected.add(1);
         refuse(&wire, refusal).await;
-    } else if closed && wire.mid_body() {
-        // The answer was not to that body, and did not wait for its end.
-        let _ = tokio::time::timeout(LINGER, linger(&wire)).await;
     }
     drop(open);
 }
 
-/// Speaks HTTP/1.1 until the connection ends or becomes a tunnel.
-async fn speak(
-    wire: &Rc<Wire>,
-    config: &ListenerConfig,
-    client: &Rc<Client>,
-    proxy: &Rc<Proxy>,
-    tunnel: &Rc<Slot>,
-) -> End {
-    let service = service_fn(|request| {
-        // Not when the future is first polled: hyper looks at the socket once more before.
-        client.side.begin();
-        Rc::clone(proxy).handle(Rc::clone(client), Rc::clone(tunnel), request)
-    });
-    let mut http = http1::Builder::new();
-    http.max_buf_size(BUFFER_BYTES.max(config.max_header_bytes)).auto_date_header(false).half_close(true);
-    if config.max_headers > CHEAP_HEADERS {
-        http.max_headers(config.max_headers);
+/// What is said to a head that is none.
+fn refused(malformed: Malformed) -> Refusal {
+    let (status, reason) = match malformed {
+        Malformed::Line => (400, "the request line is not one of HTTP/1.1"),
+        Malformed::Target => (400, "the request target is not one of HTTP"),
+        Malformed::LongTarget => (414, "the request target is longer than this listener takes"),
+        Malformed::Field => (400, "a header field holds a forbidden character"),
+    };
+    Refusal { status, reason }
+}
+
+/// Speaks HTTP/1.1 until the connection ends or becomes a tunnel: one request after the other.
+async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
+    loop {
+        let head = match next(wire).await {
+            Ok(head) => head,
+            Err(end) => return end,
+        };
+        wire.begin();
+        let Head { parts, terms, .. } = *head;
+        let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
+        let exchange = pin!(Rc::clone(proxy).handle(Rc::clone(client), parts, upload));
+        let Handled { response, tunnel, .. } = match answered(wire, exchange).await {
+            Ok(handled) => handled,
+            Err(end) => return end,
+        };
+        let (parts, mut body) = response.into_parts();
+        let close = wire.respond(parts, &body, terms, wire.watch.draining());
+        if let Some(end) = sent(wire, &mut body, terms).await {
+            body.cut();
+            return end;
+        }
+        // With it goes the account of the exchange, which is over.
+        drop(body);
+        if let Some(tunnel) = tunnel {
+            return End::Tunnel(tunnel);
+        }
+        if close {
+            return End::Said;
+        }
+        if !wire.is_read()
+            && let Some(end) = uploaded(wire).await
+        {
+            return end;
+        }
     }
+}
+
+/// Waits for the next request.
+async fn next(wire: &Wire) -> Result<Box<Head>, End> {
     let watch = &wire.watch;
-    let mut http = pin!(http.serve_connection(TokioIo::new(wire.io()), service));
-    let mut asked_to_end = false;
     poll_fn(|cx| {
         watch.register(cx);
-        loop {
-            if let Poll::Ready(result) = http.as_mut().poll(cx) {
-                return Poll::Ready(End::Closed(result.err()));
-            }
-            if wire.poll_ahead(cx).is_ready() {
-                return Poll::Ready(End::Gone);
-            }
-            if watch.is_cut() {
-                return Poll::Ready(End::Cut);
-            }
-            if watch.expired() {
-                match watch.phase() {
-                    Phase::Idle => return Poll::Ready(End::Idle),
-                    Phase::Head => return Poll::Ready(End::HeadTimeout),
-                    Phase::Body => return Poll::Ready(End::Cut),
-                    // Whoever waits for a backend has seen it.
-                    Phase::Connect | Phase::Response | Phase::Tunnel => {}
-                }
-            }
-            // Not in the middle of a head, nor when one has come and was not read yet: that request shall still be served.
-            let asks = || wire.mid_head() || (watch.phase() == Phase::Idle && wire.has_unread());
-            if watch.draining() && !asked_to_end && !asks() {
-                asked_to_end = true;
-                http.as_mut().graceful_shutdown();
-                continue;
-            }
-            return Poll::Pending;
+        match wire.poll_request(cx) {
+            Poll::Ready(Asked::Head(head)) => return Poll::Ready(Ok(head)),
+            Poll::Ready(Asked::Closed) => return Poll::Ready(Err(End::Closed)),
+            Poll::Ready(Asked::Malformed(malformed)) => return Poll::Ready(Err(End::Malformed(malformed))),
+            Poll::Pending => {}
         }
+        if watch.is_cut() {
+            return Poll::Ready(Err(End::Cut));
+        }
+        if watch.expired() {
+            return Poll::Ready(Err(if watch.phase() == Phase::Head { End::HeadTimeout } else { End::Idle }));
+        }
+        // Not in the middle of a head, nor when one has come and was not read yet: that request shall still be served.
+        if watch.draining() && !wire.mid_head() && !wire.has_unread() {
+            return Poll::Ready(Err(End::Idle));
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits for what the request comes to.
+async fn answered(wire: &Wire, mut exchange: Pin<&mut impl Future<Output = Handled>>) -> Result<Handled, End> {
+    let watch = &wire.watch;
+    poll_fn(|cx| {
+        watch.register(cx);
+        if let Poll::Ready(handled) = exchange.as_mut().poll(cx) {
+            return Poll::Ready(Ok(handled));
+        }
+        if wire.poll_ahead(cx).is_ready() {
+            return Poll::Ready(Err(End::Gone));
+        }
+        // Deadlines are seen by whoever waits for a backend.
+        if watch.is_cut() { Poll::Ready(Err(End::Cut)) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Sends the response. How the connection ends, if it cannot be sent.
+async fn sent(wire: &Wire, body: &mut Body, terms: Terms) -> Option<End> {
+    let watch = &wire.watch;
+    poll_fn(|cx| {
+        watch.register(cx);
+        match wire.poll_respond(cx, body, terms) {
+            Poll::Ready(Ok(())) => return Poll::Ready(None),
+            Poll::Ready(Err(_)) => return Poll::Ready(Some(End::Cut)),
+            Poll::Pending => {}
+        }
+        if wire.poll_ahead(cx).is_ready() {
+            return Poll::Ready(Some(End::Gone));
+        }
+        if watch.is_cut() || watch.expired() { Poll::Ready(Some(End::Cut)) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Waits until the body of a request whose answer has been sent has been read to its end. How the connection ends, if it is
+/// not.
+async fn uploaded(wire: &Wire) -> Option<End> {
+    let watch = &wire.watch;
+    poll_fn(|cx| {
+        watch.register(cx);
+        if wire.is_read() {
+            return Poll::Ready(None);
+        }
+        if !wire.is_wanted() {
+            return Poll::Ready(Some(End::Said));
+        }
+        if watch.is_cut() || watch.expired() { Poll::Ready(Some(End::Cut)) } else { Poll::Pending }
     })
     .await
 }
@@ -166,15 +230,15 @@ async fn refuse(wire: &Rc<Wire>, refusal: Refusal) {
     let mut io = wire.io();
     let answer = async {
         io.write_all(refusal_text(refusal).as_bytes()).await?;
-        poll_fn(|cx| wire.poll_shutdown_raw(cx)).await?;
         linger(wire).await
     };
     let _ = tokio::time::timeout(LINGER, answer).await;
 }
 
-/// Throws away what the client still sends, until it has read our end of the connection and closes its own.
+/// Ends what is sent, and throws away what the client still sends until it has read that and closes its own end.
 async fn linger(wire: &Wire) -> std::io::Result<()> {
-    let mut space = vec![0; BUFFER_BYTES];
+    poll_fn(|cx| wire.poll_shutdown(cx)).await?;
+    let mut space = vec![0; 16 * 1024];
     for _ in 0..LINGER_READS {
         let mut piece = ReadBuf::new(&mut space);
         poll_fn(|cx| wire.poll_read_raw(cx, &mut piece)).await?;
@@ -186,7 +250,7 @@ async fn linger(wire: &Wire) -> std::io::Result<()> {
 }
 
 const LINGER: Duration = Duration::from_secs(1);
-const LINGER_READS: usize = 256;
+const LINGER_READS: usize = 1024;
 
 /// A whole response that ends its connection.
 fn refusal_text(refusal: Refusal) -> String {

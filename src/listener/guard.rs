@@ -83,6 +83,8 @@ struct Head {
 pub struct Passed {
     /// So many bytes from its beginning.
     pub bytes: usize,
+    /// So many heads end in these.
+    pub heads: usize,
     /// Whether a head is begun and not ended.
     pub mid_head: bool,
 }
@@ -142,11 +144,11 @@ impl Guard {
 
     /// Follows the next bytes and says how many of them may pass: all of them, unless a message is refused or held.
     pub fn pass(&mut self, bytes: &[u8]) -> Passed {
-        let mut at = 0;
+        let (mut at, mut heads) = (0, 0);
         while at < bytes.len() {
             let rest = &bytes[at..];
             let step = match self.state {
-                State::Head => self.head_lines(rest),
+                State::Head => self.head_lines(rest).inspect(|_| heads += usize::from(self.head.bytes == 0)),
                 State::Fixed(left) => {
                     let taken = left.min(rest.len() as u64);
                     self.state = if taken == left { State::Head } else { State::Fixed(left - taken) };
@@ -165,7 +167,7 @@ impl Guard {
                 }
             }
         }
-        Passed { bytes: at, mid_head: self.mid_head() }
+        Passed { bytes: at, heads, mid_head: self.mid_head() }
     }
 
     /// Takes as many lines of the head as are there, and the beginning of the next.

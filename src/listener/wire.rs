@@ -1,29 +1,50 @@
-//! A client's socket as hyper sees it: guarded, timed, and open to what hyper cannot say.
+//! A client's connection, as HTTP/1.1 is spoken on it: guarded, timed, one request in and one response out at a time.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
+use http::response;
+use http_body::{Body as _, Frame};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::config::ListenerConfig;
 use crate::exchange::ClientSide;
+use crate::exchange::body::{Body, Source};
 use crate::exchange::dry::Dry;
 use crate::exchange::watch::{Phase, Watch};
+use crate::http1::chunked::{Chunked, Next};
+use crate::http1::outgoing::Outgoing;
+use crate::http1::request::{self, Head, Malformed, Terms};
+use crate::http1::space::{Space, join};
+use crate::http1::{Framing, response as head};
 use crate::listener::guard::{Guard, Refusal};
 
-/// A client's socket. Shared by hyper, which reads and writes through a [`WireIo`], and by the connection's task, which
-/// takes over when hyper is done: to refuse, or to tunnel.
+/// A client's socket with what is on its way there. Shared by the connection's task and by who reads a request's body.
 #[derive(Debug)]
 pub struct Wire {
     tcp: RefCell<TcpStream>,
+    space: Rc<Space>,
     guard: RefCell<Guard>,
+    max_headers: usize,
+    /// What has passed the guard and is not taken yet.
+    read: RefCell<Bytes>,
+    /// So many whole heads are among that.
+    heads: Cell<usize>,
+    /// The body of the request that is being served.
+    body: RefCell<Upload>,
+    /// Whether somebody is going to take the rest of it.
+    wanted: Cell<bool>,
+    /// Whether the client waits to be asked for it.
+    expects: Cell<bool>,
+    out: RefCell<Outgoing>,
     /// What the client sent beyond a message that the guard held back.
     held: RefCell<Vec<u8>>,
     /// Informational responses that wait for room in the socket.
@@ -36,23 +57,55 @@ pub struct Wire {
     body_idle: Cell<Duration>,
     /// Whether an exchange is under way, so that what the client sends next has to wait.
     busy: Cell<bool>,
-    /// Whether hyper has bytes that the socket did not take yet.
-    unflushed: Cell<bool>,
     /// Whether there may be something to read.
     dry: Dry,
-    /// Whether the exchange became a tunnel: then there is nothing to guard.
-    tunnel: Cell<bool>,
 }
 
-/// Bytes that a client may send ahead of the answer to its request for another protocol.
+/// What is left of a request's body.
+#[derive(Debug, Default)]
+enum Upload {
+    /// Nothing.
+    #[default]
+    Done,
+    /// So many bytes.
+    Length(u64),
+    Chunked(Chunked),
+    /// What does not come any more.
+    Broken,
+}
+
+/// What became of waiting for a request.
+#[derive(Debug)]
+pub enum Asked {
+    /// Its head has come.
+    Head(Box<Head>),
+    /// None comes: the client has closed its end, the connection broke, or what came is refused.
+    Closed,
+    /// What came is no head.
+    Malformed(Malformed),
+}
+
+/// Bytes that a client may send ahead of the answer to its request for another protocol, or of the end of an exchange.
 const HELD_BYTES: usize = 64 * 1024;
+
+/// After so many bytes of one body the others have their turn. Also the sockets' other ends then have more to do at a time, and
+/// need not be woken for every piece.
+const LARGE_BYTES: usize = 32 * 1024;
 
 impl Wire {
     /// The wire of an accepted socket.
-    pub fn new(tcp: TcpStream, config: &ListenerConfig, watch: Rc<Watch>) -> Rc<Self> {
+    pub fn new(tcp: TcpStream, config: &ListenerConfig, watch: Rc<Watch>, space: Rc<Space>) -> Rc<Self> {
         Rc::new(Self {
             tcp: RefCell::new(tcp),
+            space,
             guard: RefCell::new(Guard::new(config)),
+            max_headers: config.max_headers,
+            read: RefCell::default(),
+            heads: Cell::new(0),
+            body: RefCell::default(),
+            wanted: Cell::new(false),
+            expects: Cell::new(false),
+            out: RefCell::default(),
             held: RefCell::default(),
             early: RefCell::default(),
             watch,
@@ -60,9 +113,7 @@ impl Wire {
             idle_timeout: config.idle_timeout,
             body_idle: Cell::new(config.idle_timeout),
             busy: Cell::new(false),
-            unflushed: Cell::new(false),
             dry: Dry::default(),
-            tunnel: Cell::new(false),
         })
     }
 
@@ -77,9 +128,9 @@ impl Wire {
         self.guard.borrow().mid_body()
     }
 
-    /// Whether the client is in the middle of a head.
+    /// Whether the client is in the middle of a head, or has sent one that was not looked at.
     pub fn mid_head(&self) -> bool {
-        self.guard.borrow().mid_head()
+        self.heads.get() > 0 || self.guard.borrow().mid_head()
     }
 
     /// Whether the client has sent something that nobody has read. Asks the socket: the event loop may not have told yet.
@@ -88,13 +139,12 @@ impl Wire {
         matches!(SockRef::from(&*self.tcp.borrow()).peek(&mut byte), Ok(1..))
     }
 
-    /// The exchange becomes a tunnel: from now on nothing is guarded, and what was held back belongs to it.
+    /// The exchange became a tunnel: what was held back belongs to it.
     pub fn into_tunnel(&self) -> Vec<u8> {
-        self.tunnel.set(true);
         self.held.take()
     }
 
-    /// The socket, for its task after hyper is done with it.
+    /// The socket, for a tunnel.
     pub fn io(self: &Rc<Self>) -> WireIo {
         WireIo(Rc::clone(self))
     }
@@ -104,13 +154,48 @@ impl Wire {
         self.dry.poll_read(&mut *self.tcp.borrow_mut(), cx, buf)
     }
 
-    /// Ends what is sent: for what was refused.
-    pub fn poll_shutdown_raw(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ends what is sent.
+    pub fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.tcp.borrow_mut()).poll_shutdown(cx)
     }
 
+    /// Waits for the next request.
+    pub fn poll_request(&self, cx: &mut Context<'_>) -> Poll<Asked> {
+        while self.heads.get() == 0 {
+            if !matches!(ready!(self.poll_fill(cx, None)), Ok(1..)) {
+                return Poll::Ready(Asked::Closed);
+            }
+        }
+        let mut read = self.read.borrow_mut();
+        let head = match request::read(&mut read, self.space.map(), self.max_headers) {
+            Ok(Some(head)) => head,
+            // The guard has seen the end of it.
+            Ok(None) => return Poll::Ready(Asked::Malformed(Malformed::Line)),
+            Err(malformed) => return Poll::Ready(Asked::Malformed(malformed)),
+        };
+        self.heads.set(self.heads.get() - 1);
+        *self.body.borrow_mut() = match head.framing {
+            Framing::None | Framing::Close => Upload::Done,
+            Framing::Length(length) => Upload::Length(length),
+            Framing::Chunked => Upload::Chunked(Chunked::default()),
+        };
+        self.wanted.set(false);
+        self.expects.set(head.expects);
+        Poll::Ready(Asked::Head(Box::new(head)))
+    }
+
+    /// Whether the request's body has been read to its end.
+    pub fn is_read(&self) -> bool {
+        matches!(*self.body.borrow(), Upload::Done)
+    }
+
+    /// Whether somebody is reading the request's body, and will tell when that ends.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.get() && !matches!(*self.body.borrow(), Upload::Done | Upload::Broken)
+    }
+
     /// While an exchange is under way and its request has come whole, looks whether the client goes (ready) or has sent what
-    /// is for later, which is kept. hyper would look for itself, and take a fresh buffer for it with each request.
+    /// is for later, which is kept.
     pub fn poll_ahead(&self, cx: &mut Context<'_>) -> Poll<()> {
         let guard = self.guard.borrow();
         if !self.busy.get() || guard.mid_body() {
@@ -132,71 +217,174 @@ impl Wire {
         Poll::Pending
     }
 
-    fn poll_read_guarded(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut guard = self.guard.borrow_mut();
-        if guard.refusal().is_some() {
-            // A head has to wait until the exchanges before it are over; a body belongs to the one that is under way.
-            if (self.busy.get() || self.unflushed.get()) && !guard.broke_body() {
-                // The end of the exchange, or room in the socket, has the task run again.
+    /// Takes the head of the response. With `close`, the connection ends with it in any case. Whether it does.
+    pub fn respond(&self, parts: response::Parts, body: &Body, terms: Terms, close: bool) -> bool {
+        // No 100 comes behind the answer.
+        self.expects.set(false);
+        self.skip();
+        // Nobody will read what the client still sends, and until that is over nothing else can be read.
+        let close = close || (!self.is_read() && !self.wanted.get());
+        let mut buffer = self.space.buffer();
+        let (framing, close) = head::write(&mut buffer, &parts, terms, body.size_hint().exact(), close);
+        self.out.borrow_mut().begin(buffer, framing);
+        self.space.give_map(parts.headers);
+        close
+    }
+
+    /// Sends the response's head, and its body as it comes. Ready when all of it is written.
+    ///
+    /// # Errors
+    /// When either side breaks. What the client has got then is cut short.
+    pub fn poll_respond(&self, cx: &mut Context<'_>, body: &mut Body, terms: Terms) -> Poll<io::Result<()>> {
+        let out = &mut *self.out.borrow_mut();
+        let mut over = out.framing == Framing::None;
+        loop {
+            let mut waiting = false;
+            while !over && !waiting && out.has_room() {
+                match Pin::new(&mut *body).poll_frame(cx) {
+                    Poll::Pending => waiting = true,
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) => {
+                            out.data(data).map_err(io::Error::other)?;
+                            if body.is_end_stream() {
+                                over = true;
+                                out.end(None).map_err(io::Error::other)?;
+                            }
+                        }
+                        Err(frame) => {
+                            over = true;
+                            let trailers = frame.into_trailers().ok().filter(|_| terms.trailers);
+                            out.end(trailers.as_ref()).map_err(io::Error::other)?;
+                        }
+                    },
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io::Error::other(error))),
+                    Poll::Ready(None) => {
+                        over = true;
+                        out.end(None).map_err(io::Error::other)?;
+                    }
+                }
+            }
+            let large = out.len() > LARGE_BYTES;
+            while !out.is_written() {
+                ready!(self.poll_early(cx))?;
+                ready!(out.poll_write(&mut *self.tcp.borrow_mut(), cx))?;
+                if self.watch.phase() == Phase::Body {
+                    self.watch.extend(self.body_idle.get());
+                }
+            }
+            if over {
+                self.space.give_buffer(out.rest());
+                return Poll::Ready(Ok(()));
+            }
+            if large && !waiting {
+                cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            if waiting {
+                return Poll::Pending;
+            }
         }
-        let before = buf.filled().len();
-        if guard.is_held() {
-            return self.poll_hold(cx, buf);
+    }
+
+    /// Sends bytes that are no response to a request.
+    pub fn poll_write_raw(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_early(cx))?;
+        Pin::new(&mut *self.tcp.borrow_mut()).poll_write(cx, bytes)
+    }
+
+    /// Reads what there is through the guard. `left` is what is left of a body. 0 is the end.
+    fn poll_fill(&self, cx: &mut Context<'_>, left: Option<u64>) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = self.guard.borrow_mut();
+            if guard.refusal().is_some() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            let ahead = self.held.take();
+            let mut fresh = match ahead.is_empty() {
+                true => {
+                    let tcp = &mut *self.tcp.borrow_mut();
+                    ready!(self.dry.poll(cx, |cx| self.space.poll_read(tcp, cx, left)))?
+                }
+                false => BytesMut::from(&ahead[..]),
+            };
+            if fresh.is_empty() {
+                return Poll::Ready(Ok(0));
+            }
+            let passed = guard.pass(&fresh);
+            if passed.mid_head && self.watch.phase() == Phase::Idle {
+                self.watch.enter(Phase::Head, self.header_timeout);
+            }
+            if passed.bytes < fresh.len() {
+                if guard.is_held() {
+                    self.held.borrow_mut().extend_from_slice(&fresh[passed.bytes..]);
+                }
+                fresh.truncate(passed.bytes);
+            }
+            if passed.bytes == 0 {
+                // Nothing would mean the end.
+                continue;
+            }
+            self.heads.set(self.heads.get() + passed.heads);
+            let mut read = self.read.borrow_mut();
+            match passed.mid_head && self.heads.get() == 0 && read.is_empty() {
+                // Who sends its head slowly does not hold a block that others use for that time.
+                true => *read = Bytes::copy_from_slice(&fresh),
+                false => join(&mut read, fresh),
+            }
+            return Poll::Ready(Ok(passed.bytes));
         }
-        {
-            let mut held = self.held.borrow_mut();
-            if held.is_empty() {
-                ready!(self.poll_read_raw(cx, buf))?;
-            } else {
-                let n = held.len().min(buf.remaining());
-                buf.put_slice(&held[..n]);
-                held.drain(..n);
-                if held.is_empty() {
-                    // Few clients send ahead; none needs the space kept.
-                    *held = Vec::new();
+    }
+
+    /// Passes over what has come of a body that nobody wants.
+    fn skip(&self) {
+        if self.wanted.get() {
+            return;
+        }
+        let mut read = self.read.borrow_mut();
+        let body = &mut *self.body.borrow_mut();
+        while !read.is_empty() {
+            match Self::take(body, &mut read) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => {
+                    *body = Upload::Broken;
+                    break;
                 }
             }
         }
-        let fresh = &buf.filled()[before..];
-        let passed = guard.pass(fresh);
-        if passed.mid_head && self.watch.phase() == Phase::Idle {
-            self.watch.enter(Phase::Head, self.header_timeout);
-        }
-        if passed.bytes < fresh.len() {
-            if guard.is_held() {
-                self.held.borrow_mut().splice(0..0, fresh[passed.bytes..].iter().copied());
-            }
-            buf.set_filled(before + passed.bytes);
-            if passed.bytes == 0 {
-                // Nothing filled would mean the end of the stream.
-                drop(guard);
-                return self.poll_read_guarded(cx, buf);
-            }
-        }
-        Poll::Ready(Ok(()))
     }
 
-    /// While the answer is awaited, keeps what comes and watches for the end of the stream.
-    fn poll_hold(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut held = self.held.borrow_mut();
-        if held.len() >= HELD_BYTES {
-            return Poll::Pending;
+    /// Takes the next piece from what was read: `None` when there is none in it.
+    fn take(body: &mut Upload, read: &mut Bytes) -> io::Result<Option<Frame<Bytes>>> {
+        match body {
+            Upload::Done => Ok(None),
+            Upload::Broken => Err(io::ErrorKind::InvalidData.into()),
+            Upload::Length(left) => {
+                let bytes = (*left).min(read.len() as u64);
+                *left -= bytes;
+                if *left == 0 {
+                    *body = Upload::Done;
+                }
+                let piece =
+                    if bytes == read.len() as u64 { std::mem::take(read) } else { read.split_to(bytes as usize) };
+                Ok(Some(Frame::data(piece)).filter(|_| bytes > 0))
+            }
+            Upload::Chunked(chunked) => match chunked.next(read) {
+                Ok(Next::Data(data)) => Ok(Some(Frame::data(data))),
+                Ok(Next::More) => Ok(None),
+                Ok(Next::End(trailers)) => {
+                    *body = Upload::Done;
+                    Ok(trailers.map(Frame::trailers))
+                }
+                Err(what) => Err(io::Error::new(io::ErrorKind::InvalidData, what)),
+            },
         }
-        let mut space = [0; 2048];
-        loop {
-            let mut piece = ReadBuf::new(&mut space);
-            ready!(self.poll_read_raw(cx, &mut piece))?;
-            if piece.filled().is_empty() {
-                let _ = buf;
-                return Poll::Ready(Ok(()));
-            }
-            held.extend_from_slice(piece.filled());
-            if held.len() >= HELD_BYTES {
-                return Poll::Pending;
-            }
+    }
+
+    /// Asks a client that waits for it to send its body.
+    fn go_on(&self) {
+        if self.expects.take() && self.read.borrow().is_empty() {
+            self.inform(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
     }
 
@@ -212,36 +400,61 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    fn wrote(&self, written: Poll<io::Result<usize>>, all: usize) -> Poll<io::Result<usize>> {
-        match &written {
-            Poll::Ready(Ok(n)) => {
-                self.unflushed.set(*n < all);
-                if self.watch.phase() == Phase::Body {
-                    self.watch.extend(self.body_idle.get());
-                }
-            }
-            _ => self.unflushed.set(true),
-        }
-        if !self.busy.get() {
-            self.wait_for_end();
-        }
-        written
-    }
-
-    /// An exchange is over once hyper has the last of its response; the client may still have to take that, and until then
-    /// it has the time for a piece of a body, not that for its next request.
-    fn wait_for_end(&self) {
-        match (self.unflushed.get(), self.watch.phase()) {
-            (true, Phase::Idle | Phase::Head) => self.watch.enter(Phase::Body, self.body_idle.get()),
-            (false, Phase::Body) => self.wait_for_next(),
-            _ => {}
-        }
-    }
-
     fn wait_for_next(&self) {
         match self.mid_head() {
             true => self.watch.enter(Phase::Head, self.header_timeout),
             false => self.watch.enter(Phase::Idle, self.idle_timeout),
+        }
+    }
+}
+
+/// The body of the request that is being served.
+impl Source for Wire {
+    fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.go_on();
+        loop {
+            let left = {
+                let body = &mut *self.body.borrow_mut();
+                match Self::take(body, &mut self.read.borrow_mut()) {
+                    Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                    Ok(None) => match body {
+                        Upload::Done => return Poll::Ready(None),
+                        Upload::Length(left) => Some(*left),
+                        _ => None,
+                    },
+                    Err(error) => {
+                        *body = Upload::Broken;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            };
+            let broken = match ready!(self.poll_fill(cx, left)) {
+                Ok(1..) => continue,
+                Ok(0) => io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection"),
+                Err(error) => error,
+            };
+            *self.body.borrow_mut() = Upload::Broken;
+            return Poll::Ready(Some(Err(broken)));
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.is_read()
+    }
+
+    fn left(&self) -> Option<u64> {
+        match *self.body.borrow() {
+            Upload::Done => Some(0),
+            Upload::Length(left) => Some(left),
+            Upload::Chunked(_) | Upload::Broken => None,
+        }
+    }
+
+    fn want(&self, wanted: bool) {
+        self.wanted.set(wanted);
+        if !wanted && !self.busy.get() {
+            // The connection waits for nothing else.
+            self.watch.wake();
         }
     }
 }
@@ -260,12 +473,8 @@ impl ClientSide for Wire {
         self.busy.set(false);
         self.watch.uncap();
         self.watch.serve(None);
+        self.guard.borrow_mut().release();
         self.wait_for_next();
-        let mut guard = self.guard.borrow_mut();
-        if guard.is_held() || guard.refusal().is_some() || !self.held.borrow().is_empty() {
-            guard.release();
-            self.watch.wake();
-        }
     }
 
     fn abort(&self) {
@@ -280,38 +489,19 @@ impl ClientSide for Wire {
     }
 }
 
-/// The handle on a [`Wire`] that hyper, or a tunnel, reads and writes through.
+/// The socket that a tunnel reads and writes through.
 #[derive(Debug)]
 pub struct WireIo(Rc<Wire>);
 
 impl AsyncRead for WireIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.0.tunnel.get() {
-            true => self.0.poll_read_raw(cx, buf),
-            false => self.0.poll_read_guarded(cx, buf),
-        }
+        self.0.poll_read_raw(cx, buf)
     }
 }
 
 impl AsyncWrite for WireIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.0.poll_early(cx))?;
-        let written = Pin::new(&mut *self.0.tcp.borrow_mut()).poll_write(cx, buf);
-        self.0.wrote(written, buf.len())
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        ready!(self.0.poll_early(cx))?;
-        let written = Pin::new(&mut *self.0.tcp.borrow_mut()).poll_write_vectored(cx, bufs);
-        self.0.wrote(written, bufs.iter().map(|buf| buf.len()).sum())
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
+        self.0.poll_write_raw(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -319,10 +509,6 @@ impl AsyncWrite for WireIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper takes an error before the first byte of a head for the end of the connection; there is an answer to come.
-        match self.0.refusal() {
-            Some(_) => Poll::Ready(Ok(())),
-            None => self.0.poll_shutdown_raw(cx),
-        }
+        self.0.poll_shutdown(cx)
     }
 }

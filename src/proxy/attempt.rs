@@ -8,8 +8,6 @@ use std::task::Poll;
 use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http_body::Body as _;
-use hyper::body::Incoming;
 
 use crate::backend::Lease;
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
@@ -29,11 +27,11 @@ pub(super) async fn forward(
     running: &Rc<Running>,
     (route, forward): (&Route, &Forward),
     mut parts: Parts,
-    incoming: Incoming,
+    upload: Option<Rc<dyn Source>>,
 ) -> Result<Handled, ProxyError> {
     let client = &running.exchange.client;
-    let has_body = !incoming.is_end_stream();
-    if let (Some(max), Some(length)) = (client.listener.max_body_bytes, incoming.size_hint().exact())
+    let has_body = upload.is_some();
+    if let (Some(max), Some(length)) = (client.listener.max_body_bytes, upload.as_ref().and_then(|body| body.left()))
         && length > max
     {
         return Err(ProxyError::BodyTooLarge);
@@ -53,9 +51,9 @@ pub(super) async fn forward(
         parts.uri = target.into();
     }
     running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over });
-    let mut body = match has_body {
-        true => RequestBody::streamed(incoming, Rc::clone(running) as Rc<dyn Progress>),
-        false => RequestBody::empty(),
+    let mut body = match upload {
+        Some(source) => RequestBody::streamed(source, Rc::clone(running) as Rc<dyn Progress>),
+        None => RequestBody::empty(),
     };
     // What may be sent again after a backend has perhaps seen it.
     let repeatable = !has_body && upgrade.is_none() && parts.method.is_idempotent();

@@ -4,7 +4,6 @@
 //! the published snapshot.
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,10 +11,9 @@ use std::time::Instant;
 
 use http::header;
 use http::request::Parts;
-use http::{Method, Request, Response, Version};
-use hyper::body::Incoming;
+use http::{Method, Response, Version};
 
-use crate::exchange::body::Body;
+use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::Clock;
 use crate::exchange::{Client, Exchange};
 use crate::route::{self, Action, Forward, Route};
@@ -50,11 +48,12 @@ pub struct Proxy {
 }
 
 /// What a request comes to.
-struct Handled {
+#[derive(Debug)]
+pub struct Handled {
     /// What the client is answered.
-    response: Response<Body>,
+    pub response: Response<Body>,
     /// What the connection becomes once that is sent.
-    tunnel: Option<Box<Tunnel>>,
+    pub tunnel: Option<Box<Tunnel>>,
     /// Whether the response needs no date of ours.
     dated: bool,
 }
@@ -86,18 +85,13 @@ impl Proxy {
     }
 
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
-    /// its way. Whatever goes wrong comes to a response. What the connection becomes once that is sent, if it is to become a
-    /// tunnel, is put into `slot`.
-    ///
-    /// # Errors
-    /// Never: hyper's services return a result.
+    /// its way. Whatever goes wrong comes to a response. `upload` is the request's body, where it has one.
     pub async fn handle(
         self: Rc<Self>,
         client: Rc<Client>,
-        slot: Rc<upgrade::Slot>,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
-        let (mut parts, incoming) = request.into_parts();
+        mut parts: Parts,
+        upload: Option<Rc<dyn Source>>,
+    ) -> Handled {
         let started = Instant::now();
         client.watch.clock().at(started);
         let exchange = Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client };
@@ -105,7 +99,7 @@ impl Proxy {
         let mut handled = match self.choose(&running, &mut parts) {
             Ok(Choice::Answer(response)) => response.into(),
             Ok(Choice::Forward(route, forward)) => {
-                match attempt::forward(&self, &running, (route, forward), parts, incoming).await {
+                match attempt::forward(&self, &running, (route, forward), parts, upload).await {
                     Ok(mut handled) => {
                         running.finish(route, &mut handled);
                         handled
@@ -116,10 +110,7 @@ impl Proxy {
             Err(error) => running.failed(&error),
         };
         running.respond(&mut handled);
-        if handled.tunnel.is_some() {
-            *slot.borrow_mut() = handled.tunnel;
-        }
-        Ok(handled.response)
+        handled
     }
 
     /// Finds the route, lets middleware look at the request, and answers what needs no backend.

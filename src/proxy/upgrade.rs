@@ -1,6 +1,5 @@
 //! Tunnels: what a connection becomes when both sides switch to another protocol, a WebSocket most of the time.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -20,9 +19,6 @@ use super::running::Running;
 
 /// Bytes under way in one direction of a tunnel.
 const BUFFER_BYTES: usize = 8 * 1024;
-
-/// Where a connection finds what it is to become.
-pub type Slot = RefCell<Option<Box<Tunnel>>>;
 
 /// An exchange whose two connections are from now on one. The request counts as in flight, at the backend and at the
 /// listener, until it ends.

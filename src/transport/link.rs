@@ -1,17 +1,17 @@
 //! A connection to a backend, as HTTP/1.1 is spoken on it: one request out, one response in, both at once.
 //!
 //! Driven by whoever waits for the response, in that task: there is none of its own to be woken, and nothing is handed over.
-//! Why this is not hyper's: `docs/decisions/0006-an-http1-client-of-our-own.md`.
+//! Why this is not hyper's: `docs/decisions/0006-http1-of-our-own.md`.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::HeaderMap;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
@@ -20,11 +20,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::exchange::body::{RequestBody, Source};
-
-use super::chunked::{Chunked, Next};
-use super::request::{self, Outgoing};
-use super::response::{self, Head};
-use super::space::Space;
+use crate::http1::chunked::{Chunked, Next};
+use crate::http1::outgoing::Outgoing;
+use crate::http1::response::Head;
+use crate::http1::space::{Space, join};
+use crate::http1::{Framing, request};
 
 /// Who is told of informational responses.
 pub trait Informed {
@@ -44,9 +44,8 @@ pub struct Failed {
 /// Bytes of a response's head, and of all informational ones before it, at most.
 const HEAD_BYTES: usize = 64 * 1024;
 
-/// A piece of a body is read at once up to this size: large enough for few system calls a megabyte, small enough to stay in a
-/// core's cache.
-const PIECE_BYTES: usize = 64 * 1024;
+/// After so many bytes of one body the others have their turn.
+const LARGE_BYTES: usize = 32 * 1024;
 
 /// A connection to a backend.
 pub struct Link(RefCell<Inner>);
@@ -55,6 +54,8 @@ struct Inner {
     tcp: TcpStream,
     space: Rc<Space>,
     out: Outgoing,
+    /// How long the head of the request is.
+    head_length: usize,
     upload: Upload,
     /// Whether any byte of the request was written.
     written: bool,
@@ -65,7 +66,7 @@ struct Inner {
     /// Whether the request is a HEAD, whose response has no body whatever its head says.
     bodiless: bool,
     /// What was read and is not taken yet.
-    read: BytesMut,
+    read: Bytes,
     /// Whether there is something in `read` that was not looked at yet.
     fresh: bool,
     /// Bytes of informational responses so far.
@@ -112,12 +113,13 @@ impl Link {
             tcp,
             space,
             out: Outgoing::default(),
+            head_length: 0,
             upload: Upload::Over,
             written: false,
             intact: true,
             answered: false,
             bodiless: false,
-            read: BytesMut::new(),
+            read: Bytes::new(),
             fresh: false,
             informational: 0,
             head: Head::default(),
@@ -130,12 +132,15 @@ impl Link {
     pub(super) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Option<&[u8]>) {
         let inner = &mut *self.0.borrow_mut();
         let framing = match (body.is_end_stream(), body.size_hint().exact()) {
-            (true, _) => request::Framing::None,
-            (false, Some(length)) => request::Framing::Length(length),
-            (false, None) => request::Framing::Chunked,
+            (true, _) => Framing::None,
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) => Framing::Chunked,
         };
-        inner.out.begin(parts, framing, lines);
-        inner.upload = if framing == request::Framing::None { Upload::Over } else { Upload::Open };
+        let mut buffer = inner.space.buffer();
+        request::write(&mut buffer, parts, framing, lines);
+        inner.head_length = buffer.len();
+        inner.out.begin(buffer, framing);
+        inner.upload = if framing == Framing::None { Upload::Over } else { Upload::Open };
         inner.written = false;
         inner.intact = true;
         inner.answered = false;
@@ -209,9 +214,9 @@ impl Link {
             if !matches!(inner.upload, Upload::Apart(_)) {
                 return Poll::Ready(());
             }
-            let left = (inner.out.slices().map(<[u8]>::len), inner.out.framing);
+            let left = (inner.out.len(), inner.out.framing);
             let sent = inner.poll_send(cx, &mut body);
-            if sent.is_pending() && left == (inner.out.slices().map(<[u8]>::len), inner.out.framing) {
+            if sent.is_pending() && left == (inner.out.len(), inner.out.framing) {
                 if wait.as_mut().poll(cx).is_pending() {
                     inner.upload = Upload::Apart(Some(cx.waker().clone()));
                     return Poll::Pending;
@@ -250,8 +255,8 @@ impl Link {
         let fit = matches!((&inner.body, &inner.upload), (Incoming::Done, Upload::Over))
             && inner.head.keep_alive
             && inner.read.is_empty();
-        inner.out.rest();
-        inner.read = BytesMut::new();
+        inner.space.give_buffer(inner.out.rest());
+        inner.read = Bytes::new();
         inner.head_bytes = Bytes::new();
         fit
     }
@@ -265,7 +270,7 @@ impl Link {
 
     /// What the backend has sent behind its agreement to another protocol.
     pub fn take_rest(&self) -> Bytes {
-        std::mem::take(&mut self.0.borrow_mut().read).freeze()
+        std::mem::take(&mut self.0.borrow_mut().read)
     }
 
     /// The socket, for a tunnel.
@@ -290,7 +295,7 @@ impl Inner {
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                         Ok(data) => {
                             self.out.data(data).map_err(malformed)?;
-                            if self.out.framing == request::Framing::Length(0) {
+                            if self.out.framing == Framing::Length(0) {
                                 self.end(None)?;
                             }
                         }
@@ -300,12 +305,18 @@ impl Inner {
                     Poll::Ready(None) => self.end(None)?,
                 }
             }
+            let large = self.out.len() > LARGE_BYTES;
             if let Err(error) = ready!(self.poll_write(cx)) {
                 // It may have answered before it closed.
                 self.upload = Upload::Refused(Some(error));
             }
             match self.upload {
                 Upload::Open | Upload::Apart(_) if waiting => return Poll::Pending,
+                Upload::Open | Upload::Apart(_) if large => {
+                    // The others have their turn; as in the other direction.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Upload::Open | Upload::Apart(_) => {}
                 Upload::Over | Upload::Refused(_) | Upload::Abandoned => {
                     // Dropping it tells that it is over. What was not written may have to be read once more.
@@ -328,17 +339,8 @@ impl Inner {
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_written() {
-            let tcp = Pin::new(&mut self.tcp);
-            let n = match self.out.slices() {
-                [head, [], []] => ready!(tcp.poll_write(cx, head))?,
-                [[], piece, []] => ready!(tcp.poll_write(cx, piece))?,
-                slices => ready!(tcp.poll_write_vectored(cx, &slices.map(IoSlice::new)))?,
-            };
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
+            ready!(self.out.poll_write(&mut self.tcp, cx))?;
             self.written = true;
-            self.out.advance(n);
         }
         Poll::Ready(Ok(()))
     }
@@ -351,12 +353,12 @@ impl Inner {
                 if let Some(end) = self.head.parse(&self.read, self.bodiless).map_err(malformed)? {
                     let bytes = self.read.split_to(end);
                     if !self.head.status.is_informational() || self.head.status == StatusCode::SWITCHING_PROTOCOLS {
-                        self.head_bytes = bytes.freeze();
+                        self.head_bytes = bytes;
                         self.body = match self.head.framing {
-                            response::Framing::Length(0) => Incoming::Done,
-                            response::Framing::Length(length) => Incoming::Length(length),
-                            response::Framing::Chunked => Incoming::Chunked(Chunked::new()),
-                            response::Framing::Close => Incoming::Close,
+                            Framing::None => Incoming::Done,
+                            Framing::Length(length) => Incoming::Length(length),
+                            Framing::Chunked => Incoming::Chunked(Chunked::default()),
+                            Framing::Close => Incoming::Close,
                         };
                         return Poll::Ready(Ok(()));
                     }
@@ -375,7 +377,7 @@ impl Inner {
                 }
             }
             let before = self.read.len();
-            if ready!(self.poll_fill(cx, u64::MAX))? == 0 {
+            if ready!(self.poll_fill(cx, None))? == 0 {
                 return Poll::Ready(Err(closed()));
             }
             self.answered = true;
@@ -395,7 +397,7 @@ impl Inner {
                         self.body = Incoming::Done;
                         return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
                     }
-                    Ok(Next::More) => ready!(self.poll_fill(cx, u64::MAX)),
+                    Ok(Next::More) => ready!(self.poll_fill(cx, None)),
                     Err(what) => Err(malformed(what)),
                 },
                 Incoming::Length(left) => {
@@ -408,13 +410,13 @@ impl Inner {
                         return Poll::Ready(Some(Ok(Frame::data(self.take(bytes as usize)))));
                     }
                     let left = *left;
-                    ready!(self.poll_fill(cx, left))
+                    ready!(self.poll_fill(cx, Some(left)))
                 }
                 Incoming::Close => {
                     if !self.read.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::data(self.take(self.read.len())))));
                     }
-                    match ready!(self.poll_fill(cx, u64::MAX)) {
+                    match ready!(self.poll_fill(cx, None)) {
                         Ok(0) => {
                             self.body = Incoming::Done;
                             return Poll::Ready(None);
@@ -437,20 +439,23 @@ impl Inner {
         }
     }
 
-    /// Reads what there is, up to `wanted` bytes if that is many. 0 is the end.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: u64) -> Poll<io::Result<usize>> {
-        self.space.poll_read(&mut self.tcp, cx, &mut self.read, wanted.min(PIECE_BYTES as u64) as usize)
+    /// Reads what there is. `left` is what is left of the body. 0 is the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, left: Option<u64>) -> Poll<io::Result<usize>> {
+        let fresh = ready!(self.space.poll_read(&mut self.tcp, cx, left))?;
+        let bytes = fresh.len();
+        join(&mut self.read, fresh);
+        Poll::Ready(Ok(bytes))
     }
 
     /// Takes the first bytes that were read.
     fn take(&mut self, bytes: usize) -> Bytes {
-        if bytes == self.read.len() { std::mem::take(&mut self.read) } else { self.read.split_to(bytes) }.freeze()
+        if bytes == self.read.len() { std::mem::take(&mut self.read) } else { self.read.split_to(bytes) }
     }
 
     fn failed(&mut self, error: io::Error, body: &mut RequestBody) -> Failed {
         let unsent = !self.written && self.intact;
         if unsent {
-            body.unread(self.out.unsent());
+            body.unread(self.out.unsent(self.head_length));
         }
         Failed { error, unsent }
     }
@@ -465,6 +470,8 @@ impl Source for Link {
     fn is_done(&self) -> bool {
         matches!(self.0.borrow().body, Incoming::Done)
     }
+
+    fn want(&self, _: bool) {}
 
     fn left(&self) -> Option<u64> {
         match self.0.borrow().body {

@@ -18,24 +18,21 @@ use crate::backend::{BackendId, BackendState};
 use crate::config::PoolConfig;
 use crate::exchange::body::RequestBody;
 use crate::exchange::watch::Clock;
+use crate::http1::space::Space;
 
-mod chunked;
 pub mod connect;
 pub mod link;
 mod pool;
-mod request;
-mod response;
-mod space;
 
 pub use link::{Failed, Informed, Link};
 use pool::Pools;
-use space::Space;
 
 /// A worker's way to its backends.
 #[derive(Debug)]
 pub struct Transport {
     pools: RefCell<Pools>,
-    space: Rc<Space>,
+    /// What messages need while they are under way.
+    pub space: Rc<Space>,
     clock: Rc<Clock>,
 }
 

@@ -16,7 +16,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("admin", &["listener", "proxy", "route", "upstream", "backend", "config", "telemetry"]),
     ("supervisor", &["worker", "listener", "proxy", "route", "upstream", "strategy", "config", "telemetry"]),
     ("worker", &["listener", "proxy", "exchange", "backend", "config"]),
-    ("listener", &["proxy", "exchange", "config", "telemetry"]),
+    ("listener", &["proxy", "exchange", "http1", "config", "telemetry"]),
     // Of the strategies only what a pick takes: dice, and who was tried.
     (
         "proxy",
@@ -26,9 +26,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("middleware", &["exchange", "backend", "config", "telemetry"]),
     ("upstream", &["strategy", "backend", "config", "telemetry"]),
     ("strategy", &["backend", "config"]),
-    ("transport", &["exchange", "backend", "config", "telemetry"]),
+    ("transport", &["exchange", "backend", "http1", "config", "telemetry"]),
     ("exchange", &["backend", "config", "telemetry"]),
     ("backend", &["config", "telemetry"]),
+    // Bytes and messages, and nothing of ours.
+    ("http1", &[]),
     ("telemetry", &["config"]),
     ("config", &[]),
 ];

@@ -1,6 +1,6 @@
 //! A body in chunks (RFC 9112 §7.1), read.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 /// Bytes of a chunk's extension, and of a trailer section, at most.
@@ -12,7 +12,7 @@ const TRAILERS: usize = 64;
 
 /// Where in the chunks the next byte is.
 #[derive(Debug)]
-pub(super) struct Chunked {
+pub struct Chunked {
     state: State,
     /// The trailer section so far.
     trailers: Vec<u8>,
@@ -36,7 +36,7 @@ enum State {
 
 /// What the chunks come to next.
 #[derive(Debug)]
-pub(super) enum Next {
+pub enum Next {
     /// A piece of the body.
     Data(Bytes),
     /// The rest is not there yet.
@@ -45,23 +45,25 @@ pub(super) enum Next {
     End(Option<HeaderMap>),
 }
 
-impl Chunked {
+impl Default for Chunked {
     /// Before the first chunk.
-    pub(super) fn new() -> Self {
+    fn default() -> Self {
         Self { state: State::Size { size: 0, digits: 0 }, trailers: Vec::new() }
     }
+}
 
+impl Chunked {
     /// Takes what `input` begins with.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn next(&mut self, input: &mut BytesMut) -> Result<Next, &'static str> {
+    pub fn next(&mut self, input: &mut Bytes) -> Result<Next, &'static str> {
         while let Some(&byte) = input.first() {
             self.state = match self.state {
                 State::Data(left) => {
                     let taken = left.min(input.len() as u64);
                     self.state = if taken == left { State::DataEnd { lf: false } } else { State::Data(left - taken) };
-                    return Ok(Next::Data(input.split_to(taken as usize).freeze()));
+                    return Ok(Next::Data(input.split_to(taken as usize)));
                 }
                 State::Trailers => {
                     let end = memchr::memchr(b'\n', input).map_or(input.len(), |end| end + 1);
@@ -130,12 +132,12 @@ mod tests {
 
     /// What comes out of `text` when it arrives in pieces: the data, the trailers, and what is left behind the end.
     fn read(text: &[u8], piece: usize) -> Result<(Vec<u8>, Option<HeaderMap>, usize), &'static str> {
-        let (mut chunked, mut data, mut input) = (Chunked::new(), Vec::new(), BytesMut::new());
+        let (mut chunked, mut data, mut input) = (Chunked::default(), Vec::new(), Bytes::new());
         let mut pieces = text.chunks(piece);
         loop {
             match chunked.next(&mut input)? {
                 Next::Data(bytes) => data.extend_from_slice(&bytes),
-                Next::More => input.extend_from_slice(pieces.next().ok_or("cut short")?),
+                Next::More => input = Bytes::copy_from_slice(pieces.next().ok_or("cut short")?),
                 Next::End(trailers) => {
                     return Ok((data, trailers, input.len() + pieces.map(<[u8]>::len).sum::<usize>()));
                 }

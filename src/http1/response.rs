@@ -1,38 +1,33 @@
-//! The head of a backend's response (RFC 9112).
+//! The head of a response: read from a backend, written to a client.
 //!
-//! Stricter than a user agent has to be: what two recipients may frame differently is refused, so that neither a broken nor
+//! Reading is stricter than a user agent has to be: what two recipients may frame differently is refused, so that neither a broken nor
 //! a taken-over backend can have its bytes read as the response to somebody else's request (response splitting).
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::response::Parts;
 use http::{Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
+
+use super::Framing;
+use super::outgoing::{length, line};
+use super::request::{Terms, is, number, tokens};
 
 /// Fields of a head at most.
 const FIELDS: usize = 256;
 
-/// How the end of a response's body is told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Framing {
-    /// By its length: 0 where there is none.
-    Length(u64),
-    /// By chunks.
-    Chunked,
-    /// By the end of the connection.
-    #[default]
-    Close,
-}
-
 /// A head, as places in the bytes that it was read from.
 #[derive(Debug, Default)]
-pub(super) struct Head {
-    pub(super) status: StatusCode,
-    pub(super) framing: Framing,
+pub struct Head {
+    /// The status.
+    pub status: StatusCode,
+    /// How the body is framed.
+    pub framing: Framing,
     /// Whether the connection goes on behind the response.
-    pub(super) keep_alive: bool,
+    pub keep_alive: bool,
     reason: Range<usize>,
     /// Names and values, without the transfer coding. The space is used again.
     fields: Vec<(Range<usize>, Range<usize>)>,
@@ -44,7 +39,7 @@ impl Head {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn parse(&mut self, bytes: &[u8], bodiless: bool) -> Result<Option<usize>, &'static str> {
+    pub fn parse(&mut self, bytes: &[u8], bodiless: bool) -> Result<Option<usize>, &'static str> {
         let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
         let mut head = httparse::Response::new(&mut []);
         let parsed =
@@ -70,9 +65,9 @@ impl Head {
             // Few names are of such a length.
             match name.len() {
                 10 if name.eq_ignore_ascii_case(b"connection") => {
-                    for token in field.value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
-                        close |= token.eq_ignore_ascii_case(b"close");
-                        keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                    for token in tokens(field.value) {
+                        close |= is(token, b"close");
+                        keep_alive |= is(token, b"keep-alive");
                     }
                 }
                 14 if name.eq_ignore_ascii_case(b"content-length") => {
@@ -101,7 +96,7 @@ impl Head {
         self.keep_alive = !close && (keep_alive || !http10);
         let none = bodiless || status.is_informational() || matches!(status.as_u16(), 204 | 304);
         self.framing = match (none, length) {
-            (true, _) => Framing::Length(0),
+            (true, _) | (false, Some(0)) => Framing::None,
             (false, Some(length)) => Framing::Length(length),
             (false, None) if chunked => Framing::Chunked,
             (false, None) => Framing::Close,
@@ -113,7 +108,7 @@ impl Head {
     ///
     /// # Errors
     /// When a field holds what is no text of HTTP.
-    pub(super) fn response(&self, bytes: &Bytes, mut headers: HeaderMap) -> Result<Response<()>, &'static str> {
+    pub fn response(&self, bytes: &Bytes, mut headers: HeaderMap) -> Result<Response<()>, &'static str> {
         headers.clear();
         for (name, value) in &self.fields {
             let name = HeaderName::from_bytes(&bytes[name.clone()]).map_err(|_| "a field whose name is none")?;
@@ -133,12 +128,67 @@ impl Head {
     }
 }
 
-/// What `Content-Length` says: digits alone, and few enough for a sum not to overflow.
-fn number(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || value.len() > 18 {
-        return None;
+/// Writes the head of the answer to a request on these `terms`, whose body has so many bytes if that is known. How the body is
+/// framed; and whether the connection ends with it, as it does if `close` says so, or the head itself.
+pub fn write(out: &mut Vec<u8>, parts: &Parts, terms: Terms, bytes: Option<u64>, close: bool) -> (Framing, bool) {
+    let status = parts.status;
+    out.extend_from_slice(if terms.http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    match parts.extensions.get::<ReasonPhrase>() {
+        Some(reason) => out.extend_from_slice(reason.as_bytes()),
+        None => out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes()),
     }
-    value.iter().try_fold(0, |sum: u64, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+    out.extend_from_slice(b"\r\n");
+    let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+    let never = status.is_informational() || status == StatusCode::NO_CONTENT;
+    let bodiless = never || terms.head || status == StatusCode::NOT_MODIFIED;
+    let mut close = close || !terms.keep_alive;
+    let mut told = false;
+    for (name, value) in &parts.headers {
+        if *name == header::CONTENT_LENGTH {
+            // With no body, it tells of the one that there would be; 204 says that there is none.
+            if !bodiless || never {
+                continue;
+            }
+            told = true;
+        } else if *name == header::TRANSFER_ENCODING {
+            continue;
+        } else if *name == header::CONNECTION && !switches {
+            close |= tokens(value.as_bytes()).any(|token| is(token, b"close"));
+            continue;
+        }
+        line(out, name, value.as_bytes());
+    }
+    let framing = match bytes {
+        _ if bodiless => {
+            if let (true, false, Some(bytes @ 1..)) = (terms.head && !never, told, bytes) {
+                length(out, bytes);
+            }
+            Framing::None
+        }
+        Some(bytes) => {
+            length(out, bytes);
+            if bytes == 0 { Framing::None } else { Framing::Length(bytes) }
+        }
+        None if terms.http10 => {
+            close = true;
+            Framing::Close
+        }
+        None => {
+            line(out, &header::TRANSFER_ENCODING, b"chunked");
+            Framing::Chunked
+        }
+    };
+    if !switches {
+        if close {
+            line(out, &header::CONNECTION, b"close");
+        } else if terms.http10 {
+            line(out, &header::CONNECTION, b"keep-alive");
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    (framing, close)
 }
 
 fn told(error: httparse::Error) -> &'static str {
@@ -178,11 +228,11 @@ mod tests {
         }
         for status in [101, 103, 204, 304] {
             let (head, _) = parse(&format!("HTTP/1.1 {status} \r\nContent-Length: 5\r\n\r\n")).unwrap().unwrap();
-            assert_eq!(head.framing, Framing::Length(0), "{status}");
+            assert_eq!(head.framing, Framing::None, "{status}");
         }
         let mut head = Head::default();
         head.parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true).unwrap();
-        assert_eq!(head.framing, Framing::Length(0));
+        assert_eq!(head.framing, Framing::None);
     }
 
     #[test]
@@ -237,6 +287,57 @@ mod tests {
         assert_eq!(response.headers().get_all("content-length").iter().collect::<Vec<_>>(), ["3"]);
         assert_eq!(response.headers()["x"].as_bytes(), "\u{e9}".as_bytes());
         assert_eq!(&text[end..], "abc");
+    }
+
+    /// What is written for `response` on `terms`.
+    fn written(status: u16, headers: &[(&str, &str)], terms: Terms, bytes: Option<u64>) -> (String, Framing, bool) {
+        let mut response = Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        let mut out = Vec::new();
+        let (framing, close) = write(&mut out, &response.body(()).unwrap().into_parts().0, terms, bytes, false);
+        (String::from_utf8(out).unwrap(), framing, close)
+    }
+
+    const KEPT: Terms = Terms { http10: false, head: false, keep_alive: true, trailers: false };
+
+    #[test]
+    fn a_head_tells_how_its_body_ends() {
+        let length = [("content-length", "9"), ("a", "b")];
+        for (status, terms, bytes, expected, framing) in [
+            (200, KEPT, Some(5), "a: b\r\ncontent-length: 5\r\n\r\n", Framing::Length(5)),
+            (200, KEPT, Some(0), "a: b\r\ncontent-length: 0\r\n\r\n", Framing::None),
+            (200, KEPT, None, "a: b\r\ntransfer-encoding: chunked\r\n\r\n", Framing::Chunked),
+            (304, KEPT, Some(0), "content-length: 9\r\na: b\r\n\r\n", Framing::None),
+            (204, KEPT, Some(0), "a: b\r\n\r\n", Framing::None),
+            (200, Terms { head: true, ..KEPT }, Some(0), "content-length: 9\r\na: b\r\n\r\n", Framing::None),
+        ] {
+            let (text, got, close) = written(status, &length, terms, bytes);
+            let (line, rest) = text.split_once("\r\n").unwrap();
+            assert!(line.starts_with(&format!("HTTP/1.1 {status} ")), "{line}");
+            assert_eq!((rest, got, close), (expected, framing, false), "{status} {terms:?}");
+        }
+        // The length of a body of our own, asked for with HEAD.
+        let (text, _, _) = written(200, &[], Terms { head: true, ..KEPT }, Some(5));
+        assert_eq!(text, "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n");
+    }
+
+    #[test]
+    fn a_head_tells_whether_the_connection_goes_on() {
+        let http10 = Terms { http10: true, ..KEPT };
+        let ends = |text: &str| text.rsplit("\r\n").nth(2).unwrap().to_owned();
+        let (text, _, close) = written(200, &[("connection", "close")], KEPT, Some(0));
+        assert_eq!((ends(&text).as_str(), close), ("connection: close", true));
+        let (text, _, close) = written(200, &[], Terms { keep_alive: false, ..KEPT }, Some(0));
+        assert_eq!((ends(&text).as_str(), close), ("connection: close", true));
+        let (text, _, close) = written(200, &[], http10, Some(0));
+        assert_eq!((ends(&text).as_str(), close), ("connection: keep-alive", false));
+        assert!(text.starts_with("HTTP/1.0 200 OK\r\n"));
+        let (text, framing, close) = written(200, &[], http10, None);
+        assert_eq!((ends(&text).as_str(), framing, close), ("connection: close", Framing::Close, true));
+        let (text, _, _) = written(101, &[("connection", "upgrade"), ("upgrade", "websocket")], KEPT, Some(0));
+        assert_eq!(text, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
     }
 
     proptest! {

@@ -1,0 +1,24 @@
+//! HTTP/1.1 on the wire (RFC 9112), for both sides: bytes to messages and back. Nothing here waits, and nothing knows of
+//! exchanges; who reads and writes is in [`crate::listener::wire`] and [`crate::transport::link`].
+//!
+//! Why this is not hyper's: `docs/decisions/0006-http1-of-our-own.md`.
+
+pub mod chunked;
+pub mod outgoing;
+pub mod request;
+pub mod response;
+pub mod space;
+
+/// How the end of a body is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// There is no body, or none is left.
+    #[default]
+    None,
+    /// So many bytes are still to come.
+    Length(u64),
+    /// In chunks: its length is not known.
+    Chunked,
+    /// By the end of the connection.
+    Close,
+}

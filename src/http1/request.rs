@@ -1,0 +1,302 @@
+//! The head of a request: read from a client, written to a backend.
+
+use std::mem::MaybeUninit;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Uri, Version};
+
+use super::Framing;
+use super::outgoing::{length, line};
+
+/// A request's head, and what it says of the message and of the connection.
+#[derive(Debug)]
+pub struct Head {
+    /// The head.
+    pub parts: Parts,
+    /// How its body is framed.
+    pub framing: Framing,
+    /// What its answer has to respect.
+    pub terms: Terms,
+    /// Whether the client waits to be asked before it sends the body (RFC 9110 §10.1.1).
+    pub expects: bool,
+}
+
+/// What the answer to a request has to respect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// The client speaks HTTP/1.0.
+    pub http10: bool,
+    /// It asked with HEAD.
+    pub head: bool,
+    /// It wants the connection to go on.
+    pub keep_alive: bool,
+    /// It takes trailers.
+    pub trailers: bool,
+}
+
+/// Why a head is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// The request line.
+    Line,
+    /// The target.
+    Target,
+    /// The target is longer than 64 KiB.
+    LongTarget,
+    /// A header field.
+    Field,
+}
+
+/// Header fields of a head that are read without memory of their own.
+const FIELDS: usize = 100;
+
+/// Reads the head that `bytes` begin with, and takes it from there; `None` when its end is not there yet. `headers` is space
+/// for its fields, of which there are `max_headers` at most.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read(bytes: &mut Bytes, mut headers: HeaderMap, max_headers: usize) -> Result<Option<Head>, Malformed> {
+    // What is made of a head shares the bytes it is read from.
+    let text = std::mem::take(bytes);
+    let mut few = [const { MaybeUninit::uninit() }; FIELDS];
+    let mut many = Vec::new();
+    let fields = if max_headers <= FIELDS {
+        &mut few[..]
+    } else {
+        many.resize_with(max_headers, MaybeUninit::uninit);
+        &mut many[..]
+    };
+    let mut head = httparse::Request::new(&mut []);
+    let end = match head.parse_with_uninit_headers(&text, fields) {
+        Ok(httparse::Status::Complete(end)) => end,
+        Ok(httparse::Status::Partial) => {
+            *bytes = text;
+            return Ok(None);
+        }
+        Err(httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::TooManyHeaders) => {
+            return Err(Malformed::Field);
+        }
+        Err(_) => return Err(Malformed::Line),
+    };
+    let (Some(method), Some(path), Some(version)) = (head.method, head.path, head.version) else {
+        return Err(Malformed::Line);
+    };
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(method.as_bytes()).map_err(|_| Malformed::Line)?;
+    *request.uri_mut() = Uri::from_maybe_shared(text.slice_ref(path.as_bytes()))
+        .map_err(|_| if path.len() > LONGEST_TARGET { Malformed::LongTarget } else { Malformed::Target })?;
+    let http10 = version == 0;
+    *request.version_mut() = if http10 { Version::HTTP_10 } else { Version::HTTP_11 };
+
+    let (mut close, mut keep_alive) = (false, false);
+    let (mut expects, mut trailers) = (false, false);
+    let mut framing = Framing::None;
+    headers.clear();
+    headers.reserve(head.headers.len());
+    for field in &*head.headers {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Field)?;
+        match field.name.len() {
+            2 if name == header::TE => trailers |= tokens(field.value).any(|token| is(token, b"trailers")),
+            6 if name == header::EXPECT => expects |= is(field.value, b"100-continue"),
+            10 if name == header::CONNECTION => {
+                for token in tokens(field.value) {
+                    close |= is(token, b"close");
+                    keep_alive |= is(token, b"keep-alive");
+                }
+            }
+            14 if name == header::CONTENT_LENGTH => {
+                let length = number(field.value).ok_or(Malformed::Field)?;
+                framing = if length == 0 { Framing::None } else { Framing::Length(length) };
+            }
+            17 if name == header::TRANSFER_ENCODING => framing = Framing::Chunked,
+            _ => {}
+        }
+        let value = HeaderValue::from_maybe_shared(text.slice_ref(field.value)).map_err(|_| Malformed::Field)?;
+        headers.append(name, value);
+    }
+    *request.headers_mut() = headers;
+    let terms = Terms {
+        http10,
+        head: *request.method() == Method::HEAD,
+        keep_alive: !close && (keep_alive || !http10),
+        trailers,
+    };
+    if end < text.len() {
+        *bytes = text.slice(end..);
+    }
+    Ok(Some(Head { parts: request.into_parts().0, framing, terms, expects: expects && !http10 }))
+}
+
+/// What [`Uri`] takes.
+const LONGEST_TARGET: usize = u16::MAX as usize - 1;
+
+/// Writes the head of a request, with `lines` put in behind the request line.
+pub fn write(out: &mut Vec<u8>, parts: &Parts, framing: Framing, lines: Option<&[u8]>) {
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.push(b' ');
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    if !target.starts_with('/') && target != "*" {
+        // "?query" alone.
+        out.push(b'/');
+    }
+    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    out.extend_from_slice(lines.unwrap_or_default());
+    for (name, value) in &parts.headers {
+        // The framing is told below, as it is.
+        if framing != Framing::None && (*name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING) {
+            continue;
+        }
+        line(out, name, value.as_bytes());
+    }
+    match framing {
+        Framing::None | Framing::Close => {}
+        Framing::Length(bytes) => length(out, bytes),
+        Framing::Chunked => line(out, &header::TRANSFER_ENCODING, b"chunked"),
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The members of a list.
+pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
+}
+
+pub(super) fn is(value: &[u8], token: &[u8]) -> bool {
+    value.eq_ignore_ascii_case(token)
+}
+
+/// What `Content-Length` says: digits alone, and few enough for a sum not to overflow.
+pub(super) fn number(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || value.len() > 18 {
+        return None;
+    }
+    value.iter().try_fold(0, |sum: u64, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn head(text: &str) -> Result<Option<Head>, Malformed> {
+        read(&mut Bytes::from(text.to_owned()), HeaderMap::new(), 100)
+    }
+
+    fn parts(target: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().method("POST").uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn written(parts: &Parts, framing: Framing, lines: Option<&[u8]>) -> String {
+        let mut out = Vec::new();
+        write(&mut out, parts, framing, lines);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn reads_a_head_and_leaves_what_follows() {
+        let mut bytes =
+            Bytes::from("\r\nPOST /a?b HTTP/1.1\r\nHost: h\r\nX: 1\r\nX: 2\r\nContent-Length: 3\r\n\r\nabc");
+        let head = read(&mut bytes, HeaderMap::new(), 100).unwrap().unwrap();
+        assert_eq!((head.parts.method.as_str(), head.parts.uri.to_string()), ("POST", "/a?b".to_owned()));
+        assert_eq!(head.parts.headers.get_all("x").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(head.framing, Framing::Length(3));
+        assert_eq!(&bytes[..], b"abc");
+    }
+
+    #[test]
+    fn tells_what_the_answer_has_to_respect() {
+        let terms = |text: &str| head(&format!("{text}\r\n\r\n")).unwrap().unwrap().terms;
+        assert!(terms("GET / HTTP/1.1").keep_alive);
+        assert!(!terms("GET / HTTP/1.1\r\nConnection: x, Close").keep_alive);
+        assert!(!terms("GET / HTTP/1.0").keep_alive);
+        assert!(terms("GET / HTTP/1.0\r\nConnection: Keep-Alive").keep_alive);
+        assert!(!terms("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\nConnection: close").keep_alive);
+        assert!(terms("HEAD / HTTP/1.1").head);
+        assert!(terms("GET / HTTP/1.1\r\nTE: gzip, trailers").trailers);
+        assert!(terms("GET / HTTP/1.0").http10);
+        let expects = |text: &str| head(&format!("{text}\r\n\r\n")).unwrap().unwrap().expects;
+        assert!(expects("POST / HTTP/1.1\r\nExpect: 100-Continue"));
+        // RFC 9110 §10.1.1: not from HTTP/1.0.
+        assert!(!expects("POST / HTTP/1.0\r\nExpect: 100-continue"));
+    }
+
+    #[test]
+    fn refuses_what_is_no_head() {
+        for (text, expected) in [
+            ("GET / HTTP/1.1\r\nA\0: b\r\n\r\n", Malformed::Field),
+            ("GET / HTTP/1.1\r\nA: b\0\r\n\r\n", Malformed::Field),
+            ("GET / HTTP/1.1\r\nA : b\r\n\r\n", Malformed::Field),
+            ("GET / HTTP/1.1\r\n: b\r\n\r\n", Malformed::Field),
+            ("G\0T / HTTP/1.1\r\n\r\n", Malformed::Line),
+            ("GET  / HTTP/1.1\r\n\r\n", Malformed::Line),
+            ("GET http://a:b:c/ HTTP/1.1\r\n\r\n", Malformed::Target),
+        ] {
+            assert_eq!(head(text).map(|head| head.is_some()).unwrap_err(), expected, "{text:?}");
+        }
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(70_000));
+        assert_eq!(head(&long).map(|head| head.is_some()), Err(Malformed::LongTarget));
+    }
+
+    #[test]
+    fn takes_as_many_fields_as_it_is_told() {
+        let text = |fields: usize| Bytes::from(format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(fields)));
+        assert_eq!(read(&mut text(300), HeaderMap::new(), 300).unwrap().unwrap().parts.headers.len(), 300);
+        assert!(read(&mut text(301), HeaderMap::new(), 300).is_err());
+    }
+
+    #[test]
+    fn a_head_tells_the_framing_as_it_is() {
+        let parts = parts("/a?b=c", &[("host", "h"), ("content-length", "99"), ("accept", "*/*")]);
+        assert_eq!(
+            written(&parts, Framing::Length(5), Some(b"x-forwarded-for: 192.0.2.1\r\n")),
+            "POST /a?b=c HTTP/1.1\r\nx-forwarded-for: 192.0.2.1\r\nhost: h\r\naccept: */*\r\ncontent-length: 5\r\n\r\n"
+        );
+        assert!(
+            written(&parts, Framing::Chunked, None).ends_with("\r\naccept: */*\r\ntransfer-encoding: chunked\r\n\r\n")
+        );
+    }
+
+    #[test]
+    fn targets_begin_with_a_slash_unless_they_are_the_asterisk() {
+        for (target, line) in
+            [("*", "POST * H"), ("http://h?q", "POST /?q H"), ("http://h", "POST / H"), ("/", "POST / H")]
+        {
+            assert!(written(&parts(target, &[]), Framing::None, None).starts_with(line), "{target}");
+        }
+    }
+
+    proptest! {
+        /// What is written is what is read again.
+        #[test]
+        fn a_head_goes_out_as_it_came_in(
+            path in "/[a-z0-9?=&/]{0,30}",
+            fields in proptest::collection::vec(("[a-z][a-z-]{0,12}", "[!-~]([ -~]{0,20}[!-~])?"), 0..12),
+        ) {
+            let fields: Vec<_> = fields
+                .iter()
+                .filter(|(name, _)| !["content-length", "transfer-encoding"].contains(&name.as_str()))
+                .map(|(name, value)| (name.as_str(), value.as_str()))
+                .collect();
+            let parts = parts(&path, &fields);
+            let mut bytes = Bytes::from(written(&parts, Framing::None, None));
+            let again = read(&mut bytes, HeaderMap::new(), 100).unwrap().unwrap();
+            prop_assert_eq!(again.parts.headers, parts.headers);
+            prop_assert_eq!(again.parts.uri, parts.uri);
+            prop_assert!(bytes.is_empty());
+        }
+
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut text = b"GET / HTTP/1.1\r\n".to_vec();
+            text.extend(bytes);
+            let _ = read(&mut text.into(), HeaderMap::new(), 100);
+        }
+    }
+}
