@@ -17,6 +17,8 @@ use crate::strategy::{Candidates, Cursor, Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 
 mod roster;
+pub mod window;
+pub mod retry_budget;
 
 pub use roster::Roster;
 
