@@ -19,6 +19,7 @@ use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 mod roster;
 pub mod window;
 pub mod retry_budget;
+pub mod backoff;
 
 pub use roster::Roster;
 
