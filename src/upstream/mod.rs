@@ -20,6 +20,7 @@ mod roster;
 pub mod window;
 pub mod retry_budget;
 pub mod backoff;
+pub mod breaker;
 
 pub use roster::Roster;
 
