@@ -21,6 +21,7 @@ pub mod window;
 pub mod retry_budget;
 pub mod backoff;
 pub mod breaker;
+pub mod gradient;
 
 pub use roster::Roster;
 
