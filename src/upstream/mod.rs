@@ -22,6 +22,7 @@ pub mod retry_budget;
 pub mod backoff;
 pub mod breaker;
 pub mod gradient;
+pub mod percentile;
 
 pub use roster::Roster;
 
