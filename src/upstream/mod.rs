@@ -23,6 +23,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod gradient;
 pub mod percentile;
+pub mod queue;
 
 pub use roster::Roster;
 
