@@ -11,6 +11,7 @@ use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
 mod lease;
+pub mod permits;
 
 pub use lease::Lease;
 

@@ -1,4 +1,4 @@
-//! What the process tells about itself: metrics, access log, logs.
+//! What the process tells about itself: metrics, access log, logs; and what it notices about itself: overload.
 //!
 //! A leaf: imports nothing else of this crate but the configuration.
 
@@ -6,3 +6,4 @@ pub mod metrics;
 pub mod access_log;
 pub mod logging;
 pub mod calendar;
+pub mod overload;

@@ -17,6 +17,13 @@ use crate::strategy::{Candidates, Cursor, Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 
 mod roster;
+pub mod window;
+pub mod retry_budget;
+pub mod backoff;
+pub mod breaker;
+pub mod gradient;
+pub mod percentile;
+pub mod queue;
 
 pub use roster::Roster;
 

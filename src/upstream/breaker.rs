@@ -1,0 +1,799 @@
+//! The circuit breaker of an upstream: stops asking when most answers are failures or slow, and asks a little after a while.
+//!
+//! Electrical sense: *closed* lets requests pass, *open* refuses them, *half-open* lets a few probes pass. It opens when, over a
+//! sliding window with enough calls in it, too large a part has failed or was slow; stays open for a time that doubles when it
+//! opens again soon; then probes. So many good probes close it, one bad opens it again. An upstream whose backends all fail
+//! is thus spared, and its clients are told at once.
+//!
+//! While it is closed a request costs one load, and its outcome another and one to three counts on lines of the worker's own.
+//! All there is to know of a state is one word, and all changes are exchanges of that word, so that of several workers which
+//! see the same reason for one, exactly one makes it and gets the [`Change`] to tell of.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::telemetry::metrics::Sharded;
+
+use super::window::{Slot, Span, Window};
+
+/// When a breaker opens and closes. Handed in with each event: the state outlives a reload that changes it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BreakerSettings {
+    /// How far back calls count.
+    pub window: Span,
+    /// Fewer calls than this in the window say nothing. At least 1.
+    pub min_calls: u32,
+    /// Opens when this part of the calls has failed, 0 to 1.
+    pub failure_ratio: f64,
+    /// A call that took this long is slow; `None`: none is.
+    pub slow_after: Option<Duration>,
+    /// Opens when this part of the calls was slow, 0 to 1.
+    pub slow_ratio: f64,
+    /// How long it stays open the first time; twice as long each further time in a row, a tenth more or less by chance.
+    pub open_for: Duration,
+    /// The longest that it stays open. When it has been closed for as long as this, opening counts as the first time again.
+    pub open_max: Duration,
+    /// Requests that are let through while it is half-open. When all of them were good it closes. At least 1.
+    pub probes: u16,
+}
+
+impl Default for BreakerSettings {
+    /// Half of at least 20 calls in 10 s failed; no call is slow, or if a time is set, 0.8 of them; open for 5 s up to 60 s; 3
+    /// probes. Between Traefik's (10 s open) and resilience4j's (half of 100 calls, 60 s open, 10 probes): a gateway sees more
+    /// calls than a client library, and may look again sooner.
+    fn default() -> Self {
+        Self {
+            window: Span::new(Duration::from_secs(10)),
+            min_calls: 20,
+            failure_ratio: 0.5,
+            slow_after: None,
+            slow_ratio: 0.8,
+            open_for: Duration::from_secs(5),
+            open_max: Duration::from_secs(60),
+            probes: 3,
+        }
+    }
+}
+
+/// What a breaker does with requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Lets them pass.
+    Closed,
+    /// Refuses them.
+    Open,
+    /// Lets a few pass.
+    HalfOpen,
+}
+
+/// Why a breaker opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenedBy {
+    /// Too many calls failed.
+    Failures,
+    /// Too many calls were slow.
+    SlowCalls,
+    /// A probe failed or was slow.
+    Probe,
+}
+
+/// A breaker has changed. Whoever gets it tells of it; nobody else does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Refuses requests from now.
+    Opened {
+        /// Why.
+        by: OpenedBy,
+        /// Calls in the window.
+        calls: u64,
+        /// How many of them failed.
+        failed: u64,
+        /// How many of them were slow.
+        slow: u64,
+        /// How often it has opened in a row, this time included.
+        times: u32,
+        /// How long it will.
+        open_for: Duration,
+    },
+    /// Lets a few pass from now.
+    HalfOpened,
+    /// Lets all pass from now.
+    Closed,
+}
+
+/// A request may not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// When it may be worth to ask again: the rest of the time that the breaker is open, or 1 s while probes are under way.
+    pub retry_after: Duration,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the circuit breaker is open")
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// The right to make a call. One that was a probe makes room for another when it is dropped without an outcome, as when the
+/// client is gone.
+#[derive(Debug)]
+pub struct Permit {
+    generation: u16,
+    /// Of a probe only: nobody pays for a reference count while the breaker is closed.
+    probe: Option<Arc<Breaker>>,
+}
+
+impl Permit {
+    /// Whether the breaker was half-open.
+    pub fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(breaker) = self.probe.take() {
+            breaker.probe_ended(self.generation, 0);
+        }
+    }
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Whether it counts as a failure.
+    pub failed: bool,
+    /// How long it took, up to the head of the response.
+    pub took: Duration,
+}
+
+/// The breaker of an upstream, shared by all workers. Outlives reloads.
+#[derive(Debug)]
+pub struct Breaker {
+    /// A [`Word`].
+    word: AtomicU64,
+    /// [`Probes`] of the half-open state of the generation that they name.
+    probes: AtomicU64,
+    calls: Sharded<Calls>,
+}
+
+/// What a worker has seen.
+#[derive(Debug, Default)]
+struct Calls {
+    all: Window,
+    failed: Window,
+    slow: Window,
+}
+
+impl Breaker {
+    /// A closed breaker that has seen nothing. `shards` is the number of workers.
+    pub fn new(shards: usize) -> Arc<Self> {
+        Arc::new(Self {
+            word: AtomicU64::new(Word::default().pack()),
+            probes: AtomicU64::new(0),
+            calls: Sharded::new(shards),
+        })
+    }
+
+    /// Whether a request may pass, and the change that asking has made: an open breaker whose time is over becomes half-open.
+    /// The permit goes with the attempt, and with its outcome into [`Breaker::record`]. `now_ms`: milliseconds on a clock
+    /// that all workers share.
+    pub fn admit(
+        self: &Arc<Self>,
+        settings: &BreakerSettings,
+        now_ms: u64,
+    ) -> (Result<Permit, Refused>, Option<Change>) {
+        let packed = self.word.load(Ordering::Relaxed);
+        let word = Word::unpack(packed);
+        match word.state {
+            BreakerState::Closed => (Ok(Permit { generation: word.generation, probe: None }), None),
+            BreakerState::Open if now_ms < word.at_ms => {
+                (Err(Refused { retry_after: Duration::from_millis(word.at_ms - now_ms) }), None)
+            }
+            BreakerState::Open => {
+                // Who makes the change tells of it, even if the places of the probes are all taken before it gets one.
+                let made = self.exchange(packed, word.next(BreakerState::HalfOpen, now_ms));
+                (self.probe(settings), made.then_some(Change::HalfOpened))
+            }
+            BreakerState::HalfOpen => (self.probe(settings), None),
+        }
+    }
+
+    /// Takes in how a call ended that was admitted. `bits` are random. The outcome of a call that was admitted before the last
+    /// change says nothing of the state since, and is ignored.
+    pub fn record(
+        &self,
+        worker: usize,
+        mut permit: Permit,
+        outcome: Outcome,
+        settings: &BreakerSettings,
+        now_ms: u64,
+        bits: u64,
+    ) -> Option<Change> {
+        let packed = self.word.load(Ordering::Relaxed);
+        let word = Word::unpack(packed);
+        let slow = settings.slow_after.is_some_and(|limit| outcome.took >= limit);
+        let good = !outcome.failed && !slow;
+        let probe = permit.probe.take().is_some();
+        if word.generation != permit.generation {
+            return None;
+        }
+        if probe && good {
+            let enough = self.probe_ended(word.generation, 1) >= settings.probes.max(1);
+            let closed = enough && self.exchange(packed, word.next(BreakerState::Closed, now_ms));
+            return closed.then_some(Change::Closed);
+        }
+        if probe {
+            return self.open(packed, OpenedBy::Probe, Seen::default(), settings, now_ms, bits);
+        }
+
+        let slot = word.slot(settings, now_ms);
+        let calls = self.calls.of(worker);
+        calls.all.add(slot);
+        if good {
+            return None;
+        }
+        if outcome.failed {
+            calls.failed.add(slot);
+        }
+        if slow {
+            calls.slow.add(slot);
+        }
+        // Only a bad call is a reason to look: a good one makes no part larger.
+        let seen = self.seen(settings, slot);
+        let by = seen.too_bad(settings)?;
+        self.open(packed, by, seen, settings, now_ms, bits)
+    }
+
+    /// What it does with requests now.
+    pub fn state(&self) -> BreakerState {
+        Word::unpack(self.word.load(Ordering::Relaxed)).state
+    }
+
+    /// Calls in the window, and how many of them failed and were slow.
+    pub fn window(&self, settings: &BreakerSettings, now_ms: u64) -> (u64, u64, u64) {
+        let word = Word::unpack(self.word.load(Ordering::Relaxed));
+        let seen = self.seen(settings, word.slot(settings, now_ms));
+        (seen.calls, seen.failed, seen.slow)
+    }
+
+    /// Closes it by hand, and forgets what it has seen and how often it has opened. `None` when it was closed already.
+    pub fn reset(&self, now_ms: u64) -> Option<Change> {
+        loop {
+            let packed = self.word.load(Ordering::Relaxed);
+            let word = Word::unpack(packed);
+            if self.exchange(packed, Word { times: 0, ..word.next(BreakerState::Closed, now_ms) }) {
+                return (word.state != BreakerState::Closed).then_some(Change::Closed);
+            }
+        }
+    }
+
+    /// Opens it, unless another worker has changed it.
+    fn open(
+        &self,
+        packed: u64,
+        by: OpenedBy,
+        seen: Seen,
+        settings: &BreakerSettings,
+        now_ms: u64,
+        bits: u64,
+    ) -> Option<Change> {
+        let word = Word::unpack(packed);
+        let open_max_ms = millis(settings.open_max);
+        let forgiven = word.state == BreakerState::Closed && now_ms.saturating_sub(word.at_ms) >= open_max_ms;
+        let times = if forgiven { 1 } else { (word.times + 1).min(TIMES_MAX) };
+        let plain_ms = millis(settings.open_for).saturating_mul(1 << (times - 1).min(32)).min(open_max_ms).max(1);
+        let spread = u128::from(plain_ms / 5 + 1);
+        let open_ms = plain_ms - plain_ms / 10 + ((u128::from(bits) * spread) >> 64) as u64;
+        let next = Word { times, ..word.next(BreakerState::Open, now_ms.saturating_add(open_ms)) };
+        self.exchange(packed, next).then_some(Change::Opened {
+            by,
+            calls: seen.calls,
+            failed: seen.failed,
+            slow: seen.slow,
+            times,
+            open_for: Duration::from_millis(open_ms),
+        })
+    }
+
+    /// Goes to another state if nobody else has gone anywhere since `packed` was read.
+    fn exchange(&self, packed: u64, next: Word) -> bool {
+        self.word.compare_exchange(packed, next.pack(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// A permit for a probe, while it is half-open and fewer than are wanted were let through.
+    fn probe(self: &Arc<Self>, settings: &BreakerSettings) -> Result<Permit, Refused> {
+        let word = Word::unpack(self.word.load(Ordering::Relaxed));
+        match word.state {
+            // Another worker has changed it meanwhile.
+            BreakerState::Closed => return Ok(Permit { generation: word.generation, probe: None }),
+            BreakerState::Open => return Err(PROBING),
+            BreakerState::HalfOpen => {}
+        }
+        let taken = self.probes.try_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
+            let probes = Probes::of(packed, word.generation)?;
+            let wanted = settings.probes.max(1);
+            let asked = probes.under_way.saturating_add(probes.good);
+            (asked < wanted).then(|| Probes { under_way: probes.under_way + 1, ..probes }.pack())
+        });
+        match taken {
+            Ok(_) => Ok(Permit { generation: word.generation, probe: Some(Arc::clone(self)) }),
+            Err(_) => Err(PROBING),
+        }
+    }
+
+    /// A probe is no longer under way. Returns how many were good.
+    fn probe_ended(&self, generation: u16, good: u16) -> u16 {
+        let mut all = 0;
+        let _ = self.probes.try_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
+            let probes = Probes::of(packed, generation)?;
+            all = probes.good.saturating_add(good);
+            Some(Probes { under_way: probes.under_way.saturating_sub(1), good: all, ..probes }.pack())
+        });
+        all
+    }
+
+    fn seen(&self, settings: &BreakerSettings, slot: Slot) -> Seen {
+        let mut seen = Seen::default();
+        for calls in self.calls.iter() {
+            // The parts first: a call that is counted meanwhile is then not a part of none.
+            seen.failed += calls.failed.sum(slot, settings.window, Ordering::Relaxed);
+            if settings.slow_after.is_some() {
+                seen.slow += calls.slow.sum(slot, settings.window, Ordering::Relaxed);
+            }
+            seen.calls += calls.all.sum(slot, settings.window, Ordering::Relaxed);
+        }
+        seen
+    }
+}
+
+/// What a refused request is told while probes are under way.
+const PROBING: Refused = Refused { retry_after: Duration::from_secs(1) };
+
+/// Where counting how often it opened in a row ends: 6 bits.
+const TIMES_MAX: u32 = 63;
+
+/// The calls in a window.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    calls: u64,
+    failed: u64,
+    slow: u64,
+}
+
+impl Seen {
+    fn too_bad(self, settings: &BreakerSettings) -> Option<OpenedBy> {
+        if self.calls < u64::from(settings.min_calls.max(1)) {
+            return None;
+        }
+        let reaches = |part: u64, ratio: f64| part > 0 && part as f64 >= ratio * self.calls as f64;
+        if reaches(self.failed, settings.failure_ratio) {
+            Some(OpenedBy::Failures)
+        } else if reaches(self.slow, settings.slow_ratio) {
+            Some(OpenedBy::SlowCalls)
+        } else {
+            None
+        }
+    }
+}
+
+/// A state in one word, from the low end: 2 bits of state, 6 of `times`, 16 of `generation`, 40 of `at_ms` (34 years).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Word {
+    state: BreakerState,
+    /// How often it has opened in a row.
+    times: u32,
+    /// Another with each change, so that what was admitted before is told from what was admitted since.
+    generation: u16,
+    /// Open: until when. Else: since when.
+    at_ms: u64,
+}
+
+impl Default for Word {
+    fn default() -> Self {
+        Self { state: BreakerState::Closed, times: 0, generation: 0, at_ms: 0 }
+    }
+}
+
+impl Word {
+    const AT_MS_MAX: u64 = (1 << 40) - 1;
+
+    fn pack(self) -> u64 {
+        let state = match self.state {
+            BreakerState::Closed => 0,
+            BreakerState::Open => 1,
+            BreakerState::HalfOpen => 2,
+        };
+        state | u64::from(self.times) << 2 | u64::from(self.generation) << 8 | self.at_ms.min(Self::AT_MS_MAX) << 24
+    }
+
+    fn unpack(word: u64) -> Self {
+        Self {
+            state: match word & 3 {
+                0 => BreakerState::Closed,
+                1 => BreakerState::Open,
+                _ => BreakerState::HalfOpen,
+            },
+            times: (word >> 2 & 63) as u32,
+            generation: (word >> 8) as u16,
+            at_ms: word >> 24,
+        }
+    }
+
+    fn next(self, state: BreakerState, at_ms: u64) -> Self {
+        Self { state, generation: self.generation.wrapping_add(1), at_ms, ..self }
+    }
+
+    /// Where calls of now are counted: what was seen before the last change does not count.
+    fn slot(self, settings: &BreakerSettings, now_ms: u64) -> Slot {
+        Slot { generation: self.generation as u8, ..settings.window.slot(now_ms) }
+    }
+}
+
+/// The probes of one half-open state, in one word.
+#[derive(Clone, Copy, Debug)]
+struct Probes {
+    generation: u16,
+    under_way: u16,
+    good: u16,
+}
+
+impl Probes {
+    /// Those of `generation`: none yet, if the word is of an earlier one; `None`, if it is of a later one, so that a worker that
+    /// comes late does not overwrite it.
+    fn of(packed: u64, generation: u16) -> Option<Self> {
+        let found = packed as u16;
+        match generation.wrapping_sub(found) {
+            0 => Some(Self { generation, under_way: (packed >> 16) as u16, good: (packed >> 32) as u16 }),
+            1..0x8000 => Some(Self { generation, under_way: 0, good: 0 }),
+            _ => None,
+        }
+    }
+
+    fn pack(self) -> u64 {
+        u64::from(self.generation) | u64::from(self.under_way) << 16 | u64::from(self.good) << 32
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicU32;
+    use std::thread;
+
+    const GOOD: Outcome = Outcome { failed: false, took: Duration::from_millis(1) };
+    const FAILED: Outcome = Outcome { failed: true, ..GOOD };
+    const SLOW: Outcome = Outcome { failed: false, took: Duration::from_millis(900) };
+    /// Random bits that lengthen nothing and shorten nothing.
+    const MIDDLE: u64 = 1 << 63;
+
+    fn settings() -> BreakerSettings {
+        BreakerSettings { slow_after: Some(Duration::from_millis(500)), ..BreakerSettings::default() }
+    }
+
+    fn permit(breaker: &Arc<Breaker>, now_ms: u64) -> Option<Permit> {
+        breaker.admit(&settings(), now_ms).0.ok()
+    }
+
+    fn call(breaker: &Arc<Breaker>, outcome: Outcome, now_ms: u64) -> Option<Change> {
+        let permit = permit(breaker, now_ms).expect("refused");
+        breaker.record(0, permit, outcome, &settings(), now_ms, MIDDLE)
+    }
+
+    /// Fails until it opens; returns for how long.
+    fn open(breaker: &Arc<Breaker>, now_ms: u64) -> u64 {
+        for _ in 0..100 {
+            if let Some(Change::Opened { open_for, .. }) = call(breaker, FAILED, now_ms) {
+                return millis(open_for);
+            }
+        }
+        panic!("does not open");
+    }
+
+    #[test]
+    fn opens_when_half_of_enough_calls_failed() {
+        let breaker = Breaker::new(2);
+        for _ in 0..10 {
+            assert_eq!(call(&breaker, GOOD, 1_000), None);
+        }
+        for _ in 0..9 {
+            assert_eq!(call(&breaker, FAILED, 2_000), None);
+        }
+        let opened = Change::Opened {
+            by: OpenedBy::Failures,
+            calls: 20,
+            failed: 10,
+            slow: 0,
+            times: 1,
+            open_for: Duration::from_secs(5),
+        };
+        assert_eq!(call(&breaker, FAILED, 2_000), Some(opened));
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn fewer_than_half_or_too_few_do_not_open_it() {
+        let breaker = Breaker::new(1);
+        for _ in 0..19 {
+            assert_eq!(call(&breaker, FAILED, 0), None);
+        }
+        // Those are out of the window by now.
+        for _ in 0..101 {
+            assert_eq!(call(&breaker, GOOD, 20_000), None);
+        }
+        for _ in 0..100 {
+            assert_eq!(call(&breaker, FAILED, 20_000), None);
+        }
+    }
+
+    #[test]
+    fn opens_when_most_calls_are_slow() {
+        let breaker = Breaker::new(1);
+        for _ in 0..4 {
+            assert_eq!(call(&breaker, GOOD, 0), None);
+        }
+        let changes: Vec<_> = (0..16).filter_map(|_| call(&breaker, SLOW, 0)).collect();
+        assert!(matches!(changes[..], [Change::Opened { by: OpenedBy::SlowCalls, calls: 20, slow: 16, .. }]));
+    }
+
+    #[test]
+    fn refuses_until_its_time_is_over_and_then_admits_the_probes_only() {
+        let breaker = Breaker::new(1);
+        assert_eq!(open(&breaker, 1_000), 5_000);
+        let (refused, change) = breaker.admit(&settings(), 2_000);
+        assert_eq!((refused.unwrap_err().retry_after, change), (Duration::from_secs(4), None));
+        assert!(permit(&breaker, 5_999).is_none());
+        let (first, change) = breaker.admit(&settings(), 6_000);
+        let first = first.unwrap();
+        assert!(first.is_probe());
+        assert_eq!(change, Some(Change::HalfOpened));
+        let others: Vec<_> = (0..5).filter_map(|_| permit(&breaker, 6_000)).collect();
+        assert_eq!(others.len(), 2);
+        drop(others);
+        // Those gave their places back without an outcome.
+        let others: Vec<_> = (0..5).filter_map(|_| permit(&breaker, 6_000)).collect();
+        assert_eq!(others.len(), 2);
+    }
+
+    #[test]
+    fn good_probes_close_it_and_what_was_seen_before_is_forgotten() {
+        let breaker = Breaker::new(1);
+        open(&breaker, 0);
+        assert_eq!(call(&breaker, GOOD, 5_000), None);
+        assert_eq!(call(&breaker, GOOD, 5_000), None);
+        // Two of three were good: there is room for one.
+        let last = permit(&breaker, 5_000).unwrap();
+        assert!(permit(&breaker, 5_000).is_none());
+        assert_eq!(breaker.record(0, last, GOOD, &settings(), 5_000, MIDDLE), Some(Change::Closed));
+        assert_eq!(breaker.window(&settings(), 5_000), (0, 0, 0));
+        assert_eq!(call(&breaker, FAILED, 5_000), None);
+        assert_eq!(breaker.state(), BreakerState::Closed);
+    }
+
+    #[test]
+    fn a_bad_probe_opens_it_for_twice_as_long_up_to_the_longest() {
+        for bad in [FAILED, SLOW] {
+            let breaker = Breaker::new(1);
+            let mut now = open(&breaker, 0);
+            for expected in [10, 20, 40, 60, 60, 60] {
+                match call(&breaker, bad, now) {
+                    Some(Change::Opened { by: OpenedBy::Probe, open_for, .. }) => {
+                        assert_eq!(open_for, Duration::from_secs(expected));
+                        now += millis(open_for);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn it_opens_longer_again_until_it_was_closed_for_long() {
+        let breaker = Breaker::new(1);
+        let close = |now| (0..3).filter_map(|_| call(&breaker, GOOD, now)).count();
+        assert_eq!(open(&breaker, 0), 5_000);
+        close(5_000);
+        assert_eq!(open(&breaker, 64_999), 10_000);
+        close(80_000);
+        assert_eq!(open(&breaker, 140_000), 5_000);
+    }
+
+    #[test]
+    fn the_time_is_spread_by_a_tenth() {
+        for (bits, expected) in [(0, 4_500), (u64::MAX, 5_500)] {
+            let breaker = Breaker::new(1);
+            let settings = BreakerSettings { min_calls: 1, ..settings() };
+            let permit = permit(&breaker, 0).unwrap();
+            let change = breaker.record(0, permit, FAILED, &settings, 0, bits);
+            let expected = Duration::from_millis(expected);
+            assert!(matches!(change, Some(Change::Opened { open_for, .. }) if open_for == expected), "{change:?}");
+        }
+    }
+
+    #[test]
+    fn outcomes_of_calls_that_were_admitted_before_a_change_are_ignored() {
+        let breaker = Breaker::new(1);
+        let old: Vec<_> = (0..50).map(|_| permit(&breaker, 0).unwrap()).collect();
+        open(&breaker, 0);
+        let probe = permit(&breaker, 5_000).unwrap();
+        for permit in old {
+            assert_eq!(breaker.record(0, permit, FAILED, &settings(), 5_000, MIDDLE), None);
+        }
+        assert_eq!(breaker.state(), BreakerState::HalfOpen);
+        let late = permit(&breaker, 5_000).unwrap();
+        breaker.record(0, probe, FAILED, &settings(), 5_000, MIDDLE);
+        // Half-open again: the probe of the first time neither counts nor gives a place back.
+        let now: Vec<_> = (0..9).filter_map(|_| permit(&breaker, 15_000)).collect();
+        assert_eq!(now.len(), 3);
+        drop(late);
+        assert!(permit(&breaker, 15_000).is_none());
+    }
+
+    #[test]
+    fn closing_by_hand_forgets_everything() {
+        let breaker = Breaker::new(1);
+        assert_eq!(breaker.reset(0), None);
+        open(&breaker, 0);
+        assert_eq!(breaker.reset(1), Some(Change::Closed));
+        assert_eq!(breaker.window(&settings(), 1), (0, 0, 0));
+        assert_eq!(open(&breaker, 2), 5_000);
+    }
+
+    #[test]
+    fn words_hold_what_was_put_in() {
+        for state in [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen] {
+            let word = Word { state, times: 63, generation: 0xfedc, at_ms: Word::AT_MS_MAX - 5 };
+            assert_eq!(Word::unpack(word.pack()), word);
+        }
+    }
+
+    #[test]
+    fn of_threads_that_see_the_same_reason_one_opens_it() {
+        let (round, opened) = (Barrier::new(4), AtomicU32::new(0));
+        let breakers: Vec<_> = (0..500).map(|_| Breaker::new(4)).collect();
+        let settings = BreakerSettings { min_calls: 1, ..settings() };
+        thread::scope(|scope| {
+            for worker in 0..4_usize {
+                let (round, opened, breakers) = (&round, &opened, &breakers);
+                scope.spawn(move || {
+                    for breaker in breakers {
+                        let permit = permit(breaker, 0).unwrap();
+                        round.wait();
+                        let change = breaker.record(worker, permit, FAILED, &settings, 0, MIDDLE);
+                        opened.fetch_add(u32::from(change.is_some()), Ordering::SeqCst);
+                        round.wait();
+                    }
+                });
+            }
+        });
+        assert_eq!(opened.into_inner(), 500);
+    }
+
+    #[test]
+    fn threads_see_each_change_once_and_never_more_probes_than_allowed() {
+        let breaker = Breaker::new(4);
+        let (open_for, open_max) = (Duration::from_millis(200), Duration::from_secs(1));
+        let settings = BreakerSettings { probes: 2, open_for, open_max, ..settings() };
+        let [opened, half_opened, closed, clock] = [const { AtomicU64::new(0) }; 4];
+        // Probes under way, by generation. Counted after they are admitted and until before they end: never too many.
+        let probing: Vec<_> = (0..=u16::MAX).map(|_| AtomicU32::new(0)).collect();
+        thread::scope(|scope| {
+            for worker in 0..4_usize {
+                let (breaker, opened, half_opened, closed) = (&breaker, &opened, &half_opened, &closed);
+                let (clock, probing) = (&clock, &probing);
+                scope.spawn(move || {
+                    let mut dice = crate::strategy::Dice::seeded(worker as u64);
+                    for _ in 0..40_000 {
+                        let now_ms = clock.fetch_add(1, Ordering::SeqCst) * 5;
+                        let (admitted, change) = breaker.admit(&settings, now_ms);
+                        half_opened.fetch_add(u64::from(change.is_some()), Ordering::SeqCst);
+                        let Ok(permit) = admitted else {
+                            // Who has a probe under way is to get on with it.
+                            thread::yield_now();
+                            continue;
+                        };
+                        let mut failed = dice.below(4) > 0;
+                        if permit.is_probe() {
+                            let probing = &probing[usize::from(permit.generation)];
+                            assert!(probing.fetch_add(1, Ordering::SeqCst) < 2, "too many probes");
+                            thread::yield_now();
+                            failed = dice.below(8) == 0;
+                            probing.fetch_sub(1, Ordering::SeqCst);
+                        }
+                        if dice.below(16) == 0 {
+                            continue;
+                        }
+                        let outcome = Outcome { failed, ..GOOD };
+                        match breaker.record(worker, permit, outcome, &settings, now_ms, dice.bits()) {
+                            Some(Change::Opened { .. }) => opened.fetch_add(1, Ordering::SeqCst),
+                            Some(Change::Closed) => closed.fetch_add(1, Ordering::SeqCst),
+                            _ => 0,
+                        };
+                    }
+                });
+            }
+        });
+        let [opened, half_opened, closed] = [opened, half_opened, closed].map(AtomicU64::into_inner);
+        assert!(opened > 20 && closed > 10, "{opened} {half_opened} {closed}");
+        let generation = Word::unpack(breaker.word.load(Ordering::SeqCst)).generation;
+        assert_eq!(u64::from(generation), opened + half_opened + closed);
+    }
+
+    proptest! {
+        /// Whatever happens, states follow one another only as they may, no more probes are under way than allowed, and an open
+        /// breaker admits nobody before its time.
+        #[test]
+        fn states_follow_one_another_as_they_may(
+            steps in prop::collection::vec((0_u64..3_000, 0_u8..10, any::<u64>()), 1..600),
+        ) {
+            let settings = BreakerSettings { min_calls: 5, ..settings() };
+            let breaker = Breaker::new(1);
+            let mut held: Vec<Permit> = Vec::new();
+            let (mut now, mut state, mut until) = (0, BreakerState::Closed, 0);
+            for (pass, what, bits) in steps {
+                now += pass;
+                let change = match what {
+                    0..4 => {
+                        let (admitted, change) = breaker.admit(&settings, now);
+                        let after = if change.is_some() { BreakerState::HalfOpen } else { state };
+                        match admitted {
+                            Ok(permit) => {
+                                prop_assert_ne!(after, BreakerState::Open);
+                                prop_assert_eq!(permit.is_probe(), after == BreakerState::HalfOpen);
+                                held.push(permit);
+                            }
+                            Err(refused) => {
+                                prop_assert_ne!(after, BreakerState::Closed);
+                                if after == BreakerState::Open {
+                                    prop_assert_eq!(now + millis(refused.retry_after), until);
+                                }
+                            }
+                        }
+                        change
+                    }
+                    4 => {
+                        if !held.is_empty() { held.swap_remove(bits as usize % held.len()); }
+                        None
+                    }
+                    _ => {
+                        if held.is_empty() { continue; }
+                        let permit = held.swap_remove(bits as usize % held.len());
+                        let outcome = if what < 7 { FAILED } else { GOOD };
+                        breaker.record(0, permit, outcome, &settings, now, bits)
+                    }
+                };
+                match change {
+                    Some(Change::Opened { by, times, open_for, .. }) => {
+                        let probe = by == OpenedBy::Probe;
+                        prop_assert_eq!(state, if probe { BreakerState::HalfOpen } else { BreakerState::Closed });
+                        prop_assert!(times >= 1 && open_for <= settings.open_max * 11 / 10);
+                        (state, until) = (BreakerState::Open, now + millis(open_for));
+                    }
+                    Some(Change::HalfOpened) => {
+                        prop_assert!(state == BreakerState::Open && now >= until);
+                        state = BreakerState::HalfOpen;
+                    }
+                    Some(Change::Closed) => {
+                        prop_assert_eq!(state, BreakerState::HalfOpen);
+                        state = BreakerState::Closed;
+                    }
+                    None => {}
+                }
+                prop_assert_eq!(breaker.state(), state);
+                let generation = Word::unpack(breaker.word.load(Ordering::Relaxed)).generation;
+                let probing = held.iter().filter(|permit| permit.is_probe() && permit.generation == generation).count();
+                prop_assert!(probing <= usize::from(settings.probes));
+            }
+        }
+    }
+}
