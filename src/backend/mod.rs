@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
+pub mod ewma;
 mod lease;
+pub mod outlier;
+pub mod slow_start;
 
 pub use lease::Lease;
 
