@@ -17,6 +17,8 @@ use crate::strategy::{Candidates, Cursor, Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 
 mod roster;
+pub mod tiers;
+pub mod weights;
 
 pub use roster::Roster;
 
