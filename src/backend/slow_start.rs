@@ -7,7 +7,7 @@
 //! A roster has whole weights and is built anew when one changes, so the curve is followed in [`Percent`] steps: each a tenth of
 //! what it has, one percent at least, and taken half-way, which keeps the weight within 5 % of the formula from 10 % of it on
 //! (below that, within half a percent of the whole), and the share, which moves less than the weight, closer still. From 10 %
-//! to all that takes 26 steps.
+//! to all that takes 29 steps.
 //!
 //! A backend in slow start is not compared with others by latency (see [`super::outlier`]).
 

@@ -267,6 +267,20 @@ fn a_pause_is_over_before_it_counts() {
 }
 
 #[test]
+fn intervals_without_traffic_neither_confirm_nor_contradict() {
+    let mut world = World::new(3);
+    let mut out = Vec::new();
+    for round in 0..6 {
+        if round % 2 == 0 {
+            (0..2).for_each(|backend| world.ask(backend, 40, Outcome::Success));
+            (0..40).for_each(|_| void(world.note(2, Outcome::Success, SECOND)));
+        }
+        out.push(ejected(&world.interval()));
+    }
+    assert_eq!(out, [vec![], vec![], vec![], vec![], vec![2], vec![]]);
+}
+
+#[test]
 fn ejections_are_forgiven_one_by_one_while_it_serves() {
     let mut world = World::new(3);
     for _ in 0..3 {
