@@ -10,8 +10,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
+pub mod ewma;
 mod lease;
 pub mod permits;
+pub mod outlier;
+pub mod slow_start;
 
 pub use lease::Lease;
 

@@ -24,6 +24,8 @@ pub mod breaker;
 pub mod gradient;
 pub mod percentile;
 pub mod queue;
+pub mod tiers;
+pub mod weights;
 
 pub use roster::Roster;
 

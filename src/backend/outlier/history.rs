@@ -1,0 +1,204 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::{Settings, Slot, Streak, Totals};
+
+/// What outlier detection has seen of a backend and decided about it. Control plane only; outlives reloads.
+#[derive(Debug)]
+pub struct History {
+    ejection: Option<Ejection>,
+    /// Ejections that are not forgiven.
+    times: u32,
+    /// Since when it has served without a fault.
+    clean_since: Option<Instant>,
+    /// The totals at the last interval; `None` when the next one only begins to count.
+    last: Option<Totals>,
+    /// The intervals of the window, the youngest first.
+    pub(super) window: VecDeque<Slot>,
+    /// For how many intervals in succession it has failed more often than the others.
+    pub(super) failing_for: u32,
+    /// For how many intervals in succession it has been slower than the others.
+    pub(super) slow_for: u32,
+}
+
+/// That a backend takes no requests for a while.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ejection {
+    /// Since when.
+    pub since: Instant,
+    /// Until when; `None` until somebody takes it back by hand.
+    pub until: Option<Instant>,
+    /// Who did it.
+    pub by: By,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Who ejected a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Outlier detection.
+    Detection,
+    /// An operator.
+    Hand,
+}
+
+/// Why a backend was ejected, with the evidence.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reason {
+    /// Failures in succession.
+    Streak {
+        /// Of which kind.
+        streak: Streak,
+        /// How many.
+        count: u32,
+    },
+    /// Too many of its attempts failed.
+    FailureRate {
+        /// Gateway errors and local ones.
+        failed: u64,
+        /// All attempts.
+        attempts: u64,
+    },
+    /// It succeeded less often than the others.
+    SuccessRate {
+        /// The part of its attempts that did not come to a 5xx or to nothing.
+        rate: f64,
+        /// The mean of the others' rates.
+        others: f64,
+        /// Below which rate it is an outlier.
+        bound: f64,
+        /// Its attempts.
+        attempts: u64,
+    },
+    /// It answered more slowly than the others.
+    Latency {
+        /// The geometric mean of its latencies.
+        typical: Duration,
+        /// The median of all backends' geometric means.
+        median: Duration,
+        /// How many robust standard deviations lie in between.
+        deviations: f64,
+        /// Its answers.
+        answers: u64,
+    },
+    /// An operator wanted it.
+    Hand,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Streak { streak: Streak::Gateway, count } => write!(f, "{count} gateway errors in succession"),
+            Self::Streak { streak: Streak::Local, count } => {
+                write!(f, "{count} attempts in succession without a response")
+            }
+            Self::FailureRate { failed, attempts } => write!(f, "{failed} of {attempts} attempts failed"),
+            Self::SuccessRate { rate, others, bound, attempts } => {
+                let [rate, others, bound] = [rate, others, bound].map(|rate| rate * 100.0);
+                write!(f, "{rate:.1}% of {attempts} attempts succeeded, of the others' {others:.1}%, bound {bound:.1}%")
+            }
+            Self::Latency { typical, median, deviations, answers } => {
+                let [typical, median] = [typical, median].map(|latency| latency.as_secs_f64() * 1e3);
+                write!(
+                    f,
+                    "{answers} answers took {typical:.1} ms typically, the median backend {median:.1} ms, \
+                     {deviations:.1} deviations apart"
+                )
+            }
+            Self::Hand => f.write_str("ejected by hand"),
+        }
+    }
+}
+
+impl Default for History {
+    /// Of a backend that nothing was asked of yet.
+    fn default() -> Self {
+        Self {
+            ejection: None,
+            times: 0,
+            clean_since: None,
+            last: Some(Totals::default()),
+            window: VecDeque::new(),
+            failing_for: 0,
+            slow_for: 0,
+        }
+    }
+}
+
+impl History {
+    /// The ejection under way.
+    pub fn ejection(&self) -> Option<&Ejection> {
+        self.ejection.as_ref()
+    }
+
+    /// Whether it takes no requests now.
+    pub fn is_ejected(&self) -> bool {
+        self.ejection.is_some()
+    }
+
+    /// Ejections by detection that are not forgiven yet: what the length of the next one depends on.
+    pub fn times(&self) -> u32 {
+        self.times
+    }
+
+    /// Ejects it at the wish of an operator, who may also take the last one: until `until`, or until [`History::take_back`].
+    pub fn eject_by_hand(&mut self, now: Instant, until: Option<Instant>) {
+        self.put(Ejection { since: now, until, by: By::Hand, reason: Reason::Hand });
+    }
+
+    /// Ends the ejection, whoever did it; returns what it was. What was counted before does not count again.
+    pub fn take_back(&mut self) -> Option<Ejection> {
+        self.forget();
+        self.ejection.take()
+    }
+
+    /// Ejects it for as long as the number of times asks for; `random` is any number. Returns until when.
+    pub(super) fn eject(&mut self, reason: Reason, settings: &Settings, now: Instant, random: u64) -> Instant {
+        self.times = (self.times + 1).min(settings.most_times());
+        // From -1 to 1.
+        let swing = random as f64 / u64::MAX as f64 * 2.0 - 1.0;
+        let until =
+            now + settings.duration(self.times).mul_f64((1.0 + swing * settings.jitter.clamp(0.0, 1.0)).max(0.0));
+        self.put(Ejection { since: now, until: Some(until), by: By::Detection, reason });
+        until
+    }
+
+    fn put(&mut self, ejection: Ejection) {
+        self.forget();
+        self.ejection = Some(ejection);
+    }
+
+    fn forget(&mut self) {
+        self.window.clear();
+        self.last = None;
+        self.clean_since = None;
+        self.failing_for = 0;
+        self.slow_for = 0;
+    }
+
+    /// Closes an interval. What an ejected backend still answers to requests of before is not looked at.
+    pub(super) fn close_interval(&mut self, totals: Totals, settings: &Settings) {
+        let before = self.last.replace(totals);
+        if self.is_ejected() {
+            self.window.clear();
+        } else if let Some(before) = before {
+            self.window.push_front(totals.since(&before));
+        }
+        self.window.truncate(settings.slots());
+    }
+
+    /// Forgives an ejection for each stretch of time without a fault.
+    pub(super) fn forgive(&mut self, clean: bool, settings: &Settings, now: Instant) {
+        if !clean || self.times == 0 {
+            self.clean_since = None;
+            return;
+        }
+        let since = *self.clean_since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= settings.forgive {
+            self.times -= 1;
+            self.clean_since = Some(now);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::compare::{self, Finding, Last, Member};
+use super::{Ejection, History, Reason, Settings, Streak, Streaks, Totals};
+
+/// A backend of the upstream that is judged.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    /// What was seen and decided so far.
+    pub history: &'a mut History,
+    /// Everything noted of it until now.
+    pub totals: Totals,
+    /// Its successions of failures as they stand now.
+    pub streaks: Streaks,
+    /// Whether it would be ready were it not for an ejection: healthy or not checked, of some weight, not drained.
+    pub in_service: bool,
+    /// Whether it is in slow start: then its latency is not compared.
+    pub warming: bool,
+    /// Whom it is compared with: those of the same number, one for each tier and zone.
+    pub peers: u64,
+}
+
+/// What gives rise to a judgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// An interval ([`Settings::interval`]) is over: all rules are looked at.
+    Interval,
+    /// Something else, a streak that has become too long or an ejection that ends: rates and latencies are not looked at.
+    Between,
+}
+
+/// What is to be done. The histories have it already.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Take it out of the roster, forget its streaks, tell.
+    Eject {
+        /// Which subject.
+        index: usize,
+        /// Until when.
+        until: Instant,
+        /// Why.
+        reason: Reason,
+    },
+    /// Its time is over: forget its streaks, begin its slow start, put it into the roster, tell.
+    Uneject {
+        /// Which subject.
+        index: usize,
+        /// What has ended.
+        ejection: Ejection,
+    },
+}
+
+/// Judges all backends of an upstream: who is ejected, and whose ejection is over. `random` gives any numbers.
+///
+/// Never ejects the last one that is ready, nor more than [`Settings::max_ejected_percent`]. Where more deserve it, those that
+/// fail come before those that are worse than others, and slow ones last. Of the slow ones only one is ejected at a time:
+/// what the others bear without it has to be seen first.
+pub fn judge(
+    subjects: &mut [Subject<'_>],
+    settings: &Settings,
+    occasion: Occasion,
+    now: Instant,
+    random: &mut dyn FnMut() -> u64,
+) -> Vec<Action> {
+    let mut actions = end_ejections(subjects, now);
+    let mut suspects = streaks(subjects, settings);
+    if occasion == Occasion::Interval {
+        for subject in subjects.iter_mut() {
+            subject.history.close_interval(subject.totals, settings);
+        }
+        failure_rates(subjects, settings, &mut suspects);
+        compare(subjects, settings, &mut suspects);
+    }
+    suspects.sort_by(Suspect::worst_first);
+    let mut places = Places::of(subjects, settings);
+    let mut suspected = vec![false; subjects.len()];
+    for suspect in suspects {
+        suspected[suspect.index] = true;
+        let history = &mut *subjects[suspect.index].history;
+        if history.is_ejected() || !places.take(suspect.rule) {
+            continue;
+        }
+        let until = history.eject(suspect.reason.clone(), settings, now, random());
+        actions.push(Action::Eject { index: suspect.index, until, reason: suspect.reason });
+    }
+    for (subject, suspected) in subjects.iter_mut().zip(suspected) {
+        let clean = serves(subject) && !subject.warming && !suspected;
+        let clean = clean && subject.history.failing_for == 0 && subject.history.slow_for == 0;
+        subject.history.forgive(clean, settings, now);
+    }
+    actions
+}
+
+/// When the next ejection ends, for the keeper's timer.
+pub fn next_end<'a>(histories: impl IntoIterator<Item = &'a History>) -> Option<Instant> {
+    histories.into_iter().filter_map(|history| history.ejection()?.until).min()
+}
+
+fn serves(subject: &Subject<'_>) -> bool {
+    subject.in_service && !subject.history.is_ejected()
+}
+
+fn end_ejections(subjects: &mut [Subject<'_>], now: Instant) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for (index, subject) in subjects.iter_mut().enumerate() {
+        let until = subject.history.ejection().and_then(|ejection| ejection.until);
+        if until.is_some_and(|until| until <= now) {
+            actions.extend(subject.history.take_back().map(|ejection| Action::Uneject { index, ejection }));
+            // What it failed at before and meanwhile is not held against it; the caller forgets the streak itself.
+            subject.streaks = Streaks::default();
+        }
+    }
+    actions
+}
+
+/// A rule that was broken; the more pressing come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rule {
+    Streak,
+    FailureRate,
+    SuccessRate,
+    Latency,
+}
+
+struct Suspect {
+    index: usize,
+    rule: Rule,
+    severity: f64,
+    reason: Reason,
+}
+
+impl Suspect {
+    fn worst_first(&self, other: &Self) -> Ordering {
+        self.rule.cmp(&other.rule).then(other.severity.total_cmp(&self.severity)).then(self.index.cmp(&other.index))
+    }
+}
+
+/// Those whose failures in succession are too many. By their number and not by the signal of the request path alone: the
+/// threshold may have been lowered since, or there was no place to take.
+fn streaks(subjects: &[Subject<'_>], settings: &Settings) -> Vec<Suspect> {
+    let mut suspects = Vec::new();
+    for (index, subject) in subjects.iter().enumerate().filter(|(_, subject)| serves(subject)) {
+        let Streaks { gateway, local } = subject.streaks;
+        let kinds = [
+            (Streak::Local, local, settings.consecutive_local),
+            (Streak::Gateway, gateway, settings.consecutive_gateway),
+        ];
+        for (streak, count, threshold) in kinds {
+            if threshold > 0 && count >= threshold {
+                let reason = Reason::Streak { streak, count };
+                suspects.push(Suspect { index, rule: Rule::Streak, severity: count.into(), reason });
+            }
+        }
+    }
+    suspects
+}
+
+/// Those of which too large a part of the attempts fails, over the shortest time that has enough of them.
+fn failure_rates(subjects: &[Subject<'_>], settings: &Settings, suspects: &mut Vec<Suspect>) {
+    if settings.failure_rate <= 0.0 {
+        return;
+    }
+    for (index, subject) in subjects.iter().enumerate().filter(|(_, subject)| serves(subject)) {
+        let (mut attempts, mut failed) = (0, 0);
+        for slot in &subject.history.window {
+            attempts += slot.attempts;
+            failed += slot.failed;
+            if attempts >= settings.failure_volume.max(1) {
+                break;
+            }
+        }
+        let rate = failed as f64 / attempts.max(1) as f64;
+        if attempts >= settings.failure_volume.max(1) && rate >= settings.failure_rate {
+            let reason = Reason::FailureRate { failed, attempts };
+            suspects.push(Suspect { index, rule: Rule::FailureRate, severity: rate, reason });
+        }
+    }
+}
+
+/// Those that have been worse than their peers for long enough.
+fn compare(subjects: &mut [Subject<'_>], settings: &Settings, suspects: &mut Vec<Suspect>) {
+    let mut groups: BTreeMap<u64, Vec<(bool, Member)>> = BTreeMap::new();
+    for (index, subject) in subjects.iter().enumerate().filter(|(_, subject)| serves(subject)) {
+        let member = Member { index, slots: subject.history.window.iter().copied().collect() };
+        groups.entry(subject.peers).or_default().push((subject.warming, member));
+    }
+    let (mut failing, mut slower): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
+    for group in groups.into_values() {
+        let warm = group.iter().filter(|(warming, _)| !warming).map(|(_, member)| member.clone()).collect::<Vec<_>>();
+        let all = group.into_iter().map(|(_, member)| member).collect::<Vec<_>>();
+        failing.extend(compare::failing(&all, settings));
+        slower.extend(compare::slower(&warm, settings));
+    }
+    let count = |history: &mut History| std::mem::take(&mut history.failing_for);
+    let store = |history: &mut History, intervals| history.failing_for = intervals;
+    persistent(subjects, failing, Rule::SuccessRate, settings.success_intervals, count, store, suspects);
+    let count = |history: &mut History| std::mem::take(&mut history.slow_for);
+    let store = |history: &mut History, intervals| history.slow_for = intervals;
+    persistent(subjects, slower, Rule::Latency, settings.latency_intervals, count, store, suspects);
+}
+
+/// Counts the intervals in succession that confirm a finding. Whoever nothing was found of begins anew.
+fn persistent(
+    subjects: &mut [Subject<'_>],
+    findings: Vec<Finding>,
+    rule: Rule,
+    intervals: u32,
+    count: impl Fn(&mut History) -> u32,
+    store: impl Fn(&mut History, u32),
+    suspects: &mut Vec<Suspect>,
+) {
+    let before: Vec<_> = subjects.iter_mut().map(|subject| count(subject.history)).collect();
+    for Finding { index, severity, reason, last } in findings {
+        let now = match last {
+            Last::Confirms => before[index].saturating_add(1),
+            Last::Silent => before[index],
+            Last::Contradicts => 0,
+        };
+        store(subjects[index].history, now);
+        if last == Last::Confirms && now >= intervals {
+            suspects.push(Suspect { index, rule, severity, reason });
+        }
+    }
+}
+
+/// How many more may be ejected now.
+struct Places {
+    /// Of the upstream's part.
+    allowed: usize,
+    /// Ready, the last of whom stays.
+    ready: usize,
+    /// Whether a slow one may be.
+    slow: bool,
+}
+
+impl Places {
+    fn of(subjects: &[Subject<'_>], settings: &Settings) -> Self {
+        let share = subjects.len() * settings.max_ejected_percent.min(100) as usize / 100;
+        let most = if settings.max_ejected_percent == 0 { 0 } else { share.max(1) };
+        let ejected = subjects.iter().filter(|subject| subject.history.is_ejected()).count();
+        let ready = subjects.iter().filter(|subject| serves(subject)).count();
+        Self { allowed: most.saturating_sub(ejected), ready, slow: true }
+    }
+
+    fn take(&mut self, rule: Rule) -> bool {
+        let may = self.allowed > 0 && self.ready > 1 && (rule != Rule::Latency || self.slow);
+        if may {
+            self.allowed -= 1;
+            self.ready -= 1;
+            self.slow = false;
+        }
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests;

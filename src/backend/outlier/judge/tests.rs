@@ -1,0 +1,540 @@
+use std::f64::consts::TAU;
+use std::time::Duration;
+
+use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
+
+use super::*;
+use crate::backend::outlier::{Outcome, Outlier};
+use crate::strategy::Dice;
+
+const NOBODY: [usize; 0] = [];
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Backends that are asked and judged, on a clock of their own.
+struct World {
+    outliers: Vec<Outlier>,
+    in_service: Vec<bool>,
+    warming: Vec<bool>,
+    peers: Vec<u64>,
+    settings: Settings,
+    now: Instant,
+    dice: Dice,
+}
+
+impl World {
+    fn new(backends: usize) -> Self {
+        Self {
+            outliers: (0..backends).map(|_| Outlier::new(2)).collect(),
+            in_service: vec![true; backends],
+            warming: vec![false; backends],
+            peers: vec![0; backends],
+            settings: Settings::default(),
+            now: Instant::now(),
+            dice: Dice::seeded(7),
+        }
+    }
+
+    fn note(&self, backend: usize, outcome: Outcome, took: Duration) -> Option<Streak> {
+        self.outliers[backend].note(backend % 2, outcome, took, &self.settings)
+    }
+
+    /// So many attempts at a backend that ended so.
+    fn ask(&self, backend: usize, attempts: usize, outcome: Outcome) {
+        for _ in 0..attempts {
+            self.note(backend, outcome, Duration::from_millis(5));
+        }
+    }
+
+    fn judge(&mut self, occasion: Occasion) -> Vec<Action> {
+        let mut histories: Vec<_> = self.outliers.iter().map(Outlier::history).collect();
+        let mut subjects: Vec<_> = histories
+            .iter_mut()
+            .enumerate()
+            .map(|(index, history)| Subject {
+                history,
+                totals: self.outliers[index].totals(),
+                streaks: self.outliers[index].streaks(),
+                in_service: self.in_service[index],
+                warming: self.warming[index],
+                peers: self.peers[index],
+            })
+            .collect();
+        let actions = judge(&mut subjects, &self.settings, occasion, self.now, &mut || self.dice.bits());
+        for action in &actions {
+            let (Action::Eject { index, .. } | Action::Uneject { index, .. }) = action;
+            self.outliers[*index].forget_streaks();
+        }
+        actions
+    }
+
+    fn interval(&mut self) -> Vec<Action> {
+        self.now += self.settings.interval;
+        self.judge(Occasion::Interval)
+    }
+
+    fn ejected(&self) -> Vec<usize> {
+        (0..self.outliers.len()).filter(|&index| self.outliers[index].history().is_ejected()).collect()
+    }
+
+    fn until(&self, backend: usize) -> Duration {
+        self.outliers[backend].history().ejection().unwrap().until.unwrap() - self.now
+    }
+}
+
+fn ejected(actions: &[Action]) -> Vec<usize> {
+    let index = |action: &Action| match action {
+        Action::Eject { index, .. } => Some(*index),
+        Action::Uneject { .. } => None,
+    };
+    actions.iter().filter_map(index).collect()
+}
+
+#[test]
+fn a_streak_ejects_at_once_and_the_time_grows_and_has_a_limit() {
+    let mut world = World::new(3);
+    for (time, expected) in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300].into_iter().enumerate() {
+        world.ask(1, 4, Outcome::Connect);
+        assert_eq!(world.judge(Occasion::Between), [], "one short of a streak, time {time}");
+        world.ask(1, 1, Outcome::Timeout);
+        let actions = world.judge(Occasion::Between);
+        let reason = Reason::Streak { streak: Streak::Local, count: 5 };
+        assert!(matches!(&actions[..], [Action::Eject { index: 1, reason: why, .. }] if *why == reason), "{actions:?}");
+        let lasts = world.until(1).as_secs_f64() / f64::from(expected);
+        assert!((0.9..=1.1).contains(&lasts), "{lasts} of {expected} s");
+        let until = world.now + world.until(1);
+        assert_eq!(next_end([&*world.outliers[1].history()]), Some(until));
+        assert_eq!(world.judge(Occasion::Between), []);
+        world.now += world.until(1);
+        assert!(matches!(world.judge(Occasion::Between)[..], [Action::Uneject { index: 1, .. }]));
+    }
+    assert_eq!(world.outliers[1].history().times(), 10);
+}
+
+#[test]
+fn times_are_spread_both_ways() {
+    let mut world = World::new(3);
+    let mut all = Vec::new();
+    for _ in 0..200 {
+        world.outliers[0] = Outlier::new(2);
+        world.ask(0, 5, Outcome::Gateway);
+        world.judge(Occasion::Between);
+        all.push(world.until(0).as_secs_f64());
+    }
+    all.sort_by(f64::total_cmp);
+    assert!(all[0] >= 27.0 && all[0] < 27.3 && all[199] <= 33.0 && all[199] > 32.7, "{} to {}", all[0], all[199]);
+    assert!((all[100] - 30.0).abs() < 0.7, "median {}", all[100]);
+}
+
+#[test]
+fn at_most_half_and_never_the_last_one() {
+    for (backends, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (20, 10)] {
+        let mut world = World::new(backends);
+        (0..backends).for_each(|backend| world.ask(backend, 5, Outcome::Connect));
+        world.judge(Occasion::Between);
+        assert_eq!(world.ejected().len(), most, "of {backends}");
+    }
+    let mut world = World::new(4);
+    world.in_service = vec![false, true, false, true];
+    (0..4).for_each(|backend| world.ask(backend, 5, Outcome::Connect));
+    world.judge(Occasion::Between);
+    assert_eq!(world.ejected(), [1], "two are out of service: one is left");
+    let mut world = World::new(4);
+    world.settings.max_ejected_percent = 0;
+    world.ask(0, 5, Outcome::Connect);
+    assert_eq!(world.judge(Occasion::Between), []);
+}
+
+#[test]
+fn who_had_no_place_is_ejected_when_there_is_one() {
+    let mut world = World::new(3);
+    world.ask(0, 5, Outcome::Connect);
+    world.judge(Occasion::Between);
+    world.ask(1, 6, Outcome::Connect);
+    assert_eq!(world.interval(), []);
+    world.now += Duration::from_secs(40);
+    let actions = world.judge(Occasion::Between);
+    assert!(matches!(actions[..], [Action::Uneject { index: 0, .. }, Action::Eject { index: 1, .. }]), "{actions:?}");
+}
+
+#[test]
+fn those_that_fail_go_before_those_that_are_slow() {
+    let mut world = World::new(3);
+    for _ in 0..2 {
+        (0..200).for_each(|_| void(world.note(0, Outcome::Success, SECOND)));
+        (1..3).for_each(|backend| world.ask(backend, 200, Outcome::Success));
+        assert_eq!(world.interval(), []);
+    }
+    (0..200).for_each(|_| void(world.note(0, Outcome::Success, SECOND)));
+    (1..3).for_each(|backend| world.ask(backend, 200, Outcome::Success));
+    world.ask(2, 5, Outcome::Gateway);
+    assert_eq!(ejected(&world.interval()), [2], "only one may go");
+}
+
+#[test]
+fn a_lowered_threshold_counts_what_was_there_before() {
+    let mut world = World::new(2);
+    world.ask(0, 4, Outcome::Gateway);
+    assert_eq!(world.judge(Occasion::Between), []);
+    world.settings.consecutive_gateway = 3;
+    assert_eq!(ejected(&world.judge(Occasion::Between)), [0]);
+}
+
+#[test]
+fn a_failure_rate_needs_its_volume() {
+    let mut world = World::new(2);
+    let flaky = |world: &World, pairs: usize| {
+        (0..pairs).for_each(|_| [Outcome::Gateway, Outcome::Success].iter().for_each(|&o| world.ask(0, 1, o)));
+    };
+    flaky(&world, 24);
+    assert_eq!(world.interval(), []);
+    flaky(&world, 1);
+    let actions = world.interval();
+    let reason = Reason::FailureRate { failed: 25, attempts: 50 };
+    assert!(matches!(&actions[..], [Action::Eject { index: 0, reason: why, .. }] if *why == reason), "{actions:?}");
+    // What lies further back than the window does not count.
+    let mut world = World::new(2);
+    flaky(&world, 24);
+    (0..10).for_each(|_| assert_eq!(world.interval(), []));
+    flaky(&world, 1);
+    assert_eq!(world.interval(), []);
+}
+
+#[test]
+fn one_that_answers_500_to_half_goes_after_two_intervals() {
+    let mut world = World::new(3);
+    let round = |world: &World| {
+        (0..3).for_each(|backend| world.ask(backend, 100, Outcome::Success));
+        (0..100).for_each(|_| [Outcome::ServerError, Outcome::Success].iter().for_each(|&o| world.ask(2, 1, o)));
+    };
+    round(&world);
+    assert_eq!(world.interval(), []);
+    round(&world);
+    let actions = world.interval();
+    assert!(matches!(actions[..], [Action::Eject { index: 2, reason: Reason::SuccessRate { .. }, .. }]), "{actions:?}");
+}
+
+#[test]
+fn all_that_answer_500_stay() {
+    let mut world = World::new(5);
+    for _ in 0..20 {
+        (0..5).for_each(|backend| world.ask(backend, 100, Outcome::ServerError));
+        assert_eq!(world.interval(), []);
+    }
+}
+
+#[test]
+fn a_backend_in_slow_start_and_one_of_another_tier_may_be_slow() {
+    let run = |prepare: fn(&mut World)| {
+        let mut world = World::new(4);
+        prepare(&mut world);
+        for _ in 0..5 {
+            (0..3).for_each(|backend| world.ask(backend, 100, Outcome::Success));
+            (0..100).for_each(|_| void(world.note(3, Outcome::Success, SECOND)));
+            world.interval();
+        }
+        world.ejected()
+    };
+    assert_eq!(run(|_| {}), [3]);
+    assert_eq!(run(|world| world.warming[3] = true), NOBODY);
+    assert_eq!(run(|world| world.peers[3] = 1), NOBODY);
+}
+
+#[test]
+fn fast_errors_make_nobody_slow() {
+    let mut world = World::new(3);
+    world.settings.success_deviations = 0.0;
+    world.settings.consecutive_gateway = 0;
+    world.settings.failure_rate = 0.0;
+    for _ in 0..10 {
+        for backend in 0..2 {
+            (0..100).for_each(|_| void(world.note(backend, Outcome::Gateway, Duration::from_micros(90))));
+        }
+        (0..100).for_each(|_| void(world.note(2, Outcome::Success, Duration::from_millis(80))));
+        assert_eq!(world.interval(), [], "the only one that works");
+    }
+}
+
+#[test]
+fn a_pause_is_over_before_it_counts() {
+    let mut world = World::new(3);
+    for round in 0..40 {
+        for backend in 0..3 {
+            let took = if backend == 1 && round % 4 < 2 { 2_000 } else { 5 };
+            (0..100).for_each(|_| void(world.note(backend, Outcome::Success, Duration::from_millis(took))));
+        }
+        assert_eq!(world.interval(), []);
+    }
+}
+
+#[test]
+fn intervals_without_traffic_neither_confirm_nor_contradict() {
+    let mut world = World::new(3);
+    let mut out = Vec::new();
+    for round in 0..6 {
+        if round % 2 == 0 {
+            (0..2).for_each(|backend| world.ask(backend, 40, Outcome::Success));
+            (0..40).for_each(|_| void(world.note(2, Outcome::Success, SECOND)));
+        }
+        out.push(ejected(&world.interval()));
+    }
+    assert_eq!(out, [vec![], vec![], vec![], vec![], vec![2], vec![]]);
+}
+
+#[test]
+fn ejections_are_forgiven_one_by_one_while_it_serves() {
+    let mut world = World::new(3);
+    for _ in 0..3 {
+        world.ask(0, 5, Outcome::Connect);
+        world.judge(Occasion::Between);
+        world.now += world.until(0);
+        world.judge(Occasion::Between);
+    }
+    let times = |world: &World| world.outliers[0].history().times();
+    assert_eq!(times(&world), 3);
+    world.warming[0] = true;
+    (0..60).for_each(|_| void(world.interval()));
+    assert_eq!(times(&world), 3, "slow start proves nothing");
+    world.warming[0] = false;
+    for left in [2, 1, 0, 0] {
+        (0..16).for_each(|_| void(world.interval()));
+        assert_eq!(times(&world), left);
+    }
+}
+
+#[test]
+fn a_passing_check_ends_no_ejection() {
+    let mut world = World::new(3);
+    world.ask(0, 5, Outcome::Gateway);
+    world.judge(Occasion::Between);
+    for _ in 0..12 {
+        // Its check fails and passes; it stays ejected for its time.
+        world.in_service[0] = !world.in_service[0];
+        assert_eq!(world.interval(), []);
+    }
+    assert_eq!(world.ejected(), [0]);
+}
+
+#[test]
+fn by_hand_it_lasts_until_it_is_taken_back() {
+    let mut world = World::new(2);
+    let now = world.now;
+    world.outliers[0].history().eject_by_hand(now, None);
+    world.now += Duration::from_secs(100_000);
+    assert_eq!(world.interval(), []);
+    world.ask(1, 5, Outcome::Connect);
+    assert_eq!(world.judge(Occasion::Between), [], "the last one that is left");
+    let was = world.outliers[0].history().take_back().unwrap();
+    assert_eq!((was.by, was.reason, was.until), (crate::backend::outlier::By::Hand, Reason::Hand, None));
+    assert_eq!(ejected(&world.judge(Occasion::Between)), [1]);
+    let until = world.now + SECOND;
+    world.outliers[1].history().eject_by_hand(until, Some(until));
+    world.now = until;
+    assert!(matches!(world.judge(Occasion::Between)[..], [Action::Uneject { index: 1, .. }]));
+    assert_eq!(world.outliers[1].history().times(), 1, "detection's alone");
+}
+
+#[test]
+fn reasons_say_what_was_seen() {
+    let latency = Reason::Latency {
+        typical: Duration::from_micros(812_300),
+        median: Duration::from_millis(40),
+        deviations: 9.12,
+        answers: 77,
+    };
+    let told = "77 answers took 812.3 ms typically, the median backend 40.0 ms, 9.1 deviations apart";
+    assert_eq!(latency.to_string(), told);
+    let success = Reason::SuccessRate { rate: 0.5, others: 0.999, bound: 0.8, attempts: 120 };
+    assert_eq!(success.to_string(), "50.0% of 120 attempts succeeded, of the others' 99.9%, bound 80.0%");
+}
+
+/// How long services take, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+enum Latencies {
+    /// Nearly the same always.
+    Even,
+    /// Log-normal with a deviation of e.
+    LogNormal,
+    /// Half at once, half slow: cache hits and misses.
+    Halves,
+    /// Three in ten slow.
+    Thirds,
+    /// A tail without a variance: Pareto with exponent 1.2.
+    Heavy,
+    /// One in fifty stuck for seconds.
+    Stuck,
+}
+
+const LATENCIES: [Latencies; 6] =
+    [Latencies::Even, Latencies::LogNormal, Latencies::Halves, Latencies::Thirds, Latencies::Heavy, Latencies::Stuck];
+
+/// For what is done for its effect.
+fn void<T>(_: T) {}
+
+/// From 0 to 1, neither of them.
+fn uniform(dice: &mut Dice) -> f64 {
+    ((dice.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+}
+
+impl Latencies {
+    fn draw(self, dice: &mut Dice) -> f64 {
+        let part = uniform(dice);
+        match self {
+            Self::Even => 20.0 + part,
+            Self::LogNormal => 20.0 * ((-2.0 * part.ln()).sqrt() * (TAU * uniform(dice)).cos()).exp(),
+            Self::Halves => {
+                if part < 0.5 {
+                    1.0 + part
+                } else {
+                    500.0 * (0.5 + part)
+                }
+            }
+            Self::Thirds => {
+                if part < 0.7 {
+                    5.0 + part
+                } else {
+                    300.0 * (0.5 + part)
+                }
+            }
+            Self::Heavy => 10.0 * part.powf(-1.0 / 1.2),
+            Self::Stuck => {
+                if part < 0.98 {
+                    5.0 + part
+                } else {
+                    8_000.0 * part
+                }
+            }
+        }
+    }
+}
+
+/// Asks each backend so often in each interval, the last one `factor` times slower, until one is ejected or all intervals
+/// are over. Returns the interval and whom.
+fn simulate(
+    latencies: Latencies,
+    backends: usize,
+    volume: usize,
+    factor: f64,
+    intervals: usize,
+) -> Option<(usize, Vec<usize>)> {
+    let mut world = World::new(backends);
+    let mut dice = Dice::seeded((backends * 1_000 + volume) as u64);
+    for interval in 1..=intervals {
+        for backend in 0..backends {
+            // Traffic is not even either: from half to one and a half.
+            let volume = volume / 2 + dice.below(volume + 1);
+            for _ in 0..volume {
+                let factor = if backend + 1 == backends { factor } else { 1.0 };
+                let took = Duration::from_secs_f64(latencies.draw(&mut dice) * factor / 1e3);
+                // One in a hundred fails, which is nobody's fault either.
+                let outcome = if dice.below(100) == 0 { Outcome::ServerError } else { Outcome::Success };
+                world.note(backend, outcome, took);
+            }
+        }
+        let out = ejected(&world.interval());
+        if !out.is_empty() {
+            return Some((interval, out));
+        }
+    }
+    None
+}
+
+#[test]
+fn of_identical_backends_none_is_ejected_in_thousands_of_intervals() {
+    for latencies in LATENCIES {
+        for (backends, volume, intervals) in
+            [(3, 4, 4_000), (3, 60, 1_500), (5, 12, 2_000), (20, 4, 1_000), (20, 60, 200)]
+        {
+            let found = simulate(latencies, backends, volume, 1.0, intervals);
+            assert_eq!(found, None, "{latencies:?}, {backends} backends, {volume} requests each an interval");
+        }
+    }
+}
+
+#[test]
+fn one_that_is_twenty_times_slower_is_ejected() {
+    for latencies in LATENCIES {
+        for (backends, volume, within) in [(3, 200, 3), (3, 60, 4), (3, 12, 9), (5, 200, 3), (20, 60, 4)] {
+            let found = simulate(latencies, backends, volume, 20.0, 60);
+            let Some((interval, out)) = found else { panic!("{latencies:?}, {backends} backends, {volume}: missed") };
+            assert_eq!(out, [backends - 1], "{latencies:?}, {backends} backends, {volume}");
+            let within = if matches!(latencies, Latencies::Halves) { within + 6 } else { within };
+            assert!(interval <= within, "{latencies:?}, {backends} backends, {volume}: after {interval} intervals");
+        }
+    }
+}
+
+/// Backends whose every hundredth to second request fails, all alike.
+#[test]
+fn of_backends_that_fail_alike_none_is_ejected() {
+    for percent in [1, 5, 20, 30] {
+        for backends in [3, 5, 20] {
+            let mut world = World::new(backends);
+            world.settings.consecutive_local = 0;
+            let mut dice = Dice::seeded(percent as u64);
+            for _ in 0..1_000 {
+                for backend in 0..backends {
+                    for _ in 0..30 {
+                        let fails = dice.below(100) < percent;
+                        world.ask(backend, 1, if fails { Outcome::ServerError } else { Outcome::Success });
+                    }
+                }
+                assert_eq!(world.interval(), [], "{percent}%, {backends} backends");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever happens: one that serves is left if one was there, no more than half are ejected, times and ends have
+    /// their limits, and what is done is what the histories say.
+    #[test]
+    fn ejections_keep_their_limits(
+        backends in 1usize..9,
+        steps in prop::collection::vec((0u8..7, any::<u8>(), 1u64..90), 1..120),
+    ) {
+        let mut world = World::new(backends);
+        for (what, which, seconds) in steps {
+            let backend = usize::from(which) % backends;
+            match what {
+                0 => world.ask(backend, 5, Outcome::Connect),
+                1 => world.ask(backend, 60, Outcome::Gateway),
+                2 => (0..backends).for_each(|backend| world.ask(backend, 60, Outcome::Success)),
+                3 => world.in_service[backend] = !world.in_service[backend],
+                4 => (0..60).for_each(|_| void(world.note(backend, Outcome::Success, 2 * SECOND))),
+                5 => world.warming[backend] = !world.warming[backend],
+                _ => world.now += Duration::from_secs(seconds),
+            }
+            let before = world.ejected();
+            let serving = |world: &World| {
+                let out = world.ejected();
+                (0..backends).filter(|index| world.in_service[*index] && !out.contains(index)).count()
+            };
+            let served = serving(&world);
+            let occasion = if what < 2 { Occasion::Between } else { Occasion::Interval };
+            let actions = world.judge(occasion);
+            let after = world.ejected();
+            let mut expected = before;
+            for action in &actions {
+                match action {
+                    Action::Eject { index, until, .. } => {
+                        expected.push(*index);
+                        prop_assert!(*until > world.now && *until <= world.now + Duration::from_secs(330));
+                    }
+                    Action::Uneject { index, .. } => expected.retain(|other| other != index),
+                }
+            }
+            expected.sort_unstable();
+            prop_assert_eq!(&after, &expected);
+            prop_assert!(served == 0 || serving(&world) > 0);
+            prop_assert!(after.len() <= (backends / 2).max(1));
+            prop_assert!(world.outliers.iter().all(|outlier| outlier.history().times() <= 10));
+        }
+        // All come back in the end.
+        world.now += Duration::from_secs(331);
+        world.outliers.iter().for_each(Outlier::forget_streaks);
+        world.judge(Occasion::Between);
+        prop_assert_eq!(world.ejected(), NOBODY);
+    }
+}

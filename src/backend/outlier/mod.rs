@@ -1,0 +1,405 @@
+//! Outlier detection: which backend is worse than it should be, told from real traffic.
+//!
+//! Two halves. The request path notes how each attempt ended ([`Outlier::note`]), in a shard of the worker's own and in two
+//! streaks that all workers share; that is a few loads and stores. The control plane looks at all backends of an upstream
+//! every interval, and at once when a streak has become too long, and decides by [`judge()`], which is a function of what was
+//! counted, what was decided before ([`History`]), the settings, the time and the dice.
+//!
+//! Ejection does not depend on health checks, in either direction: a backend that passes its check while its requests fail
+//! stays ejected for its time.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::telemetry::metrics::{Counter, Sharded};
+
+mod settings;
+mod history;
+mod judge;
+mod compare;
+
+pub use history::{By, Ejection, History, Reason};
+pub use judge::{Action, Occasion, Subject, judge, next_end};
+pub use settings::Settings;
+
+/// How an attempt at a backend ended.
+///
+/// Not all that goes wrong is the backend's fault: a client that goes away, or an idle connection that the backend had
+/// closed just before it was used, is no outcome and not noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered with 1xx to 3xx.
+    Success,
+    /// Answered with 4xx: it works. How fast it was does not tell how fast it answers.
+    ClientError,
+    /// Answered with 502, 503 or 504: it, or what stands behind it, is out of order or overloaded.
+    Gateway,
+    /// Answered with any other 5xx.
+    ServerError,
+    /// No connection could be made, in time or at all.
+    Connect,
+    /// The connection ended before a response.
+    Reset,
+    /// The response did not begin in time.
+    Timeout,
+}
+
+impl Outcome {
+    /// How many there are.
+    pub const COUNT: usize = 7;
+
+    /// What a response of this status comes to.
+    pub fn of_status(status: u16) -> Self {
+        match status {
+            502..=504 => Self::Gateway,
+            500.. => Self::ServerError,
+            400.. => Self::ClientError,
+            _ => Self::Success,
+        }
+    }
+
+    /// Whether the time it took is a latency. Errors are often fast: counted in, a backend that answers 503 at once would
+    /// make those that work look slow. What was waited for in vain counts, as the least that it would have taken.
+    fn tells_latency(self) -> bool {
+        matches!(self, Self::Success | Self::Timeout)
+    }
+}
+
+/// Which succession of failures has become too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streak {
+    /// Gateway errors.
+    Gateway,
+    /// Attempts that failed before a response.
+    Local,
+}
+
+/// What outlier detection knows of a backend. Outlives rosters and reloads.
+#[derive(Debug)]
+pub struct Outlier {
+    gateway: AtomicU32,
+    local: AtomicU32,
+    traffic: Sharded<Traffic>,
+    /// Control plane only.
+    history: Mutex<History>,
+}
+
+impl Outlier {
+    /// Nothing known yet. `shards` is the number of workers.
+    pub fn new(shards: usize) -> Self {
+        Self {
+            gateway: AtomicU32::new(0),
+            local: AtomicU32::new(0),
+            traffic: Sharded::new(shards),
+            history: Mutex::default(),
+        }
+    }
+
+    /// Notes how an attempt ended, and `took`, the time from sending the request to the first byte of the response or to
+    /// the end of waiting for it.
+    ///
+    /// Says so if a succession of failures has become too long with this one: to exactly one caller until the succession
+    /// has ended or is forgotten, so that one caller wakes the control plane. Called on the request path, by `worker`
+    /// alone: a success reads two shared words and writes four of the worker's own.
+    #[inline]
+    pub fn note(&self, worker: usize, outcome: Outcome, took: Duration, settings: &Settings) -> Option<Streak> {
+        let traffic = self.traffic.of(worker);
+        traffic.outcomes[outcome as usize].add(1);
+        if outcome.tells_latency() {
+            traffic.observe(took);
+        }
+        match outcome {
+            Outcome::Success | Outcome::ClientError => {
+                end(&self.gateway);
+                end(&self.local);
+                None
+            }
+            Outcome::ServerError if !settings.count_server_errors => {
+                end(&self.gateway);
+                end(&self.local);
+                None
+            }
+            Outcome::Gateway | Outcome::ServerError => {
+                // It answered, so it can be reached.
+                end(&self.local);
+                extend(&self.gateway, settings.consecutive_gateway).then_some(Streak::Gateway)
+            }
+            // No answer, good or bad: the succession of answers goes on behind it.
+            Outcome::Connect | Outcome::Reset | Outcome::Timeout => {
+                extend(&self.local, settings.consecutive_local).then_some(Streak::Local)
+            }
+        }
+    }
+
+    /// The successions of failures as they stand.
+    pub fn streaks(&self) -> Streaks {
+        Streaks { gateway: self.gateway.load(Relaxed), local: self.local.load(Relaxed) }
+    }
+
+    /// Begins both successions anew: to be called for each backend that was ejected or taken back.
+    pub fn forget_streaks(&self) {
+        end(&self.gateway);
+        end(&self.local);
+    }
+
+    /// Everything that was noted since the start, over all workers.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for traffic in self.traffic.iter() {
+            for (total, counter) in totals.outcomes.iter_mut().zip(&traffic.outcomes) {
+                *total = total.wrapping_add(counter.get());
+            }
+            totals.latencies = totals.latencies.wrapping_add(traffic.latencies.get());
+            totals.squares = totals.squares.wrapping_add(traffic.squares.get());
+        }
+        totals
+    }
+
+    /// What was decided so far, to read or to decide on. A lock, for the control plane only.
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Test before store: in ordinary times nobody writes the line that all workers read.
+#[inline]
+fn end(streak: &AtomicU32) {
+    if streak.load(Relaxed) != 0 {
+        streak.store(0, Relaxed);
+    }
+}
+
+/// Whether this one is the one that makes it too long.
+#[inline]
+fn extend(streak: &AtomicU32, threshold: u32) -> bool {
+    streak.fetch_add(1, Relaxed).wrapping_add(1) == threshold
+}
+
+/// Failures in succession.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streaks {
+    /// Gateway errors.
+    pub gateway: u32,
+    /// Attempts that failed before a response.
+    pub local: u32,
+}
+
+/// What one worker notes of a backend.
+#[derive(Debug, Default)]
+struct Traffic {
+    outcomes: [Counter; Outcome::COUNT],
+    /// The number of latencies in the lower bits, the sum of their logarithms above: one word, so that a reader cannot
+    /// see one without the other.
+    latencies: Counter,
+    /// The sum of the squares of their logarithms.
+    squares: Counter,
+}
+
+/// Bits of [`Traffic::latencies`] that count; what was counted between two looks must be below 2^28.
+const COUNT_BITS: u32 = 28;
+
+impl Traffic {
+    #[inline]
+    fn observe(&self, took: Duration) {
+        let log = u64::from(log2(took));
+        self.latencies.add((log << COUNT_BITS) | 1);
+        self.squares.add(log * log);
+    }
+}
+
+/// Units of a logarithm to the base of 2.
+const LOG_UNIT: f64 = 256.0;
+
+/// The logarithm of the microseconds to the base of 2 in units of 1/256, by the exponent and a straight line in between:
+/// never off by more than 0.09, never falling. At most 67 s count, at least a microsecond.
+#[inline]
+fn log2(took: Duration) -> u32 {
+    const ONE: u32 = 127 << 8;
+    const MOST: u64 = 1 << 26;
+    let micros = (took.as_secs().saturating_mul(1_000_000) + u64::from(took.subsec_micros())).clamp(1, MOST);
+    ((micros as f32).to_bits() >> 15) - ONE
+}
+
+/// Everything noted of a backend. What happened in between two of them is their difference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Attempts by [`Outcome`].
+    pub outcomes: [u64; Outcome::COUNT],
+    latencies: u64,
+    squares: u64,
+}
+
+impl Totals {
+    /// What was noted after `earlier`.
+    fn since(&self, earlier: &Self) -> Slot {
+        let count = |outcome: Outcome| {
+            let index = outcome as usize;
+            // Below zero only if a shard was read while its worker wrote: nothing, then.
+            (self.outcomes[index].wrapping_sub(earlier.outcomes[index]) as i64).max(0) as u64
+        };
+        let local = count(Outcome::Connect) + count(Outcome::Reset) + count(Outcome::Timeout);
+        let failed = count(Outcome::Gateway) + local;
+        let errors = failed + count(Outcome::ServerError);
+        let latencies = self.latencies.wrapping_sub(earlier.latencies);
+        Slot {
+            attempts: errors + count(Outcome::Success) + count(Outcome::ClientError),
+            failed,
+            errors,
+            timed: latencies & ((1 << COUNT_BITS) - 1),
+            logs: (latencies >> COUNT_BITS) as f64 / LOG_UNIT,
+            squares: self.squares.wrapping_sub(earlier.squares) as f64 / (LOG_UNIT * LOG_UNIT),
+        }
+    }
+}
+
+/// What happened to a backend within some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Slot {
+    attempts: u64,
+    /// Gateway errors and local ones.
+    failed: u64,
+    /// These and the other 5xx.
+    errors: u64,
+    /// Latencies noted.
+    timed: u64,
+    /// The sum of their logarithms (base 2, of microseconds), and of the squares of these.
+    logs: f64,
+    squares: f64,
+}
+
+impl Slot {
+    fn add(&mut self, other: &Self) {
+        self.attempts += other.attempts;
+        self.failed += other.failed;
+        self.errors += other.errors;
+        self.timed += other.timed;
+        self.logs += other.logs;
+        self.squares += other.squares;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+
+    use proptest::prelude::{prop_assert, proptest};
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn note(outlier: &Outlier, outcomes: &[Outcome]) -> Vec<Option<Streak>> {
+        outcomes.iter().map(|&outcome| outlier.note(0, outcome, MS, &Settings::default())).collect()
+    }
+
+    #[test]
+    fn a_streak_is_told_once_until_it_ends() {
+        let outlier = Outlier::new(1);
+        let told = note(&outlier, &[Outcome::Gateway; 12]);
+        let expected: Vec<_> = (1..=12).map(|n| (n == 5).then_some(Streak::Gateway)).collect();
+        assert_eq!(told, expected);
+        note(&outlier, &[Outcome::Success]);
+        assert_eq!(outlier.streaks(), Streaks::default());
+        assert_eq!(note(&outlier, &[Outcome::Gateway; 5])[4], Some(Streak::Gateway));
+        outlier.forget_streaks();
+        assert_eq!(note(&outlier, &[Outcome::Gateway; 5])[4], Some(Streak::Gateway));
+    }
+
+    #[test]
+    fn gateway_and_local_errors_are_counted_apart() {
+        use Outcome::{ClientError, Connect, Gateway, Reset, ServerError, Timeout};
+        let after = |outcomes: &[Outcome]| {
+            let outlier = Outlier::new(1);
+            note(&outlier, outcomes);
+            (outlier.streaks().gateway, outlier.streaks().local)
+        };
+        assert_eq!(after(&[Connect, Reset, Timeout]), (0, 3), "of whatever kind");
+        assert_eq!(after(&[Connect, Connect, Gateway]), (1, 0), "an answer shows that it can be reached");
+        assert_eq!(after(&[Gateway, Connect, Gateway]), (2, 0), "no answer is no good one");
+        assert_eq!(after(&[Gateway, Connect, ClientError]), (0, 0));
+        assert_eq!(after(&[Gateway, Connect, ServerError]), (0, 0), "a 500 is an answer of the application");
+        let all = Settings { count_server_errors: true, ..Settings::default() };
+        let outlier = Outlier::new(1);
+        let told: Vec<_> = (0..5).map(|_| outlier.note(0, ServerError, MS, &all)).collect();
+        assert_eq!(told[4], Some(Streak::Gateway));
+    }
+
+    #[test]
+    fn a_threshold_of_nothing_is_off() {
+        let off = Settings { consecutive_gateway: 0, consecutive_local: 0, ..Settings::default() };
+        let outlier = Outlier::new(1);
+        for outcome in [Outcome::Gateway, Outcome::Connect] {
+            assert!((0..20).all(|_| outlier.note(0, outcome, MS, &off).is_none()));
+        }
+    }
+
+    #[test]
+    fn of_many_workers_exactly_one_is_told() {
+        for _ in 0..50 {
+            let outlier = Arc::new(Outlier::new(4));
+            let workers: Vec<_> = (0..4)
+                .map(|worker| {
+                    let outlier = Arc::clone(&outlier);
+                    let failing = move || outlier.note(worker, Outcome::Connect, MS, &Settings::default()).is_some();
+                    thread::spawn(move || (0..25).filter(|_| failing()).count())
+                })
+                .collect();
+            let told: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
+            assert_eq!(told, 1);
+            assert_eq!(outlier.totals().outcomes[Outcome::Connect as usize], 100);
+        }
+    }
+
+    #[test]
+    fn statuses_are_sorted() {
+        let of = |statuses: &[u16]| statuses.iter().map(|&status| Outcome::of_status(status)).collect::<Vec<_>>();
+        assert_eq!(of(&[101, 200, 304, 399]), [Outcome::Success; 4]);
+        assert_eq!(of(&[400, 404, 429, 499]), [Outcome::ClientError; 4]);
+        assert_eq!(of(&[502, 503, 504]), [Outcome::Gateway; 3]);
+        assert_eq!(of(&[500, 501, 505, 599, 999]), [Outcome::ServerError; 5]);
+    }
+
+    #[test]
+    fn what_was_noted_in_between_is_told() {
+        let outlier = Outlier::new(2);
+        note(&outlier, &[Outcome::Success, Outcome::Gateway]);
+        let before = outlier.totals();
+        let settings = Settings::default();
+        outlier.note(0, Outcome::Success, Duration::from_micros(1 << 10), &settings);
+        outlier.note(1, Outcome::Success, Duration::from_micros(1 << 14), &settings);
+        outlier.note(1, Outcome::Timeout, Duration::from_micros(1 << 15), &settings);
+        outlier.note(0, Outcome::Gateway, MS, &settings);
+        outlier.note(0, Outcome::ServerError, MS, &settings);
+        outlier.note(0, Outcome::ClientError, MS, &settings);
+        let slot = outlier.totals().since(&before);
+        let squares = 100.0 + 196.0 + 225.0;
+        assert_eq!(slot, Slot { attempts: 6, failed: 2, errors: 3, timed: 3, logs: 39.0, squares });
+    }
+
+    #[test]
+    fn differences_stay_exact_when_the_words_wrap() {
+        let traffic = Traffic::default();
+        traffic.latencies.add(u64::MAX - 5);
+        traffic.squares.add(u64::MAX - 5);
+        let totals =
+            || Totals { latencies: traffic.latencies.get(), squares: traffic.squares.get(), ..Totals::default() };
+        let before = totals();
+        for _ in 0..1_000 {
+            traffic.observe(Duration::from_micros(1 << 20));
+        }
+        let slot = totals().since(&before);
+        assert_eq!((slot.timed, slot.logs, slot.squares), (1_000, 20_000.0, 400_000.0));
+    }
+
+    proptest! {
+        #[test]
+        fn logarithms_are_close_and_never_fall(micros in 1u64..(1 << 26), more in 0u64..1_000) {
+            let log = |micros| f64::from(log2(Duration::from_micros(micros))) / LOG_UNIT;
+            prop_assert!((log(micros) - (micros as f64).log2()).abs() < 0.091);
+            prop_assert!(log(micros + more) >= log(micros));
+            prop_assert!(log(u64::MAX) == 26.0 && log(0) == 0.0);
+        }
+    }
+}
