@@ -10,9 +10,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
+pub mod health;
 mod lease;
 
 pub use lease::Lease;
+
+use health::Health;
 
 /// One address of an upstream, as a roster holds it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -33,7 +36,7 @@ pub struct BackendId {
     pub epoch: u32,
 }
 
-/// What is known about an address. Outlives rosters and reloads. Atomics only.
+/// What is known about an address. Outlives rosters and reloads. On the request path, atomics only.
 ///
 /// The count of requests in flight comes first, beside the reference counts of the `Arc` around it: a lease writes both, and
 /// so touches one cache line.
@@ -49,6 +52,8 @@ pub struct BackendState {
     pub address: Address,
     /// What it has been asked and has answered, a shard per worker.
     pub metrics: Sharded<BackendMetrics>,
+    /// What active checks have made of it.
+    pub health: Health,
     /// Gives the slot of `id` back.
     _slot: SlotHold,
 }
@@ -56,6 +61,11 @@ pub struct BackendState {
 impl BackendState {
     /// The state of an address that nothing is known about yet. `shards` is the number of workers.
     pub fn new(upstream: UpstreamName, address: Address, shards: usize) -> Arc<Self> {
+        Self::with_health(upstream, address, shards, Health::default())
+    }
+
+    /// The same where checks begin with this health.
+    pub fn with_health(upstream: UpstreamName, address: Address, shards: usize, health: Health) -> Arc<Self> {
         let hold = slots::take();
         Arc::new(Self {
             in_flight: AtomicU32::new(0),
@@ -63,6 +73,7 @@ impl BackendState {
             upstream,
             address,
             metrics: Sharded::new(shards),
+            health,
             _slot: hold,
         })
     }
