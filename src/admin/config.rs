@@ -316,7 +316,7 @@ impl Serialize for Shown<&HeaderEdits> {
 
 impl Serialize for Shown<&UpstreamConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let UpstreamConfig { name: _, strategy, backends, connect_timeout, retries, pool } = self.0;
+        let UpstreamConfig { name: _, strategy, backends, connect_timeout, retries, pool, health_check: _ } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("strategy", strategy.as_str())?;
         map.serialize_entry("backends", &shown(backends))?;

@@ -243,5 +243,6 @@ fn upstream() -> UpstreamConfig {
         connect_timeout: Duration::from_secs(3),
         retries: 1,
         pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
+        health_check: None,
     }
 }

@@ -16,6 +16,7 @@ use crate::route::Table;
 use crate::strategy::Factories;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
+use crate::upstream::keeper::Keepers;
 use crate::upstream::{Upstream, UpstreamState};
 use crate::worker::Workers;
 
@@ -43,6 +44,7 @@ pub struct Supervisor {
     shared: Arc<Shared>,
     factories: Factories,
     lasting: Lasting,
+    keepers: Keepers,
 }
 
 /// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
@@ -87,7 +89,8 @@ pub struct Applied {
 }
 
 impl Supervisor {
-    /// Binds the listeners, builds what they need, starts the workers and accepts.
+    /// Binds the listeners, builds what they need, starts the workers and accepts. Inside a runtime only: that of the
+    /// control plane, on which runs what watches over the upstreams.
     ///
     /// # Errors
     /// When an address cannot be bound, a file not opened or a thread not started. Nothing is left running then.
@@ -108,7 +111,9 @@ impl Supervisor {
         }
         report::started(&config, &lasting.listeners, workers.count());
         let shared = Arc::new(Shared::new(workers, lasting.listeners.clone(), lasting.access_log.clone()));
-        Ok(Self { shared, factories, lasting })
+        let mut supervisor = Self { shared, factories, lasting, keepers: Keepers::default() };
+        supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
+        Ok(supervisor)
     }
 
     /// Serves from now on as `config` says, or changes nothing.
@@ -152,6 +157,7 @@ impl Supervisor {
         for bound in bound {
             workers.listen(bound);
         }
+        self.watch_over(&snapshot.upstreams);
         self.shared.show(lasting.listeners.clone(), lasting.access_log.clone());
         let before = std::mem::replace(&mut self.lasting, lasting);
         if let Some(log) =
@@ -161,6 +167,11 @@ impl Supervisor {
         }
         let kept = |it: &Arc<Listener>| self.lasting.listeners.iter().any(|kept| Arc::ptr_eq(kept, it));
         before.listeners.into_iter().filter(|it| !kept(it)).collect()
+    }
+
+    /// Has these upstreams kept from now on. Does not wait.
+    fn watch_over(&mut self, upstreams: &[Arc<Upstream>]) {
+        self.keepers.follow(upstreams);
     }
 
     /// Ends accepting and waits for what runs, at most until `deadline`. Returns how many connections were cut.

@@ -485,6 +485,7 @@ mod tests {
             connect_timeout: 3 * S,
             retries: 1,
             pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
+            health_check: None,
         }
     }
 

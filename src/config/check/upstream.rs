@@ -54,6 +54,7 @@ fn upstream(check: &Check<'_>, entry: &Entry<raw::Upstream>, listeners: &[Listen
         connect_timeout: timeout(check, &raw.connect_timeout, "3s"),
         retries: u8::try_from(number(check, &raw.retries, 2, 0..=7)).unwrap_or_default(),
         pool: pool(check, &raw.pool),
+        health_check: None,
     })
 }
 
