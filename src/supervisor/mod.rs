@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, Problem, RouteName, UpstreamName};
+use crate::health::Prober;
 use crate::listener::{self, Bound, Listener};
 use crate::proxy::Snapshot;
 use crate::route::Table;
@@ -45,6 +46,7 @@ pub struct Supervisor {
     factories: Factories,
     lasting: Lasting,
     keepers: Keepers,
+    prober: Prober,
 }
 
 /// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
@@ -111,7 +113,8 @@ impl Supervisor {
         }
         report::started(&config, &lasting.listeners, workers.count());
         let shared = Arc::new(Shared::new(workers, lasting.listeners.clone(), lasting.access_log.clone()));
-        let mut supervisor = Self { shared, factories, lasting, keepers: Keepers::default() };
+        let prober = Prober::new(shared.events.clone());
+        let mut supervisor = Self { shared, factories, lasting, keepers: Keepers::default(), prober };
         supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
         Ok(supervisor)
     }
@@ -169,9 +172,10 @@ impl Supervisor {
         before.listeners.into_iter().filter(|it| !kept(it)).collect()
     }
 
-    /// Has these upstreams kept from now on. Does not wait.
+    /// Has these upstreams kept and their backends checked from now on. Does not wait.
     fn watch_over(&mut self, upstreams: &[Arc<Upstream>]) {
         self.keepers.follow(upstreams);
+        self.prober.follow(upstreams);
     }
 
     /// Ends accepting and waits for what runs, at most until `deadline`. Returns how many connections were cut.
