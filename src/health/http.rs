@@ -40,6 +40,10 @@ impl Http {
         headers.insert(header::USER_AGENT, USER_AGENT);
         headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        if probe.method == Method::POST {
+            // RFC 9110 §8.6: or some servers wait for a body.
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         for (name, value) in &probe.headers {
             headers.insert(name, value.clone());
         }
