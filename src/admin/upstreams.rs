@@ -144,7 +144,7 @@ impl HealthView {
             streak: (streak.length > 0).then(|| StreakView { result: result(streak.passed), length: streak.length }),
             last_check: last.map(|last| LastCheckView {
                 at: rfc3339(last.at),
-                took_ms: last.took.as_secs_f64() * 1e3,
+                took_ms: last.took.as_micros() as f64 / 1e3,
                 result: result(last.failure.is_none()),
                 failure: last.failure,
             }),

@@ -124,7 +124,7 @@ struct Settings {
 
 #[derive(Debug)]
 enum Kind {
-    Http(Http),
+    Http(Box<Http>),
     Tcp,
 }
 
@@ -144,7 +144,11 @@ impl Drop for Task {
 impl Prober {
     /// One that checks nothing yet and will tell `events` what it finds.
     pub fn new(events: Events) -> Self {
-        Self { events, turns: Arc::new(Semaphore::new(CHECKS_MAX)), begun: 0, upstreams: HashMap::new() }
+        Self::with_turns(events, CHECKS_MAX)
+    }
+
+    fn with_turns(events: Events, turns: usize) -> Self {
+        Self { events, turns: Arc::new(Semaphore::new(turns)), begun: 0, upstreams: HashMap::new() }
     }
 
     /// Checks the backends of these upstreams from now on as their configuration says, and no others. Inside a runtime only.
@@ -213,7 +217,7 @@ impl Checked {
 impl Settings {
     fn new(config: &Arc<HealthCheckConfig>) -> Self {
         let kind = match &config.probe {
-            Probe::Http(probe) => Kind::Http(Http::new(probe)),
+            Probe::Http(probe) => Kind::Http(Box::new(Http::new(probe))),
             Probe::Tcp => Kind::Tcp,
         };
         Self { config: Arc::clone(config), kind }

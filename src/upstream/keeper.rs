@@ -1,7 +1,7 @@
 //! Keeps the roster of an upstream true.
 //!
 //! One task per upstream on the control plane, woken when something has changed ([`UpstreamState::changed`]) and when
-//! something ends by itself ([`Roster::next`](super::Roster::next)). What is to be done at a time is worked out by [`keep`],
+//! something ends by itself ([`Roster::next`](super::Roster::next)). What is to be done at a time is worked out by `keep`,
 //! which knows no clock; the task only waits.
 //!
 //! [`UpstreamState::changed`]: super::UpstreamState::changed

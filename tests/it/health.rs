@@ -45,7 +45,10 @@ fn checks(proxy: &TestProxy, backend: &TestBackend) -> (u64, u64) {
 
 /// Waits until so many more checks of the backend are over.
 async fn more_checks(proxy: &TestProxy, backend: &TestBackend, more: u64) {
-    let count = || (|(passed, failed)| passed + failed)(checks(proxy, backend));
+    let count = || {
+        let (passed, failed) = checks(proxy, backend);
+        passed + failed
+    };
     let target = count() + more;
     eventually(|| count() >= target).await;
 }
