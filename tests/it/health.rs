@@ -9,7 +9,7 @@ use isobar::backend::health::Verdict;
 use isobar::telemetry::events::EventKind;
 use serde_json::Value;
 
-use crate::harness::{Client, Keys, TestBackend, TestProxy, eventually};
+use crate::harness::{Client, Keys, PATIENCE, TestBackend, TestProxy, eventually};
 
 /// One upstream `u` whose backends are checked often, with these keys of the check. A check that passes may take as long as
 /// the interval, which allows for a busy machine; one that contradicts the verdict is soon followed by others.
@@ -297,6 +297,23 @@ async fn verdicts_and_the_pace_outlive_a_file_that_changes_all_the_time() {
         assert!(n < 5000);
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
+}
+
+#[tokio::test]
+async fn settings_that_change_all_the_time_do_not_put_checks_off() {
+    let (a, _) = steered("a");
+    let version = |n: usize| checked(&[&a], &format!("path = \"/health\"\nunhealthy_after = {}", 3 + n % 2));
+    let proxy = TestProxy::with_config(version(0)).await;
+    let start = Instant::now();
+    let mut n = 0;
+    while a.requests() < 4 {
+        n += 1;
+        proxy.apply(version(n)).await.unwrap();
+        assert!(start.elapsed() < PATIENCE, "no check is made for reloads");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(n > 4, "{n} reloads: hardly any between two checks");
+    assert_eq!(ready(&proxy), names(&[&a]));
 }
 
 #[tokio::test]
