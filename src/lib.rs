@@ -8,6 +8,7 @@
 //! | [`route`] | which route a request takes |
 //! | [`middleware`] | plug-ins around an exchange |
 //! | [`upstream`] | a named pool of interchangeable backends; leases |
+//! | [`health`] | asks backends by itself whether they are well |
 //! | [`strategy`] | the algorithms that pick a backend |
 //! | [`backend`] | one address, and what is known about it |
 //! | [`transport`] | bytes to a backend and back: connections and their pools |
@@ -30,6 +31,7 @@ pub mod cli;
 pub mod config;
 pub mod embed;
 pub mod exchange;
+pub mod health;
 pub mod http1;
 pub mod listener;
 pub mod middleware;

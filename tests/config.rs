@@ -6,8 +6,10 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use isobar::config::{Config, Loaded, Problems, Vocabulary, load, parse};
+use http::header::{HeaderName, HeaderValue};
+use isobar::config::{Config, HealthCheckConfig, Loaded, Probe, Problems, Vocabulary, load, parse};
 use proptest::prelude::*;
 
 #[test]
@@ -24,8 +26,13 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
     let shown = parse_here(&shown, "lb.toml").unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(shown.warnings, []);
     let plain = valid("lb.toml").config;
-    // Upstreams and listeners show nothing but defaults; of routes, timeouts and the like do.
-    assert_eq!(shown.config.upstreams, plain.upstreams);
+    // Upstreams and listeners show nothing but defaults; of routes, timeouts and the like do. A health check is shown, and
+    // switched off by default.
+    let mut upstream = (*shown.config.upstreams[0]).clone();
+    assert_eq!(plain.upstreams[0].health_check, None);
+    let check = upstream.health_check.take().expect("the one shown");
+    assert_eq!(upstream, *plain.upstreams[0]);
+    assert_eq!(*check, shown_check());
     assert_eq!(shown.config.listeners, plain.listeners);
     assert_eq!(shown.config.log, plain.log);
     assert_eq!(shown.config.admin, plain.admin);
@@ -36,6 +43,34 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
         (shown.config.workers, shown.config.shutdown_grace, shown.config.drain_limit),
         (plain.workers, plain.shutdown_grace, plain.drain_limit)
     );
+}
+
+/// The defaults of a health check, and what the reference shows for an example.
+fn shown_check() -> HealthCheckConfig {
+    let text = format!(
+        "{LISTENER}{ROUTE}[upstream.users]\nbackends = [\"10.0.0.1:80\"]\n[upstream.users.health_check]\n\
+         body = '\"status\": *\"up\"'\n"
+    );
+    let upstreams = parse_here(&text, "lb.toml").unwrap_or_else(|problems| panic!("{problems}")).config.upstreams;
+    let mut check = (**upstreams[0].health_check.as_ref().expect("a health check")).clone();
+    check.port = Some(9100);
+    let Probe::Http(probe) = &mut check.probe else { panic!("not http") };
+    probe.host = Some(HeaderValue::from_static("users.internal"));
+    probe.headers = vec![(HeaderName::from_static("x-check"), HeaderValue::from_static("1"))];
+    check
+}
+
+#[test]
+fn a_health_check_fits_itself_into_a_short_interval() {
+    let text = format!(
+        "{LISTENER}{ROUTE}[upstream.users]\nbackends = [\"10.0.0.1:80\"]\nhealth_check = {{ interval = \"500ms\" }}\n"
+    );
+    let upstreams = parse_here(&text, "lb.toml").unwrap_or_else(|problems| panic!("{problems}")).config.upstreams;
+    let check = upstreams[0].health_check.as_ref().expect("a health check");
+    let half = Duration::from_millis(500);
+    assert_eq!((check.timeout, check.interval_in_doubt), (half, half));
+    let off = parse_here(&text.replace("{ interval", "{ enabled = false, interval"), "lb.toml").unwrap();
+    assert_eq!(off.config.upstreams[0].health_check, None);
 }
 
 #[test]

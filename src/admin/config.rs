@@ -11,9 +11,9 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{ReloadFailed, Status};
 use crate::config::{
-    AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, BackendConfig, Config, Forward, HeaderEdits,
-    HostPattern, ListenerConfig, LocationPart, LogConfig, LogFormat, PathPattern, PathRewrite, PoolConfig, RouteConfig,
-    Timeouts, UpstreamConfig, ValueMatch,
+    AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, BackendConfig, BodyMatch, Config, Forward, HeaderEdits,
+    HealthCheckConfig, HostPattern, HttpProbe, ListenerConfig, LocationPart, LogConfig, LogFormat, PathPattern,
+    PathRewrite, PoolConfig, Probe, RouteConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -316,15 +316,64 @@ impl Serialize for Shown<&HeaderEdits> {
 
 impl Serialize for Shown<&UpstreamConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let UpstreamConfig { name: _, strategy, backends, connect_timeout, retries, pool } = self.0;
+        let UpstreamConfig { name: _, strategy, backends, connect_timeout, retries, pool, health_check } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("strategy", strategy.as_str())?;
         map.serialize_entry("backends", &shown(backends))?;
         map.serialize_entry("connect_timeout", &Shown(*connect_timeout))?;
         map.serialize_entry("retries", retries)?;
         map.serialize_entry("pool", &Shown(pool))?;
+        map.serialize_entry("health_check", &Switched { on: health_check.as_deref().map(Shown) })?;
         map.end()
     }
+}
+
+impl Serialize for Shown<&HealthCheckConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let HealthCheckConfig {
+            probe,
+            port,
+            interval,
+            interval_in_doubt,
+            jitter_percent,
+            timeout,
+            unhealthy_after,
+            healthy_after,
+            initial,
+        } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        match probe {
+            Probe::Http(probe) => http_probe_keys(&mut map, probe)?,
+            Probe::Tcp => map.serialize_entry("type", "tcp")?,
+        }
+        entry_if(&mut map, "port", port.as_ref())?;
+        map.serialize_entry("interval", &Shown(*interval))?;
+        map.serialize_entry("interval_in_doubt", &Shown(*interval_in_doubt))?;
+        map.serialize_entry("jitter_percent", jitter_percent)?;
+        map.serialize_entry("timeout", &Shown(*timeout))?;
+        map.serialize_entry("unhealthy_after", unhealthy_after)?;
+        map.serialize_entry("healthy_after", healthy_after)?;
+        map.serialize_entry("initial", initial.as_str())?;
+        map.end()
+    }
+}
+
+fn http_probe_keys<M: SerializeMap>(map: &mut M, probe: &HttpProbe) -> Result<(), M::Error> {
+    let HttpProbe { method, target, host, headers, statuses, body } = probe;
+    map.serialize_entry("type", "http")?;
+    map.serialize_entry("path", target.as_str())?;
+    entry_if(map, "host", host.as_ref().map(lossy).as_ref())?;
+    map.serialize_entry("method", method.as_str())?;
+    let headers = headers.iter().map(|(name, value)| (name.to_string(), hide_secret(name.as_str(), lossy(value))));
+    entry_if(map, "headers", entries(headers).as_ref())?;
+    let statuses = statuses.iter().map(|range| format!("{}-{}", range.start(), range.end()));
+    map.serialize_entry("statuses", &statuses.collect::<Vec<_>>())?;
+    if let Some(BodyMatch { pattern, limit }) = body {
+        map.serialize_entry("body", pattern.as_str())?;
+        map.serialize_entry("body_limit", limit)?;
+    }
+    Ok(())
 }
 
 impl Serialize for Shown<&BackendConfig> {
@@ -487,6 +536,24 @@ mod tests {
                     "connect_timeout": "3s",
                     "retries": 1,
                     "pool": { "max_idle": 64, "idle_timeout": "1m" },
+                    "health_check": {
+                        "enabled": true,
+                        "type": "http",
+                        "path": "/health?deep",
+                        "method": "GET",
+                        "headers": { "authorization": "(hidden)" },
+                        "statuses": ["200-299"],
+                        "body": "ok",
+                        "body_limit": 1024,
+                        "port": 9100,
+                        "interval": "5s",
+                        "interval_in_doubt": "1s",
+                        "jitter_percent": 10,
+                        "timeout": "2s",
+                        "unhealthy_after": 3,
+                        "healthy_after": 2,
+                        "initial": "first_check",
+                    },
                 },
             })
         );

@@ -20,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::upstreams::is_ready;
 use super::{Control, Status};
 use crate::backend::Backend;
+use crate::backend::health::{Health, Verdict};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::metrics::{BUCKET_BOUNDS_US, BackendMetrics, Counter, Sharded, UpstreamMetrics};
@@ -62,7 +63,8 @@ impl Collector for Scrape {
         self.listeners(&mut families)?;
         self.routes(&mut families)?;
         self.upstreams(&mut families)?;
-        self.backends(&mut families)
+        self.backends(&mut families)?;
+        self.health(&mut families)
     }
 }
 
@@ -208,6 +210,38 @@ impl Scrape {
     }
 }
 
+impl Scrape {
+    /// Of backends that are checked: of others there is nothing to say, and a 1 would say too much.
+    fn health(&self, families: &mut Families<'_>) -> fmt::Result {
+        let checked = self.snapshot.upstreams.iter().filter(|it| it.config.health_check.is_some());
+        let states = checked.flat_map(|upstream| {
+            let roster = upstream.roster();
+            let states: Vec<_> = roster.backends().iter().map(|it| Arc::clone(&it.state)).collect();
+            states.into_iter().map(|state| (upstream.name().as_str(), state.address.to_string(), state))
+        });
+        let states: Vec<_> = states.collect();
+        let rows = || {
+            let labels = |upstream, backend| [("upstream", upstream), ("backend", backend)];
+            states.iter().map(move |(upstream, backend, state)| (labels(*upstream, backend.as_str()), &state.health))
+        };
+
+        let healthy = |health: &Health| if health.verdict() == Verdict::Healthy { 1.0 } else { 0.0 };
+        let verdicts: Vec<_> = rows().map(|(labels, health)| (labels, healthy(health))).collect();
+        let series = verdicts.iter().map(|(labels, value)| (&labels[..], *value));
+        families.gauge("backend_healthy", "Whether its health checks say so", None, series)?;
+        let checks = rows().flat_map(|([upstream, backend], health)| {
+            [("passed", health.passed.get()), ("failed", health.failed.get())]
+                .map(move |(result, count)| ([upstream, backend, ("result", result)], count))
+        });
+        let checks: Vec<_> = checks.collect();
+        let series = checks.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("backend_health_checks", "Health checks of it", None, series)?;
+        let changes: Vec<_> = rows().map(|(labels, health)| (labels, health.changes.get())).collect();
+        let series = changes.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("backend_health_changes", "Times that health checks turned the verdict on it", None, series)
+    }
+}
+
 fn by_class<'a, T: 'a>(
     metrics: &'a Sharded<T>,
     responses: impl Fn(&T) -> &[Counter; 5] + 'a,
@@ -307,6 +341,7 @@ mod tests {
     use super::*;
     use crate::admin::fixture::Process;
     use crate::backend::Lease;
+    use crate::backend::health::{LastCheck, Thresholds};
 
     #[test]
     fn shards_are_added_up() {
@@ -326,6 +361,11 @@ mod tests {
         backends[0].state.metrics.of(1).picks.add(3);
         let _lease = Lease::take(&backends[1].state);
         process.snapshot.routes.routes()[0].metrics.of(0).responses[4].add(1);
+        let thresholds = Thresholds { unhealthy_after: 2, healthy_after: 1 };
+        for failure in [None, Some("refused"), Some("refused")] {
+            let check = LastCheck { at: UNIX_EPOCH, took: Duration::ZERO, failure: failure.map(str::to_owned) };
+            backends[1].state.health.record(check, thresholds);
+        }
 
         let text = text(&*process).unwrap();
         for line in [
@@ -344,6 +384,11 @@ mod tests {
             r#"isobar_backend_ready{upstream="users",backend="10.0.0.1:9001"} 1.0"#,
             r#"isobar_backend_ready{upstream="users",backend="10.0.0.3:9001"} 0.0"#,
             r#"isobar_backend_weight{upstream="users",backend="users-2.internal:9001"} 3.0"#,
+            r#"isobar_backend_healthy{upstream="users",backend="10.0.0.1:9001"} 1.0"#,
+            r#"isobar_backend_healthy{upstream="users",backend="users-2.internal:9001"} 0.0"#,
+            r#"isobar_backend_health_checks_total{upstream="users",backend="users-2.internal:9001",result="passed"} 1"#,
+            r#"isobar_backend_health_checks_total{upstream="users",backend="users-2.internal:9001",result="failed"} 2"#,
+            r#"isobar_backend_health_changes_total{upstream="users",backend="users-2.internal:9001"} 1"#,
             r#"isobar_route_responses_total{route="users",class="5xx"} 1"#,
             r#"isobar_worker_connections{worker="1"} 4.0"#,
             r#"isobar_config_reloads_total{result="failed"} 2"#,

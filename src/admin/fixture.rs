@@ -13,9 +13,10 @@ use http::{Method, StatusCode};
 
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
-    Action, Address, BackendConfig, Config, Forward, HeaderEdits, HeaderMatch, HostPattern, ListenerConfig,
-    LocationPart, LogConfig, LogFormat, PathPattern, PathRewrite, PoolConfig, QueryMatch, Redirect, Respond,
-    RouteConfig, StrategyConfig, Timeouts, UpstreamConfig, ValueMatch,
+    Action, Address, BackendConfig, BodyMatch, Config, Forward, HeaderEdits, HeaderMatch, HealthCheckConfig,
+    HostPattern, HttpProbe, InitialHealth, ListenerConfig, LocationPart, LogConfig, LogFormat, PathPattern,
+    PathRewrite, PoolConfig, Probe, QueryMatch, Redirect, Respond, RouteConfig, StrategyConfig, Timeouts,
+    UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -243,5 +244,27 @@ fn upstream() -> UpstreamConfig {
         connect_timeout: Duration::from_secs(3),
         retries: 1,
         pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
+        health_check: Some(Arc::new(health_check())),
+    }
+}
+
+fn health_check() -> HealthCheckConfig {
+    HealthCheckConfig {
+        probe: Probe::Http(HttpProbe {
+            method: Method::GET,
+            target: "/health?deep".parse().unwrap(),
+            host: None,
+            headers: vec![(AUTHORIZATION, HeaderValue::from_static("Basic s3cret"))],
+            statuses: vec![200..=299],
+            body: Some(BodyMatch { pattern: regex::bytes::Regex::new("ok").unwrap(), limit: 1024 }),
+        }),
+        port: Some(9100),
+        interval: Duration::from_secs(5),
+        interval_in_doubt: Duration::from_secs(1),
+        jitter_percent: 10,
+        timeout: Duration::from_secs(2),
+        unhealthy_after: 3,
+        healthy_after: 2,
+        initial: InitialHealth::FirstCheck,
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::fixture::Process;
 use super::*;
+use crate::backend::health::{LastCheck, Thresholds};
 
 /// An admin address on a thread with a runtime of its own, as the supervisor has it.
 struct Running {
@@ -194,6 +195,34 @@ fn the_configuration_is_shown_with_what_is_wrong_with_the_last() {
     let view = running.ask("GET", "/config").json();
     assert_eq!(view["last_error"]["problems"][0], "lb.toml:1:1: no");
     assert_eq!(view["last_error"]["at"], "2026-01-01T00:00:00.000Z");
+}
+
+#[test]
+fn upstreams_show_what_checks_have_made_of_their_backends() {
+    let running = Running::start();
+    let backends = running.process.snapshot.upstreams[0].roster().backends().to_vec();
+    let thresholds = Thresholds { unhealthy_after: 2, healthy_after: 1 };
+    for failure in [None, Some("status 500"), Some("status 503")] {
+        let took = Duration::from_micros(1_500);
+        let check = LastCheck { at: super::fixture::started(), took, failure: failure.map(str::to_owned) };
+        backends[0].state.health.record(check, thresholds);
+    }
+    let shown = &running.ask("GET", "/upstreams").json()["upstreams"][0]["backends"];
+    assert_eq!((&shown[0]["readiness"], &shown[2]["readiness"]), (&"unhealthy".into(), &"no weight".into()));
+    assert_eq!(
+        shown[0]["health"],
+        serde_json::json!({
+            "verdict": "unhealthy",
+            "streak": { "result": "failed", "length": 2 },
+            "last_check": {
+                "at": "2026-01-01T00:00:00.000Z", "took_ms": 1.5, "result": "failed", "failure": "status 503",
+            },
+            "checks_passed": 1,
+            "checks_failed": 2,
+            "changes": 1,
+        })
+    );
+    assert_eq!((&shown[1]["health"]["streak"], &shown[1]["health"]["last_check"]), (&Value::Null, &Value::Null));
 }
 
 #[test]

@@ -3,9 +3,12 @@
 use serde::Serialize;
 
 use crate::backend::Backend;
+use crate::backend::health::Health;
+use crate::config::UpstreamConfig;
 use crate::proxy::Snapshot;
+use crate::telemetry::calendar::rfc3339;
 use crate::telemetry::metrics::{BackendMetrics, Counter, Sharded};
-use crate::upstream::{Roster, Upstream};
+use crate::upstream::{Readiness, Roster, Upstream};
 
 /// The whole answer.
 #[derive(Debug, Serialize)]
@@ -29,6 +32,10 @@ struct BackendView {
     address: String,
     weight: u16,
     ready: bool,
+    /// In words, whether it may be picked and if not, why.
+    readiness: &'static str,
+    /// `null` where the upstream has no health check.
+    health: Option<HealthView>,
     in_flight: u32,
     picks: u64,
     responses: ByClass,
@@ -36,6 +43,32 @@ struct BackendView {
     connect_failures: u64,
     broken: u64,
     timeouts: u64,
+}
+
+/// What health checks have made of a backend.
+#[derive(Debug, Serialize)]
+struct HealthView {
+    verdict: &'static str,
+    /// The last checks in a row with the same result; `null` before the first.
+    streak: Option<StreakView>,
+    last_check: Option<LastCheckView>,
+    checks_passed: u64,
+    checks_failed: u64,
+    changes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct StreakView {
+    result: &'static str,
+    length: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct LastCheckView {
+    at: String,
+    took_ms: f64,
+    result: &'static str,
+    failure: Option<String>,
 }
 
 /// Responses by the first digit of their status.
@@ -73,18 +106,24 @@ impl UpstreamView {
             responses: ByClass::sum(metrics, |shard| &shard.responses),
             retries: metrics.sum(|shard| &shard.retries),
             no_backend: metrics.sum(|shard| &shard.no_backend),
-            backends: roster.backends().iter().map(|backend| BackendView::of(backend, &roster)).collect(),
+            backends: roster
+                .backends()
+                .iter()
+                .map(|backend| BackendView::of(backend, &roster, &upstream.config))
+                .collect(),
         }
     }
 }
 
 impl BackendView {
-    fn of(backend: &Backend, roster: &Roster) -> Self {
+    fn of(backend: &Backend, roster: &Roster, config: &UpstreamConfig) -> Self {
         let metrics: &Sharded<BackendMetrics> = &backend.state.metrics;
         Self {
             address: backend.state.address.to_string(),
             weight: backend.weight,
             ready: is_ready(backend, roster),
+            readiness: Readiness::of(backend, config).as_str(),
+            health: config.health_check.as_ref().map(|_| HealthView::of(&backend.state.health)),
             in_flight: backend.state.in_flight(),
             picks: metrics.sum(|shard| &shard.picks),
             responses: ByClass::sum(metrics, |shard| &shard.responses),
@@ -94,6 +133,30 @@ impl BackendView {
             timeouts: metrics.sum(|shard| &shard.timeouts),
         }
     }
+}
+
+impl HealthView {
+    fn of(health: &Health) -> Self {
+        let (account, last) = health.look();
+        let streak = account.streak();
+        Self {
+            verdict: account.verdict().as_str(),
+            streak: (streak.length > 0).then(|| StreakView { result: result(streak.passed), length: streak.length }),
+            last_check: last.map(|last| LastCheckView {
+                at: rfc3339(last.at),
+                took_ms: last.took.as_micros() as f64 / 1e3,
+                result: result(last.failure.is_none()),
+                failure: last.failure,
+            }),
+            checks_passed: health.passed.get(),
+            checks_failed: health.failed.get(),
+            changes: health.changes.get(),
+        }
+    }
+}
+
+fn result(passed: bool) -> &'static str {
+    if passed { "passed" } else { "failed" }
 }
 
 impl ByClass {

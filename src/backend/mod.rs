@@ -11,12 +11,15 @@ use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
 pub mod ewma;
+pub mod health;
 mod lease;
 pub mod permits;
 pub mod outlier;
 pub mod slow_start;
 
 pub use lease::Lease;
+
+use health::Health;
 
 /// One address of an upstream, as a roster holds it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -37,7 +40,7 @@ pub struct BackendId {
     pub epoch: u32,
 }
 
-/// What is known about an address. Outlives rosters and reloads. Atomics only.
+/// What is known about an address. Outlives rosters and reloads. On the request path, atomics only.
 ///
 /// The count of requests in flight comes first, beside the reference counts of the `Arc` around it: a lease writes both, and
 /// so touches one cache line.
@@ -53,6 +56,8 @@ pub struct BackendState {
     pub address: Address,
     /// What it has been asked and has answered, a shard per worker.
     pub metrics: Sharded<BackendMetrics>,
+    /// What active checks have made of it.
+    pub health: Health,
     /// Gives the slot of `id` back.
     _slot: SlotHold,
 }
@@ -60,6 +65,11 @@ pub struct BackendState {
 impl BackendState {
     /// The state of an address that nothing is known about yet. `shards` is the number of workers.
     pub fn new(upstream: UpstreamName, address: Address, shards: usize) -> Arc<Self> {
+        Self::with_health(upstream, address, shards, Health::default())
+    }
+
+    /// The same where checks begin with this health.
+    pub fn with_health(upstream: UpstreamName, address: Address, shards: usize, health: Health) -> Arc<Self> {
         let hold = slots::take();
         Arc::new(Self {
             in_flight: AtomicU32::new(0),
@@ -67,6 +77,7 @@ impl BackendState {
             upstream,
             address,
             metrics: Sharded::new(shards),
+            health,
             _slot: hold,
         })
     }

@@ -13,12 +13,14 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 use ipnet::IpNet;
 
@@ -385,6 +387,8 @@ pub struct UpstreamConfig {
     pub retries: u8,
     /// The idle connections that are kept.
     pub pool: PoolConfig,
+    /// How its backends are checked; `None` is not at all: they count as healthy.
+    pub health_check: Option<Arc<HealthCheckConfig>>,
 }
 
 /// How a backend is picked.
@@ -464,4 +468,93 @@ pub struct PoolConfig {
     pub max_idle: usize,
     /// Kept at most this long without use; below the backends' own limit.
     pub idle_timeout: Duration,
+}
+
+/// `[upstream.NAME.health_check]`: how the backends of an upstream are asked whether they are well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheckConfig {
+    /// What is asked.
+    pub probe: Probe,
+    /// Where, if not at the port that requests go to.
+    pub port: Option<u16>,
+    /// From the beginning of one check to that of the next.
+    pub interval: Duration,
+    /// The same while the last checks contradict the verdict. At most `interval`.
+    pub interval_in_doubt: Duration,
+    /// Each interval is longer or shorter by up to so many hundredths, at random. 0 to 50.
+    pub jitter_percent: u8,
+    /// For a whole check, the connection included. At most `interval`.
+    pub timeout: Duration,
+    /// Failed checks in a row that make a backend unhealthy. 1 at least.
+    pub unhealthy_after: u32,
+    /// Passed checks in a row that make it healthy again. 1 at least.
+    pub healthy_after: u32,
+    /// What a new backend counts as.
+    pub initial: InitialHealth,
+}
+
+/// What a health check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Whether a request is answered as it should be.
+    Http(HttpProbe),
+    /// Whether a connection can be made.
+    Tcp,
+}
+
+/// The request of a health check, and what is a good answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpProbe {
+    /// Without a body.
+    pub method: Method,
+    /// Path and query.
+    pub target: PathAndQuery,
+    /// `Host`; `None` is the backend's own address.
+    pub host: Option<HeaderValue>,
+    /// Further headers; they win over the check's own.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Statuses of which any is good, 200 to 599.
+    pub statuses: Vec<RangeInclusive<u16>>,
+    /// What the body must have in it; `None` is anything, and the body is not read.
+    pub body: Option<BodyMatch>,
+}
+
+/// What the body of an answer must have in it.
+#[derive(Clone, Debug)]
+pub struct BodyMatch {
+    /// Found anywhere, unless anchored.
+    pub pattern: regex::bytes::Regex,
+    /// Bytes that are read and searched; what comes after is not.
+    pub limit: usize,
+}
+
+impl PartialEq for BodyMatch {
+    fn eq(&self, other: &Self) -> bool {
+        self.pattern.as_str() == other.pattern.as_str() && self.limit == other.limit
+    }
+}
+
+impl Eq for BodyMatch {}
+
+/// What a backend counts as before it was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitialHealth {
+    /// Healthy, until `unhealthy_after` checks say otherwise.
+    Healthy,
+    /// Unhealthy, until `healthy_after` checks say otherwise.
+    Unhealthy,
+    /// What its first check says. Before that, the backends that an upstream begins with are used, and one that joins
+    /// others is not.
+    FirstCheck,
+}
+
+impl InitialHealth {
+    /// As `lb.toml` writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::FirstCheck => "first_check",
+        }
+    }
 }

@@ -173,6 +173,7 @@ pub(super) struct Upstream {
     pub(super) connect_timeout: Field<Duration>,
     pub(super) retries: Field<i64>,
     pub(super) pool: Field<Pool>,
+    pub(super) health_check: Field<HealthCheck>,
 }
 
 /// A backend: its address, or a table with it.
@@ -196,6 +197,38 @@ pub(super) struct BackendTable {
 pub(super) struct Pool {
     pub(super) max_idle: Field<i64>,
     pub(super) idle_timeout: Field<Duration>,
+}
+
+/// `[upstream.NAME.health_check]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct HealthCheck {
+    pub(super) enabled: Field<bool>,
+    #[serde(rename = "type")]
+    pub(super) kind: Field<String>,
+    pub(super) path: Field<String>,
+    pub(super) host: Field<String>,
+    pub(super) method: Field<String>,
+    pub(super) headers: Field<Named<String>>,
+    pub(super) statuses: Field<Vec<Field<Statuses>>>,
+    pub(super) body: Field<String>,
+    pub(super) body_limit: Field<Size>,
+    pub(super) port: Field<i64>,
+    pub(super) interval: Field<Duration>,
+    pub(super) interval_in_doubt: Field<Duration>,
+    pub(super) jitter_percent: Field<i64>,
+    pub(super) timeout: Field<Duration>,
+    pub(super) unhealthy_after: Field<i64>,
+    pub(super) healthy_after: Field<i64>,
+    pub(super) initial: Field<String>,
+}
+
+/// A status or a range of them.
+#[derive(Debug, Deserialize)]
+#[serde(rename = "a status such as 200, or a range such as \"200-299\"", rename_all = "snake_case")]
+pub(super) enum Statuses {
+    Integer(i64),
+    String(String),
 }
 
 #[cfg(test)]

@@ -281,6 +281,7 @@ fn actions_are_resolved() {
             connect_timeout: std::time::Duration::from_secs(1),
             retries: 0,
             pool: config::PoolConfig { max_idle: 1, idle_timeout: std::time::Duration::from_secs(1) },
+            health_check: None,
         }),
         UpstreamState::new("users".into(), 1),
         &Factories::default(),

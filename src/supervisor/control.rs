@@ -12,6 +12,7 @@ use super::handle::{Handle, LastError, Shared, Stop};
 use super::{Applied, Error, Reopen, Supervisor, report};
 use crate::config::{self, Loaded, Problem, Vocabulary};
 use crate::strategy::Factories;
+use crate::telemetry::events::EventKind;
 use crate::telemetry::logging::Logging;
 
 /// Reloads that may wait for their turn; who comes then waits before it is even queued.
@@ -246,6 +247,8 @@ impl Reloads<'_> {
             status.warnings = applied.warnings.iter().map(ToString::to_string).collect();
             status.last_error = None;
         });
+        let changed = !applied.plan.is_empty();
+        shared.events.publish(EventKind::Reloaded { generation: applied.generation, changed });
         Arc::new(applied)
     }
 
@@ -262,8 +265,9 @@ impl Reloads<'_> {
         }
         shared.note(|status| {
             status.reloads_failed += 1;
-            status.last_error = Some(LastError { at: SystemTime::now(), text });
+            status.last_error = Some(LastError { at: SystemTime::now(), text: text.clone() });
         });
+        shared.events.publish(EventKind::ReloadFailed { generation: status.generation, problems: text });
         Arc::new(error)
     }
 }

@@ -11,6 +11,7 @@ use super::{Applied, Error};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::events::Events;
 use crate::worker::Workers;
 
 /// Looks into a running isobar and steers it. Cheap to clone; may be used from any thread and any runtime.
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     /// Lines that access logs of former generations dropped.
     dropped_before: AtomicU64,
     status: ArcSwap<Status>,
+    pub(super) events: Events,
 }
 
 /// How it stands with the configuration.
@@ -100,6 +102,11 @@ impl Handle {
         self.shared.status.load_full()
     }
 
+    /// What happens: listen to it.
+    pub fn events(&self) -> &Events {
+        &self.shared.events
+    }
+
     /// Reads the file again and applies it, changed or not, and opens the log files anew. Requests that come while one
     /// is being answered are answered together.
     ///
@@ -152,6 +159,7 @@ impl Shared {
             access_log: ArcSwapOption::new(access_log),
             dropped_before: AtomicU64::new(0),
             status: ArcSwap::from_pointee(status),
+            events: Events::default(),
         }
     }
 

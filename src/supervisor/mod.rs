@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, Problem, RouteName, UpstreamName};
+use crate::health::Prober;
 use crate::listener::{self, Bound, Listener};
 use crate::proxy::Snapshot;
 use crate::route::Table;
 use crate::strategy::Factories;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
+use crate::upstream::keeper::Keepers;
 use crate::upstream::{Upstream, UpstreamState};
 use crate::worker::Workers;
 
@@ -43,6 +45,8 @@ pub struct Supervisor {
     shared: Arc<Shared>,
     factories: Factories,
     lasting: Lasting,
+    keepers: Keepers,
+    prober: Prober,
 }
 
 /// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
@@ -87,7 +91,8 @@ pub struct Applied {
 }
 
 impl Supervisor {
-    /// Binds the listeners, builds what they need, starts the workers and accepts.
+    /// Binds the listeners, builds what they need, starts the workers and accepts. Inside a runtime only: that of the
+    /// control plane, on which runs what watches over the upstreams.
     ///
     /// # Errors
     /// When an address cannot be bound, a file not opened or a thread not started. Nothing is left running then.
@@ -108,7 +113,10 @@ impl Supervisor {
         }
         report::started(&config, &lasting.listeners, workers.count());
         let shared = Arc::new(Shared::new(workers, lasting.listeners.clone(), lasting.access_log.clone()));
-        Ok(Self { shared, factories, lasting })
+        let prober = Prober::new(shared.events.clone());
+        let mut supervisor = Self { shared, factories, lasting, keepers: Keepers::default(), prober };
+        supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
+        Ok(supervisor)
     }
 
     /// Serves from now on as `config` says, or changes nothing.
@@ -152,6 +160,7 @@ impl Supervisor {
         for bound in bound {
             workers.listen(bound);
         }
+        self.watch_over(&snapshot.upstreams);
         self.shared.show(lasting.listeners.clone(), lasting.access_log.clone());
         let before = std::mem::replace(&mut self.lasting, lasting);
         if let Some(log) =
@@ -161,6 +170,12 @@ impl Supervisor {
         }
         let kept = |it: &Arc<Listener>| self.lasting.listeners.iter().any(|kept| Arc::ptr_eq(kept, it));
         before.listeners.into_iter().filter(|it| !kept(it)).collect()
+    }
+
+    /// Has these upstreams kept and their backends checked from now on. Does not wait.
+    fn watch_over(&mut self, upstreams: &[Arc<Upstream>]) {
+        self.keepers.follow(upstreams);
+        self.prober.follow(upstreams);
     }
 
     /// Ends accepting and waits for what runs, at most until `deadline`. Returns how many connections were cut.

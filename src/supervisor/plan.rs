@@ -9,8 +9,8 @@ use std::hash::Hash;
 use std::net::SocketAddr;
 
 use crate::config::{
-    Action, BackendConfig, Config, Forward, ListenerConfig, ListenerName, RouteConfig, RouteName, UpstreamConfig,
-    UpstreamName,
+    Action, BackendConfig, Config, Forward, HealthCheckConfig, ListenerConfig, ListenerName, RouteConfig, RouteName,
+    UpstreamConfig, UpstreamName,
 };
 
 /// The difference between two configurations.
@@ -284,7 +284,27 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
     changes.value("retries", &old.retries, &new.retries);
     changes.value("pool.max_idle", &old.pool.max_idle, &new.pool.max_idle);
     changes.time("pool.idle_timeout", old.pool.idle_timeout, new.pool.idle_timeout);
+    match (&old.health_check, &new.health_check) {
+        (None, Some(_)) => changes.push_value("health_check", "off", "on"),
+        (Some(_), None) => changes.push_value("health_check", "on", "off"),
+        (Some(was), Some(is)) => health_check_changes(&mut changes, was, is),
+        (None, None) => {}
+    }
     changes.0
+}
+
+fn health_check_changes(changes: &mut Changes, old: &HealthCheckConfig, new: &HealthCheckConfig) {
+    // What it asks may hold credentials.
+    changes.other("health_check.request", &old.probe, &new.probe);
+    let port = |port: Option<u16>| port.map_or_else(|| "the backend's".into(), |port| port.to_string());
+    changes.value("health_check.port", &port(old.port), &port(new.port));
+    changes.time("health_check.interval", old.interval, new.interval);
+    changes.time("health_check.interval_in_doubt", old.interval_in_doubt, new.interval_in_doubt);
+    changes.value("health_check.jitter_percent", &old.jitter_percent, &new.jitter_percent);
+    changes.time("health_check.timeout", old.timeout, new.timeout);
+    changes.value("health_check.unhealthy_after", &old.unhealthy_after, &new.unhealthy_after);
+    changes.value("health_check.healthy_after", &old.healthy_after, &new.healthy_after);
+    changes.value("health_check.initial", old.initial.as_str(), new.initial.as_str());
 }
 
 fn route_changes(old: &RouteConfig, new: &RouteConfig) -> Vec<Change> {
@@ -414,8 +434,8 @@ impl Display for Listed<'_> {
 mod tests {
     use super::*;
     use crate::config::{
-        AccessLogConfig, AccessLogFormat, AccessLogOutput, Address, HeaderEdits, LogConfig, LogFormat, PathPattern,
-        PathRewrite, PoolConfig, StrategyConfig, Timeouts,
+        AccessLogConfig, AccessLogFormat, AccessLogOutput, Address, HeaderEdits, InitialHealth, LogConfig, LogFormat,
+        PathPattern, PathRewrite, PoolConfig, Probe, StrategyConfig, Timeouts,
     };
     use std::sync::Arc;
     use std::time::Duration;
@@ -485,6 +505,7 @@ mod tests {
             connect_timeout: 3 * S,
             retries: 1,
             pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
+            health_check: None,
         }
     }
 
@@ -625,6 +646,11 @@ mod tests {
                    pool.idle_timeout 60s -> 1s"],
             ),
             (
+                "checks that begin",
+                |it| edit(&mut it.upstreams[0], |it| it.health_check = Some(Arc::new(health_check()))),
+                &["upstream u<0: health_check off -> on"],
+            ),
+            (
                 "another name",
                 |it| edit(&mut it.upstreams[0], |it| it.name = "t".into()),
                 &["upstream +t", "upstream -u<0"],
@@ -642,6 +668,44 @@ mod tests {
                    +10.0.0.8:9001 +10.0.0.9:9001 +10.0.0.10:9001 (+3 more)"],
             ),
         ]);
+    }
+
+    fn health_check() -> HealthCheckConfig {
+        HealthCheckConfig {
+            probe: Probe::Tcp,
+            port: None,
+            interval: 5 * S,
+            interval_in_doubt: S,
+            jitter_percent: 10,
+            timeout: 2 * S,
+            unhealthy_after: 3,
+            healthy_after: 2,
+            initial: InitialHealth::FirstCheck,
+        }
+    }
+
+    #[test]
+    fn what_differs_in_a_health_check_is_told_key_by_key() {
+        let told = |edit: fn(&mut HealthCheckConfig)| {
+            let mut new = health_check();
+            edit(&mut new);
+            let mut changes = Changes::default();
+            health_check_changes(&mut changes, &health_check(), &new);
+            Listed(&changes.0).to_string()
+        };
+        assert_eq!(told(|_| {}), "");
+        assert_eq!(
+            told(|it| (it.port, it.initial) = (Some(9100), InitialHealth::Healthy)),
+            "health_check.port the backend's -> 9100, health_check.initial first_check -> healthy"
+        );
+        assert_eq!(
+            told(|it| (it.interval, it.interval_in_doubt, it.timeout) = (S, S / 2, S)),
+            "health_check.interval 5s -> 1s, health_check.interval_in_doubt 1s -> 500ms, health_check.timeout 2s -> 1s"
+        );
+        assert_eq!(
+            told(|it| (it.jitter_percent, it.unhealthy_after, it.healthy_after) = (0, 1, 9)),
+            "health_check.jitter_percent 10 -> 0, health_check.unhealthy_after 3 -> 1, health_check.healthy_after 2 -> 9"
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! What the process tells about itself: metrics, access log, logs; and what it notices about itself: overload.
+//! What the process tells about itself: metrics, events, access log, logs; and what it notices about itself: overload.
 //!
 //! A leaf: imports nothing else of this crate but the configuration.
 
 pub mod metrics;
+pub mod events;
 pub mod access_log;
 pub mod logging;
 pub mod calendar;

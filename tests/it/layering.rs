@@ -14,7 +14,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("embed", &["admin", "supervisor", "listener", "proxy", "strategy", "config", "telemetry"]),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
     ("admin", &["listener", "proxy", "route", "upstream", "backend", "config", "telemetry"]),
-    ("supervisor", &["worker", "listener", "proxy", "route", "upstream", "strategy", "config", "telemetry"]),
+    ("supervisor", &["worker", "health", "listener", "proxy", "route", "upstream", "strategy", "config", "telemetry"]),
+    // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
+    ("health", &["upstream", "backend", "config", "telemetry"]),
     ("worker", &["listener", "proxy", "exchange", "backend", "config"]),
     ("listener", &["proxy", "exchange", "http1", "config", "telemetry"]),
     // Of the strategies only what a pick takes: dice, and who was tried.

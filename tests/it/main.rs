@@ -11,6 +11,7 @@ mod errors;
 mod file_edits;
 mod forwarding;
 mod headers;
+mod health;
 mod idle;
 mod killed_backend;
 mod layering;

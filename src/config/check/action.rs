@@ -67,7 +67,7 @@ fn refuse_forwarding(check: &Check<'_>, raw: &raw::Route, action: &str) {
 }
 
 fn forward(check: &Check<'_>, raw: &raw::Route, upstreams: &Field<Named<raw::Upstream>>) -> Option<Forward> {
-    let (path, host, timeouts) = (rewrite(check, raw), host(check, &raw.host), timeouts(check, &raw.timeouts));
+    let (path, host, timeouts) = (rewrite(check, raw), given_host(check, &raw.host), timeouts(check, &raw.timeouts));
     let (place, text) = raw.upstream.given()?;
     let entries = upstreams.entries();
     // A table of upstreams that could not be read at all is reported already, and its names are not known.
@@ -106,11 +106,13 @@ fn rewrite(check: &Check<'_>, raw: &raw::Route) -> PathRewrite {
 }
 
 /// The host that the backend sees; `None` is the client's.
-fn host(check: &Check<'_>, field: &Field<String>) -> Option<HeaderValue> {
-    let (place, text) = field.given()?;
-    if text == "preserve" {
-        return None;
-    }
+fn given_host(check: &Check<'_>, field: &Field<String>) -> Option<HeaderValue> {
+    let (place, text) = field.given().filter(|(_, text)| *text != "preserve")?;
+    host(check, place, text, "\"preserve\", or a name such as \"backend.example.com\", with its port if any")
+}
+
+/// The value of a `Host` header.
+pub(super) fn host(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<HeaderValue> {
     let valid = text.parse::<http::uri::Authority>().is_ok_and(|authority| {
         let host = authority.host();
         !text.contains('@')
@@ -119,11 +121,7 @@ fn host(check: &Check<'_>, field: &Field<String>) -> Option<HeaderValue> {
             && text.strip_prefix(host).is_some_and(|port| port.is_empty() || authority.port_u16().is_some())
     });
     if !valid {
-        let problem = Problem::error(format!("{} is not a host", quote(text)));
-        check.add(
-            place,
-            problem.expected("\"preserve\", or a name such as \"backend.example.com\", with its port if any"),
-        );
+        check.add(place, Problem::error(format!("{} is not a host", quote(text))).expected(expected));
         return None;
     }
     header_value(check, place, text)

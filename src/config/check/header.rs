@@ -17,6 +17,8 @@ pub(super) enum Direction {
     Request,
     /// The one to the client.
     Response,
+    /// The one that a health check sends.
+    HealthCheck,
 }
 
 /// Headers that say where a message ends or belong to one connection only (RFC 9110 §7.6.1): the proxy writes them, and a
@@ -88,7 +90,12 @@ pub(super) fn edits(check: &Check<'_>, field: &Field<raw::HeaderEdits>, directio
     edits
 }
 
-fn values(check: &Check<'_>, field: &Field<Named<String>>, direction: Direction) -> Vec<(HeaderName, HeaderValue)> {
+/// Headers with their values.
+pub(super) fn values(
+    check: &Check<'_>,
+    field: &Field<Named<String>>,
+    direction: Direction,
+) -> Vec<(HeaderName, HeaderValue)> {
     let mut values: Vec<(HeaderName, HeaderValue)> = Vec::new();
     for entry in field.entries() {
         let name = editable(check, entry.place, &entry.name, direction);
@@ -113,6 +120,11 @@ fn editable(check: &Check<'_>, place: Place, text: &str, direction: Direction) -
     if direction == Direction::Request && name == header::HOST {
         let problem = Problem::error("the host is not changed here");
         check.add(place, problem.expected("the route's key host = \"backend.example.com\""));
+        return None;
+    }
+    if direction == Direction::HealthCheck && name == header::HOST {
+        let problem = Problem::error("the host is not given here");
+        check.add(place, problem.expected("the check's key host = \"backend.example.com\""));
         return None;
     }
     Some(name)

@@ -23,6 +23,7 @@ mod action;
 mod header;
 mod overlap;
 mod upstream;
+mod health_check;
 mod value;
 
 /// The names that a configuration may use beside isobar's own.

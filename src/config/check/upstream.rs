@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Check;
+use super::health_check::health_check;
 use super::listener::reaches;
 use super::value::{name, number, timeout};
 use crate::config::error::Problem;
@@ -54,6 +55,7 @@ fn upstream(check: &Check<'_>, entry: &Entry<raw::Upstream>, listeners: &[Listen
         connect_timeout: timeout(check, &raw.connect_timeout, "3s"),
         retries: u8::try_from(number(check, &raw.retries, 2, 0..=7)).unwrap_or_default(),
         pool: pool(check, &raw.pool),
+        health_check: health_check(check, &raw.health_check),
     })
 }
 

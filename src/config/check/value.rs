@@ -101,16 +101,20 @@ pub(super) fn choice<T: Copy>(check: &Check<'_>, field: &Field<String>, default:
 /// A pattern that matches a whole text.
 pub(super) fn pattern(check: &Check<'_>, place: Place, text: &str) -> Option<Regex> {
     // Compiled as written too, or `a)|(b` would pass for two halves of something.
-    match Regex::new(text).and_then(|_| Regex::new(&format!("^(?:{text})$"))) {
-        Ok(pattern) => Some(pattern),
-        Err(error) => {
-            // The last line says why; those before it draw the pattern, which is in the file.
-            let error = error.to_string();
-            let why = error.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
-            check.add(place, Problem::error(format!("{} is not a regular expression: {why}", quote(text))));
-            None
-        }
-    }
+    let compiled = Regex::new(text).and_then(|_| Regex::new(&format!("^(?:{text})$")));
+    compiled.map_err(|error| not_a_pattern(check, place, text, &error)).ok()
+}
+
+/// A pattern that is looked for within bytes.
+pub(super) fn pattern_within(check: &Check<'_>, place: Place, text: &str) -> Option<regex::bytes::Regex> {
+    regex::bytes::Regex::new(text).map_err(|error| not_a_pattern(check, place, text, &error)).ok()
+}
+
+fn not_a_pattern(check: &Check<'_>, place: Place, text: &str, error: &regex::Error) {
+    // The last line says why; those before it draw the pattern, which is in the file.
+    let error = error.to_string();
+    let why = error.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
+    check.add(place, Problem::error(format!("{} is not a regular expression: {why}", quote(text))));
 }
 
 /// A pattern as the file has it.

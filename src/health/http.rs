@@ -1,0 +1,124 @@
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::{PathAndQuery, Uri};
+use http::{Method, Request};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, timeout_at};
+
+use super::{CheckFailed, HealthCheck, connect};
+use crate::config::{Address, BodyMatch, HttpProbe};
+
+const USER_AGENT: HeaderValue =
+    HeaderValue::from_static(concat!("isobar/", env!("CARGO_PKG_VERSION"), " health-check"));
+
+/// Bytes of a response's head. Far more than a health page has.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Passes where a request is answered with a good status, and with the right words in the body if it is to have any. Each
+/// check has a connection of its own: whether new ones can be made is half of the question.
+#[derive(Debug)]
+pub(super) struct Http {
+    method: Method,
+    target: Uri,
+    /// All of them, `Host` only where it is given.
+    headers: HeaderMap,
+    statuses: Vec<RangeInclusive<u16>>,
+    body: Option<BodyMatch>,
+}
+
+impl Http {
+    pub(super) fn new(probe: &HttpProbe) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.extend(probe.host.clone().map(|host| (header::HOST, host)));
+        headers.insert(header::USER_AGENT, USER_AGENT);
+        headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        if probe.method == Method::POST {
+            // RFC 9110 §8.6: or some servers wait for a body.
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        for (name, value) in &probe.headers {
+            headers.insert(name, value.clone());
+        }
+        let target: PathAndQuery = probe.target.clone();
+        Self {
+            method: probe.method.clone(),
+            target: target.into(),
+            headers,
+            statuses: probe.statuses.clone(),
+            body: probe.body.clone(),
+        }
+    }
+
+    fn request(&self, address: &Address) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.target.clone();
+        *request.headers_mut() = self.headers.clone();
+        let host = || HeaderValue::try_from(address.to_string()).unwrap_or(HeaderValue::from_static("backend"));
+        request.headers_mut().entry(header::HOST).or_insert_with(host);
+        request
+    }
+
+    async fn look_into(&self, mut body: Incoming, wanted: &BodyMatch) -> Result<(), CheckFailed> {
+        let mut bytes = Vec::new();
+        while bytes.len() < wanted.limit
+            && let Some(frame) = body.frame().await
+        {
+            if let Ok(data) = frame.map_err(CheckFailed::Broken)?.into_data() {
+                let room = wanted.limit - bytes.len();
+                bytes.extend_from_slice(&data[..data.len().min(room)]);
+            }
+        }
+        let found = wanted.pattern.is_match(&bytes);
+        if found { Ok(()) } else { Err(CheckFailed::Body { searched: bytes.len() }) }
+    }
+}
+
+impl HealthCheck for Http {
+    async fn check(&self, address: &Address, deadline: Instant) -> Result<(), CheckFailed> {
+        let tcp = connect(address, deadline).await?;
+        let (mut sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(tcp))
+            .await
+            .map_err(CheckFailed::Broken)?;
+        let asked = async {
+            let response = in_time(deadline, "waiting for the response", sender.send_request(self.request(address)));
+            let (head, body) = response.await?.into_parts();
+            if !self.statuses.iter().any(|good| good.contains(&head.status.as_u16())) {
+                return Err(CheckFailed::Status(head.status));
+            }
+            match &self.body {
+                None => Ok(()),
+                Some(wanted) => timeout_at(deadline, self.look_into(body, wanted))
+                    .await
+                    .unwrap_or(Err(CheckFailed::Timeout("reading the body"))),
+            }
+        };
+        // How the connection ends is told to whoever waits for a response on it.
+        let driven = async {
+            let _ = connection.await;
+            pending::<Infallible>().await
+        };
+        tokio::select! {
+            outcome = asked => outcome,
+            never = driven => match never {},
+        }
+    }
+}
+
+async fn in_time<T>(
+    deadline: Instant,
+    doing: &'static str,
+    future: impl Future<Output = hyper::Result<T>>,
+) -> Result<T, CheckFailed> {
+    timeout_at(deadline, future).await.map_err(|_| CheckFailed::Timeout(doing))?.map_err(CheckFailed::Broken)
+}

@@ -1,0 +1,326 @@
+//! Asks backends by itself whether they are well.
+//!
+//! One [`Prober`] per process, on the control plane, with a task for each backend that is to be checked. A task goes on over
+//! reloads with the pace it has: other settings reach it on the way, so that a file that changes all the time neither starves
+//! the checks nor multiplies them. What checks come to is worked out by [`Account`](crate::backend::health::Account), when
+//! they are made by `pace`; both are pure.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ::http::StatusCode;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::debug;
+
+use crate::backend::health::{Change, LastCheck, Thresholds};
+use crate::backend::{BackendId, BackendState};
+use crate::config::{Address, HealthCheckConfig, Probe, UpstreamName};
+use crate::telemetry::events::{EventKind, Events};
+use crate::upstream::{Upstream, UpstreamState};
+
+mod pace;
+mod http;
+mod tcp;
+
+use self::http::Http;
+use self::tcp::Tcp;
+
+/// Checks under way at a time, of all upstreams together; further ones wait for their turn. With a time-out of 2 s and
+/// nobody answering, a thousand backends still get each of theirs within 8 s.
+const CHECKS_MAX: usize = 256;
+
+/// A way to find out whether a backend is well.
+pub trait HealthCheck {
+    /// Asks the backend at `address`, and gives up at `deadline`.
+    fn check(&self, address: &Address, deadline: Instant) -> impl Future<Output = Result<(), CheckFailed>> + Send;
+}
+
+/// Why a check has failed.
+#[derive(Debug)]
+pub enum CheckFailed {
+    /// No connection could be made.
+    Connect(io::Error),
+    /// The connection broke, or brought something that is no response.
+    Broken(hyper::Error),
+    /// A response came, with a status that is not among the good ones.
+    Status(StatusCode),
+    /// The body has not in it what it should.
+    Body {
+        /// Bytes that were searched.
+        searched: usize,
+    },
+    /// It took too long: what did.
+    Timeout(&'static str),
+}
+
+impl fmt::Display for CheckFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => f.write_str(&plain(error)),
+            Self::Broken(error) => match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+                Some(source) => write!(f, "{error}: {}", plain(source)),
+                None => error.fmt(f),
+            },
+            Self::Status(status) => write!(f, "status {}", status.as_u16()),
+            Self::Body { searched } => write!(f, "pattern not found in {searched} bytes of the body"),
+            Self::Timeout(doing) => write!(f, "timed out {doing}"),
+        }
+    }
+}
+
+impl Error for CheckFailed {}
+
+/// What the system says, without its number: `connection refused`.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+}
+
+/// Connects as requests do: names are looked up each time, and their addresses tried in turn.
+async fn connect(address: &Address, deadline: Instant) -> Result<TcpStream, CheckFailed> {
+    let connected = async {
+        match address {
+            Address::Ip(address) => TcpStream::connect(address).await,
+            Address::Name(host, port) => TcpStream::connect((&**host, *port)).await,
+        }
+    };
+    let connected = timeout_at(deadline, connected).await;
+    connected.map_err(|_| CheckFailed::Timeout("connecting"))?.map_err(CheckFailed::Connect)
+}
+
+/// Checks backends. Dropped, it checks no more.
+#[derive(Debug)]
+pub struct Prober {
+    events: Events,
+    turns: Arc<Semaphore>,
+    /// Tasks begun so far: where in its interval the next one starts.
+    begun: u64,
+    upstreams: HashMap<UpstreamName, Checked>,
+}
+
+/// An upstream whose backends are checked.
+#[derive(Debug)]
+struct Checked {
+    settings: watch::Sender<Arc<Settings>>,
+    backends: HashMap<BackendId, Task>,
+}
+
+/// How the backends of an upstream are checked.
+#[derive(Debug)]
+struct Settings {
+    config: Arc<HealthCheckConfig>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Http(Box<Http>),
+    Tcp,
+}
+
+/// Checks one backend until it is dropped.
+#[derive(Debug)]
+struct Task {
+    backend: Arc<BackendState>,
+    handle: JoinHandle<()>,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+impl Prober {
+    /// One that checks nothing yet and will tell `events` what it finds.
+    pub fn new(events: Events) -> Self {
+        Self::with_turns(events, CHECKS_MAX)
+    }
+
+    fn with_turns(events: Events, turns: usize) -> Self {
+        Self { events, turns: Arc::new(Semaphore::new(turns)), begun: 0, upstreams: HashMap::new() }
+    }
+
+    /// Checks the backends of these upstreams from now on as their configuration says, and no others. Inside a runtime only.
+    /// Does not wait.
+    pub fn follow(&mut self, upstreams: &[Arc<Upstream>]) {
+        let mut before = std::mem::take(&mut self.upstreams);
+        for upstream in upstreams {
+            let Some(config) = &upstream.config.health_check else { continue };
+            let checked = match before.remove(upstream.name()) {
+                Some(checked) => checked.under(config),
+                None => {
+                    Checked { settings: watch::Sender::new(Arc::new(Settings::new(config))), backends: HashMap::new() }
+                }
+            };
+            let checked = self.with_backends(checked, upstream);
+            self.upstreams.insert(upstream.name().clone(), checked);
+        }
+        // Of upstreams that are checked no more, or are gone.
+        for task in before.values().flat_map(|checked| checked.backends.values()) {
+            task.backend.health.forget();
+        }
+    }
+
+    /// Begins with backends that are new, goes on with those that are known, and ends with those that are gone.
+    fn with_backends(&mut self, mut checked: Checked, upstream: &Upstream) -> Checked {
+        let mut before = std::mem::take(&mut checked.backends);
+        for backend in upstream.roster().backends() {
+            let state = &backend.state;
+            let task = before.remove(&state.id).unwrap_or_else(|| self.begin(&checked.settings, upstream, state));
+            checked.backends.insert(state.id, task);
+        }
+        checked
+    }
+
+    fn begin(
+        &mut self,
+        settings: &watch::Sender<Arc<Settings>>,
+        upstream: &Upstream,
+        backend: &Arc<BackendState>,
+    ) -> Task {
+        let first = pace::first(self.begun, backend.health.verdict(), settings.borrow().config.interval);
+        self.begun += 1;
+        let checking = Checking {
+            backend: Arc::clone(backend),
+            upstream: Arc::clone(&upstream.state),
+            settings: settings.subscribe(),
+            turns: Arc::clone(&self.turns),
+            events: self.events.clone(),
+        };
+        let handle = tokio::spawn(checking.run(Instant::now() + first));
+        Task { backend: Arc::clone(backend), handle }
+    }
+}
+
+impl Checked {
+    /// The same under the settings of now. Where these differ, streaks begin anew.
+    fn under(self, config: &Arc<HealthCheckConfig>) -> Self {
+        if self.settings.borrow().config != *config {
+            self.settings.send_replace(Arc::new(Settings::new(config)));
+            self.backends.values().for_each(|task| task.backend.health.restart());
+        }
+        self
+    }
+}
+
+impl Settings {
+    fn new(config: &Arc<HealthCheckConfig>) -> Self {
+        let kind = match &config.probe {
+            Probe::Http(probe) => Kind::Http(Box::new(Http::new(probe))),
+            Probe::Tcp => Kind::Tcp,
+        };
+        Self { config: Arc::clone(config), kind }
+    }
+
+    fn thresholds(&self) -> Thresholds {
+        Thresholds { unhealthy_after: self.config.unhealthy_after, healthy_after: self.config.healthy_after }
+    }
+
+    async fn check(&self, address: &Address, deadline: Instant) -> Result<(), CheckFailed> {
+        let elsewhere = self.config.port.map(|port| match address {
+            Address::Ip(address) => Address::Ip((address.ip(), port).into()),
+            Address::Name(host, _) => Address::Name(Arc::clone(host), port),
+        });
+        let address = elsewhere.as_ref().unwrap_or(address);
+        match &self.kind {
+            Kind::Http(http) => http.check(address, deadline).await,
+            Kind::Tcp => Tcp.check(address, deadline).await,
+        }
+    }
+}
+
+/// What the task of a backend needs.
+struct Checking {
+    backend: Arc<BackendState>,
+    upstream: Arc<UpstreamState>,
+    settings: watch::Receiver<Arc<Settings>>,
+    turns: Arc<Semaphore>,
+    events: Events,
+}
+
+impl Checking {
+    /// Checks again and again, first at `due`. Ends when it is aborted, or when nobody is left to give it settings.
+    async fn run(mut self, mut due: Instant) {
+        let mut last = None;
+        loop {
+            tokio::select! {
+                () = sleep_until(due) => {
+                    let Some(started) = self.once().await else { return };
+                    last = Some(started);
+                    due = started + self.pause();
+                }
+                changed = self.settings.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // Counted from the last check and not from now: reloads must not put it off.
+                    due = last.map_or(due, |started| started + self.pause());
+                }
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        let (account, _) = self.backend.health.look();
+        pace::pause(&self.settings.borrow().config, account.in_doubt(), rand::random())
+    }
+
+    /// One check, when it is its turn. Says when it began.
+    async fn once(&mut self) -> Option<Instant> {
+        let turn = self.turns.acquire().await.ok()?;
+        let settings = Arc::clone(&self.settings.borrow_and_update());
+        let started = Instant::now();
+        let outcome = settings.check(&self.backend.address, started + settings.config.timeout).await;
+        let took = started.elapsed();
+        drop(turn);
+        // What was asked under other settings says nothing about these.
+        if !self.settings.has_changed().ok()? {
+            self.note(outcome, took, settings.thresholds());
+        }
+        Some(started)
+    }
+
+    fn note(&self, outcome: Result<(), CheckFailed>, took: Duration, thresholds: Thresholds) {
+        let BackendState { upstream, address, health, .. } = &*self.backend;
+        let failure = outcome.err().map(|failed| failed.to_string());
+        if let Some(failure) = &failure {
+            debug!(%upstream, backend = %address, failure, "health check failed");
+        }
+        let check = LastCheck { at: SystemTime::now(), took, failure };
+        let Some(change) = health.record(check.clone(), thresholds) else { return };
+        // The keeper builds the roster anew.
+        self.upstream.changed.notify_one();
+        self.events.publish(EventKind::Health {
+            upstream: upstream.clone(),
+            backend: address.clone(),
+            from: change.from.as_str(),
+            to: change.to.as_str(),
+            evidence: evidence(&change, &check),
+        });
+    }
+}
+
+/// What a change rests on: `3 checks in a row failed; the last: connection refused after 0.2 ms`.
+fn evidence(change: &Change, last: &LastCheck) -> String {
+    let took = format!("{:.1} ms", last.took.as_secs_f64() * 1e3);
+    match (change.streak.length, &last.failure) {
+        (..=1, Some(failure)) => format!("a check failed: {failure} after {took}"),
+        (..=1, None) => format!("a check passed after {took}"),
+        (row, Some(failure)) => format!("{row} checks in a row failed; the last: {failure} after {took}"),
+        (row, None) => format!("{row} checks in a row passed; the last after {took}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

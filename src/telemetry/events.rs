@@ -1,0 +1,137 @@
+//! What has happened: changes of state that an operator may want to be told of as they come.
+//!
+//! A ring that whoever listens reads at his own pace. Who is too slow loses the oldest and is told how many; nobody ever
+//! waits for a reader.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::broadcast;
+use tracing::info;
+
+use crate::config::{Address, UpstreamName};
+
+/// Events that a reader may be behind before it loses some.
+const BEHIND_MAX: usize = 1024;
+
+/// Something that has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub time: SystemTime,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// Health checks have turned the verdict on a backend.
+    Health {
+        /// Whose backend.
+        upstream: UpstreamName,
+        /// Which.
+        backend: Address,
+        /// What was thought of it: `healthy`, `unhealthy` or `unknown`.
+        from: &'static str,
+        /// What is thought now.
+        to: &'static str,
+        /// What that rests on, in words.
+        evidence: String,
+    },
+    /// A reload was applied.
+    Reloaded {
+        /// What is served now.
+        generation: u64,
+        /// Whether anything differed.
+        changed: bool,
+    },
+    /// A reload was refused and has changed nothing.
+    ReloadFailed {
+        /// What is still served.
+        generation: u64,
+        /// Why: a line for each problem.
+        problems: String,
+    },
+}
+
+impl EventKind {
+    /// Its name among events.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Health { .. } => "health",
+            Self::Reloaded { .. } => "reloaded",
+            Self::ReloadFailed { .. } => "reload_failed",
+        }
+    }
+
+    /// Its line in the log. A reload has told its own story there, in as many lines as it takes.
+    fn log(&self) {
+        match self {
+            Self::Health { upstream, backend, from, to, evidence } => {
+                info!(%upstream, %backend, from, to, evidence, "health changed");
+            }
+            Self::Reloaded { .. } | Self::ReloadFailed { .. } => {}
+        }
+    }
+}
+
+/// Where events are published and listened to. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Events(broadcast::Sender<Arc<Event>>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(BEHIND_MAX))
+    }
+}
+
+impl Events {
+    /// Logs it and tells those who listen. Never waits. Not on the request path: it allocates and locks.
+    pub fn publish(&self, kind: EventKind) {
+        kind.log();
+        // An error only says that nobody listens.
+        let _ = self.0.send(Arc::new(Event { time: SystemTime::now(), kind }));
+    }
+
+    /// What is published from now on. A reader that falls behind loses the oldest: `RecvError::Lagged` says how many.
+    pub fn listen(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.0.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::broadcast::error::TryRecvError;
+
+    use super::*;
+
+    fn reloaded(generation: u64) -> EventKind {
+        EventKind::Reloaded { generation, changed: true }
+    }
+
+    #[test]
+    fn each_listener_gets_what_comes_after_it() {
+        let events = Events::default();
+        events.publish(reloaded(1));
+        let mut first = events.listen();
+        events.publish(reloaded(2));
+        let mut second = events.clone().listen();
+        events.publish(reloaded(3));
+        let mut got = || first.try_recv().map(|event| event.kind.clone());
+        assert_eq!([got(), got()], [Ok(reloaded(2)), Ok(reloaded(3))]);
+        assert_eq!(second.try_recv().unwrap().kind, reloaded(3));
+        assert_eq!(second.try_recv(), Err(TryRecvError::Empty));
+    }
+
+    #[test]
+    fn a_slow_listener_loses_the_oldest_and_is_told() {
+        let events = Events::default();
+        let mut slow = events.listen();
+        for generation in 0..BEHIND_MAX as u64 + 10 {
+            events.publish(reloaded(generation));
+        }
+        assert_eq!(slow.try_recv(), Err(TryRecvError::Lagged(10)));
+        assert_eq!(slow.try_recv().unwrap().kind, reloaded(10));
+    }
+}
