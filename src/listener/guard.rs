@@ -142,6 +142,18 @@ impl Guard {
         self.state == State::Head && self.head.bytes > 0
     }
 
+    /// So many bytes left in a body of known length; 0 anywhere else.
+    pub fn left(&self) -> u64 {
+        if let State::Fixed(left) = self.state { left } else { 0 }
+    }
+
+    /// So many bytes of a body of known length, no more than are left, have gone another way.
+    pub fn poured(&mut self, bytes: u64) {
+        if let State::Fixed(left) = self.state {
+            self.state = if left > bytes { State::Fixed(left - bytes) } else { State::Head };
+        }
+    }
+
     /// Follows the next bytes and says how many of them may pass: all of them, unless a message is refused or held.
     pub fn pass(&mut self, bytes: &[u8]) -> Passed {
         let (mut at, mut heads) = (0, 0);

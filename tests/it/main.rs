@@ -14,6 +14,7 @@ mod headers;
 mod health;
 mod idle;
 mod killed_backend;
+mod large;
 mod layering;
 mod limits;
 mod process;
