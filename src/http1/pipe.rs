@@ -99,7 +99,7 @@ mod tests {
     #[tokio::test]
     async fn what_goes_in_comes_out() {
         let ((mut source, near), (far, mut sink)) = (pair().await, pair().await);
-        let sent: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let sent: Vec<u8> = (0..1_000_000u32).map(|i| (i.wrapping_mul(7) >> 3) as u8).collect();
         let expected = sent.clone();
         let writer = tokio::spawn(async move {
             source.write_all(&sent).await.unwrap();
