@@ -137,9 +137,9 @@ impl Guard {
         }
     }
 
-    /// Whether a head is begun and not ended.
+    /// Whether a head is begun and not ended. Empty lines before it (RFC 9112 §2.2) do not begin one.
     pub fn mid_head(&self) -> bool {
-        self.state == State::Head && self.head.bytes > 0
+        self.state == State::Head && (self.head.lines > 0 || !self.partial.is_empty())
     }
 
     /// So many bytes left in a body of known length; 0 anywhere else.

@@ -329,6 +329,14 @@ impl Wire {
         Poll::Ready(Ok(last))
     }
 
+    /// The connection ends: who still reads a request's body is told so, and lets go of the socket.
+    pub fn abandon(&self) {
+        if self.is_wanted() {
+            *self.body.borrow_mut() = Upload::Broken;
+            let _ = SockRef::from(&*self.tcp.borrow()).shutdown(std::net::Shutdown::Both);
+        }
+    }
+
     /// Sends bytes that are no response to a request.
     pub fn poll_write_raw(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_early(cx))?;
