@@ -50,7 +50,8 @@ pub(super) fn is_repeatable(parts: &Parts) -> bool {
 }
 
 impl<'a> Attempts<'a> {
-    /// None yet.
+    /// None yet. In place: what is tried is a list that is not worth a move.
+    #[inline]
     pub(super) fn new(
         (proxy, running): (&'a Proxy, &'a Running),
         upstream: &'a Upstream,
@@ -58,7 +59,8 @@ impl<'a> Attempts<'a> {
         repeatable: bool,
     ) -> Self {
         if config.max > 0 {
-            let now_ms = clock::now_ms(running.exchange.started);
+            // Set when the request came.
+            let now_ms = running.exchange.client.watch.clock().shared_ms();
             upstream.state.retry_budget.deposit(proxy.worker, &BudgetSettings::RETRIES, now_ms);
         }
         Self { proxy, running, upstream, config, tried: Tried::default(), further: 0, repeatable }
@@ -169,7 +171,7 @@ impl<'a> Attempts<'a> {
     pub(super) fn hedge_delay(&self) -> Option<Duration> {
         let hedge = self.config.hedge.as_ref().filter(|_| self.repeatable && self.tried.len() == 1)?;
         let hedging = self.upstream.state.hedging();
-        let now_ms = clock::now_ms(self.running.exchange.started);
+        let now_ms = self.running.exchange.client.watch.clock().shared_ms();
         hedging.budget.deposit(self.proxy.worker, &BudgetSettings::HEDGING, now_ms);
         hedging.latencies.delay(&HedgingSettings::of(hedge), now_ms)
     }

@@ -80,6 +80,12 @@ fn forward(
     let (path, host, timeouts) = (rewrite(check, raw), given_host(check, &raw.host), timeouts(check, &raw.timeouts));
     let upstream = raw.upstream.value().and_then(|name| known.iter().find(|it| it.name.as_str() == name));
     let retries = retries(check, &raw.retries, &upstream.map(|it| Arc::clone(&it.retries)).unwrap_or_default());
+    if let Some(raw::Retries::Table(raw)) = raw.retries.value()
+        && let Some((place, _)) = raw.attempt_timeout.given()
+        && retries.attempt_timeout.is_some_and(|limit| limit >= timeouts.response_head)
+    {
+        check.add(place, Problem::warning("not shorter than response_head, which then comes first"));
+    }
     let (place, text) = raw.upstream.given()?;
     let entries = upstreams.entries();
     // A table of upstreams that could not be read at all is reported already, and its names are not known.
