@@ -178,7 +178,7 @@ fn a_variable_may_stand_for_a_number_or_a_boolean() {
     assert_eq!(config.workers.map(|workers| workers.get()), Some(3));
     assert!(config.listeners[0].via);
     assert_eq!(config.listeners[0].max_body_bytes, Some(2048));
-    assert_eq!(config.upstreams[0].retries, 5);
+    assert_eq!(config.upstreams[0].retries.max, 5);
     assert_eq!(config.upstreams[0].backends[0].address.to_string(), "10.0.0.1:80");
 }
 
@@ -353,4 +353,23 @@ fn what_passes_is_sound() {
     for path in files("tests/config/valid", "toml").into_iter().chain(files("examples/configs", "toml")) {
         assert_sound(&valid(&path).config);
     }
+}
+
+#[test]
+fn a_route_changes_what_its_upstream_says_of_retries_key_by_key() {
+    let loaded = load(&root().join("tests/config/valid/retries.toml"), &Vocabulary::default()).unwrap();
+    let of = |index: usize| match &loaded.config.routes[index].action {
+        isobar::config::Action::Forward(forward) => (*forward.retries).clone(),
+        _ => unreachable!(),
+    };
+    let (orders, users) = (&loaded.config.upstreams[0].retries, &loaded.config.upstreams[1].retries);
+    assert_eq!((users.max, users.body_buffer, users.attempt_timeout), (2, 0, Some(Duration::from_secs(2))));
+    let reports = of(0);
+    assert_eq!((reports.max, reports.attempt_timeout, reports.hedge), (1, None, None));
+    assert!(reports.on.connect_failure && !reports.on.reset && !reports.on.timeout);
+    assert_eq!(reports.on.statuses, [http::StatusCode::TOO_MANY_REQUESTS]);
+    assert_eq!((reports.backoff_max, reports.body_buffer), (users.backoff_max, 0));
+    assert_eq!(of(1), isobar::config::RetryConfig { max: 0, ..(**users).clone() });
+    assert_eq!((orders.max, orders.hedge), (7, None));
+    assert_eq!(of(2).hedge.map(|hedge| (hedge.percentile, hedge.budget_percent)), Some((90, 5)));
 }

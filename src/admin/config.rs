@@ -12,8 +12,9 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, BackendConfig, BodyMatch, Config, Forward, HeaderEdits,
-    HealthCheckConfig, HostPattern, HttpProbe, ListenerConfig, LocationPart, LogConfig, LogFormat, PathPattern,
-    PathRewrite, PoolConfig, Probe, RouteConfig, Timeouts, UpstreamConfig, ValueMatch,
+    HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, ListenerConfig, LocationPart, LogConfig, LogFormat,
+    PathPattern, PathRewrite, PoolConfig, Probe, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, Timeouts,
+    UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -251,7 +252,8 @@ fn forward_keys<M: SerializeMap>(map: &mut M, forward: &Forward) -> Result<(), M
         PathRewrite::ReplacePrefix(prefix) => map.serialize_entry("replace_prefix", prefix)?,
     }
     map.serialize_entry("host", &forward.host.as_ref().map_or_else(|| "preserve".into(), lossy))?;
-    map.serialize_entry("timeouts", &Shown(&forward.timeouts))
+    map.serialize_entry("timeouts", &Shown(&forward.timeouts))?;
+    map.serialize_entry("retries", &Shown(&*forward.retries))
 }
 
 #[derive(serde::Serialize)]
@@ -316,14 +318,69 @@ impl Serialize for Shown<&HeaderEdits> {
 
 impl Serialize for Shown<&UpstreamConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let UpstreamConfig { name: _, strategy, backends, connect_timeout, retries, pool, health_check } = self.0;
+        let UpstreamConfig { name: _, strategy, backends, connect_timeout, retries, retry_budget, pool, health_check } =
+            self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("strategy", strategy.as_str())?;
         map.serialize_entry("backends", &shown(backends))?;
         map.serialize_entry("connect_timeout", &Shown(*connect_timeout))?;
-        map.serialize_entry("retries", retries)?;
+        map.serialize_entry("retries", &Shown(&**retries))?;
+        map.serialize_entry("retry_budget", &Shown(retry_budget))?;
         map.serialize_entry("pool", &Shown(pool))?;
         map.serialize_entry("health_check", &Switched { on: health_check.as_deref().map(Shown) })?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&RetryConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let RetryConfig { max, on, attempt_timeout, backoff_base, backoff_max, retry_after_max, body_buffer, hedge } =
+            self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("max", max)?;
+        map.serialize_entry("on", &conditions(on))?;
+        map.serialize_entry("attempt_timeout", &attempt_timeout.map_or_else(|| "none".into(), duration))?;
+        let (base, max) = (duration(*backoff_base), duration(*backoff_max));
+        let backoff = [("base", base), ("max", max), ("retry_after_max", duration(*retry_after_max))];
+        map.serialize_entry("backoff", &Entries(backoff.map(|(key, text)| (key.to_owned(), text)).into()))?;
+        map.serialize_entry("body_buffer", body_buffer)?;
+        map.serialize_entry("hedge", &Switched { on: hedge.as_ref().map(Shown) })?;
+        map.end()
+    }
+}
+
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum ConditionView {
+    Word(&'static str),
+    Status(u16),
+}
+
+fn conditions(on: &RetryOn) -> Vec<ConditionView> {
+    let RetryOn { connect_failure, reset, timeout, statuses } = on;
+    let words = [(connect_failure, "connect_failure"), (reset, "reset"), (timeout, "timeout")];
+    let words = words.into_iter().filter(|(on, _)| **on).map(|(_, word)| ConditionView::Word(word));
+    words.chain(statuses.iter().map(|status| ConditionView::Status(status.as_u16()))).collect()
+}
+
+impl Serialize for Shown<&HedgeConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let HedgeConfig { percentile, min_delay, budget_percent } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        map.serialize_entry("percentile", percentile)?;
+        map.serialize_entry("min_delay", &Shown(*min_delay))?;
+        map.serialize_entry("budget_percent", budget_percent)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&RetryBudgetConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let RetryBudgetConfig { percent, per_second } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("percent", percent)?;
+        map.serialize_entry("per_second", per_second)?;
         map.end()
     }
 }
@@ -501,6 +558,14 @@ mod tests {
                 "strip_prefix": true,
                 "host": "preserve",
                 "timeouts": { "response_head": "30s", "body_idle": "1m", "exchange": "none", "tunnel_idle": "1h" },
+                "retries": {
+                    "max": 2,
+                    "on": ["connect_failure", "reset", "timeout", 502, 503, 504],
+                    "attempt_timeout": "none",
+                    "backoff": { "base": "25ms", "max": "250ms", "retry_after_max": "1s" },
+                    "body_buffer": 65536,
+                    "hedge": { "enabled": true, "percentile": 95, "min_delay": "1ms", "budget_percent": 5 },
+                },
                 "request_headers": {
                     "set": { "authorization": "(hidden)", "x-gateway": "isobar" },
                     "remove": ["x-debug"],
@@ -534,7 +599,15 @@ mod tests {
                         { "address": "10.0.0.3:9001", "weight": 0 },
                     ],
                     "connect_timeout": "3s",
-                    "retries": 1,
+                    "retries": {
+                        "max": 1,
+                        "on": ["connect_failure", "reset", "timeout", 502, 503, 504],
+                        "attempt_timeout": "2s",
+                        "backoff": { "base": "25ms", "max": "250ms", "retry_after_max": "1s" },
+                        "body_buffer": 65536,
+                        "hedge": { "enabled": false },
+                    },
+                    "retry_budget": { "percent": 20, "per_second": 10 },
                     "pool": { "max_idle": 64, "idle_timeout": "1m" },
                     "health_check": {
                         "enabled": true,

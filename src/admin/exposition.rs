@@ -9,7 +9,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
@@ -23,7 +23,9 @@ use crate::backend::Backend;
 use crate::backend::health::{Health, Verdict};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
-use crate::telemetry::metrics::{BUCKET_BOUNDS_US, BackendMetrics, Counter, Sharded, UpstreamMetrics};
+use crate::telemetry::clock;
+use crate::telemetry::metrics::{BUCKET_BOUNDS_US, BackendMetrics, Counter, RetryCause, Sharded, UpstreamMetrics};
+use crate::upstream::retry_budget::BudgetSettings;
 
 /// What `prometheus-client` writes is OpenMetrics, which every Prometheus since 2.5 reads.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -164,9 +166,50 @@ impl Scrape {
         let help = "From the request's head to the end of the response";
         let durations = labels.iter().zip(&metrics).map(|(labels, metrics)| (&labels[..], Durations::sum(metrics)));
         families.histogram("upstream_request_duration", help, Some(&Unit::Seconds), durations)?;
-        families.counter("upstream_retries", "Further attempts", None, counters(|shard| &shard.retries))?;
+        self.retries(families)?;
         let help = "Requests that found no backend to pick";
         families.counter("upstream_no_backend", help, None, counters(|shard| &shard.no_backend))
+    }
+
+    fn retries(&self, families: &mut Families<'_>) -> fmt::Result {
+        let upstreams = &self.snapshot.upstreams;
+        let metrics = || upstreams.iter().map(|it| (("upstream", it.name().as_str()), &it.state.metrics));
+
+        let retries = metrics().flat_map(|(upstream, metrics)| {
+            RetryCause::ALL.into_iter().enumerate().map(move |(index, cause)| {
+                ([upstream, ("cause", cause.as_str())], metrics.sum(|shard| &shard.retries[index]))
+            })
+        });
+        let retries: Vec<_> = retries.collect();
+        let series = retries.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("upstream_retries", "Further attempts by what they came after", None, series)?;
+        let retried = metrics().flat_map(|(upstream, metrics)| {
+            let (well, vain) = (metrics.sum(|it| &it.retried_well), metrics.sum(|it| &it.retried_in_vain));
+            [("answered", well), ("failed", vain)].map(|(result, count)| ([upstream, ("result", result)], count))
+        });
+        let retried: Vec<_> = retried.collect();
+        let series = retried.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("upstream_retried_requests", "Requests tried again, by what came of it", None, series)?;
+
+        let labels: Vec<_> = metrics().map(|(upstream, _)| [upstream]).collect();
+        let counters = |counter: fn(&UpstreamMetrics) -> &Counter| {
+            labels.iter().zip(upstreams).map(move |(labels, it)| (&labels[..], it.state.metrics.sum(counter)))
+        };
+        let help = "Further attempts that were not made because the retry budget was spent";
+        families.counter("upstream_retry_budget_spent", help, None, counters(|shard| &shard.retry_budget_spent))?;
+        let now_ms = clock::now_ms(Instant::now());
+        let available = labels.iter().zip(upstreams).map(|(labels, it)| {
+            let settings = BudgetSettings::retries(&it.config.retry_budget);
+            (&labels[..], it.state.retry_budget.available(&settings, now_ms) as f64)
+        });
+        let help = "Further attempts that could be made now";
+        families.gauge("upstream_retry_budget_available", help, None, available)?;
+        let help = "Second attempts while the first was slow";
+        families.counter("upstream_hedges", help, None, counters(|shard| &shard.hedges))?;
+        let help = "Second attempts that were answered first";
+        families.counter("upstream_hedges_won", help, None, counters(|shard| &shard.hedges_won))?;
+        let help = "Second attempts that were not made because their budget was spent";
+        families.counter("upstream_hedge_budget_spent", help, None, counters(|shard| &shard.hedge_budget_spent))
     }
 
     fn backends(&self, families: &mut Families<'_>) -> fmt::Result {

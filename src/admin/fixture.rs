@@ -14,9 +14,9 @@ use http::{Method, StatusCode};
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
     Action, Address, BackendConfig, BodyMatch, Config, Forward, HeaderEdits, HeaderMatch, HealthCheckConfig,
-    HostPattern, HttpProbe, InitialHealth, ListenerConfig, LocationPart, LogConfig, LogFormat, PathPattern,
-    PathRewrite, PoolConfig, Probe, QueryMatch, Redirect, Respond, RouteConfig, StrategyConfig, Timeouts,
-    UpstreamConfig, ValueMatch,
+    HedgeConfig, HostPattern, HttpProbe, InitialHealth, ListenerConfig, LocationPart, LogConfig, LogFormat,
+    PathPattern, PathRewrite, PoolConfig, Probe, QueryMatch, Redirect, Respond, RetryBudgetConfig, RetryConfig,
+    RouteConfig, StrategyConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -173,6 +173,7 @@ fn routes() -> [RouteConfig; 3] {
             upstream: "users".into(),
             path: PathRewrite::StripPrefix,
             host: None,
+            retries: Arc::new(RetryConfig { hedge: Some(HedgeConfig::default()), ..RetryConfig::default() }),
             timeouts: Timeouts {
                 response_head: Duration::from_secs(30),
                 body_idle: Duration::from_secs(60),
@@ -242,7 +243,12 @@ fn upstream() -> UpstreamConfig {
             BackendConfig { address: Address::Ip(([10, 0, 0, 3], 9001).into()), weight: 0 },
         ],
         connect_timeout: Duration::from_secs(3),
-        retries: 1,
+        retries: Arc::new(RetryConfig {
+            max: 1,
+            attempt_timeout: Some(Duration::from_secs(2)),
+            ..RetryConfig::default()
+        }),
+        retry_budget: RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
         health_check: Some(Arc::new(health_check())),
     }

@@ -7,7 +7,7 @@ use crate::backend::health::Health;
 use crate::config::UpstreamConfig;
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
-use crate::telemetry::metrics::{BackendMetrics, Counter, Sharded};
+use crate::telemetry::metrics::{BackendMetrics, Counter, Sharded, UpstreamMetrics};
 use crate::upstream::{Readiness, Roster, Upstream};
 
 /// The whole answer.
@@ -104,7 +104,7 @@ impl UpstreamView {
             name: upstream.name().to_string(),
             strategy: upstream.config.strategy.as_str().to_owned(),
             responses: ByClass::sum(metrics, |shard| &shard.responses),
-            retries: metrics.sum(|shard| &shard.retries),
+            retries: UpstreamMetrics::all_retries(metrics),
             no_backend: metrics.sum(|shard| &shard.no_backend),
             backends: roster
                 .backends()

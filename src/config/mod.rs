@@ -30,11 +30,13 @@ mod reader;
 mod interpolate;
 mod units;
 mod check;
+mod retry;
 mod report;
 mod error;
 
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity};
+pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
@@ -291,6 +293,8 @@ pub struct Forward {
     pub host: Option<HeaderValue>,
     /// How long it may take.
     pub timeouts: Timeouts,
+    /// When it is tried again: the upstream's rules, with those of the route in their place.
+    pub retries: Arc<RetryConfig>,
 }
 
 /// Which path the backend sees.
@@ -382,9 +386,10 @@ pub struct UpstreamConfig {
     pub backends: Vec<BackendConfig>,
     /// From the first packet to a connection, names looked up included.
     pub connect_timeout: Duration,
-    /// Further attempts at other backends after one that failed before any byte of a response; only where the request
-    /// cannot have been processed, or may be repeated.
-    pub retries: u8,
+    /// When a request is tried again. Routes may change it for theirs.
+    pub retries: Arc<RetryConfig>,
+    /// How many further attempts all its requests together may get.
+    pub retry_budget: RetryBudgetConfig,
     /// The idle connections that are kept.
     pub pool: PoolConfig,
     /// How its backends are checked; `None` is not at all: they count as healthy.

@@ -23,6 +23,8 @@ pub trait Progress {
     fn response_read(&self);
     /// A piece of the response's body goes to the client.
     fn response_data(&self, bytes: usize);
+    /// The backend broke the response's body off.
+    fn response_broke(&self);
     /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
     fn ended(&self, complete: bool);
 }
@@ -212,6 +214,9 @@ impl HttpBody for Body {
                 {
                     exchange.response_data(data.len());
                 }
+                if let (Some(exchange), Some(Err(_))) = (&this.exchange, &frame) {
+                    exchange.response_broke();
+                }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Backend)))
             }
         }
@@ -250,6 +255,18 @@ struct Streamed {
     /// Until all of it has been read.
     source: Option<Rc<dyn Source>>,
     exchange: Rc<dyn Progress>,
+    /// What was handed out, where the body may have to be sent again.
+    kept: Option<Box<Kept>>,
+}
+
+/// All of a request's body that was handed out so far.
+#[derive(Clone, Default)]
+struct Kept {
+    pieces: Vec<Bytes>,
+    /// Which of them comes next; past the last, the source does.
+    next: usize,
+    /// Bytes that may still be kept.
+    room: usize,
 }
 
 impl Streamed {
@@ -271,7 +288,50 @@ impl RequestBody {
     /// What the client sends.
     pub fn streamed(source: Rc<dyn Source>, exchange: Rc<dyn Progress>) -> Self {
         source.want(true);
-        Self(Some(Streamed { unread: Bytes::new(), source: Some(source), exchange }))
+        Self(Some(Streamed { unread: Bytes::new(), source: Some(source), exchange, kept: None }))
+    }
+
+    /// Keeps what is handed out from now on, as long as it is not more than `limit` bytes, so that it can be sent again.
+    pub fn keep(&mut self, limit: usize) {
+        if let Some(body) = &mut self.0
+            && body.source.as_ref().and_then(|source| source.left()).is_none_or(|left| left <= limit as u64)
+        {
+            body.kept = Some(Box::new(Kept { room: limit, ..Kept::default() }));
+        }
+    }
+
+    /// Whether all that was handed out can be handed out again.
+    pub fn is_kept(&self) -> bool {
+        self.0.as_ref().is_none_or(|body| body.kept.is_some())
+    }
+
+    /// Begins again, where the body was kept. Where it was not, it goes on with what was given back.
+    pub fn rewind(&mut self) {
+        if let Some(body) = &mut self.0
+            && let Some(kept) = &mut body.kept
+        {
+            kept.next = 0;
+            body.unread = Bytes::new();
+        }
+    }
+
+    /// The same body for another backend at the same time; `None` unless all of it has come from the client and was kept.
+    pub fn copy(&self) -> Option<Self> {
+        let Some(body) = &self.0 else { return Some(Self::empty()) };
+        let kept = body.kept.as_ref().filter(|_| body.source.is_none())?;
+        let kept = Some(Box::new(Kept { next: 0, ..(**kept).clone() }));
+        Some(Self(Some(Streamed { unread: Bytes::new(), source: None, exchange: Rc::clone(&body.exchange), kept })))
+    }
+
+    /// All that a backend takes of it is sent: it is over, unless it was kept to be sent again.
+    pub fn sent(&mut self) {
+        if let Some(body) = &mut self.0
+            && body.kept.is_none()
+        {
+            // Not an empty body from now on: that could be sent again.
+            body.unread = Bytes::new();
+            body.end();
+        }
     }
 
     /// Takes back a piece that was not sent: it comes again.
@@ -285,7 +345,11 @@ impl RequestBody {
 impl RequestBody {
     /// Whether the rest may be poured.
     pub fn pours(&self) -> bool {
-        let source = self.0.as_ref().filter(|body| body.unread.is_empty()).and_then(|body| body.source.as_ref());
+        let source = self
+            .0
+            .as_ref()
+            .filter(|body| body.unread.is_empty() && body.kept.is_none())
+            .and_then(|body| body.source.as_ref());
         source.is_some_and(|source| source.pours())
     }
 
@@ -317,6 +381,12 @@ impl HttpBody for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        if let Some(kept) = &mut body.kept
+            && let Some(piece) = kept.pieces.get(kept.next)
+        {
+            kept.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
+        }
         if !body.unread.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut body.unread)))));
         }
@@ -338,27 +408,208 @@ impl HttpBody for RequestBody {
             body.exchange.request_ended(false);
             return Poll::Ready(Some(Err(BodyError::Client(error))));
         }
+        if let Some(kept) = &mut body.kept
+            && let Some(Ok(frame)) = &frame
+            && !kept.take(frame)
+        {
+            body.kept = None;
+        }
         body.over();
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Client)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|body| body.unread.is_empty() && body.source.is_none())
+        self.0.as_ref().is_none_or(|body| body.unread.is_empty() && body.source.is_none() && body.again() == 0)
     }
 
     fn size_hint(&self) -> SizeHint {
         let Some(body) = &self.0 else { return SizeHint::with_exact(0) };
         match body.source.as_ref().map_or(Some(0), |source| source.left()) {
-            Some(left) => SizeHint::with_exact(left + body.unread.len() as u64),
+            Some(left) => SizeHint::with_exact(left + body.unread.len() as u64 + body.again()),
             None => SizeHint::default(),
         }
     }
 }
 
+impl Streamed {
+    /// Nothing more is taken from the client.
+    fn end(&mut self) {
+        if let Some(source) = self.source.take() {
+            source.want(false);
+        }
+    }
+
+    /// Bytes that come again.
+    fn again(&self) -> u64 {
+        let kept = self.kept.iter().flat_map(|kept| &kept.pieces[kept.next.min(kept.pieces.len())..]);
+        kept.map(|piece| piece.len() as u64).sum()
+    }
+}
+
+impl Kept {
+    /// Keeps a piece that is handed out; `false` where that cannot be: it is too much, or no data.
+    fn take(&mut self, frame: &Frame<Bytes>) -> bool {
+        let Some(data) = frame.data_ref().filter(|data| data.len() <= self.room) else { return false };
+        self.room -= data.len();
+        // The pieces share the memory that they were read into.
+        self.pieces.push(data.clone());
+        self.next = self.pieces.len();
+        true
+    }
+}
+
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let Some(source) = self.0.as_mut().and_then(|body| body.source.take()) {
-            source.want(false);
+        if let Some(body) = &mut self.0 {
+            body.end();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A client that has sent these pieces, and goes on when more are put in.
+    #[derive(Default)]
+    struct Pieces {
+        left: RefCell<VecDeque<Bytes>>,
+        ended: Cell<bool>,
+        wanted: Cell<bool>,
+    }
+
+    impl Source for Pieces {
+        fn pours(&self) -> bool {
+            false
+        }
+
+        fn poll_pour(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(0))
+        }
+
+        fn poll_piece(&self, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            match self.left.borrow_mut().pop_front() {
+                Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+                None if self.ended.get() => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        }
+
+        fn is_done(&self) -> bool {
+            self.ended.get() && self.left.borrow().is_empty()
+        }
+
+        fn left(&self) -> Option<u64> {
+            self.ended.get().then(|| self.left.borrow().iter().map(|piece| piece.len() as u64).sum())
+        }
+
+        fn want(&self, wanted: bool) {
+            self.wanted.set(wanted);
+        }
+    }
+
+    struct Nobody;
+
+    impl Progress for Nobody {
+        fn request_data(&self, _: usize) -> Result<(), BodyError> {
+            Ok(())
+        }
+        fn waits_for_client(&self, _: bool) {}
+        fn request_ended(&self, _: bool) {}
+        fn response_read(&self) {}
+        fn response_data(&self, _: usize) {}
+        fn response_broke(&self) {}
+        fn ended(&self, _: bool) {}
+    }
+
+    fn body(pieces: &[&[u8]]) -> (Rc<Pieces>, RequestBody) {
+        let source = Rc::new(Pieces::default());
+        source.left.borrow_mut().extend(pieces.iter().map(|piece| Bytes::copy_from_slice(piece)));
+        let body = RequestBody::streamed(Rc::clone(&source) as Rc<dyn Source>, Rc::new(Nobody));
+        (source, body)
+    }
+
+    /// So many pieces of it, or as many as there are.
+    fn take(body: &mut RequestBody, pieces: usize) -> Vec<u8> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut taken = Vec::new();
+        for _ in 0..pieces {
+            match Pin::new(&mut *body).poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(frame))) => taken.extend_from_slice(frame.data_ref().unwrap()),
+                _ => break,
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn a_body_that_is_too_long_to_keep_is_not_taken_for_an_empty_one_once_it_is_sent() {
+        for limit in [None, Some(3), Some(4)] {
+            let (source, mut body) = body(&[b"ab", b"cd"]);
+            if let Some(limit) = limit {
+                body.keep(limit);
+            }
+            source.ended.set(true);
+            assert_eq!(take(&mut body, 9), b"abcd");
+            body.sent();
+            assert_eq!(body.is_kept(), limit == Some(4), "{limit:?}");
+            assert!(body.is_end_stream());
+            assert_eq!(body.copy().is_some(), limit == Some(4));
+        }
+    }
+
+    #[test]
+    fn a_body_that_nobody_takes_any_more_lets_its_client_go() {
+        let (source, mut body) = body(&[b"ab"]);
+        assert!(source.wanted.get());
+        take(&mut body, 1);
+        body.sent();
+        assert!(!source.wanted.get());
+    }
+
+    #[test]
+    fn a_copy_is_made_of_a_whole_body_only() {
+        let (source, mut body) = body(&[b"ab", b"cd"]);
+        body.keep(10);
+        take(&mut body, 2);
+        assert!(body.copy().is_none());
+        source.ended.set(true);
+        take(&mut body, 1);
+        // Its end was not seen yet: that takes a piece or the question for one.
+        let mut copy = body.copy().unwrap();
+        assert_eq!(copy.size_hint().exact(), Some(4));
+        assert_eq!(take(&mut copy, 9), b"abcd");
+        assert!(copy.is_end_stream() && RequestBody::empty().copy().is_some());
+    }
+
+    proptest! {
+        /// However often and wherever it is begun anew, a kept body is the same each time.
+        #[test]
+        fn what_was_kept_comes_again(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..5), 0..8),
+            rounds in prop::collection::vec(0_usize..10, 0..6),
+        ) {
+            let refs: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+            let whole = pieces.concat();
+            let (source, mut body) = body(&refs);
+            source.ended.set(true);
+            body.keep(whole.len());
+            for round in rounds {
+                body.rewind();
+                prop_assert_eq!(body.size_hint().exact(), Some(whole.len() as u64));
+                let taken = take(&mut body, round);
+                prop_assert!(whole.starts_with(&taken));
+                body.sent();
+                prop_assert!(body.is_kept());
+            }
+            body.rewind();
+            prop_assert_eq!(take(&mut body, 99), whole);
+            prop_assert!(body.is_end_stream());
         }
     }
 }

@@ -85,6 +85,8 @@ pub trait ClientSide {
     fn end(&self);
     /// The response was cut short, and its client may take the end of the connection for its end: it gets a reset instead.
     fn abort(&self);
+    /// Whether the client does not take what it is sent.
+    fn has_unsent(&self) -> bool;
     /// Sends an informational response now.
     fn inform(&self, head: &[u8]);
 }
@@ -113,6 +115,9 @@ pub(crate) mod testing {
         fn body(&self, _: Duration) {}
         fn end(&self) {}
         fn abort(&self) {}
+        fn has_unsent(&self) -> bool {
+            false
+        }
         fn inform(&self, _: &[u8]) {}
     }
 

@@ -13,11 +13,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::backend::BackendId;
+use crate::telemetry::clock;
 
 /// A worker's coarse time: read from memory, moved on once a tick.
 #[derive(Debug)]
 pub struct Clock {
     epoch: Instant,
+    /// When that was on the clock that all threads share.
+    epoch_ms: u64,
     now_ms: Cell<u64>,
     tick_ms: Cell<u64>,
     watches: RefCell<Vec<Weak<Watch>>>,
@@ -46,8 +49,10 @@ pub enum Phase {
 impl Clock {
     /// A clock that shows 0.
     pub fn new() -> Rc<Self> {
+        let epoch = Instant::now();
         Rc::new(Self {
-            epoch: Instant::now(),
+            epoch,
+            epoch_ms: clock::now_ms(epoch),
             now_ms: Cell::new(0),
             tick_ms: Cell::new(MAX_TICK_MS),
             watches: RefCell::default(),
@@ -59,6 +64,11 @@ impl Clock {
     /// Milliseconds since the worker began, as of the last tick.
     pub fn now_ms(&self) -> u64 {
         self.now_ms.get()
+    }
+
+    /// The same on [`telemetry::clock`](crate::telemetry::clock), a millisecond less at most: for what workers count on together.
+    pub fn shared_ms(&self) -> u64 {
+        self.epoch_ms + self.now_ms.get()
     }
 
     /// How long a tick is.

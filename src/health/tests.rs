@@ -72,7 +72,8 @@ fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<
         strategy: StrategyConfig::RoundRobin,
         backends: backends.collect(),
         connect_timeout: timeout,
-        retries: 0,
+        retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
+        retry_budget: crate::config::RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 1, idle_timeout: timeout },
         health_check: Some(Arc::new(check)),
     };

@@ -104,6 +104,13 @@ impl Head {
         Ok(Some(end))
     }
 
+    /// The value of the first field of that name, from the bytes that the head was read from.
+    pub fn field(&self, bytes: &Bytes, name: &str) -> Option<Bytes> {
+        let of = |place: &Range<usize>| bytes.get(place.clone()).unwrap_or_default();
+        let (_, value) = self.fields.iter().find(|(it, _)| of(it).eq_ignore_ascii_case(name.as_bytes()))?;
+        Some(bytes.slice(value.clone()))
+    }
+
     /// The head as a response, from the bytes that it was read from. `headers` is space for it.
     ///
     /// # Errors

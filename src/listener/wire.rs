@@ -561,6 +561,10 @@ impl ClientSide for Wire {
         let _ = SockRef::from(&*self.tcp.borrow()).set_linger(Some(Duration::ZERO));
     }
 
+    fn has_unsent(&self) -> bool {
+        self.out.try_borrow().is_ok_and(|out| !out.is_written())
+    }
+
     fn inform(&self, head: &[u8]) {
         let mut early = self.early.borrow_mut();
         let sent = if early.is_empty() { self.tcp.borrow().try_write(head).unwrap_or(0) } else { 0 };

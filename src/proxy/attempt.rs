@@ -5,18 +5,23 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
+use http::{Response, StatusCode};
+use http_body::Body as _;
 
 use crate::backend::Lease;
+use crate::config::RetryConfig;
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch};
 use crate::route::{Forward, Route, rewrite};
 use crate::strategy::Tried;
-use crate::transport::{Connection, connect};
+use crate::telemetry::metrics::RetryCause;
+use crate::transport::{Connection, Failed, connect};
 use crate::upstream::Upstream;
 
+use super::hedge::{self, Raced};
+use super::retry::{self, Attempts};
 use super::running::{Running, SWITCHING, Upload};
 use super::upgrade::Tunnel;
 use super::{Handled, Proxy, ProxyError, headers};
@@ -55,12 +60,15 @@ pub(super) async fn forward(
         Some(source) => RequestBody::streamed(source, Rc::clone(running) as Rc<dyn Progress>),
         None => RequestBody::empty(),
     };
-    // What may be sent again after a backend has perhaps seen it.
-    let repeatable = !has_body && upgrade.is_none() && parts.method.is_idempotent();
-
     let upstream = &*forward.upstream;
-    let mut tried = Tried::default();
-    let mut place = lease(proxy, running, upstream, &mut tried, None)?;
+    let retries = &*forward.retries;
+    // What may be sent again after a backend has perhaps seen it.
+    let repeatable = upgrade.is_none() && retry::is_repeatable(&parts);
+    if has_body && repeatable && keeps(retries, &body) {
+        body.keep(retries.body_buffer);
+    }
+    let mut attempts = Attempts::new((proxy, running), upstream, retries, repeatable);
+    let mut place = attempts.first()?;
     let mut fresh = false;
     loop {
         let idle = if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.config.pool) };
@@ -68,21 +76,79 @@ pub(super) async fn forward(
             Some(connection) => Ok(connection),
             None => dial(proxy, running, upstream, &place).await,
         };
-        let connection = match connected {
+        let mut connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
+                drop(place);
                 // Nothing was sent: any request may try elsewhere.
-                place = lease(proxy, running, upstream, &mut tried, Some(error))?;
+                place = again(&mut attempts, RetryCause::ConnectFailure, &mut parts, error).await?;
                 fresh = false;
                 continue;
             }
         };
-        running.await_head();
+        let head = forward.timeouts.response_head;
+        let mut limit = attempts.limit(head);
+        running.await_head(limit.unwrap_or(head));
+        body.rewind();
         connection.begin(&parts, &body, lines.as_deref());
-        let response = poll_fn(|cx| connection.poll_response(cx, &mut body, &**running));
-        let failed = match in_time(&client.watch, response).await {
-            None => return Err(late(running, &place)),
-            Some(Ok(_)) => return answer(running, forward, upgrade, place, connection, body, parts.headers),
+        let mut outcome = match attempts.hedge_delay() {
+            None => in_time(&client.watch, response(&connection, &mut body, running)).await,
+            Some(delay) => {
+                let lines = lines.as_deref();
+                let first = (&connection, &mut body);
+                let raced = hedge::race(proxy, &mut attempts, (&mut parts, lines), first, delay);
+                match Box::pin(raced).await {
+                    Raced::First(outcome) => {
+                        running.serve(place.backend());
+                        outcome
+                    }
+                    Raced::Second(second) => {
+                        upstream.state.metrics.of(proxy.worker).hedges_won.add(1);
+                        let status = second.status;
+                        (place, connection, body) = (second.lease, second.connection, second.body);
+                        Some(Ok(status))
+                    }
+                }
+            }
+        };
+        if outcome.is_none()
+            && let Some(limit) = limit.take()
+            && running.upload() == Upload::Over
+            && !client.watch.is_capped()
+        {
+            // Given up only for another attempt: the last one has all the time that the route allows.
+            let next = match attempts.may_repeat(&body) {
+                true => Box::pin(attempts.next(RetryCause::Timeout, None)).await,
+                false => None,
+            };
+            if let Some(next) = next {
+                place.backend().metrics.of(proxy.worker).timeouts.add(1);
+                attempts.number(&mut parts);
+                place = next;
+                fresh = false;
+                continue;
+            }
+            running.await_head(head.saturating_sub(limit));
+            outcome = in_time(&client.watch, response(&connection, &mut body, running)).await;
+        }
+        let failed = match outcome {
+            None => return Err(attempts.failed(late(running, &place))),
+            Some(Ok(status)) => {
+                if attempts.is_unwanted(status) && attempts.may_repeat(&body) {
+                    let asked = connection.field("retry-after");
+                    if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked)).await {
+                        place.backend().metrics.of(proxy.worker).responses[class(status)].add(1);
+                        connection.discard();
+                        attempts.number(&mut parts);
+                        place = next;
+                        fresh = false;
+                        continue;
+                    }
+                }
+                attempts.answered(status);
+                running.answered();
+                return answer(running, forward, upgrade, place, connection, body, parts.headers);
+            }
             Some(Err(failed)) => failed,
         };
         match running.upload() {
@@ -92,7 +158,7 @@ pub(super) async fn forward(
         }
         let metrics = place.backend().metrics.of(proxy.worker);
         let answered = connection.answered();
-        let again = failed.unsent || (repeatable && !answered);
+        let may_repeat = failed.unsent || (attempts.may_repeat(&body) && !answered);
         // A connection that had been idle may have been closed by the backend just before: that says nothing about the
         // backend, and is no attempt.
         let stale = connection.reused && !answered;
@@ -100,56 +166,64 @@ pub(super) async fn forward(
             metrics.broken.add(1);
         }
         let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.error };
-        if !again {
-            return Err(error);
+        if !may_repeat {
+            return Err(attempts.failed(error));
         }
         if stale {
             fresh = true;
         } else {
-            place = lease(proxy, running, upstream, &mut tried, Some(error))?;
+            drop((connection, place));
+            let cause = if failed.unsent { RetryCause::ConnectFailure } else { RetryCause::Reset };
+            place = again(&mut attempts, cause, &mut parts, error).await?;
             fresh = false;
         }
     }
+}
+
+/// The answer at a connection, as it comes.
+fn response<'a>(
+    connection: &'a Connection,
+    body: &'a mut RequestBody,
+    running: &'a Running,
+) -> impl Future<Output = Result<StatusCode, Failed>> + use<'a> {
+    poll_fn(move |cx| connection.poll_response(cx, body, running))
+}
+
+/// Whether a body may be kept to be sent again, going by what is known of its length.
+fn keeps(retries: &RetryConfig, body: &RequestBody) -> bool {
+    let length = body.size_hint().exact().unwrap_or(0);
+    (retries.max > 0 || retries.hedge.is_some()) && retries.body_buffer > 0 && length <= retries.body_buffer as u64
+}
+
+/// Where a request goes after an attempt that failed, or else what it comes to.
+#[cold]
+fn again<'a>(
+    attempts: &'a mut Attempts<'_>,
+    cause: RetryCause,
+    parts: &'a mut Parts,
+    error: ProxyError,
+) -> impl Future<Output = Result<Lease, ProxyError>> {
+    Box::pin(async move {
+        match attempts.next(cause, None).await {
+            Some(next) => {
+                attempts.number(parts);
+                Ok(next)
+            }
+            None => Err(attempts.failed(error)),
+        }
+    })
 }
 
 fn upstream_host(forward: &Forward) -> HeaderValue {
     HeaderValue::from_str(forward.upstream.name().as_str()).unwrap_or(HeaderValue::from_static("upstream"))
 }
 
-/// Leases the next backend to try; `failure` is why the last one was no good, and what it comes to if there is no other.
-fn lease(
-    proxy: &Proxy,
-    running: &Running,
-    upstream: &Upstream,
-    tried: &mut Tried,
-    failure: Option<ProxyError>,
-) -> Result<Lease, ProxyError> {
-    let metrics = upstream.state.metrics.of(proxy.worker);
-    if let Some(failure) = failure {
-        if tried.len() > usize::from(upstream.config.retries) || running.exchange.client.watch.is_capped() {
-            return Err(failure);
-        }
-        let next = upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut());
-        let next = next.ok_or(failure)?;
-        metrics.retries.add(1);
-        note(running, tried, &next);
-        return Ok(next);
-    }
-    match upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut()) {
-        Some(first) => {
-            note(running, tried, &first);
-            Ok(first)
-        }
-        None => {
-            metrics.no_backend.add(1);
-            Err(ProxyError::NoBackend)
-        }
-    }
-}
-
-fn note(running: &Running, tried: &mut Tried, lease: &Lease) {
-    tried.push(lease.backend().id);
-    running.attempt(lease.backend());
+/// Leases the next backend to try; `None` when none is left.
+pub(super) fn lease(proxy: &Proxy, running: &Running, upstream: &Upstream, tried: &mut Tried) -> Option<Lease> {
+    let next = upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut())?;
+    tried.push(next.backend().id);
+    running.attempt(next.backend());
+    Some(next)
 }
 
 /// Makes a new connection.
@@ -163,10 +237,12 @@ async fn dial(
     watch.enter(Phase::Connect, upstream.config.connect_timeout);
     let backend = lease.backend();
     let metrics = backend.metrics.of(proxy.worker);
+    let began = running.now();
     let dialled = connect::connect(&proxy.transport, backend, upstream.config.pool);
     match in_time(watch, dialled).await {
         Some(Ok(connection)) => {
             metrics.connects.add(1);
+            running.connected(began);
             Ok(connection)
         }
         Some(Err(error)) => {
@@ -196,6 +272,11 @@ fn late(running: &Running, lease: &Lease) -> ProxyError {
     ProxyError::ResponseTimeout { backend: backend.address.clone() }
 }
 
+/// Where responses of that status are counted.
+fn class(status: StatusCode) -> usize {
+    usize::from(status.as_u16() / 100 - 1).min(4)
+}
+
 /// Makes a backend's response the client's. What is left of the request's `body` goes on beside it; `space` is for the
 /// response's headers.
 fn answer(
@@ -214,8 +295,7 @@ fn answer(
     connection.upload(body, forward.timeouts.body_idle);
     let (mut head, ()) = response.into_parts();
     let status = head.status;
-    let class = usize::from(status.as_u16() / 100 - 1).min(4);
-    lease.backend().metrics.of(running.worker()).responses[class].add(1);
+    lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
     let dated = headers::to_client(&mut head.headers, &running.exchange.client);
     if status != SWITCHING {
         let body = match connection.whole() {
@@ -242,7 +322,7 @@ fn answer(
 }
 
 /// Waits for `future`, but not beyond the watch's deadline. Costs a look at a flag.
-async fn in_time<F: Future>(watch: &Watch, future: F) -> Option<F::Output> {
+pub(super) async fn in_time<F: Future>(watch: &Watch, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),

@@ -66,6 +66,17 @@ pub enum Blame {
     Proxy,
 }
 
+impl Blame {
+    /// A word for the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Backend => "backend",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
 impl ProxyError {
     /// The status that the client is answered with.
     pub fn status(&self) -> StatusCode {

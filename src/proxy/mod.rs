@@ -21,9 +21,12 @@ use crate::strategy::Dice;
 use crate::transport::Transport;
 
 mod attempt;
+mod retry;
+mod hedge;
 mod headers;
 mod respond;
 mod running;
+mod reason;
 
 pub mod error;
 mod snapshot;

@@ -3,7 +3,7 @@
 use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
@@ -18,7 +18,8 @@ use crate::route::{Action, Route};
 use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
 
-use super::{Handled, Proxy, ProxyError, Snapshot, headers, respond};
+use super::reason::{self, Cut};
+use super::{Blame, Handled, Proxy, ProxyError, Snapshot, headers, respond};
 
 /// An exchange under way.
 pub(super) struct Running {
@@ -31,7 +32,9 @@ pub(super) struct Running {
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
     attempts: Cell<u8>,
-    reason: Cell<Option<&'static str>>,
+    reason: Cell<Option<(&'static str, Option<Blame>)>>,
+    /// Whether the backend broke its response off.
+    broke: Cell<bool>,
     /// Which piece of the request's body is awaited, and until when.
     upload: Cell<Upload>,
     body_idle: Cell<Duration>,
@@ -67,6 +70,8 @@ struct Logged {
     user_agent: Option<HeaderValue>,
     referer: Option<HeaderValue>,
     backend: RefCell<Option<Arc<BackendState>>>,
+    connect: Cell<Option<Duration>>,
+    first_byte: Cell<Option<Duration>>,
 }
 
 impl Running {
@@ -82,6 +87,8 @@ impl Running {
                 user_agent: parts.headers.get(header::USER_AGENT).cloned(),
                 referer: parts.headers.get(header::REFERER).cloned(),
                 backend: RefCell::new(None),
+                connect: Cell::new(None),
+                first_byte: Cell::new(None),
             })
         });
         Rc::new(Self {
@@ -96,6 +103,7 @@ impl Running {
             bytes_out: Cell::new(0),
             attempts: Cell::new(0),
             reason: Cell::new(None),
+            broke: Cell::new(false),
             upload: Cell::new(Upload::Over),
             body_idle: Cell::new(Duration::ZERO),
             response_head: Cell::new(Duration::ZERO),
@@ -125,8 +133,10 @@ impl Running {
         }
     }
 
-    /// The request was sent, or is being sent, to a backend: waits for its answer.
-    pub(super) fn await_head(&self) {
+    /// The request was sent, or is being sent, to a backend: waits for its answer, which has so long to come once all of the
+    /// request is sent.
+    pub(super) fn await_head(&self, limit: Duration) {
+        self.response_head.set(limit);
         self.exchange.client.watch.enter(Phase::Response, self.head_timeout());
     }
 
@@ -140,10 +150,43 @@ impl Running {
     /// An attempt at a backend begins.
     pub(super) fn attempt(&self, backend: &Arc<BackendState>) {
         self.attempts.set(self.attempts.get() + 1);
-        self.exchange.client.watch.serve(Some(backend.id));
         backend.metrics.of(self.proxy.worker).picks.add(1);
+        self.serve(backend);
+        if let Some(logged) = &self.logged {
+            // Of the connection to the one before.
+            logged.connect.set(None);
+        }
+    }
+
+    /// Attempts so far.
+    pub(super) fn attempts(&self) -> u8 {
+        self.attempts.get()
+    }
+
+    /// It is this backend whose answer is awaited, or has come.
+    pub(super) fn serve(&self, backend: &Arc<BackendState>) {
+        self.exchange.client.watch.serve(Some(backend.id));
         if let Some(logged) = &self.logged {
             *logged.backend.borrow_mut() = Some(Arc::clone(backend));
+        }
+    }
+
+    /// The time, where the access log wants to know it.
+    pub(super) fn now(&self) -> Option<Instant> {
+        self.logged.as_ref().map(|_| Instant::now())
+    }
+
+    /// A connection was made for it, which began at that [`Running::now`].
+    pub(super) fn connected(&self, began: Option<Instant>) {
+        if let (Some(logged), Some(began)) = (&self.logged, began) {
+            logged.connect.set(Some(began.elapsed()));
+        }
+    }
+
+    /// The head of a backend's response has come.
+    pub(super) fn answered(&self) {
+        if let Some(logged) = &self.logged {
+            logged.first_byte.set(Some(self.exchange.started.elapsed()));
         }
     }
 
@@ -170,7 +213,7 @@ impl Running {
     /// It came to an error.
     #[cold]
     pub(super) fn failed(&self, error: &ProxyError) -> Handled {
-        self.reason.set(Some(error.reason()));
+        self.reason.set(Some((error.reason(), Some(error.blame()))));
         tracing::debug!(
             error = %Chain(error),
             route = self.found().map(|route| route.name.as_str()),
@@ -238,8 +281,11 @@ impl Running {
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
             duration: took,
+            connect: logged.connect.get(),
+            first_byte: logged.first_byte.get(),
             attempts: u32::from(self.attempts.get()),
-            error: self.reason.get(),
+            reason: self.reason.get().map_or(reason::COMPLETE, |(reason, _)| reason),
+            ended_by: self.reason.get().and_then(|(_, blame)| blame).map(Blame::as_str),
             route: route.map(|route| route.name.as_str()),
             upstream,
             backend: backend.as_ref().map(|backend| &backend.address),
@@ -251,6 +297,33 @@ impl Running {
         self.route.get().map(|index| self.snapshot.routes.get(index))
     }
 
+    fn cut(&self, cut: Cut) {
+        self.reason.set(Some((cut.reason(), cut.blame())));
+    }
+
+    /// Who cut a response or a tunnel short.
+    #[cold]
+    fn how_cut(&self) -> Cut {
+        let client = &self.exchange.client;
+        let tunnel = client.watch.phase() == Phase::Tunnel;
+        if self.broke.get() {
+            Cut::BackendCutShort
+        } else if client.watch.is_cut() {
+            Cut::Drained
+        } else if client.watch.expired() {
+            match (tunnel, client.watch.is_capped(), client.side.has_unsent()) {
+                (true, _, _) => Cut::TunnelIdle,
+                (false, true, _) => Cut::OverTime,
+                (false, false, true) => Cut::ClientStalled,
+                (false, false, false) => Cut::BackendStalled,
+            }
+        } else if tunnel {
+            Cut::TunnelBroken
+        } else {
+            Cut::ClientLeft
+        }
+    }
+
     /// Writes down what the exchange came to. Once.
     fn close(&self, complete: bool) {
         if self.over.replace(true) {
@@ -258,16 +331,15 @@ impl Running {
         }
         let client = &self.exchange.client;
         // Before the end of the exchange, which begins another wait.
-        let expired = client.watch.expired();
+        if !complete && self.reason.get().is_none() {
+            self.cut(self.how_cut());
+        }
         client.side.end();
         if !complete && self.http10 {
             client.side.abort();
         }
         // One whose response was not read to its end is of no more use.
         drop(self.connection.take());
-        if !complete && self.reason.get().is_none() {
-            self.reason.set(Some(if expired { "body_timeout" } else { "cut_short" }));
-        }
         let worker = self.proxy.worker;
         let took = self.exchange.started.elapsed();
         let listener = client.metrics.of(worker);
@@ -295,7 +367,9 @@ impl Drop for Running {
     /// Nobody is left to answer: the client is gone.
     fn drop(&mut self) {
         if !self.over.get() {
-            self.reason.set(self.reason.get().or(Some("client_gone")));
+            if self.reason.get().is_none() {
+                self.cut(if self.exchange.client.watch.is_cut() { Cut::Drained } else { Cut::ClientGone });
+            }
             self.close(false);
         }
     }
@@ -336,6 +410,10 @@ impl Progress for Running {
 
     fn response_data(&self, bytes: usize) {
         self.bytes_out.set(self.bytes_out.get() + bytes as u64);
+    }
+
+    fn response_broke(&self) {
+        self.broke.set(true);
     }
 
     fn ended(&self, complete: bool) {

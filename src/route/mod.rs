@@ -77,6 +77,8 @@ pub struct Forward {
     pub host: Option<HeaderValue>,
     /// How long it may take.
     pub timeouts: config::Timeouts,
+    /// When it is tried again.
+    pub retries: Arc<config::RetryConfig>,
 }
 
 /// All routes, laid out for the search. Immutable.
@@ -164,6 +166,7 @@ impl Action {
                     path: forward.path.clone(),
                     host: forward.host.clone(),
                     timeouts: forward.timeouts,
+                    retries: Arc::clone(&forward.retries),
                 }),
                 // A checked configuration has no such route. Leaving it out would send its requests to a less specific
                 // route, whose backends may not be meant to see them.

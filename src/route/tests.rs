@@ -258,6 +258,7 @@ fn actions_are_resolved() {
             upstream: upstream.into(),
             path: config::PathRewrite::StripPrefix,
             host: Some(HeaderValue::from_static("inside")),
+            retries: Arc::default(),
             timeouts: config::Timeouts {
                 response_head: std::time::Duration::from_secs(1),
                 body_idle: std::time::Duration::from_secs(2),
@@ -279,7 +280,8 @@ fn actions_are_resolved() {
             strategy: config::StrategyConfig::RoundRobin,
             backends: Vec::new(),
             connect_timeout: std::time::Duration::from_secs(1),
-            retries: 0,
+            retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
+            retry_budget: crate::config::RetryBudgetConfig::default(),
             pool: config::PoolConfig { max_idle: 1, idle_timeout: std::time::Duration::from_secs(1) },
             health_check: None,
         }),

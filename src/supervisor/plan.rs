@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::hash::Hash;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::config::{
-    Action, BackendConfig, Config, Forward, HealthCheckConfig, ListenerConfig, ListenerName, RouteConfig, RouteName,
-    UpstreamConfig, UpstreamName,
+    Action, BackendConfig, Config, Forward, HealthCheckConfig, ListenerConfig, ListenerName, RetryConfig, RetryOn,
+    RouteConfig, RouteName, UpstreamConfig, UpstreamName,
 };
 
 /// The difference between two configurations.
@@ -281,7 +282,9 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
         }
     }
     changes.time("connect_timeout", old.connect_timeout, new.connect_timeout);
-    changes.value("retries", &old.retries, &new.retries);
+    retry_changes(&mut changes, &old.retries, &new.retries);
+    changes.value("retry_budget.percent", &old.retry_budget.percent, &new.retry_budget.percent);
+    changes.value("retry_budget.per_second", &old.retry_budget.per_second, &new.retry_budget.per_second);
     changes.value("pool.max_idle", &old.pool.max_idle, &new.pool.max_idle);
     changes.time("pool.idle_timeout", old.pool.idle_timeout, new.pool.idle_timeout);
     match (&old.health_check, &new.health_check) {
@@ -291,6 +294,27 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
         (None, None) => {}
     }
     changes.0
+}
+
+fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &RetryConfig) {
+    changes.value("retries.max", &old.max, &new.max);
+    let conditions = |on: &RetryOn| {
+        let words = [(on.connect_failure, "connect_failure"), (on.reset, "reset"), (on.timeout, "timeout")];
+        let words = words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word.to_owned());
+        words.chain(on.statuses.iter().map(|status| status.as_str().to_owned())).collect::<Vec<_>>()
+    };
+    changes.members("retries.on", &conditions(&old.on), &conditions(&new.on));
+    let timeout = |timeout: Option<Duration>| timeout.map_or_else(|| "none".into(), |timeout| format!("{timeout:?}"));
+    changes.value("retries.attempt_timeout", &timeout(old.attempt_timeout), &timeout(new.attempt_timeout));
+    changes.time("retries.backoff.base", old.backoff_base, new.backoff_base);
+    changes.time("retries.backoff.max", old.backoff_max, new.backoff_max);
+    changes.time("retries.backoff.retry_after_max", old.retry_after_max, new.retry_after_max);
+    changes.value("retries.body_buffer", &old.body_buffer, &new.body_buffer);
+    match (&old.hedge, &new.hedge) {
+        (None, Some(_)) => changes.push_value("retries.hedge", "off", "on"),
+        (Some(_), None) => changes.push_value("retries.hedge", "on", "off"),
+        (was, is) => changes.other("retries.hedge", was, is),
+    }
 }
 
 fn health_check_changes(changes: &mut Changes, old: &HealthCheckConfig, new: &HealthCheckConfig) {
@@ -329,6 +353,7 @@ fn forward_changes(changes: &mut Changes, old: &Forward, new: &Forward) {
     changes.other("path rewrite", &old.path, &new.path);
     changes.other("host", &old.host, &new.host);
     changes.other("timeouts", &old.timeouts, &new.timeouts);
+    retry_changes(changes, &old.retries, &new.retries);
 }
 
 /// Collects differences, key by key.
@@ -353,7 +378,7 @@ impl Changes {
     }
 
     /// A duration's `Debug` is how `lb.toml` writes it: `5s`, `1.5s`, `200ms`.
-    fn time(&mut self, key: &str, old: std::time::Duration, new: std::time::Duration) {
+    fn time(&mut self, key: &str, old: Duration, new: Duration) {
         self.debug(key, &old, &new);
     }
 
@@ -435,10 +460,9 @@ mod tests {
     use super::*;
     use crate::config::{
         AccessLogConfig, AccessLogFormat, AccessLogOutput, Address, HeaderEdits, InitialHealth, LogConfig, LogFormat,
-        PathPattern, PathRewrite, PoolConfig, Probe, StrategyConfig, Timeouts,
+        PathPattern, PathRewrite, PoolConfig, Probe, RetryBudgetConfig, StrategyConfig, Timeouts,
     };
     use std::sync::Arc;
-    use std::time::Duration;
 
     const S: Duration = Duration::from_secs(1);
 
@@ -487,6 +511,7 @@ mod tests {
                 path: PathRewrite::Keep,
                 host: None,
                 timeouts: Timeouts { response_head: S, body_idle: S, exchange: None, tunnel_idle: S },
+                retries: Arc::default(),
             }),
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
@@ -503,7 +528,8 @@ mod tests {
             strategy: StrategyConfig::RoundRobin,
             backends: vec![backend(1, 1), backend(2, 1)],
             connect_timeout: 3 * S,
-            retries: 1,
+            retries: Arc::new(RetryConfig { max: 1, ..RetryConfig::default() }),
+            retry_budget: RetryBudgetConfig::default(),
             pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
             health_check: None,
         }
@@ -638,12 +664,15 @@ mod tests {
                 |it| {
                     edit(&mut it.upstreams[1], |it| {
                         it.connect_timeout = S;
-                        it.retries = 0;
+                        edit(&mut it.retries, |it| it.max = 0);
+                        it.retry_budget.percent = 10;
                         it.pool = PoolConfig { max_idle: 1, idle_timeout: S };
                     })
                 },
-                &["upstream v<1: connect_timeout 3s -> 1s, retries 1 -> 0, pool.max_idle 64 -> 1, \
-                   pool.idle_timeout 60s -> 1s"],
+                &[
+                    "upstream v<1: connect_timeout 3s -> 1s, retries.max 1 -> 0, retry_budget.percent 20 -> 10, pool.max_idle 64 -> 1, \
+                   pool.idle_timeout 60s -> 1s",
+                ],
             ),
             (
                 "checks that begin",
@@ -721,6 +750,24 @@ mod tests {
                     })
                 },
                 &["route b<1: upstream u -> v, timeouts"],
+            ),
+            (
+                "when it is tried again",
+                |it| {
+                    edit(&mut it.routes[0], |it| {
+                        let Action::Forward(forward) = &mut it.action else { unreachable!() };
+                        edit(&mut forward.retries, |it| {
+                            it.on.reset = false;
+                            it.on.statuses =
+                                vec![http::StatusCode::BAD_GATEWAY, http::StatusCode::INTERNAL_SERVER_ERROR];
+                            it.attempt_timeout = Some(S);
+                            it.backoff_base = S;
+                            it.hedge = Some(crate::config::HedgeConfig::default());
+                        });
+                    })
+                },
+                &["route a<0: retries.on +500 -reset -503 -504, retries.attempt_timeout none -> 1s, \
+                   retries.backoff.base 25ms -> 1s, retries.hedge off -> on"],
             ),
             (
                 "what it matches",

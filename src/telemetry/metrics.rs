@@ -77,12 +77,59 @@ pub struct BackendMetrics {
 pub struct UpstreamMetrics {
     /// Exchanges by the first digit of the status that the client was answered with: 1xx to 5xx at 0 to 4.
     pub responses: [Counter; 5],
-    /// Further attempts.
-    pub retries: Counter,
+    /// Further attempts, by what they came after: those of [`RetryCause`] in its order.
+    pub retries: [Counter; RetryCause::ALL.len()],
+    /// Requests that were tried again and got an answer that was not to be tried again.
+    pub retried_well: Counter,
+    /// Requests that were tried again, and failed or got the last answer that no further attempt was made after.
+    pub retried_in_vain: Counter,
+    /// Further attempts that were not made because the retry budget was spent.
+    pub retry_budget_spent: Counter,
+    /// Second attempts while the first was slow.
+    pub hedges: Counter,
+    /// Those that were answered first.
+    pub hedges_won: Counter,
+    /// Those that were not made because their budget was spent.
+    pub hedge_budget_spent: Counter,
     /// Requests that found no backend to pick.
     pub no_backend: Counter,
     /// From the request's head to the end of the response.
     pub durations: Histogram,
+}
+
+/// What a further attempt came after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryCause {
+    /// Nothing was sent: there was no connection, or it broke before.
+    ConnectFailure,
+    /// The connection broke before any byte of a response.
+    Reset,
+    /// The attempt took too long.
+    Timeout,
+    /// A response whose status is tried again.
+    Status,
+}
+
+impl RetryCause {
+    /// All of them, in the order that they are counted in.
+    pub const ALL: [Self; 4] = [Self::ConnectFailure, Self::Reset, Self::Timeout, Self::Status];
+
+    /// In metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectFailure => "connect_failure",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+            Self::Status => "status",
+        }
+    }
+}
+
+impl UpstreamMetrics {
+    /// Further attempts in all, over the shards.
+    pub fn all_retries(shards: &Sharded<Self>) -> u64 {
+        (0..RetryCause::ALL.len()).map(|index| shards.sum(|shard| &shard.retries[index])).sum()
+    }
 }
 
 /// What a worker counts of a route.

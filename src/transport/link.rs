@@ -197,6 +197,12 @@ impl Link {
         }
     }
 
+    /// The first field of that name in the head of the response that has come.
+    pub(super) fn field(&self, name: &str) -> Option<Bytes> {
+        let inner = self.0.borrow();
+        inner.head.field(&inner.head_bytes, name)
+    }
+
     /// Whether any byte of a response has come.
     pub(super) fn answered(&self) -> bool {
         self.0.borrow().answered
@@ -336,7 +342,7 @@ impl Inner {
                 Upload::Over | Upload::Refused(_) | Upload::Abandoned => {
                     // Dropping it tells that it is over. What was not written may have to be read once more.
                     if self.written {
-                        *body = RequestBody::empty();
+                        body.sent();
                     }
                     return Poll::Ready(Ok(()));
                 }

@@ -119,6 +119,19 @@ impl Connection {
         self.link.whole()
     }
 
+    /// A field of the response whose status is known, before [`Connection::response`] takes the head.
+    pub fn field(&self, name: &str) -> Option<Bytes> {
+        self.link.field(name)
+    }
+
+    /// The response whose status is known is not wanted. Where all of it is there, the connection may take its next request;
+    /// else it is closed.
+    pub fn discard(self) {
+        if self.whole().is_some() {
+            self.release();
+        }
+    }
+
     /// What is left of a request's body whose response has begun is sent on beside it, as long as the backend takes a piece
     /// of it within `idle`.
     pub fn upload(&self, body: RequestBody, idle: Duration) {

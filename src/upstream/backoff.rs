@@ -5,6 +5,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::config::RetryConfig;
+
 /// The waits between the attempts of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackoffSettings {
@@ -26,6 +28,13 @@ impl Default for BackoffSettings {
             max: Duration::from_millis(250),
             retry_after_max: Duration::from_secs(1),
         }
+    }
+}
+
+impl From<&RetryConfig> for BackoffSettings {
+    fn from(config: &RetryConfig) -> Self {
+        let RetryConfig { backoff_base: base, backoff_max: max, retry_after_max, .. } = *config;
+        Self { base, max, retry_after_max }
     }
 }
 

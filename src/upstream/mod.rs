@@ -7,7 +7,7 @@
 //! [`Upstream::refresh`], which the upstream's [`keeper`] calls.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -32,7 +32,9 @@ pub mod queue;
 pub mod tiers;
 pub mod weights;
 
+use percentile::Latencies;
 pub use readiness::Readiness;
+use retry_budget::RetryBudget;
 pub use roster::Roster;
 
 /// A pool of backends as a snapshot holds it.
@@ -76,6 +78,11 @@ impl Upstream {
         !same
     }
 
+    /// Whether a backend is ready that was not tried yet.
+    pub fn has_untried(&self, tried: &Tried) -> bool {
+        self.roster.load().ready().iter().any(|backend| !tried.contains(backend.state.id))
+    }
+
     /// Its name.
     pub fn name(&self) -> &UpstreamName {
         &self.config.name
@@ -103,6 +110,9 @@ pub struct UpstreamState {
     pub cursor: Arc<Cursor>,
     /// What it was asked and has answered, a shard per worker.
     pub metrics: Sharded<UpstreamMetrics>,
+    /// How many further attempts its requests may get.
+    pub retry_budget: RetryBudget,
+    hedging: OnceLock<Box<Hedging>>,
     /// Called when the readiness of a backend may have changed: wakes the keeper.
     pub changed: Notify,
     shards: usize,
@@ -117,6 +127,8 @@ impl UpstreamState {
             name,
             cursor: Arc::default(),
             metrics: Sharded::new(shards),
+            retry_budget: RetryBudget::new(shards),
+            hedging: OnceLock::new(),
             changed: Notify::new(),
             shards,
             backends: Mutex::default(),
@@ -135,10 +147,26 @@ impl UpstreamState {
         state
     }
 
+    /// What hedging has to know. Made when it is first asked for: most upstreams never do.
+    pub fn hedging(&self) -> &Hedging {
+        self.hedging.get_or_init(|| {
+            Box::new(Hedging { budget: RetryBudget::new(self.shards), latencies: Latencies::new(self.shards) })
+        })
+    }
+
     fn has_backends(&self) -> bool {
         let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         backends.values().any(|state| state.strong_count() > 0)
     }
+}
+
+/// What hedging has to know of an upstream.
+#[derive(Debug)]
+pub struct Hedging {
+    /// How many second attempts its requests may get.
+    pub budget: RetryBudget,
+    /// How long its responses took lately.
+    pub latencies: Latencies,
 }
 
 /// What a backend counts as before it was checked. One that is known already keeps what is known, also when it was not

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::config::HedgeConfig;
 use crate::telemetry::metrics::Sharded;
 
 /// Slots of time: with the running one, 25 to 33 s are looked back on.
@@ -35,6 +36,14 @@ impl Default for HedgingSettings {
     /// which five were slower.
     fn default() -> Self {
         Self { percentile: 0.95, min_delay: Duration::from_millis(1), min_samples: 100 }
+    }
+}
+
+impl HedgingSettings {
+    /// As the configuration has them.
+    pub fn of(config: &HedgeConfig) -> Self {
+        let percentile = f64::from(config.percentile) / 100.0;
+        Self { percentile, min_delay: config.min_delay, ..Self::default() }
     }
 }
 

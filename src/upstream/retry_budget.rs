@@ -11,6 +11,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::config::{HedgeConfig, RetryBudgetConfig};
 use crate::telemetry::metrics::Sharded;
 
 use super::window::{Slot, Span, Window};
@@ -33,6 +34,17 @@ impl BudgetSettings {
     /// The default for hedging: a twentieth, which is what hedging after the 95th percentile takes while all is well. No
     /// floor: an upstream with few requests does not need it.
     pub const HEDGING: Self = Self { ratio: 0.05, floor_per_s: 0.0, ttl: Span::new(Duration::from_secs(10)) };
+
+    /// Those of retries, as the configuration has them.
+    pub fn retries(config: &RetryBudgetConfig) -> Self {
+        let ratio = f64::from(config.percent) / 100.0;
+        Self { ratio, floor_per_s: f64::from(config.per_second), ..Self::RETRIES }
+    }
+
+    /// Those of hedging, as the configuration has them.
+    pub fn hedging(config: &HedgeConfig) -> Self {
+        Self { ratio: f64::from(config.budget_percent) / 100.0, ..Self::HEDGING }
+    }
 
     /// What may be withdrawn within the window for so many requests in it.
     fn allowance(&self, requests: u64) -> f64 {

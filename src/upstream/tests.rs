@@ -18,7 +18,8 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
         strategy: StrategyConfig::RoundRobin,
         backends: backends.iter().map(|&it| BackendConfig { address: address(it), weight: weight(it) }).collect(),
         connect_timeout: S,
-        retries: 0,
+        retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
+        retry_budget: crate::config::RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 1, idle_timeout: S },
         health_check: initial.map(|initial| {
             Arc::new(HealthCheckConfig {

@@ -264,7 +264,10 @@ impl Worker {
 
     /// Cuts, after `limit`, what is then still served by a backend that no upstream has any more.
     fn cut_strays_after(self: &Rc<Self>, limit: Duration) {
-        if !self.strays.get() {
+        // Not only what is a stray now: an exchange that goes on with the snapshot of before may have its next attempt there.
+        let mut serving = false;
+        self.clock.each(|watch| serving |= watch.serving().is_some());
+        if !serving {
             return;
         }
         let worker = Rc::clone(self);
@@ -320,7 +323,8 @@ fn shortest_timeout(snapshot: &Snapshot) -> Duration {
     let routes = config.routes.iter().flat_map(|route| match &route.action {
         crate::config::Action::Forward(forward) => {
             let timeouts = &forward.timeouts;
-            vec![timeouts.response_head, timeouts.body_idle, timeouts.exchange.unwrap_or(Duration::MAX)]
+            let attempt = forward.retries.attempt_timeout.unwrap_or(Duration::MAX);
+            vec![timeouts.response_head, timeouts.body_idle, timeouts.exchange.unwrap_or(Duration::MAX), attempt]
         }
         _ => Vec::new(),
     });

@@ -18,6 +18,8 @@ enum Ask {
     Get,
     /// With a body of so many bytes and their length.
     Post(usize),
+    /// The same where it may be sent again, if it is short enough to be kept.
+    Put(usize),
     /// With a body in chunks of so many bytes.
     Chunked(usize),
     /// For another protocol, with the first bytes of it at once.
@@ -74,6 +76,7 @@ fn plan() -> impl Strategy<Value = Plan> {
     let ask = prop_oneof![
         4 => Just(Ask::Get),
         2 => (1..60_000_usize).prop_map(Ask::Post),
+        3 => (1..60_000_usize).prop_map(Ask::Put),
         2 => (1..60_000_usize).prop_map(Ask::Chunked),
         2 => Just(Ask::Upgrade),
         1 => Just(Ask::Unreachable),
@@ -113,6 +116,7 @@ impl Plan {
                 [&head("GET", "/", "connection: upgrade\r\nupgrade: echo\r\n")[..], b"first bytes"].concat()
             }
             Ask::Post(len) => [head("POST", "/", &format!("content-length: {len}\r\n")), vec![b'x'; len]].concat(),
+            Ask::Put(len) => [head("PUT", "/", &format!("content-length: {len}\r\n")), vec![b'x'; len]].concat(),
             Ask::Chunked(size) => {
                 let mut request = head("POST", "/", "transfer-encoding: chunked\r\n");
                 for _ in 0..3 {
@@ -242,6 +246,7 @@ fn nothing_stays_counted_whatever_is_cancelled_when() {
         [upstream.told]
         strategy = "least_connections"
         backends = {}
+        retries = {{ attempt_timeout = "{}ms", body_buffer = "30KiB", hedge = {{ percentile = 50, budget_percent = 100 }} }}
         [upstream.unreachable]
         connect_timeout = "60ms"
         backends = ["{}"]
@@ -249,6 +254,7 @@ fn nothing_stays_counted_whatever_is_cancelled_when() {
         backends = {}
         "#,
             pools[n % pools.len()],
+            [20, 100][n % 2],
             unreachable.address,
             backends(&[&refusing])
         )
@@ -292,6 +298,8 @@ fn nothing_stays_counted_whatever_is_cancelled_when() {
     // It was not all for nothing.
     assert!(proxy.counted(|it| &it.tunnels_opened) > 5 && proxy.snapshot().generation > 5);
     assert!(states.iter().map(|state| state.metrics.sum(|it| &it.broken)).sum::<u64>() > 5);
+    let told = proxy.snapshot().upstream("told").unwrap().state.clone();
+    assert!(isobar::telemetry::metrics::UpstreamMetrics::all_retries(&told.metrics) > 5);
     let unreached = proxy.snapshot().upstream("unreachable").unwrap().roster().backends()[0].state.clone();
     assert!(unreached.metrics.sum(|it| &it.connect_failures) > 0, "connections that nobody accepts were waited for");
 }

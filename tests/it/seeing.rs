@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -132,13 +133,15 @@ async fn access_log_as_json() {
         ("listener", "main".into()),
         ("user_agent", "me \"quoted\"".into()),
         ("referer", "there".into()),
-        ("error", Value::Null),
+        ("reason", "complete".into()),
+        ("ended_by", Value::Null),
     ] {
         assert_eq!(line[key], value, "{key}");
     }
     proxy.get("/nowhere").await;
     let line: Value = serde_json::from_str(&log.lines(2).await[1]).unwrap();
-    assert_eq!((&line["status"], &line["error"], &line["route"]), (&404.into(), &"no_route".into(), &Value::Null));
+    assert_eq!((&line["status"], &line["reason"], &line["route"]), (&404.into(), &"no_route".into(), &Value::Null));
+    assert_eq!((&line["ended_by"], &line["first_byte_ms"]), (&"client".into(), &Value::Null));
     assert_eq!((&line["attempts"], &line["backend"]), (&0.into(), &Value::Null));
 }
 
@@ -168,31 +171,91 @@ async fn access_log_tells_how_exchanges_went_wrong() {
         drop(client);
         n += 1;
         let line: Value = serde_json::from_str(&log.lines(n).await[n - 1]).unwrap();
-        (line["status"].as_u64().unwrap(), line["error"].as_str().unwrap_or("").to_owned())
+        let text = |key: &str| line[key].as_str().unwrap_or("").to_owned();
+        (line["status"].as_u64().unwrap(), format!("{} {}", text("ended_by"), text("reason")))
     };
     let mut client = proxy.client().await;
     client.get("/").await;
-    assert_eq!(line(client).await, (200, String::new()));
+    assert_eq!(line(client).await, (200, " complete".to_owned()));
     let mut client = proxy.client().await;
     client.send("GET /cut HTTP/1.1\r\nhost: a\r\n\r\n").await;
     client.cut().await;
-    assert_eq!(line(client).await, (200, "cut_short".to_owned()));
+    assert_eq!(line(client).await, (200, "backend backend_cut_short".to_owned()));
     let mut client = proxy.client().await;
     client.send("POST /break HTTP/1.1\r\nhost: a\r\n\r\n").await;
     client.response().await;
-    assert_eq!(line(client).await, (502, "backend_broke_off".to_owned()));
+    assert_eq!(line(client).await, (502, "backend backend_broke_off".to_owned()));
     let mut client = proxy.client().await;
     client.get("/hold").await;
-    assert_eq!(line(client).await, (504, "response_timeout".to_owned()));
+    assert_eq!(line(client).await, (504, "backend response_timeout".to_owned()));
     let mut client = proxy.client().await;
     client.send("GET /hold HTTP/1.1\r\nhost: a\r\n\r\n").await;
     eventually(|| backend.heads().iter().filter(|head| head.target() == "/hold").count() == 2).await;
-    assert_eq!(line(client).await, (499, "client_gone".to_owned()));
+    assert_eq!(line(client).await, (499, "client client_gone".to_owned()));
     let mut client = proxy.client().await;
     client.send("GET /switch HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await;
     assert_eq!(client.response().await.status(), 101);
     assert_eq!(client.exact(5).await, b"12345");
-    assert_eq!(line(client).await, (101, String::new()));
+    assert_eq!(line(client).await, (101, " complete".to_owned()));
+}
+
+#[tokio::test]
+async fn access_log_tells_of_attempts_and_times() {
+    let log = Log::new();
+    let tables = logging(&log, "json");
+    let busy = TestBackend::fixed("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n");
+    let ok = TestBackend::slow("ok", Duration::from_millis(20));
+    let proxy = TestProxy::with_keys(&[&busy, &ok], Keys { tables: &tables, ..Keys::default() }).await;
+    let mut client = proxy.client().await;
+    for n in 1..=2 {
+        assert_eq!(client.get("/").await.text(), "ok");
+        let line: Value = serde_json::from_str(&log.lines(n).await[n - 1]).unwrap();
+        assert_eq!((&line["attempts"], &line["backend"]), (&2.into(), &ok.address().to_string().into()));
+        assert_eq!((&line["reason"], &line["status"]), (&"complete".into(), &200.into()));
+        let ms = |key: &str| line[key].as_f64();
+        assert!(ms("first_byte_ms").unwrap() >= 20.0 && ms("duration_ms") >= ms("first_byte_ms"), "{line}");
+        // The second time over the connection that was kept.
+        assert_eq!(ms("connect_ms").is_some(), n == 1, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn access_log_tells_who_cut_a_response_short() {
+    let log = Log::new();
+    let tables = logging(&log, "json");
+    let stalling = TestBackend::scripted(async |peer| {
+        while let Some(head) = peer.head().await {
+            peer.write("HTTP/1.1 200 OK\r\ncontent-length: 50000000\r\n\r\n").await;
+            if head.target() == "/much" {
+                peer.write(vec![b'x'; 50_000_000]).await;
+            }
+            peer.gone().await;
+        }
+    });
+    let route = r#"timeouts = { body_idle = "200ms" }"#;
+    let short = "[[route]]\npath = \"/short\"\nupstream = \"u\"\ntimeouts = { exchange = \"200ms\" }\n";
+    let tables = format!("{short}{tables}");
+    let proxy = TestProxy::with_keys(&[&stalling], Keys { route, tables: &tables, ..Keys::default() }).await;
+    let mut n = 0;
+    let mut reason = async |client: Client| {
+        n += 1;
+        let line: Value = serde_json::from_str(&log.lines(n).await[n - 1]).unwrap();
+        drop(client);
+        assert_eq!(line["status"], 200);
+        format!("{} {}", line["ended_by"].as_str().unwrap(), line["reason"].as_str().unwrap())
+    };
+    let ask = async |target: &str| {
+        let mut client = proxy.client().await;
+        client.send(format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        client.exact(12).await;
+        client
+    };
+    assert_eq!(reason(ask("/stall").await).await, "backend backend_stalled");
+    assert_eq!(reason(ask("/much").await).await, "client client_stalled");
+    assert_eq!(reason(ask("/short").await).await, "proxy exchange_cut");
+    let client = ask("/stall").await;
+    client.reset();
+    assert_eq!(reason(proxy.client().await).await, "client client_left");
 }
 
 #[tokio::test]

@@ -1,10 +1,13 @@
 //! What a route does with a request: forward it, redirect it, or answer it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::HeaderValue;
 
 use super::header::{Direction, edits, header_value};
+use super::retries::retries;
 use super::route::path_text;
 use super::upstream::is_host_name;
 use super::value::{number_in, optional_timeout, timeout};
@@ -14,7 +17,7 @@ use crate::config::field::{Field, Named};
 use crate::config::raw;
 use crate::config::report::{Place, quote};
 use crate::config::{
-    Action, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts, UpstreamName,
+    Action, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts, UpstreamConfig, UpstreamName,
 };
 
 /// The route's action and the changes to the request's headers, which only a forwarded request has. `None` where there is
@@ -24,6 +27,7 @@ pub(super) fn action(
     route: Place,
     raw: &raw::Route,
     upstreams: &Field<Named<raw::Upstream>>,
+    known: &[UpstreamConfig],
 ) -> Option<(Action, HeaderEdits)> {
     let actions =
         [("upstream", raw.upstream.place()), ("redirect", raw.redirect.place()), ("respond", raw.respond.place())];
@@ -43,7 +47,7 @@ pub(super) fn action(
     match first {
         "upstream" => {
             let request_headers = edits(check, &raw.request_headers, Direction::Request);
-            let forward = forward(check, raw, upstreams);
+            let forward = forward(check, raw, upstreams, known);
             Some((Action::Forward(forward?), request_headers))
         }
         "redirect" => Some((Action::Redirect(redirect(check, &raw.redirect)?), HeaderEdits::default())),
@@ -58,6 +62,7 @@ fn refuse_forwarding(check: &Check<'_>, raw: &raw::Route, action: &str) {
         raw.replace_prefix.place(),
         raw.host.place(),
         raw.timeouts.place(),
+        raw.retries.place(),
         raw.request_headers.place(),
     ];
     for place in keys.into_iter().flatten() {
@@ -66,8 +71,21 @@ fn refuse_forwarding(check: &Check<'_>, raw: &raw::Route, action: &str) {
     }
 }
 
-fn forward(check: &Check<'_>, raw: &raw::Route, upstreams: &Field<Named<raw::Upstream>>) -> Option<Forward> {
+fn forward(
+    check: &Check<'_>,
+    raw: &raw::Route,
+    upstreams: &Field<Named<raw::Upstream>>,
+    known: &[UpstreamConfig],
+) -> Option<Forward> {
     let (path, host, timeouts) = (rewrite(check, raw), given_host(check, &raw.host), timeouts(check, &raw.timeouts));
+    let upstream = raw.upstream.value().and_then(|name| known.iter().find(|it| it.name.as_str() == name));
+    let retries = retries(check, &raw.retries, &upstream.map(|it| Arc::clone(&it.retries)).unwrap_or_default());
+    if let Some(raw::Retries::Table(raw)) = raw.retries.value()
+        && let Some((place, _)) = raw.attempt_timeout.given()
+        && retries.attempt_timeout.is_some_and(|limit| limit >= timeouts.response_head)
+    {
+        check.add(place, Problem::warning("not shorter than response_head, which then comes first"));
+    }
     let (place, text) = raw.upstream.given()?;
     let entries = upstreams.entries();
     // A table of upstreams that could not be read at all is reported already, and its names are not known.
@@ -75,7 +93,7 @@ fn forward(check: &Check<'_>, raw: &raw::Route, upstreams: &Field<Named<raw::Ups
         let problem = Problem::error(format!("unknown upstream {}", quote(text)));
         check.add(place, problem.one_of(text, entries.iter().map(|entry| entry.name.as_str())));
     }
-    Some(Forward { upstream: UpstreamName::from(text.as_str()), path, host, timeouts })
+    Some(Forward { upstream: UpstreamName::from(text.as_str()), path, host, timeouts, retries })
 }
 
 fn rewrite(check: &Check<'_>, raw: &raw::Route) -> PathRewrite {

@@ -23,6 +23,7 @@ mod action;
 mod header;
 mod overlap;
 mod upstream;
+mod retries;
 mod health_check;
 mod value;
 
@@ -129,8 +130,8 @@ fn check(root: &Spanned<DeValue<'_>>, report: &Report<'_>, env: &Env<'_>, vocabu
     let check = Check { report, vocabulary };
     let admin = process::admin(&check, &file.admin);
     let listeners = listener::listeners(&check, &file.listener, admin);
-    let routes = route::routes(&check, &file, &listeners);
     let upstreams = upstream::upstreams(&check, &file, &listeners);
+    let routes = route::routes(&check, &file, &listeners, &upstreams);
     Config {
         workers: process::workers(&check, &file.workers),
         shutdown_grace: value::duration(&check, &file.shutdown_grace, "30s"),

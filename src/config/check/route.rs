@@ -12,10 +12,15 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{HostPattern, ListenerConfig, ListenerName, PathPattern, RouteConfig, RouteName};
+use crate::config::{HostPattern, ListenerConfig, ListenerName, PathPattern, RouteConfig, RouteName, UpstreamConfig};
 
 /// The routes, in the order of the file.
-pub(super) fn routes(check: &Check<'_>, file: &raw::File, listeners: &[ListenerConfig]) -> Vec<RouteConfig> {
+pub(super) fn routes(
+    check: &Check<'_>,
+    file: &raw::File,
+    listeners: &[ListenerConfig],
+    upstreams: &[UpstreamConfig],
+) -> Vec<RouteConfig> {
     if file.route.place().is_none() {
         let problem = Problem::warning("there is no route: every request is answered 404");
         check.report.add_missing(Place::FILE, "route", problem.expected("[[route]] with an upstream"));
@@ -24,7 +29,7 @@ pub(super) fn routes(check: &Check<'_>, file: &raw::File, listeners: &[ListenerC
     let mut routes = Vec::new();
     for (place, raw) in file.route.members() {
         let problems = check.report.len();
-        let Some(route) = route(check, place, raw, file, listeners, &mut names) else { continue };
+        let Some(route) = route(check, place, raw, file, (listeners, upstreams), &mut names) else { continue };
         // What a route with a problem would match is not known; saying that it matches too much would be a guess.
         let sound = check.report.len() == problems;
         routes.push((place, route, sound));
@@ -51,7 +56,7 @@ fn route(
     place: Place,
     raw: &raw::Route,
     file: &raw::File,
-    listeners: &[ListenerConfig],
+    (listeners, upstreams): (&[ListenerConfig], &[UpstreamConfig]),
     names: &mut HashSet<String>,
 ) -> Option<RouteConfig> {
     let given_name = raw.name.given().map(|(place, text)| name(check, place, text).unwrap_or_default().to_owned());
@@ -63,7 +68,7 @@ fn route(
     let query = header::query_matches(check, &raw.query);
     let response_headers = header::edits(check, &raw.response_headers, header::Direction::Response);
     // Everything is looked at before anything is given up.
-    let action = action::action(check, place, raw, &file.upstream);
+    let action = action::action(check, place, raw, &file.upstream, upstreams);
     let (path, (action, request_headers)) = (path?, action?);
     let name = given_name.unwrap_or_else(|| make_name(&hosts, &path, &methods, names));
     Some(RouteConfig {

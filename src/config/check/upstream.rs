@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Check;
 use super::health_check::health_check;
 use super::listener::reaches;
+use super::retries::{retries, retry_budget};
 use super::value::{name, number, timeout};
 use crate::config::error::Problem;
 use crate::config::field::{Entry, Field};
@@ -53,7 +54,8 @@ fn upstream(check: &Check<'_>, entry: &Entry<raw::Upstream>, listeners: &[Listen
         strategy,
         backends,
         connect_timeout: timeout(check, &raw.connect_timeout, "3s"),
-        retries: u8::try_from(number(check, &raw.retries, 2, 0..=7)).unwrap_or_default(),
+        retries: retries(check, &raw.retries, &Arc::default()),
+        retry_budget: retry_budget(check, &raw.retry_budget),
         pool: pool(check, &raw.pool),
         health_check: health_check(check, &raw.health_check),
     })

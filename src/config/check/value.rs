@@ -39,6 +39,12 @@ pub(super) fn duration(check: &Check<'_>, field: &Field<raw::Duration>, default:
     written_duration(check, place, text, DURATION).unwrap_or(default)
 }
 
+/// A duration that may be zero, where the default is no text.
+pub(super) fn zero_or_more(check: &Check<'_>, field: &Field<raw::Duration>, default: Duration) -> Duration {
+    let Some((place, raw::Duration(text))) = field.given() else { return default };
+    written_duration(check, place, text, DURATION).unwrap_or(default)
+}
+
 fn written_duration(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
     let duration = units::duration(text);
     if duration.is_none() {

@@ -34,6 +34,10 @@ pub struct Record<'a> {
     pub bytes_out: u64,
     /// From the request's head to the end of the response.
     pub duration: Duration,
+    /// Making the connection that the last attempt went over; `None` where it was there already.
+    pub connect: Option<Duration>,
+    /// From the request's head to the head of the backend's response.
+    pub first_byte: Option<Duration>,
     /// Which route it took.
     pub route: Option<&'a str>,
     /// Which upstream it was for.
@@ -48,8 +52,10 @@ pub struct Record<'a> {
     pub user_agent: Option<&'a [u8]>,
     /// The `Referer` header.
     pub referer: Option<&'a [u8]>,
-    /// Why it did not go well, in one word such as `connect_timeout`.
-    pub error: Option<&'a str>,
+    /// How it ended, in one word: `complete`, or why it did not go well, such as `connect_timeout`.
+    pub reason: &'a str,
+    /// Who ended it where it did not go well and that is known: `client`, `backend` or `proxy`.
+    pub ended_by: Option<&'a str>,
 }
 
 /// Bytes of a field that are written; the rest becomes `...`. A client may send far longer ones.
@@ -86,10 +92,9 @@ fn json(line: &mut Vec<u8>, record: &Record<'_>) {
     number(line, ",\"status\":", record.status.into());
     number(line, ",\"bytes_in\":", record.bytes_in);
     number(line, ",\"bytes_out\":", record.bytes_out);
-    let us = record.duration.as_micros() as u64;
-    number(line, ",\"duration_ms\":", us / 1_000);
-    line.push(b'.');
-    digits(line, us % 1_000, 3);
+    milliseconds(line, ",\"connect_ms\":", record.connect);
+    milliseconds(line, ",\"first_byte_ms\":", record.first_byte);
+    milliseconds(line, ",\"duration_ms\":", Some(record.duration));
     json_text(line, ",\"route\":", record.route.map(str::as_bytes));
     json_text(line, ",\"upstream\":", record.upstream.map(str::as_bytes));
     match record.backend {
@@ -101,8 +106,9 @@ fn json(line: &mut Vec<u8>, record: &Record<'_>) {
     json_text(line, ",\"listener\":", Some(record.listener.as_bytes()));
     json_text(line, ",\"user_agent\":", record.user_agent);
     json_text(line, ",\"referer\":", record.referer);
-    if let Some(error) = record.error {
-        json_text(line, ",\"error\":", Some(error.as_bytes()));
+    json_text(line, ",\"reason\":", Some(record.reason.as_bytes()));
+    if let Some(ended_by) = record.ended_by {
+        json_text(line, ",\"ended_by\":", Some(ended_by.as_bytes()));
     }
     line.push(b'}');
 }
@@ -159,6 +165,14 @@ fn json_text(line: &mut Vec<u8>, key: &str, value: Option<&[u8]>) {
 fn number(line: &mut Vec<u8>, key: &str, value: u64) {
     line.extend_from_slice(key.as_bytes());
     digits(line, value, 1);
+}
+
+fn milliseconds(line: &mut Vec<u8>, key: &str, value: Option<Duration>) {
+    let Some(value) = value else { return json_text(line, key, None) };
+    let us = value.as_micros() as u64;
+    number(line, key, us / 1_000);
+    line.push(b'.');
+    digits(line, us % 1_000, 3);
 }
 
 /// Writes `value` with at least `width` digits.
@@ -254,6 +268,8 @@ pub(super) mod tests {
             bytes_in: 0,
             bytes_out: 27,
             duration: Duration::from_micros(1_042),
+            connect: None,
+            first_byte: Some(Duration::from_micros(987)),
             route: Some("users"),
             upstream: Some("users"),
             backend: None,
@@ -261,7 +277,8 @@ pub(super) mod tests {
             listener: "main",
             user_agent: Some(b"curl/8.5.0"),
             referer: None,
-            error: None,
+            reason: "complete",
+            ended_by: None,
         }
     }
 
@@ -280,9 +297,10 @@ pub(super) mod tests {
             concat!(
                 r#"{"time":"2025-12-31T23:59:59.001Z","client_ip":"192.0.2.7","method":"GET","#,
                 r#""target":"/users/1?x=%20","host":"api.example.com","protocol":"HTTP/1.1","status":200,"#,
-                r#""bytes_in":0,"bytes_out":27,"duration_ms":1.042,"route":"users","upstream":"users","#,
+                r#""bytes_in":0,"bytes_out":27,"connect_ms":null,"first_byte_ms":0.987,"duration_ms":1.042,"#,
+                r#""route":"users","upstream":"users","#,
                 r#""backend":"10.0.0.1:9001","attempts":1,"listener":"main","user_agent":"curl/8.5.0","#,
-                r#""referer":null}"#,
+                r#""referer":null,"reason":"complete"}"#,
                 "\n"
             )
         );
@@ -290,9 +308,11 @@ pub(super) mod tests {
 
     #[test]
     fn json_line_of_a_failure() {
-        let record = Record { error: Some("connect_timeout"), status: 504, ..record() };
+        let record =
+            Record { reason: "connect_timeout", ended_by: Some("backend"), status: 504, first_byte: None, ..record() };
         let value: serde_json::Value = serde_json::from_str(&line(AccessLogFormat::Json, &record)).unwrap();
-        assert_eq!(value["error"], "connect_timeout");
+        assert_eq!((&value["reason"], &value["ended_by"]), (&"connect_timeout".into(), &"backend".into()));
+        assert!(value["first_byte_ms"].is_null());
         assert_eq!(value["status"], 504);
         assert!(value["backend"].is_null());
     }

@@ -1,0 +1,142 @@
+//! `retries` of upstreams and routes, and `retry_budget`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::Check;
+use super::value::{SIZE, number, optional_timeout, size, zero_or_more};
+use crate::config::error::Problem;
+use crate::config::field::Field;
+use crate::config::raw;
+use crate::config::report::{Place, quote};
+use crate::config::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
+
+const CONDITIONS: [&str; 3] = ["connect_failure", "reset", "timeout"];
+/// Bodies are kept until the answer has begun, for each request under way.
+const BODY_BUFFER_MAX: u64 = 16 * 1024 * 1024;
+
+/// When requests are tried again, where what the file leaves out is as in `before`.
+pub(super) fn retries(check: &Check<'_>, field: &Field<raw::Retries>, before: &Arc<RetryConfig>) -> Arc<RetryConfig> {
+    let max = |field: &Field<i64>| u8::try_from(number(check, field, before.max.into(), 0..=7)).unwrap_or(before.max);
+    match field.given() {
+        None => Arc::clone(before),
+        Some((place, raw::Retries::Integer(number))) => {
+            Arc::new(RetryConfig { max: max(&Field::Given(place, *number)), ..(**before).clone() })
+        }
+        Some((_, raw::Retries::Table(raw))) => {
+            let default = raw::Backoff::default();
+            let backoff = raw.backoff.value().unwrap_or(&default);
+            let (backoff_base, backoff_max) = backoff_range(check, backoff, before);
+            Arc::new(RetryConfig {
+                max: max(&raw.max),
+                on: on(check, &raw.on, &before.on),
+                attempt_timeout: attempt_timeout(check, &raw.attempt_timeout, before.attempt_timeout),
+                backoff_base,
+                backoff_max,
+                retry_after_max: zero_or_more(check, &backoff.retry_after_max, before.retry_after_max),
+                body_buffer: body_buffer(check, &raw.body_buffer, before.body_buffer),
+                hedge: hedge(check, &raw.hedge, before.hedge),
+            })
+        }
+    }
+}
+
+/// `["connect_failure", 503]`
+fn on(check: &Check<'_>, field: &Field<Vec<Field<raw::Condition>>>, before: &RetryOn) -> RetryOn {
+    let Some((place, members)) = field.given() else { return before.clone() };
+    if members.is_empty() {
+        let problem = Problem::error("an empty array, so that nothing would be tried again");
+        check.add(place, problem.expected("one condition at least, or max = 0"));
+    }
+    let mut on = RetryOn { connect_failure: false, reset: false, timeout: false, statuses: Vec::new() };
+    for (place, member) in field.members() {
+        match member {
+            raw::Condition::String(text) => match text.as_str() {
+                "connect_failure" => once(check, place, text, &mut on.connect_failure),
+                "reset" => once(check, place, text, &mut on.reset),
+                "timeout" => once(check, place, text, &mut on.timeout),
+                unknown => {
+                    let problem = Problem::error(format!("unknown condition {}", quote(unknown)));
+                    check.add(place, problem.one_of(unknown, CONDITIONS));
+                }
+            },
+            raw::Condition::Integer(number) => {
+                let status = u16::try_from(*number).ok().filter(|status| (400..=599).contains(status));
+                match status.and_then(|status| StatusCode::from_u16(status).ok()) {
+                    Some(status) if on.statuses.contains(&status) => twice(check, place, number),
+                    Some(status) => on.statuses.push(status),
+                    None => {
+                        let problem = Problem::error(format!("{number} is not the status of a failure"));
+                        check.add(place, problem.expected("400 to 599"));
+                    }
+                }
+            }
+        }
+    }
+    on.statuses.sort_unstable();
+    on
+}
+
+fn once(check: &Check<'_>, place: Place, text: &str, on: &mut bool) {
+    if std::mem::replace(on, true) {
+        twice(check, place, &quote(text));
+    }
+}
+
+fn twice(check: &Check<'_>, place: Place, what: &dyn std::fmt::Display) {
+    check.add(place, Problem::error(format!("{what} is there twice")));
+}
+
+fn attempt_timeout(check: &Check<'_>, field: &Field<raw::Duration>, before: Option<Duration>) -> Option<Duration> {
+    if field.place().is_some() { optional_timeout(check, field) } else { before }
+}
+
+fn backoff_range(check: &Check<'_>, raw: &raw::Backoff, before: &RetryConfig) -> (Duration, Duration) {
+    let base = zero_or_more(check, &raw.base, before.backoff_base);
+    let max = zero_or_more(check, &raw.max, before.backoff_max.max(base));
+    if let Some((place, _)) = raw.max.given()
+        && max < base
+    {
+        let problem = Problem::error(format!("shorter than the base of {base:?}"));
+        check.add(place, problem.expected("the base at least"));
+    }
+    (base, max)
+}
+
+fn body_buffer(check: &Check<'_>, field: &Field<raw::Size>, before: usize) -> usize {
+    let Some((place, written)) = field.given() else { return before };
+    let Some(bytes) = size(check, place, written, SIZE) else { return before };
+    if bytes > BODY_BUFFER_MAX {
+        check.add(place, Problem::error(format!("{bytes} bytes are out of range")).expected("0 to \"16MiB\""));
+    }
+    usize::try_from(bytes).unwrap_or(before)
+}
+
+/// The table alone switches it on.
+fn hedge(check: &Check<'_>, field: &Field<raw::Hedge>, before: Option<HedgeConfig>) -> Option<HedgeConfig> {
+    let Some(raw) = field.value() else { return before };
+    let before = before.unwrap_or_default();
+    let config = HedgeConfig {
+        percentile: u8::try_from(number(check, &raw.percentile, before.percentile.into(), 50..=99)).unwrap_or(95),
+        min_delay: zero_or_more(check, &raw.min_delay, before.min_delay),
+        budget_percent: percent(check, &raw.budget_percent, before.budget_percent, 1..=100),
+    };
+    raw.enabled.value().copied().unwrap_or(true).then_some(config)
+}
+
+/// How many further attempts all requests of an upstream may get.
+pub(super) fn retry_budget(check: &Check<'_>, field: &Field<raw::RetryBudget>) -> RetryBudgetConfig {
+    let default = RetryBudgetConfig::default();
+    let Some(raw) = field.value() else { return default };
+    let per_second = number(check, &raw.per_second, default.per_second.into(), 0..=1_000_000);
+    RetryBudgetConfig {
+        percent: percent(check, &raw.percent, default.percent, 0..=1000),
+        per_second: u32::try_from(per_second).unwrap_or(default.per_second),
+    }
+}
+
+fn percent(check: &Check<'_>, field: &Field<i64>, default: u16, range: std::ops::RangeInclusive<i64>) -> u16 {
+    u16::try_from(number(check, field, default.into(), range)).unwrap_or(default)
+}

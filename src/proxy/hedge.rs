@@ -1,0 +1,139 @@
+//! A second attempt at another backend while the first is slow: the first answer wins, and the other attempt is given up.
+//!
+//! Both are polled in the exchange's own task. The loser's connection is closed and its lease returned by dropping them.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::StatusCode;
+use http::request::Parts;
+
+use crate::backend::Lease;
+use crate::exchange::body::RequestBody;
+use crate::transport::{Connection, Failed, Informed, connect};
+
+use super::Proxy;
+use super::attempt::in_time;
+use super::retry::Attempts;
+
+/// What came of it.
+pub(super) enum Raced {
+    /// What came of the first attempt; `None` when its time is over.
+    First(Option<Result<StatusCode, Failed>>),
+    /// The second was answered first.
+    Second(Box<Second>),
+}
+
+/// A second attempt that was answered.
+pub(super) struct Second {
+    pub(super) lease: Lease,
+    pub(super) connection: Connection,
+    pub(super) body: RequestBody,
+    pub(super) status: StatusCode,
+}
+
+/// Goes on with the attempt at `connection`, and makes a second one if there is no answer after `delay`.
+pub(super) async fn race(
+    proxy: &Rc<Proxy>,
+    attempts: &mut Attempts<'_>,
+    (parts, lines): (&mut Parts, Option<&[u8]>),
+    (connection, body): (&Connection, &mut RequestBody),
+    delay: Duration,
+) -> Raced {
+    let running = attempts.running;
+    let watch = &running.exchange.client.watch;
+    let mut wait = pin!(tokio::time::sleep(delay));
+    let early = poll_fn(|cx| {
+        if let Poll::Ready(outcome) = connection.poll_response(cx, body, running) {
+            return Poll::Ready(Some(Some(outcome)));
+        }
+        match watch.expired() {
+            true => Poll::Ready(Some(None)),
+            false => wait.as_mut().poll(cx).map(|()| None),
+        }
+    });
+    if let Some(outcome) = early.await {
+        return Raced::First(outcome);
+    }
+    let second = body.copy().and_then(|copy| Some((attempts.hedge()?, copy)));
+    let Some((lease, copy)) = second else {
+        return Raced::First(in_time(watch, poll_fn(|cx| connection.poll_response(cx, body, running))).await);
+    };
+    attempts.number(parts);
+    let attempts = &*attempts;
+    let mut second = pin!(ask(proxy, attempts, lease, copy, (parts, lines)));
+    let mut second_over = false;
+    let mut first = None;
+    poll_fn(|cx| {
+        if first.is_none()
+            && let Poll::Ready(outcome) = connection.poll_response(cx, body, running)
+        {
+            let good = outcome.as_ref().is_ok_and(|status| !attempts.is_unwanted(*status));
+            if good || second_over {
+                return Poll::Ready(Raced::First(Some(outcome)));
+            }
+            // The second may still save it.
+            first = Some(outcome);
+        }
+        if !second_over && let Poll::Ready(answer) = second.as_mut().poll(cx) {
+            if let Some(answer) = answer.filter(|answer| !attempts.is_unwanted(answer.status)) {
+                return Poll::Ready(Raced::Second(Box::new(answer)));
+            }
+            second_over = true;
+            if let Some(outcome) = first.take() {
+                return Poll::Ready(Raced::First(Some(outcome)));
+            }
+        }
+        if watch.expired() { Poll::Ready(Raced::First(first.take())) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Makes the second attempt; `None` where it failed.
+async fn ask(
+    proxy: &Rc<Proxy>,
+    attempts: &Attempts<'_>,
+    lease: Lease,
+    mut body: RequestBody,
+    (parts, lines): (&Parts, Option<&[u8]>),
+) -> Option<Second> {
+    let config = &attempts.upstream.config;
+    let metrics = lease.backend().metrics.of(proxy.worker);
+    let connection = match proxy.transport.checkout(lease.backend(), config.pool) {
+        Some(connection) => connection,
+        None => {
+            // The watch has the deadline of the first attempt.
+            let dialled = connect::connect(&proxy.transport, lease.backend(), config.pool);
+            match tokio::time::timeout(config.connect_timeout, dialled).await {
+                Ok(Ok(connection)) => {
+                    metrics.connects.add(1);
+                    connection
+                }
+                Ok(Err(_)) | Err(_) => {
+                    metrics.connect_failures.add(1);
+                    return None;
+                }
+            }
+        }
+    };
+    connection.begin(parts, &body, lines);
+    match poll_fn(|cx| connection.poll_response(cx, &mut body, &Silent)).await {
+        Ok(status) => Some(Second { lease, connection, body, status }),
+        Err(_) => {
+            if !connection.reused || connection.answered() {
+                metrics.broken.add(1);
+            }
+            None
+        }
+    }
+}
+
+/// The client is told what the first backend says; of two it would get everything twice.
+struct Silent;
+
+impl Informed for Silent {
+    fn informational(&self, _: &[u8]) {}
+}

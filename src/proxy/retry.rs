@@ -1,0 +1,195 @@
+//! Whether a request is tried again, where, and when.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{HeaderName, HeaderValue};
+use http::request::Parts;
+
+use crate::backend::Lease;
+use crate::config::RetryConfig;
+use crate::exchange::body::RequestBody;
+use crate::exchange::watch::Phase;
+use crate::strategy::Tried;
+use crate::telemetry::clock;
+use crate::telemetry::metrics::RetryCause;
+use crate::upstream::Upstream;
+use crate::upstream::backoff::{BackoffSettings, retry_after};
+use crate::upstream::percentile::HedgingSettings;
+use crate::upstream::retry_budget::BudgetSettings;
+
+use super::attempt::{in_time, lease};
+use super::running::Running;
+use super::{Proxy, ProxyError};
+
+/// Tells a backend the how manyth attempt it gets. Only from the second on: the first is what nobody asks about.
+const ATTEMPT: HeaderName = HeaderName::from_static("x-isobar-attempt");
+/// Says that a request may be repeated whose method is not idempotent.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// A wait is seen to its end before a deadline of this much more is.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// The attempts of one request.
+pub(super) struct Attempts<'a> {
+    pub(super) proxy: &'a Proxy,
+    pub(super) running: &'a Running,
+    pub(super) upstream: &'a Upstream,
+    config: &'a RetryConfig,
+    tried: Tried,
+    /// Further attempts; hedges are not counted.
+    further: u8,
+    /// Whether it may be sent again after a backend has perhaps seen it, as long as its body is kept.
+    repeatable: bool,
+}
+
+/// Whether a request may be sent twice, going by its head.
+pub(super) fn is_repeatable(parts: &Parts) -> bool {
+    parts.method.is_idempotent() || parts.headers.contains_key(&IDEMPOTENCY_KEY)
+}
+
+impl<'a> Attempts<'a> {
+    /// None yet. In place: what is tried is a list that is not worth a move.
+    #[inline]
+    pub(super) fn new(
+        (proxy, running): (&'a Proxy, &'a Running),
+        upstream: &'a Upstream,
+        config: &'a RetryConfig,
+        repeatable: bool,
+    ) -> Self {
+        if config.max > 0 {
+            // Set when the request came.
+            let now_ms = running.exchange.client.watch.clock().shared_ms();
+            upstream.state.retry_budget.deposit(proxy.worker, &BudgetSettings::RETRIES, now_ms);
+        }
+        Self { proxy, running, upstream, config, tried: Tried::default(), further: 0, repeatable }
+    }
+
+    /// Where the first attempt goes.
+    pub(super) fn first(&mut self) -> Result<Lease, ProxyError> {
+        lease(self.proxy, self.running, self.upstream, &mut self.tried).ok_or_else(|| {
+            self.upstream.state.metrics.of(self.proxy.worker).no_backend.add(1);
+            ProxyError::NoBackend
+        })
+    }
+
+    /// Whether the request may be sent again after a backend has perhaps seen it.
+    pub(super) fn may_repeat(&self, body: &RequestBody) -> bool {
+        self.repeatable && body.is_kept()
+    }
+
+    /// How long an attempt has before another is tried; `None` is as long as the route allows.
+    pub(super) fn limit(&self, head: Duration) -> Option<Duration> {
+        let limit = self.config.attempt_timeout.filter(|limit| *limit < head)?;
+        (self.repeatable && self.config.on.timeout && self.further < self.config.max).then_some(limit)
+    }
+
+    /// Whether a response of that status is one to try again after.
+    pub(super) fn is_unwanted(&self, status: StatusCode) -> bool {
+        status.as_u16() >= 400 && self.config.max > 0 && self.config.on.statuses.contains(&status)
+    }
+
+    /// Where the next attempt goes, if there may be one: after `cause`, and after a wait. It is charged to the budget. The
+    /// caller has made sure that the request may be sent again.
+    #[cold]
+    pub(super) async fn next(&mut self, cause: RetryCause, asked: Option<Bytes>) -> Option<Lease> {
+        let Self { running, upstream, config, .. } = *self;
+        let on = match cause {
+            RetryCause::ConnectFailure => config.on.connect_failure,
+            RetryCause::Reset => config.on.reset,
+            RetryCause::Timeout | RetryCause::Status => true,
+        };
+        let watch = &running.exchange.client.watch;
+        let left = self.further < config.max && self.tried.len() < Tried::CAPACITY;
+        if !on || !left || watch.is_capped() || !upstream.has_untried(&self.tried) {
+            return None;
+        }
+        let wait = self.wait(cause, asked)?;
+        let metrics = upstream.state.metrics.of(self.proxy.worker);
+        let settings = BudgetSettings::retries(&upstream.config.retry_budget);
+        if !upstream.state.retry_budget.withdraw(&settings, clock::now_ms(Instant::now())) {
+            metrics.retry_budget_spent.add(1);
+            return None;
+        }
+        if !wait.is_zero() {
+            // Nothing is awaited from anybody meanwhile.
+            watch.enter(Phase::Connect, wait + SLACK);
+            in_time(watch, tokio::time::sleep(wait)).await;
+            if watch.is_capped() {
+                return None;
+            }
+        }
+        // Meanwhile the last one may have become unready; what was withdrawn is then lost, which is on the safe side.
+        let next = lease(self.proxy, running, upstream, &mut self.tried)?;
+        self.further += 1;
+        metrics.retries[cause as usize].add(1);
+        Some(next)
+    }
+
+    /// How long to wait before the next attempt, which goes to another backend. Where nothing was sent, or the time is over
+    /// already, nobody is spared by a wait.
+    fn wait(&self, cause: RetryCause, asked: Option<Bytes>) -> Option<Duration> {
+        if matches!(cause, RetryCause::ConnectFailure | RetryCause::Timeout) {
+            return Some(Duration::ZERO);
+        }
+        let asked = asked.and_then(|value| retry_after(&value, SystemTime::now()));
+        let bits = self.proxy.dice.borrow_mut().bits();
+        BackoffSettings::from(self.config).wait(self.further.into(), asked, bits)
+    }
+
+    /// Tells the backend the how manyth attempt this is.
+    pub(super) fn number(&self, parts: &mut Parts) {
+        parts.headers.insert(ATTEMPT, HeaderValue::from(u16::from(self.running.attempts())));
+    }
+
+    /// It came to an answer for the client: counts what the further attempts were good for.
+    pub(super) fn answered(&self, status: StatusCode) {
+        if self.config.hedge.is_some() && self.further == 0 && self.repeatable {
+            let now = Instant::now();
+            let took = now.saturating_duration_since(self.running.exchange.started);
+            let times = &self.upstream.state.hedging().latencies;
+            times.observe(self.proxy.worker, took, clock::now_ms(now));
+        }
+        if self.further > 0 {
+            let metrics = self.upstream.state.metrics.of(self.proxy.worker);
+            let counter = if self.is_unwanted(status) { &metrics.retried_in_vain } else { &metrics.retried_well };
+            counter.add(1);
+        }
+    }
+
+    /// It came to no answer.
+    #[cold]
+    pub(super) fn failed(&self, error: ProxyError) -> ProxyError {
+        if self.further > 0 {
+            self.upstream.state.metrics.of(self.proxy.worker).retried_in_vain.add(1);
+        }
+        error
+    }
+
+    /// How long to wait for a response before a second attempt is made; `None` is for ever.
+    pub(super) fn hedge_delay(&self) -> Option<Duration> {
+        let hedge = self.config.hedge.as_ref().filter(|_| self.repeatable && self.tried.len() == 1)?;
+        let hedging = self.upstream.state.hedging();
+        let now_ms = self.running.exchange.client.watch.clock().shared_ms();
+        hedging.budget.deposit(self.proxy.worker, &BudgetSettings::HEDGING, now_ms);
+        hedging.latencies.delay(&HedgingSettings::of(hedge), now_ms)
+    }
+
+    /// Where a second attempt beside the first goes, if there may be one.
+    pub(super) fn hedge(&mut self) -> Option<Lease> {
+        let hedge = self.config.hedge.as_ref()?;
+        let metrics = self.upstream.state.metrics.of(self.proxy.worker);
+        if self.running.exchange.client.watch.is_capped() || !self.upstream.has_untried(&self.tried) {
+            return None;
+        }
+        let budget = &self.upstream.state.hedging().budget;
+        if !budget.withdraw(&BudgetSettings::hedging(hedge), clock::now_ms(Instant::now())) {
+            metrics.hedge_budget_spent.add(1);
+            return None;
+        }
+        let second = lease(self.proxy, self.running, self.upstream, &mut self.tried)?;
+        metrics.hedges.add(1);
+        Some(second)
+    }
+}
