@@ -13,10 +13,10 @@ use http::{Method, StatusCode};
 
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
-    Action, Address, BackendConfig, BodyMatch, Config, Forward, HeaderEdits, HeaderMatch, HealthCheckConfig,
-    HostPattern, HttpProbe, InitialHealth, ListenerConfig, LocationPart, LogConfig, LogFormat, PathPattern,
-    PathRewrite, PoolConfig, Probe, QueryMatch, Redirect, Respond, RouteConfig, StrategyConfig, Timeouts,
-    UpstreamConfig, ValueMatch,
+    Action, AdaptiveLimitConfig, Address, BackendConfig, BackendLimits, BodyMatch, BreakerConfig, Config, Forward,
+    HeaderEdits, HeaderMatch, HealthCheckConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig, ListenerConfig,
+    LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite, PoolConfig, Probe, QueryMatch,
+    QueueConfig, Redirect, Respond, RouteConfig, StrategyConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -137,6 +137,7 @@ pub(super) fn config() -> Config {
         admin: Some(admin),
         log: LogConfig { level: "info".into(), format: LogFormat::Text },
         access_log: None,
+        overload: OverloadConfig::default(),
         listeners: vec![Arc::new(listener())],
         routes: routes().into_iter().map(Arc::new).collect(),
         upstreams: vec![Arc::new(upstream())],
@@ -237,14 +238,50 @@ fn upstream() -> UpstreamConfig {
         name: "users".into(),
         strategy: StrategyConfig::LeastConnections,
         backends: vec![
-            BackendConfig { address: Address::Ip(([10, 0, 0, 1], 9001).into()), weight: 1 },
-            BackendConfig { address: Address::Name("users-2.internal".into(), 9001), weight: 3 },
-            BackendConfig { address: Address::Ip(([10, 0, 0, 3], 9001).into()), weight: 0 },
+            BackendConfig { address: Address::Ip(([10, 0, 0, 1], 9001).into()), weight: 1, limits: LIMITS },
+            BackendConfig { address: Address::Name("users-2.internal".into(), 9001), weight: 3, limits: LIMITS },
+            BackendConfig {
+                address: Address::Ip(([10, 0, 0, 3], 9001).into()),
+                weight: 0,
+                limits: BackendLimits::default(),
+            },
         ],
         connect_timeout: Duration::from_secs(3),
         retries: 1,
         pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
         health_check: Some(Arc::new(health_check())),
+        limits: limits(),
+    }
+}
+
+/// Of the first two backends.
+const LIMITS: BackendLimits = BackendLimits { max_in_flight: Some(4), max_connections: Some(8) };
+
+fn limits() -> LimitsConfig {
+    LimitsConfig {
+        backend: LIMITS,
+        queue: QueueConfig::default(),
+        breaker: Some(BreakerConfig {
+            window: Duration::from_secs(10),
+            min_calls: 20,
+            failure_percent: 50,
+            slow_after: None,
+            slow_percent: 80,
+            open_for: Duration::from_secs(5),
+            open_max: Duration::from_secs(60),
+            probes: 3,
+        }),
+        adaptive: Some(AdaptiveLimitConfig {
+            initial: 20,
+            min: 20,
+            max: 200,
+            tolerance_percent: 150,
+            smoothing_percent: 20,
+            headroom: 4,
+            long_windows: 600,
+            window: Duration::from_millis(100),
+            min_samples: 10,
+        }),
     }
 }
 

@@ -9,7 +9,6 @@ use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 
-use crate::backend::Lease;
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch};
 use crate::route::{Forward, Route, rewrite};
@@ -17,6 +16,7 @@ use crate::strategy::Tried;
 use crate::transport::{Connection, connect};
 use crate::upstream::Upstream;
 
+use super::place::{self, Place};
 use super::running::{Running, SWITCHING, Upload};
 use super::upgrade::Tunnel;
 use super::{Handled, Proxy, ProxyError, headers};
@@ -60,7 +60,7 @@ pub(super) async fn forward(
 
     let upstream = &*forward.upstream;
     let mut tried = Tried::default();
-    let mut place = lease(proxy, running, upstream, &mut tried, None)?;
+    let mut place = lease(proxy, running, upstream, &mut tried, None).await?;
     let mut fresh = false;
     loop {
         let idle = if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.config.pool) };
@@ -71,8 +71,11 @@ pub(super) async fn forward(
         let connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
-                // Nothing was sent: any request may try elsewhere.
-                place = lease(proxy, running, upstream, &mut tried, Some(error))?;
+                // Nothing was sent: any request may try elsewhere. It may have to wait for that, and not with a place that
+                // others wait for.
+                place.failed(proxy, upstream);
+                drop(place);
+                place = lease(proxy, running, upstream, &mut tried, Some(error)).await?;
                 fresh = false;
                 continue;
             }
@@ -81,8 +84,17 @@ pub(super) async fn forward(
         connection.begin(&parts, &body, lines.as_deref());
         let response = poll_fn(|cx| connection.poll_response(cx, &mut body, &**running));
         let failed = match in_time(&client.watch, response).await {
-            None => return Err(late(running, &place)),
-            Some(Ok(_)) => return answer(running, forward, upgrade, place, connection, body, parts.headers),
+            None => {
+                let error = late(running, &place);
+                if let ProxyError::ResponseTimeout { .. } = error {
+                    place.failed(proxy, upstream);
+                }
+                return Err(error);
+            }
+            Some(Ok(status)) => {
+                place.answered(proxy, upstream, status);
+                return answer(running, forward, upgrade, place, connection, body, parts.headers);
+            }
             Some(Err(failed)) => failed,
         };
         match running.upload() {
@@ -98,6 +110,7 @@ pub(super) async fn forward(
         let stale = connection.reused && !answered;
         if !stale {
             metrics.broken.add(1);
+            place.failed(proxy, upstream);
         }
         let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.error };
         if !again {
@@ -106,7 +119,9 @@ pub(super) async fn forward(
         if stale {
             fresh = true;
         } else {
-            place = lease(proxy, running, upstream, &mut tried, Some(error))?;
+            drop(connection);
+            drop(place);
+            place = lease(proxy, running, upstream, &mut tried, Some(error)).await?;
             fresh = false;
         }
     }
@@ -116,40 +131,43 @@ fn upstream_host(forward: &Forward) -> HeaderValue {
     HeaderValue::from_str(forward.upstream.name().as_str()).unwrap_or(HeaderValue::from_static("upstream"))
 }
 
-/// Leases the next backend to try; `failure` is why the last one was no good, and what it comes to if there is no other.
-fn lease(
+/// Takes a place at the next backend to try; `failure` is why the last one was no good, and what it comes to if there is no
+/// other.
+async fn lease(
     proxy: &Proxy,
     running: &Running,
     upstream: &Upstream,
     tried: &mut Tried,
     failure: Option<ProxyError>,
-) -> Result<Lease, ProxyError> {
+) -> Result<Place, ProxyError> {
     let metrics = upstream.state.metrics.of(proxy.worker);
     if let Some(failure) = failure {
         if tried.len() > usize::from(upstream.config.retries) || running.exchange.client.watch.is_capped() {
             return Err(failure);
         }
-        let next = upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut());
-        let next = next.ok_or(failure)?;
+        // Why there is none says less than why one was needed.
+        let next = place::take(proxy, running, upstream, tried).await.map_err(|_| failure)?;
         metrics.retries.add(1);
         note(running, tried, &next);
         return Ok(next);
     }
-    match upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut()) {
-        Some(first) => {
+    match place::take(proxy, running, upstream, tried).await {
+        Ok(first) => {
             note(running, tried, &first);
             Ok(first)
         }
-        None => {
-            metrics.no_backend.add(1);
-            Err(ProxyError::NoBackend)
+        Err(error) => {
+            if let ProxyError::NoBackend = error {
+                metrics.no_backend.add(1);
+            }
+            Err(error)
         }
     }
 }
 
-fn note(running: &Running, tried: &mut Tried, lease: &Lease) {
-    tried.push(lease.backend().id);
-    running.attempt(lease.backend());
+fn note(running: &Running, tried: &mut Tried, place: &Place) {
+    tried.push(place.backend().id);
+    running.attempt(place.backend());
 }
 
 /// Makes a new connection.
@@ -157,11 +175,11 @@ async fn dial(
     proxy: &Rc<Proxy>,
     running: &Running,
     upstream: &Upstream,
-    lease: &Lease,
+    place: &Place,
 ) -> Result<Connection, ProxyError> {
     let watch = &running.exchange.client.watch;
     watch.enter(Phase::Connect, upstream.config.connect_timeout);
-    let backend = lease.backend();
+    let backend = place.backend();
     let metrics = backend.metrics.of(proxy.worker);
     let dialled = connect::connect(&proxy.transport, backend, upstream.config.pool);
     match in_time(watch, dialled).await {
@@ -184,8 +202,8 @@ async fn dial(
 }
 
 /// Who was too slow.
-fn late(running: &Running, lease: &Lease) -> ProxyError {
-    let backend = lease.backend();
+fn late(running: &Running, place: &Place) -> ProxyError {
+    let backend = place.backend();
     if running.exchange.client.watch.is_capped() {
         return ProxyError::ExchangeTimeout;
     }
@@ -202,11 +220,12 @@ fn answer(
     running: &Rc<Running>,
     forward: &Forward,
     upgrade: Option<HeaderValue>,
-    lease: Lease,
+    place: Place,
     connection: Connection,
     body: RequestBody,
     space: HeaderMap,
 ) -> Result<Handled, ProxyError> {
+    let lease = place.into_lease();
     let response = match connection.response(space) {
         Ok(response) => response,
         Err(error) => return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error }),

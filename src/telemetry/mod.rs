@@ -7,4 +7,6 @@ pub mod events;
 pub mod access_log;
 pub mod logging;
 pub mod calendar;
+pub mod clock;
 pub mod overload;
+pub mod process;

@@ -2,7 +2,7 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::backend::health::{LastCheck, Thresholds};
-use crate::config::{BackendConfig, HealthCheckConfig, PoolConfig, Probe, StrategyConfig};
+use crate::config::{BackendConfig, BackendLimits, HealthCheckConfig, LimitsConfig, PoolConfig, Probe, StrategyConfig};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -16,10 +16,14 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
     Arc::new(UpstreamConfig {
         name: "u".into(),
         strategy: StrategyConfig::RoundRobin,
-        backends: backends.iter().map(|&it| BackendConfig { address: address(it), weight: weight(it) }).collect(),
+        backends: backends
+            .iter()
+            .map(|&it| BackendConfig { address: address(it), weight: weight(it), limits: BackendLimits::default() })
+            .collect(),
         connect_timeout: S,
         retries: 0,
         pool: PoolConfig { max_idle: 1, idle_timeout: S },
+        limits: LimitsConfig::default(),
         health_check: initial.map(|initial| {
             Arc::new(HealthCheckConfig {
                 probe: Probe::Tcp,
@@ -72,7 +76,8 @@ fn a_refresh_takes_in_who_is_ready_and_leaves_out_who_is_not() {
     check(&upstream, 0, false);
     assert!(upstream.refresh(now));
     let mut dice = Dice::seeded(1);
-    assert!(upstream.lease(None, now, &Tried::default(), &mut dice).is_none(), "none is left");
+    let none = upstream.lease(None, now, &Tried::default(), &mut dice);
+    assert_eq!(none.err(), Some(NoLease::NoBackend), "none is left");
 }
 
 #[test]

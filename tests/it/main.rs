@@ -17,6 +17,7 @@ mod killed_backend;
 mod layering;
 mod limits;
 mod process;
+mod queue;
 mod reload_under_load;
 mod retries;
 mod routes;
