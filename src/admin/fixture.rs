@@ -22,6 +22,7 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::route::Table;
 use crate::strategy::Factories;
+use crate::telemetry;
 use crate::telemetry::metrics::Sharded;
 use crate::upstream::{Upstream, UpstreamState};
 
@@ -36,6 +37,7 @@ pub(super) fn started() -> SystemTime {
 pub(super) struct Process {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) listener: Arc<Listener>,
+    pub(super) process: Arc<telemetry::process::Process>,
     pub(super) listening: AtomicBool,
     pub(super) stopping: AtomicBool,
     /// What is wrong with the file.
@@ -52,7 +54,9 @@ impl Process {
             .iter()
             .map(|it| {
                 let state = UpstreamState::new(it.name.clone(), WORKERS);
-                Upstream::build(Arc::clone(it), state, &Factories::default())
+                let upstream = Upstream::build(Arc::clone(it), state, &Factories::default());
+                upstream.enforce();
+                upstream
             })
             .collect();
         let routes = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(WORKERS)));
@@ -66,6 +70,7 @@ impl Process {
         Arc::new(Self {
             snapshot: Arc::new(Snapshot { generation: 7, config, routes, upstreams, access_log: None }),
             listener,
+            process: telemetry::process::Process::new(WORKERS),
             listening: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             problems: Mutex::default(),
@@ -86,6 +91,10 @@ impl Control for Process {
 
     fn connections_by_worker(&self) -> Vec<usize> {
         vec![3, 4]
+    }
+
+    fn process(&self) -> Arc<telemetry::process::Process> {
+        Arc::clone(&self.process)
     }
 
     fn status(&self) -> Status {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod breaker;
 mod cancel;
 mod client_gone;
 mod errors;
@@ -16,6 +17,7 @@ mod idle;
 mod killed_backend;
 mod layering;
 mod limits;
+mod overload;
 mod process;
 mod queue;
 mod reload_under_load;
