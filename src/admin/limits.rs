@@ -122,10 +122,10 @@ pub(super) fn metrics(snapshot: &Snapshot, process: &Process, families: &mut Fam
 }
 
 /// The upstreams that are as `has` says, with their label.
-fn those<'s>(
-    snapshot: &'s Snapshot,
+fn those(
+    snapshot: &Snapshot,
     has: fn(&Upstream) -> bool,
-) -> impl Iterator<Item = ([(&'static str, &'s str); 1], &'s Upstream)> + Clone {
+) -> impl Iterator<Item = ([(&'static str, &str); 1], &Upstream)> {
     let upstreams = snapshot.upstreams.iter().map(|it| &**it).filter(move |it| has(it));
     upstreams.map(|it| ([("upstream", it.name().as_str())], it))
 }

@@ -116,6 +116,51 @@ fn a_check_that_is_added_throws_nobody_out_and_one_that_is_removed_lets_all_in()
     assert_eq!(ready(&unchecked).len(), 2);
 }
 
+/// Backends that take one request each, whatever the strategy would like.
+#[test]
+fn a_full_backend_is_passed_over_however_many_are_full() {
+    for strategy in [StrategyConfig::RoundRobin, StrategyConfig::PowerOfTwo, StrategyConfig::LeastConnections] {
+        let numbers: Vec<u8> = (1..=30).collect();
+        let mut config = UpstreamConfig::clone(&config(&numbers, None));
+        config.strategy = strategy;
+        let one = BackendLimits { max_in_flight: Some(5), max_connections: Some(1) };
+        config.backends.iter_mut().for_each(|backend| backend.limits = one);
+        let upstream = build(Arc::new(config), &UpstreamState::new("u".into(), 1));
+        upstream.enforce();
+        let (now, mut dice) = (Instant::now(), Dice::seeded(3));
+        let mut lease = |tried: &Tried| upstream.lease(None, now, tried, &mut dice);
+        let mut held: Vec<_> = (0..30).map(|_| lease(&Tried::default()).expect("one with room")).collect();
+        assert_eq!(lease(&Tried::default()).err(), Some(NoLease::Full));
+        assert!(upstream.roster().backends().iter().all(|it| it.state.in_flight() == 1));
+        // The one that has room is found among all, but not by who was there already.
+        let free = held.swap_remove(17);
+        let mut tried = Tried::default();
+        tried.push(free.backend().id);
+        drop(free);
+        assert!(upstream.has_room());
+        assert_eq!(lease(&tried).err(), Some(NoLease::Full));
+        assert!(lease(&Tried::default()).is_ok());
+    }
+}
+
+#[test]
+fn limits_hold_from_when_they_are_enforced_and_for_requests_of_the_snapshot_before() {
+    let state = UpstreamState::new("u".into(), 1);
+    let before = build(config(&[1], None), &state);
+    before.enforce();
+    let lease =
+        |upstream: &Upstream| upstream.lease(None, Instant::now(), &Tried::default(), &mut Dice::seeded(1)).ok();
+    let _held = [lease(&before).unwrap(), lease(&before).unwrap()];
+    let mut limited = UpstreamConfig::clone(&config(&[1], None));
+    limited.backends[0].limits.max_in_flight = Some(2);
+    let next = build(Arc::new(limited), &state);
+    assert!(lease(&before).is_some(), "a reload that is only prepared changes nothing");
+    next.enforce();
+    assert!(lease(&before).is_none() && lease(&next).is_none());
+    before.enforce();
+    assert!(lease(&next).is_some());
+}
+
 #[tokio::test]
 async fn the_keeper_refreshes_what_is_there_now() {
     let state = UpstreamState::new("u".into(), 1);

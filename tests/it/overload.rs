@@ -1,6 +1,7 @@
 //! With too much to do the proxy refuses early and visibly, recovers, and can be looked at meanwhile.
 
-use std::process::{Command, Stdio};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
@@ -64,7 +65,7 @@ async fn a_worker_that_lags_refuses_until_it_has_caught_up() {
     eventually(|| process.refusing(Cause::Lag) == 0).await;
     let mut client = Client::connect(address).await;
     assert_eq!(client.get("/").await.status(), 200);
-    assert_eq!(Client::connect(admin).await.get("/livez").await.status(), 200);
+    assert!(admin_says(admin, "/livez").await.starts_with("HTTP/1.1 200 "));
     assert!(process.refused.sum(|it| it.of(Cause::Lag)) >= 1);
     let told = std::iter::from_fn(|| events.try_recv().ok()).filter_map(|event| match event.kind {
         EventKind::Overload { cause, worker, refuses, .. } => Some((cause, worker, refuses)),
@@ -81,14 +82,15 @@ async fn with_few_descriptors_left_the_admin_address_still_answers() {
     let text = Keys::default().text(&[&backend]).replace("127.0.0.1:0", &address);
     let tables = format!("[admin]\naddress = \"{admin}\"\n[overload]\ndescriptors_percent = 60\n");
     let file = scratch.write("lb.toml", format!("{text}\n{tables}"));
-    let mut child = Command::new("sh")
+    let child = Command::new("sh")
         .args(["-c", "ulimit -n 100; exec \"$0\" run --config \"$1\"", env!("CARGO_BIN_EXE_isobar")])
         .arg(&file)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    eventually(|| std::net::TcpStream::connect(admin.as_str()).is_ok()).await;
+    let _child = Killed(child);
+    eventually(|| [&address, &admin].iter().all(|it| std::net::TcpStream::connect(it.as_str()).is_ok())).await;
     let (address, admin) = (address.parse().unwrap(), admin.parse().unwrap());
     let mut early = Client::connect(address).await;
     assert_eq!(early.get("/").await.status(), 200);
@@ -97,7 +99,7 @@ async fn with_few_descriptors_left_the_admin_address_still_answers() {
     for _ in 0..120 {
         held.push(Client::connect(address).await);
     }
-    let metrics = async || Client::connect(admin).await.get("/metrics").await.text().to_owned();
+    let metrics = async || admin_says(admin, "/metrics").await;
     let refuses = "isobar_overload_refusing_workers{cause=\"descriptors\"} 1.0";
     let mut seen = metrics().await;
     for _ in 0..200 {
@@ -126,8 +128,23 @@ async fn with_few_descriptors_left_the_admin_address_still_answers() {
     }
     assert!(recovered, "it does not end");
     assert_eq!(Client::connect(address).await.get("/").await.status(), 200);
-    child.kill().unwrap();
-    child.wait().unwrap();
+}
+
+/// A process that ends with the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The admin address answers a request for it by its own name only.
+async fn admin_says(admin: SocketAddr, target: &str) -> String {
+    let mut client = Client::connect(admin).await;
+    client.send(format!("GET {target} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")).await;
+    String::from_utf8_lossy(&client.read_to_end().await).into_owned()
 }
 
 /// A port that nobody has, for a process that is to be found.

@@ -136,7 +136,7 @@ async fn no_backend_sees_a_fifth_request_and_waiting_is_fair() {
 
 #[tokio::test]
 async fn ten_thousand_clients_that_go_leave_nothing_behind() {
-    let gated = Gated::shut();
+    let gated = Gated::open(Duration::from_millis(5), 0);
     let text = limited(&[&gated.backend], 2, "max_in_flight = 4\nqueue = { timeout = \"60s\" }", "");
     let proxy = TestProxy::with_config(text).await;
     let address = proxy.address();
