@@ -60,7 +60,12 @@ pub(super) async fn forward(
 
     let upstream = &*forward.upstream;
     let mut tried = Tried::default();
-    let mut place = lease(proxy, running, upstream, &mut tried, None).await?;
+    let mut place = match place::take(proxy, running, upstream, &tried) {
+        Ok(Some(place)) => place,
+        Ok(None) => place::wait(proxy, running, upstream, &tried).await?,
+        Err(error) => return Err(unplaced(proxy, upstream, error)),
+    };
+    note(running, &mut tried, &place);
     let mut fresh = false;
     loop {
         let idle = if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.config.pool) };
@@ -75,7 +80,7 @@ pub(super) async fn forward(
                 // others wait for.
                 place.failed(proxy, upstream);
                 drop(place);
-                place = lease(proxy, running, upstream, &mut tried, Some(error)).await?;
+                place = lease(proxy, running, upstream, &mut tried, error).await?;
                 fresh = false;
                 continue;
             }
@@ -121,7 +126,7 @@ pub(super) async fn forward(
         } else {
             drop(connection);
             drop(place);
-            place = lease(proxy, running, upstream, &mut tried, Some(error)).await?;
+            place = lease(proxy, running, upstream, &mut tried, error).await?;
             fresh = false;
         }
     }
@@ -132,37 +137,37 @@ fn upstream_host(forward: &Forward) -> HeaderValue {
 }
 
 /// Takes a place at the next backend to try; `failure` is why the last one was no good, and what it comes to if there is no
-/// other.
+/// other: why there is none says less than why one was needed.
 async fn lease(
     proxy: &Proxy,
     running: &Running,
     upstream: &Upstream,
     tried: &mut Tried,
-    failure: Option<ProxyError>,
+    failure: ProxyError,
 ) -> Result<Place, ProxyError> {
-    let metrics = upstream.state.metrics.of(proxy.worker);
-    if let Some(failure) = failure {
-        if tried.len() > usize::from(upstream.config.retries) || running.exchange.client.watch.is_capped() {
-            return Err(failure);
-        }
-        // Why there is none says less than why one was needed.
-        let next = place::take(proxy, running, upstream, tried).await.map_err(|_| failure)?;
-        metrics.retries.add(1);
-        note(running, tried, &next);
-        return Ok(next);
+    if tried.len() > usize::from(upstream.config.retries) || running.exchange.client.watch.is_capped() {
+        return Err(failure);
     }
-    match place::take(proxy, running, upstream, tried).await {
-        Ok(first) => {
-            note(running, tried, &first);
-            Ok(first)
-        }
-        Err(error) => {
-            if let ProxyError::NoBackend = error {
-                metrics.no_backend.add(1);
-            }
-            Err(error)
-        }
+    let next = match place::take(proxy, running, upstream, tried) {
+        Ok(Some(next)) => next,
+        Ok(None) => match place::wait(proxy, running, upstream, tried).await {
+            Ok(next) => next,
+            Err(_) => return Err(failure),
+        },
+        Err(_) => return Err(failure),
+    };
+    upstream.state.metrics.of(proxy.worker).retries.add(1);
+    note(running, tried, &next);
+    Ok(next)
+}
+
+/// There is no place for a first attempt.
+#[cold]
+fn unplaced(proxy: &Proxy, upstream: &Upstream, error: ProxyError) -> ProxyError {
+    if let ProxyError::NoBackend = error {
+        upstream.state.metrics.of(proxy.worker).no_backend.add(1);
     }
+    error
 }
 
 fn note(running: &Running, tried: &mut Tried, place: &Place) {

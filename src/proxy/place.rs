@@ -1,6 +1,7 @@
 //! How an attempt gets its place at a backend: past the circuit breaker, and where all are full, through the queue.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -86,36 +87,55 @@ impl Call {
     }
 }
 
-/// Takes a place at a backend that was not tried. Waits for one where all are full, and then within the watch's deadline.
+/// Takes a place at a backend that was not tried, without waiting; `None` where all are full, or others wait already: then
+/// [`wait`] for one. What most requests need is so no future of its own.
 ///
 /// # Errors
-/// When there is none, or none in time.
-pub(super) async fn take(
+/// When there is none.
+#[inline]
+pub(super) fn take(
     proxy: &Proxy,
     running: &Running,
     upstream: &Upstream,
     tried: &Tried,
-) -> Result<Place, ProxyError> {
+) -> Result<Option<Place>, ProxyError> {
     let call = admit(proxy, upstream)?;
     // Who finds others waiting does not pass them.
-    if !upstream.limits.bounded || upstream.state.room.queue.is_empty() {
-        match lease(proxy, running, upstream, tried) {
-            Ok(lease) => return Ok(Place { lease, call }),
-            Err(NoLease::NoBackend) => return Err(ProxyError::NoBackend),
-            Err(NoLease::Full) => {}
-        }
+    if upstream.limits.bounded && !upstream.state.room.queue.is_empty() {
+        return Ok(None);
     }
-    // It may take long, and the breaker change.
-    drop(call);
-    let lease = wait(proxy, running, upstream, tried).await?;
-    Ok(Place { lease, call: admit(proxy, upstream)? })
+    match lease(proxy, running, upstream, tried) {
+        Ok(lease) => Ok(Some(Place { lease, call })),
+        Err(NoLease::NoBackend) => Err(ProxyError::NoBackend),
+        Err(NoLease::Full) => Ok(None),
+    }
 }
 
+/// Waits for a place at a backend that was not tried, within the watch's deadline. In a box: few wait, and the future of all
+/// others is smaller for it.
+///
+/// # Errors
+/// When there is none in time, too many wait, or the circuit breaker has opened meanwhile.
+#[cold]
+pub(super) fn wait<'a>(
+    proxy: &'a Proxy,
+    running: &'a Running,
+    upstream: &'a Upstream,
+    tried: &'a Tried,
+) -> Pin<Box<dyn Future<Output = Result<Place, ProxyError>> + 'a>> {
+    Box::pin(async move {
+        let lease = in_line(proxy, running, upstream, tried).await?;
+        Ok(Place { lease, call: admit(proxy, upstream)? })
+    })
+}
+
+#[inline]
 fn lease(proxy: &Proxy, running: &Running, upstream: &Upstream, tried: &Tried) -> Result<Lease, NoLease> {
     upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut())
 }
 
 /// Asks the circuit breaker, and begins the account of the attempt where there is to be one.
+#[inline]
 fn admit(proxy: &Proxy, upstream: &Upstream) -> Result<Option<Call>, ProxyError> {
     if upstream.limits.breaker.is_none() && upstream.limits.adaptive.is_none() {
         return Ok(None);
@@ -140,8 +160,7 @@ fn admit_by_breaker(proxy: &Proxy, upstream: &Upstream, now: Instant) -> Result<
 }
 
 /// Waits in line until there is a backend with room. The client that goes leaves the line, since this is dropped.
-#[cold]
-async fn wait(proxy: &Proxy, running: &Running, upstream: &Upstream, tried: &Tried) -> Result<Lease, ProxyError> {
+async fn in_line(proxy: &Proxy, running: &Running, upstream: &Upstream, tried: &Tried) -> Result<Lease, ProxyError> {
     let metrics = upstream.state.metrics.of(proxy.worker);
     let watch = &running.exchange.client.watch;
     let entered = Instant::now();
