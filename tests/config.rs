@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
-use isobar::config::{Config, HealthCheckConfig, Loaded, Probe, Problems, Vocabulary, load, parse};
+use isobar::config::{Config, HealthCheckConfig, LimitsConfig, Loaded, Probe, Problems, Vocabulary, load, parse};
 use proptest::prelude::*;
 
 #[test]
@@ -31,18 +31,30 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
     let mut upstream = (*shown.config.upstreams[0]).clone();
     assert_eq!(plain.upstreams[0].health_check, None);
     let check = upstream.health_check.take().expect("the one shown");
+    // Likewise, and what stands there is what the tables alone come to.
+    let limits = std::mem::take(&mut upstream.limits);
+    assert_eq!(limits, shown_limits());
     assert_eq!(upstream, *plain.upstreams[0]);
     assert_eq!(*check, shown_check());
     assert_eq!(shown.config.listeners, plain.listeners);
     assert_eq!(shown.config.log, plain.log);
     assert_eq!(shown.config.admin, plain.admin);
     assert_eq!(shown.config.access_log, plain.access_log);
+    assert_eq!(shown.config.overload, plain.overload);
     assert_eq!(shown.config.routes[0].action, plain.routes[0].action);
     assert_eq!(shown.config.routes[0].name, plain.routes[0].name);
     assert_eq!(
         (shown.config.workers, shown.config.shutdown_grace, shown.config.drain_limit),
         (plain.workers, plain.shutdown_grace, plain.drain_limit)
     );
+}
+
+/// The defaults of what limits an upstream, where it is switched on.
+fn shown_limits() -> LimitsConfig {
+    let tables = "[upstream.users.queue]\norder = \"adaptive\"\n[upstream.users.circuit_breaker]\n[upstream.users.adaptive_limit]\n";
+    let text = format!("{LISTENER}{ROUTE}[upstream.users]\nbackends = [\"10.0.0.1:80\"]\n{tables}");
+    let upstreams = parse_here(&text, "lb.toml").unwrap_or_else(|problems| panic!("{problems}")).config.upstreams;
+    upstreams[0].limits.clone()
 }
 
 /// The defaults of a health check, and what the reference shows for an example.

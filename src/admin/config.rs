@@ -11,9 +11,10 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{ReloadFailed, Status};
 use crate::config::{
-    AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, BackendConfig, BodyMatch, Config, Forward, HeaderEdits,
-    HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, ListenerConfig, LocationPart, LogConfig, LogFormat,
-    PathPattern, PathRewrite, PoolConfig, Probe, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, Timeouts,
+    AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, BackendConfig, BackendLimits,
+    BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe,
+    LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite,
+    PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, Timeouts,
     UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
@@ -61,8 +62,18 @@ struct Shown<T>(T);
 
 impl Serialize for Shown<&Config> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Config { workers, shutdown_grace, drain_limit, admin, log, access_log, listeners, routes, upstreams } =
-            self.0;
+        let Config {
+            workers,
+            shutdown_grace,
+            drain_limit,
+            admin,
+            log,
+            access_log,
+            overload,
+            listeners,
+            routes,
+            upstreams,
+        } = self.0;
         let mut map = serializer.serialize_map(None)?;
         match workers {
             Some(workers) => map.serialize_entry("workers", &workers)?,
@@ -73,6 +84,10 @@ impl Serialize for Shown<&Config> {
         map.serialize_entry("admin", &Switched { on: admin.as_ref().map(Shown) })?;
         map.serialize_entry("log", &Shown(log))?;
         map.serialize_entry("access_log", &Switched { on: access_log.as_ref().map(Shown) })?;
+        map.serialize_entry(
+            "overload",
+            &Switched { on: (*overload != OverloadConfig::OFF).then_some(Shown(overload)) },
+        )?;
         map.serialize_entry("listener", &shown(listeners.iter().map(|it| &**it)))?;
         map.serialize_entry("route", &shown(routes.iter().map(|it| &**it)))?;
         let upstreams = upstreams.iter().map(|it| (it.name.to_string(), Shown(&**it)));
@@ -318,8 +333,17 @@ impl Serialize for Shown<&HeaderEdits> {
 
 impl Serialize for Shown<&UpstreamConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let UpstreamConfig { name: _, strategy, backends, connect_timeout, retries, retry_budget, pool, health_check } =
-            self.0;
+        let UpstreamConfig {
+            name: _,
+            strategy,
+            backends,
+            connect_timeout,
+            retries,
+            retry_budget,
+            pool,
+            health_check,
+            limits,
+        } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("strategy", strategy.as_str())?;
         map.serialize_entry("backends", &shown(backends))?;
@@ -328,6 +352,110 @@ impl Serialize for Shown<&UpstreamConfig> {
         map.serialize_entry("retry_budget", &Shown(retry_budget))?;
         map.serialize_entry("pool", &Shown(pool))?;
         map.serialize_entry("health_check", &Switched { on: health_check.as_deref().map(Shown) })?;
+        limits_keys(&mut map, limits, backends)?;
+        map.end()
+    }
+}
+
+fn limits_keys<M: SerializeMap>(
+    map: &mut M,
+    limits: &LimitsConfig,
+    backends: &[BackendConfig],
+) -> Result<(), M::Error> {
+    let LimitsConfig { backend, queue, breaker, adaptive } = limits;
+    backend_limits_keys(map, backend)?;
+    // Where there is no limit nobody waits, and the table is refused.
+    let limited = backends.iter().any(|backend| backend.limits != BackendLimits::default());
+    if limited || adaptive.is_some() {
+        map.serialize_entry("queue", &Shown(queue))?;
+    }
+    map.serialize_entry("circuit_breaker", &Switched { on: breaker.as_ref().map(Shown) })?;
+    map.serialize_entry("adaptive_limit", &Switched { on: adaptive.as_ref().map(Shown) })
+}
+
+fn backend_limits_keys<M: SerializeMap>(map: &mut M, limits: &BackendLimits) -> Result<(), M::Error> {
+    let BackendLimits { max_in_flight, max_connections } = limits;
+    let mut entry = |key, limit: &Option<u32>| match limit {
+        Some(limit) => map.serialize_entry(key, limit),
+        None => map.serialize_entry(key, "unlimited"),
+    };
+    entry("max_in_flight", max_in_flight)?;
+    entry("max_connections", max_connections)
+}
+
+impl Serialize for Shown<&QueueConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let QueueConfig { length, timeout, order } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("length", length)?;
+        map.serialize_entry("timeout", &Shown(*timeout))?;
+        match order {
+            QueueOrder::Fifo => map.serialize_entry("order", "fifo")?,
+            QueueOrder::Adaptive { target, interval } => {
+                map.serialize_entry("order", "adaptive")?;
+                map.serialize_entry("target", &Shown(*target))?;
+                map.serialize_entry("interval", &Shown(*interval))?;
+            }
+        }
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&BreakerConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let BreakerConfig { window, min_calls, failure_percent, slow_after, slow_percent, open_for, open_max, probes } =
+            self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        map.serialize_entry("window", &Shown(*window))?;
+        map.serialize_entry("min_calls", min_calls)?;
+        map.serialize_entry("failure_percent", failure_percent)?;
+        map.serialize_entry("slow_after", &slow_after.map_or_else(|| "none".into(), duration))?;
+        map.serialize_entry("slow_percent", slow_percent)?;
+        map.serialize_entry("open_for", &Shown(*open_for))?;
+        map.serialize_entry("open_max", &Shown(*open_max))?;
+        map.serialize_entry("probes", probes)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&AdaptiveLimitConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let AdaptiveLimitConfig {
+            initial,
+            min,
+            max,
+            tolerance_percent,
+            smoothing_percent,
+            headroom,
+            long_windows,
+            window,
+            min_samples,
+        } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        map.serialize_entry("initial", initial)?;
+        map.serialize_entry("min", min)?;
+        map.serialize_entry("max", max)?;
+        map.serialize_entry("tolerance_percent", tolerance_percent)?;
+        map.serialize_entry("smoothing_percent", smoothing_percent)?;
+        map.serialize_entry("headroom", headroom)?;
+        map.serialize_entry("long_windows", long_windows)?;
+        map.serialize_entry("window", &Shown(*window))?;
+        map.serialize_entry("min_samples", min_samples)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&OverloadConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let OverloadConfig { lag, descriptors_percent, memory_percent } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        map.serialize_entry("lag", &lag.map_or_else(|| "none".into(), duration))?;
+        // All of it is no limit, and what the file says for that.
+        map.serialize_entry("descriptors_percent", &descriptors_percent.unwrap_or(100))?;
+        map.serialize_entry("memory_percent", &memory_percent.unwrap_or(100))?;
         map.end()
     }
 }
@@ -435,10 +563,11 @@ fn http_probe_keys<M: SerializeMap>(map: &mut M, probe: &HttpProbe) -> Result<()
 
 impl Serialize for Shown<&BackendConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let BackendConfig { address, weight } = self.0;
+        let BackendConfig { address, weight, limits } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("address", &address.to_string())?;
         map.serialize_entry("weight", weight)?;
+        backend_limits_keys(&mut map, limits)?;
         map.end()
     }
 }
@@ -594,9 +723,14 @@ mod tests {
                 "users": {
                     "strategy": "least_connections",
                     "backends": [
-                        { "address": "10.0.0.1:9001", "weight": 1 },
-                        { "address": "users-2.internal:9001", "weight": 3 },
-                        { "address": "10.0.0.3:9001", "weight": 0 },
+                        { "address": "10.0.0.1:9001", "weight": 1, "max_in_flight": 4, "max_connections": 8 },
+                        { "address": "users-2.internal:9001", "weight": 3, "max_in_flight": 4, "max_connections": 8 },
+                        {
+                            "address": "10.0.0.3:9001",
+                            "weight": 0,
+                            "max_in_flight": "unlimited",
+                            "max_connections": "unlimited",
+                        },
                     ],
                     "connect_timeout": "3s",
                     "retries": {
@@ -626,6 +760,32 @@ mod tests {
                         "unhealthy_after": 3,
                         "healthy_after": 2,
                         "initial": "first_check",
+                    },
+                    "max_in_flight": 4,
+                    "max_connections": 8,
+                    "queue": { "length": 1024, "timeout": "1s", "order": "fifo" },
+                    "circuit_breaker": {
+                        "enabled": true,
+                        "window": "10s",
+                        "min_calls": 20,
+                        "failure_percent": 50,
+                        "slow_after": "none",
+                        "slow_percent": 80,
+                        "open_for": "5s",
+                        "open_max": "1m",
+                        "probes": 3,
+                    },
+                    "adaptive_limit": {
+                        "enabled": true,
+                        "initial": 20,
+                        "min": 20,
+                        "max": 200,
+                        "tolerance_percent": 150,
+                        "smoothing_percent": 20,
+                        "headroom": 4,
+                        "long_windows": 600,
+                        "window": "100ms",
+                        "min_samples": 10,
                     },
                 },
             })

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use crate::config::UpstreamName;
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
+use crate::telemetry::process::Process;
 
 /// The process, seen and steered from the admin address. Everything but `reload` returns at once.
 pub trait Control: fmt::Debug + Send + Sync + 'static {
@@ -23,6 +24,9 @@ pub trait Control: fmt::Debug + Send + Sync + 'static {
 
     /// Client connections open now, by worker.
     fn connections_by_worker(&self) -> Vec<usize>;
+
+    /// What is refused because there is too much to do.
+    fn process(&self) -> Arc<Process>;
 
     /// How the process is.
     fn status(&self) -> Status;

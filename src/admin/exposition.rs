@@ -24,7 +24,10 @@ use crate::backend::health::{Health, Verdict};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
-use crate::telemetry::metrics::{BUCKET_BOUNDS_US, BackendMetrics, Counter, RetryCause, Sharded, UpstreamMetrics};
+use crate::telemetry::metrics::{
+    BUCKET_BOUNDS_US, BackendMetrics, Counter, Histogram, RetryCause, Sharded, UpstreamMetrics,
+};
+use crate::telemetry::process::Process;
 use crate::upstream::retry_budget::BudgetSettings;
 
 /// What `prometheus-client` writes is OpenMetrics, which every Prometheus since 2.5 reads.
@@ -38,6 +41,7 @@ pub(super) fn text(control: &dyn Control) -> Result<String, fmt::Error> {
     registry.register_collector(Box::new(Scrape {
         status: control.status(),
         snapshot: control.snapshot(),
+        process: control.process(),
         listeners: control.listeners(),
         connections_by_worker: control.connections_by_worker(),
         access_log_dropped: control.access_log_dropped(),
@@ -52,6 +56,7 @@ pub(super) fn text(control: &dyn Control) -> Result<String, fmt::Error> {
 struct Scrape {
     status: Status,
     snapshot: Arc<Snapshot>,
+    process: Arc<Process>,
     listeners: Vec<Arc<Listener>>,
     connections_by_worker: Vec<usize>,
     access_log_dropped: u64,
@@ -66,7 +71,8 @@ impl Collector for Scrape {
         self.routes(&mut families)?;
         self.upstreams(&mut families)?;
         self.backends(&mut families)?;
-        self.health(&mut families)
+        self.health(&mut families)?;
+        super::limits::metrics(&self.snapshot, &self.process, &mut families)
     }
 }
 
@@ -164,7 +170,8 @@ impl Scrape {
         let series = responses.iter().map(|(labels, count)| (&labels[..], *count));
         families.counter("upstream_responses", help, None, series)?;
         let help = "From the request's head to the end of the response";
-        let durations = labels.iter().zip(&metrics).map(|(labels, metrics)| (&labels[..], Durations::sum(metrics)));
+        let sum = |metrics| Durations::sum(metrics, |shard: &UpstreamMetrics| &shard.durations);
+        let durations = labels.iter().zip(&metrics).map(|(labels, metrics)| (&labels[..], sum(metrics)));
         families.histogram("upstream_request_duration", help, Some(&Unit::Seconds), durations)?;
         self.retries(families)?;
         let help = "Requests that found no backend to pick";
@@ -297,7 +304,7 @@ fn unix_seconds(time: SystemTime) -> f64 {
 }
 
 /// A histogram as the encoder wants it.
-struct Durations {
+pub(super) struct Durations {
     sum: f64,
     count: u64,
     /// Upper bounds in seconds with the counts, not cumulated.
@@ -305,13 +312,15 @@ struct Durations {
 }
 
 impl Durations {
-    fn sum(metrics: &Sharded<UpstreamMetrics>) -> Self {
+    /// What the shards hold of `histogram`, added up.
+    pub(super) fn sum<T>(metrics: &Sharded<T>, histogram: impl Fn(&T) -> &Histogram) -> Self {
         let bound = |index: usize| BUCKET_BOUNDS_US.get(index).map_or(f64::INFINITY, |&us| us as f64 / 1e6);
         let mut buckets = std::array::from_fn(|index| (bound(index), 0));
         let mut sum_us = 0;
         for shard in metrics.iter() {
-            sum_us += shard.durations.sum_us();
-            for (bucket, count) in buckets.iter_mut().zip(shard.durations.counts()) {
+            let histogram = histogram(shard);
+            sum_us += histogram.sum_us();
+            for (bucket, count) in buckets.iter_mut().zip(histogram.counts()) {
                 bucket.1 += count;
             }
         }
@@ -322,10 +331,10 @@ impl Durations {
 type Labels<'a> = &'a [(&'a str, &'a str)];
 
 /// Writes a metric with all its series at a time.
-struct Families<'a>(DescriptorEncoder<'a>);
+pub(super) struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
-    fn counter<'l>(
+    pub(super) fn counter<'l>(
         &mut self,
         name: &str,
         help: &str,
@@ -339,7 +348,7 @@ impl Families<'_> {
         Ok(())
     }
 
-    fn gauge<'l>(
+    pub(super) fn gauge<'l>(
         &mut self,
         name: &str,
         help: &str,
@@ -353,7 +362,7 @@ impl Families<'_> {
         Ok(())
     }
 
-    fn histogram<'l>(
+    pub(super) fn histogram<'l>(
         &mut self,
         name: &str,
         help: &str,
@@ -385,6 +394,7 @@ mod tests {
     use crate::admin::fixture::Process;
     use crate::backend::Lease;
     use crate::backend::health::{LastCheck, Thresholds};
+    use crate::telemetry::overload::Cause;
 
     #[test]
     fn shards_are_added_up() {
@@ -399,6 +409,9 @@ mod tests {
             shard.ended.add(4);
             shard.bytes_out.add(100);
         }
+        upstream.state.metrics.of(1).queue_waits.observe(Duration::from_millis(3));
+        upstream.state.metrics.of(0).queue_full.add(2);
+        process.process.refused.of(1).of(Cause::Memory).add(7);
         upstream.state.metrics.of(1).durations.observe(Duration::from_secs(60));
         let backends = upstream.roster().backends().to_vec();
         backends[0].state.metrics.of(1).picks.add(3);
@@ -434,6 +447,16 @@ mod tests {
             r#"isobar_backend_health_changes_total{upstream="users",backend="users-2.internal:9001"} 1"#,
             r#"isobar_route_responses_total{route="users",class="5xx"} 1"#,
             r#"isobar_worker_connections{worker="1"} 4.0"#,
+            r#"isobar_upstream_queue_wait_seconds_count{upstream="users"} 1"#,
+            r#"isobar_upstream_queue_full_total{upstream="users"} 2"#,
+            r#"isobar_upstream_queue_length{upstream="users"} 0.0"#,
+            r#"isobar_upstream_breaker_state{upstream="users",state="closed"} 1.0"#,
+            r#"isobar_upstream_breaker_state{upstream="users",state="open"} 0.0"#,
+            r#"isobar_upstream_adaptive_limit{upstream="users"} 20.0"#,
+            r#"isobar_backend_in_flight_limit{upstream="users",backend="10.0.0.1:9001"} 4.0"#,
+            r#"isobar_backend_connections_limit{upstream="users",backend="10.0.0.1:9001"} 8.0"#,
+            r#"isobar_overload_refused_total{cause="memory"} 7"#,
+            r#"isobar_overload_refusing_workers{cause="lag"} 0.0"#,
             r#"isobar_config_reloads_total{result="failed"} 2"#,
             "isobar_config_generation 7.0",
             "isobar_config_last_reload_successful 1.0",

@@ -13,15 +13,17 @@ use http::{Method, StatusCode};
 
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
-    Action, Address, BackendConfig, BodyMatch, Config, Forward, HeaderEdits, HeaderMatch, HealthCheckConfig,
-    HedgeConfig, HostPattern, HttpProbe, InitialHealth, ListenerConfig, LocationPart, LogConfig, LogFormat,
-    PathPattern, PathRewrite, PoolConfig, Probe, QueryMatch, Redirect, Respond, RetryBudgetConfig, RetryConfig,
-    RouteConfig, StrategyConfig, Timeouts, UpstreamConfig, ValueMatch,
+    Action, AdaptiveLimitConfig, Address, BackendConfig, BackendLimits, BodyMatch, BreakerConfig, Config, Forward,
+    HeaderEdits, HeaderMatch, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig,
+    ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite, PoolConfig, Probe,
+    QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig, RouteConfig, StrategyConfig, Timeouts,
+    UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::route::Table;
 use crate::strategy::Factories;
+use crate::telemetry;
 use crate::telemetry::metrics::Sharded;
 use crate::upstream::{Upstream, UpstreamState};
 
@@ -36,6 +38,7 @@ pub(super) fn started() -> SystemTime {
 pub(super) struct Process {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) listener: Arc<Listener>,
+    pub(super) process: Arc<telemetry::process::Process>,
     pub(super) listening: AtomicBool,
     pub(super) stopping: AtomicBool,
     /// What is wrong with the file.
@@ -52,7 +55,9 @@ impl Process {
             .iter()
             .map(|it| {
                 let state = UpstreamState::new(it.name.clone(), WORKERS);
-                Upstream::build(Arc::clone(it), state, &Factories::default())
+                let upstream = Upstream::build(Arc::clone(it), state, &Factories::default());
+                upstream.enforce();
+                upstream
             })
             .collect();
         let routes = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(WORKERS)));
@@ -66,6 +71,7 @@ impl Process {
         Arc::new(Self {
             snapshot: Arc::new(Snapshot { generation: 7, config, routes, upstreams, access_log: None }),
             listener,
+            process: telemetry::process::Process::new(WORKERS),
             listening: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             problems: Mutex::default(),
@@ -86,6 +92,10 @@ impl Control for Process {
 
     fn connections_by_worker(&self) -> Vec<usize> {
         vec![3, 4]
+    }
+
+    fn process(&self) -> Arc<telemetry::process::Process> {
+        Arc::clone(&self.process)
     }
 
     fn status(&self) -> Status {
@@ -137,6 +147,7 @@ pub(super) fn config() -> Config {
         admin: Some(admin),
         log: LogConfig { level: "info".into(), format: LogFormat::Text },
         access_log: None,
+        overload: OverloadConfig::default(),
         listeners: vec![Arc::new(listener())],
         routes: routes().into_iter().map(Arc::new).collect(),
         upstreams: vec![Arc::new(upstream())],
@@ -238,9 +249,13 @@ fn upstream() -> UpstreamConfig {
         name: "users".into(),
         strategy: StrategyConfig::LeastConnections,
         backends: vec![
-            BackendConfig { address: Address::Ip(([10, 0, 0, 1], 9001).into()), weight: 1 },
-            BackendConfig { address: Address::Name("users-2.internal".into(), 9001), weight: 3 },
-            BackendConfig { address: Address::Ip(([10, 0, 0, 3], 9001).into()), weight: 0 },
+            BackendConfig { address: Address::Ip(([10, 0, 0, 1], 9001).into()), weight: 1, limits: LIMITS },
+            BackendConfig { address: Address::Name("users-2.internal".into(), 9001), weight: 3, limits: LIMITS },
+            BackendConfig {
+                address: Address::Ip(([10, 0, 0, 3], 9001).into()),
+                weight: 0,
+                limits: BackendLimits::default(),
+            },
         ],
         connect_timeout: Duration::from_secs(3),
         retries: Arc::new(RetryConfig {
@@ -251,6 +266,38 @@ fn upstream() -> UpstreamConfig {
         retry_budget: RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
         health_check: Some(Arc::new(health_check())),
+        limits: limits(),
+    }
+}
+
+/// Of the first two backends.
+const LIMITS: BackendLimits = BackendLimits { max_in_flight: Some(4), max_connections: Some(8) };
+
+fn limits() -> LimitsConfig {
+    LimitsConfig {
+        backend: LIMITS,
+        queue: QueueConfig::default(),
+        breaker: Some(BreakerConfig {
+            window: Duration::from_secs(10),
+            min_calls: 20,
+            failure_percent: 50,
+            slow_after: None,
+            slow_percent: 80,
+            open_for: Duration::from_secs(5),
+            open_max: Duration::from_secs(60),
+            probes: 3,
+        }),
+        adaptive: Some(AdaptiveLimitConfig {
+            initial: 20,
+            min: 20,
+            max: 200,
+            tolerance_percent: 150,
+            smoothing_percent: 20,
+            headroom: 4,
+            long_windows: 600,
+            window: Duration::from_millis(100),
+            min_samples: 10,
+        }),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::limits::{BackendLimitsView, LimitsView};
 use crate::backend::Backend;
 use crate::backend::health::Health;
 use crate::config::UpstreamConfig;
@@ -24,6 +25,8 @@ struct UpstreamView {
     responses: ByClass,
     retries: u64,
     no_backend: u64,
+    #[serde(flatten)]
+    limits: LimitsView,
     backends: Vec<BackendView>,
 }
 
@@ -37,6 +40,8 @@ struct BackendView {
     /// `null` where the upstream has no health check.
     health: Option<HealthView>,
     in_flight: u32,
+    #[serde(flatten)]
+    limits: BackendLimitsView,
     picks: u64,
     responses: ByClass,
     connects: u64,
@@ -106,6 +111,7 @@ impl UpstreamView {
             responses: ByClass::sum(metrics, |shard| &shard.responses),
             retries: UpstreamMetrics::all_retries(metrics),
             no_backend: metrics.sum(|shard| &shard.no_backend),
+            limits: LimitsView::of(upstream),
             backends: roster
                 .backends()
                 .iter()
@@ -125,6 +131,7 @@ impl BackendView {
             readiness: Readiness::of(backend, config).as_str(),
             health: config.health_check.as_ref().map(|_| HealthView::of(&backend.state.health)),
             in_flight: backend.state.in_flight(),
+            limits: BackendLimitsView::of(&backend.state),
             picks: metrics.sum(|shard| &shard.picks),
             responses: ByClass::sum(metrics, |shard| &shard.responses),
             connects: metrics.sum(|shard| &shard.connects),

@@ -14,12 +14,19 @@ pub mod ewma;
 pub mod health;
 mod lease;
 pub mod permits;
+pub mod queue;
+mod room;
+mod connections;
 pub mod outlier;
 pub mod slow_start;
 
+pub use connections::Connected;
 pub use lease::Lease;
+pub use room::Room;
 
+use connections::Connections;
 use health::Health;
+use permits::Permits;
 
 /// One address of an upstream, as a roster holds it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -43,11 +50,16 @@ pub struct BackendId {
 /// What is known about an address. Outlives rosters and reloads. On the request path, atomics only.
 ///
 /// The count of requests in flight comes first, beside the reference counts of the `Arc` around it: a lease writes both, and
-/// so touches one cache line.
+/// so touches one cache line. Its limit is beside it.
 #[derive(Debug)]
 #[repr(C)]
 pub struct BackendState {
-    in_flight: AtomicU32,
+    in_flight: Permits,
+    /// How many that may be. Of the moment, and not of a snapshot: requests of the last snapshot and of the next ask the same
+    /// backend, and one limit holds for all of them.
+    limit: AtomicU32,
+    /// What it shares with the other backends of its upstream.
+    room: Arc<Room>,
     /// Its number in this process.
     pub id: BackendId,
     /// Whose backend it is.
@@ -58,6 +70,7 @@ pub struct BackendState {
     pub metrics: Sharded<BackendMetrics>,
     /// What active checks have made of it.
     pub health: Health,
+    connections: Connections,
     /// Gives the slot of `id` back.
     _slot: SlotHold,
 }
@@ -65,26 +78,62 @@ pub struct BackendState {
 impl BackendState {
     /// The state of an address that nothing is known about yet. `shards` is the number of workers.
     pub fn new(upstream: UpstreamName, address: Address, shards: usize) -> Arc<Self> {
-        Self::with_health(upstream, address, shards, Health::default())
+        Self::with_health(upstream, address, shards, Health::default(), Arc::default())
     }
 
-    /// The same where checks begin with this health.
-    pub fn with_health(upstream: UpstreamName, address: Address, shards: usize, health: Health) -> Arc<Self> {
+    /// The same where checks begin with this health, and others of the upstream share this room.
+    pub fn with_health(
+        upstream: UpstreamName,
+        address: Address,
+        shards: usize,
+        health: Health,
+        room: Arc<Room>,
+    ) -> Arc<Self> {
         let hold = slots::take();
         Arc::new(Self {
-            in_flight: AtomicU32::new(0),
+            in_flight: Permits::default(),
+            limit: AtomicU32::new(Permits::UNLIMITED),
+            room,
             id: hold.id,
             upstream,
             address,
             metrics: Sharded::new(shards),
             health,
+            connections: Connections::default(),
             _slot: hold,
         })
     }
 
     /// Requests that hold a lease on it now, over all workers.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        self.in_flight.in_use()
+    }
+
+    /// How many of those there may be; [`Permits::UNLIMITED`] for any number.
+    pub fn limit(&self) -> u32 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether there may be one more.
+    pub fn has_room(&self) -> bool {
+        self.in_flight.has_room(self.limit())
+    }
+
+    /// Connections open to it, in use and idle, over all workers. Those of health checks do not count.
+    pub fn connections(&self) -> u32 {
+        self.connections.open()
+    }
+
+    /// How many of those there may be; [`Permits::UNLIMITED`] for any number.
+    pub fn connections_limit(&self) -> u32 {
+        self.connections.limit()
+    }
+
+    /// From now on there may be so many requests in flight and so many connections. What is above that already goes on to
+    /// its end. Control plane only.
+    pub fn set_limits(&self, in_flight: u32, connections: u32) {
+        self.limit.store(in_flight, Ordering::SeqCst);
+        self.connections.set_limit(connections);
     }
 }
 

@@ -33,9 +33,13 @@ mod check;
 mod retry;
 mod report;
 mod error;
+mod limits;
 
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity};
+pub use limits::{
+    AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
+};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 
 macro_rules! names {
@@ -89,6 +93,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where a line per exchange goes; `None` is nowhere.
     pub access_log: Option<AccessLogConfig>,
+    /// When the process refuses new requests because it has more to do than it can.
+    pub overload: OverloadConfig,
     /// In the order of the file. Names and addresses are unique.
     pub listeners: Vec<Arc<ListenerConfig>>,
     /// In the order of the file, which decides only between patterns.
@@ -394,6 +400,8 @@ pub struct UpstreamConfig {
     pub pool: PoolConfig,
     /// How its backends are checked; `None` is not at all: they count as healthy.
     pub health_check: Option<Arc<HealthCheckConfig>>,
+    /// How much is asked of its backends at a time, and what is done with the rest.
+    pub limits: LimitsConfig,
 }
 
 /// How a backend is picked.
@@ -446,6 +454,8 @@ pub struct BackendConfig {
     pub address: Address,
     /// 0 to 65 535; 0 takes nothing new.
     pub weight: u16,
+    /// How much is asked of it at a time: its own limits, else those of its upstream.
+    pub limits: BackendLimits,
 }
 
 /// Where a backend is.

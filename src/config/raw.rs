@@ -17,6 +17,7 @@ pub(super) struct File {
     pub(super) admin: Field<Admin>,
     pub(super) log: Field<Log>,
     pub(super) access_log: Field<AccessLog>,
+    pub(super) overload: Field<Overload>,
     pub(super) listener: Field<Tables<Listener>>,
     pub(super) route: Field<Tables<Route>>,
     pub(super) upstream: Field<Named<Upstream>>,
@@ -69,6 +70,16 @@ pub(super) struct AccessLog {
     pub(super) format: Field<String>,
     pub(super) output: Field<String>,
     pub(super) buffer: Field<i64>,
+}
+
+/// `[overload]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Overload {
+    pub(super) enabled: Field<bool>,
+    pub(super) lag: Field<Duration>,
+    pub(super) descriptors_percent: Field<i64>,
+    pub(super) memory_percent: Field<i64>,
 }
 
 /// `[[listener]]`
@@ -176,6 +187,19 @@ pub(super) struct Upstream {
     pub(super) retry_budget: Field<RetryBudget>,
     pub(super) pool: Field<Pool>,
     pub(super) health_check: Field<HealthCheck>,
+    pub(super) max_in_flight: Field<Limit>,
+    pub(super) max_connections: Field<Limit>,
+    pub(super) queue: Field<Queue>,
+    pub(super) circuit_breaker: Field<CircuitBreaker>,
+    pub(super) adaptive_limit: Field<AdaptiveLimit>,
+}
+
+/// A number of things at a time as written.
+#[derive(Debug, Deserialize)]
+#[serde(rename = "a whole number or \"unlimited\"", rename_all = "snake_case")]
+pub(super) enum Limit {
+    Integer(i64),
+    String(String),
 }
 
 /// A backend: its address, or a table with it.
@@ -191,6 +215,8 @@ pub(super) enum Backend {
 pub(super) struct BackendTable {
     pub(super) address: Field<String>,
     pub(super) weight: Field<i64>,
+    pub(super) max_in_flight: Field<Limit>,
+    pub(super) max_connections: Field<Limit>,
 }
 
 /// Further attempts: how many, or a table with more.
@@ -277,6 +303,48 @@ pub(super) struct HealthCheck {
     pub(super) unhealthy_after: Field<i64>,
     pub(super) healthy_after: Field<i64>,
     pub(super) initial: Field<String>,
+}
+
+/// `[upstream.NAME.queue]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Queue {
+    pub(super) length: Field<i64>,
+    pub(super) timeout: Field<Duration>,
+    pub(super) order: Field<String>,
+    pub(super) target: Field<Duration>,
+    pub(super) interval: Field<Duration>,
+}
+
+/// `[upstream.NAME.circuit_breaker]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct CircuitBreaker {
+    pub(super) enabled: Field<bool>,
+    pub(super) window: Field<Duration>,
+    pub(super) min_calls: Field<i64>,
+    pub(super) failure_percent: Field<i64>,
+    pub(super) slow_after: Field<Duration>,
+    pub(super) slow_percent: Field<i64>,
+    pub(super) open_for: Field<Duration>,
+    pub(super) open_max: Field<Duration>,
+    pub(super) probes: Field<i64>,
+}
+
+/// `[upstream.NAME.adaptive_limit]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct AdaptiveLimit {
+    pub(super) enabled: Field<bool>,
+    pub(super) initial: Field<i64>,
+    pub(super) min: Field<i64>,
+    pub(super) max: Field<i64>,
+    pub(super) tolerance_percent: Field<i64>,
+    pub(super) smoothing_percent: Field<i64>,
+    pub(super) headroom: Field<i64>,
+    pub(super) long_windows: Field<i64>,
+    pub(super) window: Field<Duration>,
+    pub(super) min_samples: Field<i64>,
 }
 
 /// A status or a range of them.

@@ -8,6 +8,7 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::supervisor::plan::{Change, Part, Step};
 use crate::supervisor::{Applied, Handle, LastError};
+use crate::telemetry::process::Process;
 
 /// What the admin address sees of a process, and does to it.
 impl Control for Handle {
@@ -21,6 +22,10 @@ impl Control for Handle {
 
     fn connections_by_worker(&self) -> Vec<usize> {
         self.connections()
+    }
+
+    fn process(&self) -> Arc<Process> {
+        Arc::clone(Self::process(self))
     }
 
     fn status(&self) -> Status {

@@ -36,6 +36,8 @@ pub enum Phase {
     Idle,
     /// The rest of a request's head.
     Head,
+    /// A backend with room for the request.
+    Queue,
     /// A connection to a backend.
     Connect,
     /// The head of a backend's response, or the client's next piece of the request's body before that.

@@ -6,7 +6,9 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::backend::health::{Streak, Verdict};
-use crate::config::{BackendConfig, HttpProbe, InitialHealth, PoolConfig, StrategyConfig, UpstreamConfig};
+use crate::config::{
+    BackendConfig, BackendLimits, HttpProbe, InitialHealth, LimitsConfig, PoolConfig, StrategyConfig, UpstreamConfig,
+};
 use crate::strategy::Factories;
 
 fn change(passed: bool, length: u32) -> Change {
@@ -47,7 +49,7 @@ fn failures_in_words() {
 fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<Upstream> {
     let backends = (1..=backends).map(|last| {
         let address = Address::Ip(([127, 0, 0, last], at.port()).into());
-        BackendConfig { address, weight: 1 }
+        BackendConfig { address, weight: 1, limits: BackendLimits::default() }
     });
     let check = HealthCheckConfig {
         probe: Probe::Http(HttpProbe {
@@ -76,6 +78,7 @@ fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<
         retry_budget: crate::config::RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 1, idle_timeout: timeout },
         health_check: Some(Arc::new(check)),
+        limits: LimitsConfig::default(),
     };
     Upstream::build(Arc::new(config), UpstreamState::new(name.into(), 1), &Factories::default())
 }

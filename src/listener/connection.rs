@@ -259,19 +259,20 @@ fn refusal_text(refusal: Refusal) -> String {
     let status = http::StatusCode::from_u16(refusal.status).unwrap_or_default();
     let title = status.canonical_reason().unwrap_or("Error");
     let body = format!("{} {title}: {}\n", refusal.status, refusal.reason);
+    let retry = if refusal.status == 503 { "retry-after: 1\r\n" } else { "" };
     format!(
         "HTTP/1.1 {} {title}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\
-         date: {}\r\n\r\n{body}",
+         {retry}date: {}\r\n\r\n{body}",
         refusal.status,
         body.len(),
         httpdate::fmt_http_date(std::time::SystemTime::now()),
     )
 }
 
-/// Turns a connection away because there are too many.
-pub async fn turn_away(tcp: TcpStream) {
+/// Turns a connection away, and tells why.
+pub async fn turn_away(tcp: TcpStream, reason: &'static str) {
     let mut tcp = tcp;
-    let refusal = Refusal { status: 503, reason: "this listener has as many connections as it takes" };
+    let refusal = Refusal { status: 503, reason };
     let linger = async {
         tcp.write_all(refusal_text(refusal).as_bytes()).await?;
         tcp.shutdown().await?;

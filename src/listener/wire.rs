@@ -563,6 +563,7 @@ impl ClientSide for Wire {
 
     fn has_unsent(&self) -> bool {
         self.out.try_borrow().is_ok_and(|out| !out.is_written())
+            || self.pipe.try_borrow().is_ok_and(|pipe| pipe.as_ref().is_some_and(|pipe| pipe.held() > 0))
     }
 
     fn inform(&self, head: &[u8]) {

@@ -10,17 +10,16 @@ use http::request::Parts;
 use http::{Response, StatusCode};
 use http_body::Body as _;
 
-use crate::backend::Lease;
 use crate::config::RetryConfig;
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch};
 use crate::route::{Forward, Route, rewrite};
-use crate::strategy::Tried;
 use crate::telemetry::metrics::RetryCause;
 use crate::transport::{Connection, Failed, connect};
 use crate::upstream::Upstream;
 
 use super::hedge::{self, Raced};
+use super::place::Place;
 use super::retry::{self, Attempts};
 use super::running::{Running, SWITCHING, Upload};
 use super::upgrade::Tunnel;
@@ -68,7 +67,10 @@ pub(super) async fn forward(
         body.keep(retries.body_buffer);
     }
     let mut attempts = Attempts::new((proxy, running), upstream, retries, repeatable);
-    let mut place = attempts.first()?;
+    let mut place = match attempts.first()? {
+        Some(place) => place,
+        None => attempts.in_line().await?,
+    };
     let mut fresh = false;
     loop {
         let idle = if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.config.pool) };
@@ -79,8 +81,10 @@ pub(super) async fn forward(
         let mut connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
+                // Nothing was sent: any request may try elsewhere. It may have to wait for that, and not with a place that
+                // others wait for.
+                place.failed(proxy, upstream);
                 drop(place);
-                // Nothing was sent: any request may try elsewhere.
                 place = again(&mut attempts, RetryCause::ConnectFailure, &mut parts, error).await?;
                 fresh = false;
                 continue;
@@ -105,7 +109,7 @@ pub(super) async fn forward(
                     Raced::Second(second) => {
                         upstream.state.metrics.of(proxy.worker).hedges_won.add(1);
                         let status = second.status;
-                        (place, connection, body) = (second.lease, second.connection, second.body);
+                        (place, connection, body) = (second.place, second.connection, second.body);
                         Some(Ok(status))
                     }
                 }
@@ -123,6 +127,7 @@ pub(super) async fn forward(
             };
             if let Some(next) = next {
                 place.backend().metrics.of(proxy.worker).timeouts.add(1);
+                place.failed(proxy, upstream);
                 attempts.number(&mut parts);
                 place = next;
                 fresh = false;
@@ -132,12 +137,19 @@ pub(super) async fn forward(
             outcome = in_time(&client.watch, response(&connection, &mut body, running)).await;
         }
         let failed = match outcome {
-            None => return Err(attempts.failed(late(running, &place))),
+            None => {
+                let error = late(running, &place);
+                if let ProxyError::ResponseTimeout { .. } = error {
+                    place.failed(proxy, upstream);
+                }
+                return Err(attempts.failed(error));
+            }
             Some(Ok(status)) => {
                 if attempts.is_unwanted(status) && attempts.may_repeat(&body) {
                     let asked = connection.field("retry-after");
                     if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked)).await {
                         place.backend().metrics.of(proxy.worker).responses[class(status)].add(1);
+                        place.answered(proxy, upstream, status);
                         connection.discard();
                         attempts.number(&mut parts);
                         place = next;
@@ -145,6 +157,7 @@ pub(super) async fn forward(
                         continue;
                     }
                 }
+                place.answered(proxy, upstream, status);
                 attempts.answered(status);
                 running.answered();
                 return answer(running, forward, upgrade, place, connection, body, parts.headers);
@@ -164,6 +177,7 @@ pub(super) async fn forward(
         let stale = connection.reused && !answered;
         if !stale {
             metrics.broken.add(1);
+            place.failed(proxy, upstream);
         }
         let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.error };
         if !may_repeat {
@@ -202,7 +216,7 @@ fn again<'a>(
     cause: RetryCause,
     parts: &'a mut Parts,
     error: ProxyError,
-) -> impl Future<Output = Result<Lease, ProxyError>> {
+) -> impl Future<Output = Result<Place, ProxyError>> {
     Box::pin(async move {
         match attempts.next(cause, None).await {
             Some(next) => {
@@ -218,24 +232,16 @@ fn upstream_host(forward: &Forward) -> HeaderValue {
     HeaderValue::from_str(forward.upstream.name().as_str()).unwrap_or(HeaderValue::from_static("upstream"))
 }
 
-/// Leases the next backend to try; `None` when none is left.
-pub(super) fn lease(proxy: &Proxy, running: &Running, upstream: &Upstream, tried: &mut Tried) -> Option<Lease> {
-    let next = upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut())?;
-    tried.push(next.backend().id);
-    running.attempt(next.backend());
-    Some(next)
-}
-
 /// Makes a new connection.
 async fn dial(
     proxy: &Rc<Proxy>,
     running: &Running,
     upstream: &Upstream,
-    lease: &Lease,
+    place: &Place,
 ) -> Result<Connection, ProxyError> {
     let watch = &running.exchange.client.watch;
     watch.enter(Phase::Connect, upstream.config.connect_timeout);
-    let backend = lease.backend();
+    let backend = place.backend();
     let metrics = backend.metrics.of(proxy.worker);
     let began = running.now();
     let dialled = connect::connect(&proxy.transport, backend, upstream.config.pool);
@@ -260,8 +266,8 @@ async fn dial(
 }
 
 /// Who was too slow.
-fn late(running: &Running, lease: &Lease) -> ProxyError {
-    let backend = lease.backend();
+fn late(running: &Running, place: &Place) -> ProxyError {
+    let backend = place.backend();
     if running.exchange.client.watch.is_capped() {
         return ProxyError::ExchangeTimeout;
     }
@@ -283,11 +289,12 @@ fn answer(
     running: &Rc<Running>,
     forward: &Forward,
     upgrade: Option<HeaderValue>,
-    lease: Lease,
+    place: Place,
     connection: Connection,
     body: RequestBody,
     space: HeaderMap,
 ) -> Result<Handled, ProxyError> {
+    let lease = place.into_lease();
     let response = match connection.response(space) {
         Ok(response) => response,
         Err(error) => return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error }),

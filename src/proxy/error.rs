@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use http::StatusCode;
 
 use crate::config::Address;
+use crate::telemetry::overload::Cause;
 
 /// Why an exchange ends with a response of the proxy's own.
 #[derive(Debug)]
@@ -22,6 +24,20 @@ pub enum ProxyError {
     ClientTooSlow,
     /// The upstream has no backend that may be picked.
     NoBackend,
+    /// Every backend has as many requests as it takes, and as many wait as may.
+    QueueFull,
+    /// No backend had room in time.
+    QueueTimeout,
+    /// The upstream's circuit breaker refuses requests.
+    BreakerOpen {
+        /// When it may be worth to ask again.
+        retry_after: Duration,
+    },
+    /// The process has more to do than it can.
+    Overloaded {
+        /// What there is too much of.
+        cause: Cause,
+    },
     /// A connection could not be made.
     Connect {
         /// Where to.
@@ -86,7 +102,11 @@ impl ProxyError {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ClientTooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoBackend
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::BreakerOpen { .. }
+            | Self::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Connect { .. } | Self::Broken { .. } | Self::UnaskedUpgrade { .. } => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } | Self::ExchangeTimeout => {
                 StatusCode::GATEWAY_TIMEOUT
@@ -105,7 +125,20 @@ impl ProxyError {
             | Self::Broken { .. }
             | Self::UnaskedUpgrade { .. }
             | Self::ResponseTimeout { .. } => Blame::Backend,
-            Self::NoBackend | Self::ExchangeTimeout => Blame::Proxy,
+            Self::NoBackend
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::BreakerOpen { .. }
+            | Self::Overloaded { .. }
+            | Self::ExchangeTimeout => Blame::Proxy,
+        }
+    }
+
+    /// When the client may ask again, where that is known: rounded up to a second.
+    pub fn retry_after(&self) -> Duration {
+        match self {
+            Self::BreakerOpen { retry_after } => *retry_after,
+            _ => Duration::from_secs(1),
         }
     }
 
@@ -118,6 +151,10 @@ impl ProxyError {
             Self::BodyTooLarge => "body_too_large",
             Self::ClientTooSlow => "client_too_slow",
             Self::NoBackend => "no_backend",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::BreakerOpen { .. } => "breaker_open",
+            Self::Overloaded { .. } => "overloaded",
             Self::Connect { .. } => "connect_failed",
             Self::ConnectTimeout { .. } => "connect_timeout",
             Self::Broken { .. } => "backend_broke_off",
@@ -136,6 +173,10 @@ impl ProxyError {
             Self::BodyTooLarge => "the request body is larger than this listener takes",
             Self::ClientTooSlow => "the request body did not arrive in time",
             Self::NoBackend => "no backend is ready",
+            Self::QueueFull => "every backend is busy and too many requests wait",
+            Self::QueueTimeout => "no backend had room in time",
+            Self::BreakerOpen { .. } => "the backends fail and are not asked for a while",
+            Self::Overloaded { .. } => "there is too much to do at the moment",
             Self::Connect { .. } => "no connection to a backend could be made",
             Self::ConnectTimeout { .. } => "no connection to a backend could be made in time",
             Self::Broken { .. } => "the backend broke off before it answered",

@@ -5,18 +5,19 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use http::StatusCode;
 use http::request::Parts;
 
-use crate::backend::Lease;
 use crate::exchange::body::RequestBody;
 use crate::transport::{Connection, Failed, Informed, connect};
 
 use super::Proxy;
 use super::attempt::in_time;
+use super::place::Place;
 use super::retry::Attempts;
 
 /// What came of it.
@@ -29,7 +30,7 @@ pub(super) enum Raced {
 
 /// A second attempt that was answered.
 pub(super) struct Second {
-    pub(super) lease: Lease,
+    pub(super) place: Place,
     pub(super) connection: Connection,
     pub(super) body: RequestBody,
     pub(super) status: StatusCode,
@@ -59,12 +60,12 @@ pub(super) async fn race(
         return Raced::First(outcome);
     }
     let second = body.copy().and_then(|copy| Some((attempts.hedge()?, copy)));
-    let Some((lease, copy)) = second else {
+    let Some((place, copy)) = second else {
         return Raced::First(in_time(watch, poll_fn(|cx| connection.poll_response(cx, body, running))).await);
     };
     attempts.number(parts);
     let attempts = &*attempts;
-    let mut second = pin!(ask(proxy, attempts, lease, copy, (parts, lines)));
+    let mut second = pin!(ask(proxy, attempts, place, copy, (parts, lines)));
     let mut second_over = false;
     let mut first = None;
     poll_fn(|cx| {
@@ -96,17 +97,18 @@ pub(super) async fn race(
 async fn ask(
     proxy: &Rc<Proxy>,
     attempts: &Attempts<'_>,
-    lease: Lease,
+    mut place: Place,
     mut body: RequestBody,
     (parts, lines): (&Parts, Option<&[u8]>),
 ) -> Option<Second> {
     let config = &attempts.upstream.config;
-    let metrics = lease.backend().metrics.of(proxy.worker);
-    let connection = match proxy.transport.checkout(lease.backend(), config.pool) {
+    let backend = Arc::clone(place.backend());
+    let metrics = backend.metrics.of(proxy.worker);
+    let connection = match proxy.transport.checkout(place.backend(), config.pool) {
         Some(connection) => connection,
         None => {
             // The watch has the deadline of the first attempt.
-            let dialled = connect::connect(&proxy.transport, lease.backend(), config.pool);
+            let dialled = connect::connect(&proxy.transport, place.backend(), config.pool);
             match tokio::time::timeout(config.connect_timeout, dialled).await {
                 Ok(Ok(connection)) => {
                     metrics.connects.add(1);
@@ -114,6 +116,7 @@ async fn ask(
                 }
                 Ok(Err(_)) | Err(_) => {
                     metrics.connect_failures.add(1);
+                    place.failed(proxy, attempts.upstream);
                     return None;
                 }
             }
@@ -121,10 +124,11 @@ async fn ask(
     };
     connection.begin(parts, &body, lines);
     match poll_fn(|cx| connection.poll_response(cx, &mut body, &Silent)).await {
-        Ok(status) => Some(Second { lease, connection, body, status }),
+        Ok(status) => Some(Second { place, connection, body, status }),
         Err(_) => {
             if !connection.reused || connection.answered() {
                 metrics.broken.add(1);
+                place.failed(proxy, attempts.upstream);
             }
             None
         }

@@ -18,11 +18,14 @@ use crate::exchange::watch::Clock;
 use crate::exchange::{Client, Exchange};
 use crate::route::{self, Action, Forward, Route};
 use crate::strategy::Dice;
+use crate::telemetry::overload::Cause;
+use crate::telemetry::process::Process;
 use crate::transport::Transport;
 
 mod attempt;
 mod retry;
 mod hedge;
+mod place;
 mod headers;
 mod respond;
 mod running;
@@ -46,6 +49,8 @@ pub struct Proxy {
     pub current: Current,
     /// The way to the backends.
     pub transport: Rc<Transport>,
+    /// What the process tells of itself.
+    pub process: Arc<Process>,
     dice: RefCell<Dice>,
     dates: respond::Dates,
 }
@@ -77,11 +82,12 @@ enum Choice<'a> {
 
 impl Proxy {
     /// The data plane of worker number `worker`.
-    pub fn new(worker: usize, published: Arc<Published>, clock: Rc<Clock>) -> Rc<Self> {
+    pub fn new(worker: usize, published: Arc<Published>, clock: Rc<Clock>, process: Arc<Process>) -> Rc<Self> {
         Rc::new(Self {
             worker,
             current: Current::new(published),
             transport: Transport::new(clock),
+            process,
             dice: RefCell::default(),
             dates: respond::Dates::default(),
         })
@@ -99,7 +105,11 @@ impl Proxy {
         client.watch.clock().at(started);
         let exchange = Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client };
         let running = Running::begin(&self, self.current.get(), exchange, &parts);
-        let mut handled = match self.choose(&running, &mut parts) {
+        let chosen = match self.process.refuses(self.worker) {
+            None => self.choose(&running, &mut parts),
+            Some(cause) => Err(self.overloaded(cause)),
+        };
+        let mut handled = match chosen {
             Ok(Choice::Answer(response)) => response.into(),
             Ok(Choice::Forward(route, forward)) => {
                 match attempt::forward(&self, &running, (route, forward), parts, upload).await {
@@ -114,6 +124,13 @@ impl Proxy {
         };
         running.respond(&mut handled);
         handled
+    }
+
+    /// There is too much to do: refused while that costs little.
+    #[cold]
+    fn overloaded(&self, cause: Cause) -> ProxyError {
+        self.process.refused.of(self.worker).of(cause).add(1);
+        ProxyError::Overloaded { cause }
     }
 
     /// Finds the route, lets middleware look at the request, and answers what needs no backend.

@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 
 use crate::config::Respond;
 use crate::exchange::body::Body;
+use crate::telemetry::overload::Cause;
 
 use super::error::ProxyError;
 
@@ -25,7 +26,13 @@ pub(super) fn error(error: &ProxyError) -> Response<Body> {
             .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
     }
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let seconds = error.retry_after().as_millis().div_ceil(1_000).max(1);
+        let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let ProxyError::Overloaded { cause: Cause::Descriptors | Cause::Memory } = error {
+        // Its connection is worth more than what it would cost to make another.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

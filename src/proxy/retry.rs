@@ -7,7 +7,6 @@ use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
 
-use crate::backend::Lease;
 use crate::config::RetryConfig;
 use crate::exchange::body::RequestBody;
 use crate::exchange::watch::Phase;
@@ -19,7 +18,8 @@ use crate::upstream::backoff::{BackoffSettings, retry_after};
 use crate::upstream::percentile::HedgingSettings;
 use crate::upstream::retry_budget::BudgetSettings;
 
-use super::attempt::{in_time, lease};
+use super::attempt::in_time;
+use super::place::{self, Place};
 use super::running::Running;
 use super::{Proxy, ProxyError};
 
@@ -66,12 +66,48 @@ impl<'a> Attempts<'a> {
         Self { proxy, running, upstream, config, tried: Tried::default(), further: 0, repeatable }
     }
 
-    /// Where the first attempt goes.
-    pub(super) fn first(&mut self) -> Result<Lease, ProxyError> {
-        lease(self.proxy, self.running, self.upstream, &mut self.tried).ok_or_else(|| {
+    /// Where the first attempt goes; `None` where all are full: then [`Attempts::in_line`].
+    ///
+    /// # Errors
+    /// When there is no place for it.
+    #[inline]
+    pub(super) fn first(&mut self) -> Result<Option<Place>, ProxyError> {
+        match place::take(self.proxy, self.running, self.upstream, &self.tried) {
+            Ok(Some(place)) => {
+                self.note(&place);
+                Ok(Some(place))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(self.unplaced(error)),
+        }
+    }
+
+    /// Waits for a place.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    #[cold]
+    pub(super) async fn in_line(&mut self) -> Result<Place, ProxyError> {
+        match place::wait(self.proxy, self.running, self.upstream, &self.tried).await {
+            Ok(place) => {
+                self.note(&place);
+                Ok(place)
+            }
+            Err(error) => Err(self.unplaced(error)),
+        }
+    }
+
+    #[cold]
+    fn unplaced(&self, error: ProxyError) -> ProxyError {
+        if let ProxyError::NoBackend = error {
             self.upstream.state.metrics.of(self.proxy.worker).no_backend.add(1);
-            ProxyError::NoBackend
-        })
+        }
+        error
+    }
+
+    fn note(&mut self, place: &Place) {
+        self.tried.push(place.backend().id);
+        self.running.attempt(place.backend());
     }
 
     /// Whether the request may be sent again after a backend has perhaps seen it.
@@ -91,9 +127,10 @@ impl<'a> Attempts<'a> {
     }
 
     /// Where the next attempt goes, if there may be one: after `cause`, and after a wait. It is charged to the budget. The
-    /// caller has made sure that the request may be sent again.
+    /// caller has made sure that the request may be sent again. After a time-out or an unwanted status it does not stand in
+    /// line for a place: the caller has one still, for which others may wait, and an answer or the time for one.
     #[cold]
-    pub(super) async fn next(&mut self, cause: RetryCause, asked: Option<Bytes>) -> Option<Lease> {
+    pub(super) async fn next(&mut self, cause: RetryCause, asked: Option<Bytes>) -> Option<Place> {
         let Self { running, upstream, config, .. } = *self;
         let on = match cause {
             RetryCause::ConnectFailure => config.on.connect_failure,
@@ -108,7 +145,10 @@ impl<'a> Attempts<'a> {
         let wait = self.wait(cause, asked)?;
         let metrics = upstream.state.metrics.of(self.proxy.worker);
         let settings = BudgetSettings::retries(&upstream.config.retry_budget);
-        if !upstream.state.retry_budget.withdraw(&settings, clock::now_ms(Instant::now())) {
+        // What never got to a backend is no load there that would have to be kept from growing.
+        if cause != RetryCause::ConnectFailure
+            && !upstream.state.retry_budget.withdraw(&settings, clock::now_ms(Instant::now()))
+        {
             metrics.retry_budget_spent.add(1);
             return None;
         }
@@ -121,7 +161,14 @@ impl<'a> Attempts<'a> {
             }
         }
         // Meanwhile the last one may have become unready; what was withdrawn is then lost, which is on the safe side.
-        let next = lease(self.proxy, running, upstream, &mut self.tried)?;
+        let next = match place::take(self.proxy, running, upstream, &self.tried).ok()? {
+            Some(next) => next,
+            None if matches!(cause, RetryCause::ConnectFailure | RetryCause::Reset) => {
+                place::wait(self.proxy, running, upstream, &self.tried).await.ok()?
+            }
+            None => return None,
+        };
+        self.note(&next);
         self.further += 1;
         metrics.retries[cause as usize].add(1);
         Some(next)
@@ -177,7 +224,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Where a second attempt beside the first goes, if there may be one.
-    pub(super) fn hedge(&mut self) -> Option<Lease> {
+    pub(super) fn hedge(&mut self) -> Option<Place> {
         let hedge = self.config.hedge.as_ref()?;
         let metrics = self.upstream.state.metrics.of(self.proxy.worker);
         if self.running.exchange.client.watch.is_capped() || !self.upstream.has_untried(&self.tried) {
@@ -188,7 +235,8 @@ impl<'a> Attempts<'a> {
             metrics.hedge_budget_spent.add(1);
             return None;
         }
-        let second = lease(self.proxy, self.running, self.upstream, &mut self.tried)?;
+        let second = place::take(self.proxy, self.running, self.upstream, &self.tried).ok()??;
+        self.note(&second);
         metrics.hedges.add(1);
         Some(second)
     }

@@ -284,6 +284,7 @@ fn actions_are_resolved() {
             retry_budget: crate::config::RetryBudgetConfig::default(),
             pool: config::PoolConfig { max_idle: 1, idle_timeout: std::time::Duration::from_secs(1) },
             health_check: None,
+            limits: crate::config::LimitsConfig::default(),
         }),
         UpstreamState::new("users".into(), 1),
         &Factories::default(),

@@ -248,7 +248,7 @@ impl Reloads<'_> {
             status.last_error = None;
         });
         let changed = !applied.plan.is_empty();
-        shared.events.publish(EventKind::Reloaded { generation: applied.generation, changed });
+        shared.process.events.publish(EventKind::Reloaded { generation: applied.generation, changed });
         Arc::new(applied)
     }
 
@@ -267,7 +267,7 @@ impl Reloads<'_> {
             status.reloads_failed += 1;
             status.last_error = Some(LastError { at: SystemTime::now(), text: text.clone() });
         });
-        shared.events.publish(EventKind::ReloadFailed { generation: status.generation, problems: text });
+        shared.process.events.publish(EventKind::ReloadFailed { generation: status.generation, problems: text });
         Arc::new(error)
     }
 }

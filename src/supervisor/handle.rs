@@ -12,6 +12,7 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::events::Events;
+use crate::telemetry::process::Process;
 use crate::worker::Workers;
 
 /// Looks into a running isobar and steers it. Cheap to clone; may be used from any thread and any runtime.
@@ -31,7 +32,7 @@ pub(crate) struct Shared {
     /// Lines that access logs of former generations dropped.
     dropped_before: AtomicU64,
     status: ArcSwap<Status>,
-    pub(super) events: Events,
+    pub(super) process: Arc<Process>,
 }
 
 /// How it stands with the configuration.
@@ -104,7 +105,12 @@ impl Handle {
 
     /// What happens: listen to it.
     pub fn events(&self) -> &Events {
-        &self.shared.events
+        &self.shared.process.events
+    }
+
+    /// Whether there is too much to do, and what was refused for that.
+    pub fn process(&self) -> &Arc<Process> {
+        &self.shared.process
     }
 
     /// Reads the file again and applies it, changed or not, and opens the log files anew. Requests that come while one
@@ -140,7 +146,12 @@ impl Handle {
 }
 
 impl Shared {
-    pub(super) fn new(workers: Workers, listeners: Vec<Arc<Listener>>, access_log: Option<Arc<AccessLog>>) -> Self {
+    pub(super) fn new(
+        workers: Workers,
+        process: Arc<Process>,
+        listeners: Vec<Arc<Listener>>,
+        access_log: Option<Arc<AccessLog>>,
+    ) -> Self {
         let now = SystemTime::now();
         let status = Status {
             file: None,
@@ -159,7 +170,7 @@ impl Shared {
             access_log: ArcSwapOption::new(access_log),
             dropped_before: AtomicU64::new(0),
             status: ArcSwap::from_pointee(status),
-            events: Events::default(),
+            process,
         }
     }
 

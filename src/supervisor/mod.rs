@@ -17,12 +17,14 @@ use crate::route::Table;
 use crate::strategy::Factories;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
+use crate::telemetry::process::Process;
 use crate::upstream::keeper::Keepers;
 use crate::upstream::{Upstream, UpstreamState};
 use crate::worker::Workers;
 
 mod control;
 mod error;
+mod gauge;
 mod handle;
 pub mod plan;
 mod report;
@@ -37,6 +39,7 @@ pub use handle::{Handle, LastError, Status};
 pub use plan::Plan;
 pub(crate) use signals::Signals;
 
+use gauge::Gauge;
 use plan::Step;
 
 /// What runs, and what outlives the configuration it runs with.
@@ -47,6 +50,7 @@ pub struct Supervisor {
     lasting: Lasting,
     keepers: Keepers,
     prober: Prober,
+    _gauge: Gauge,
 }
 
 /// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
@@ -107,14 +111,17 @@ impl Supervisor {
             Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[] },
             Reopen::All,
         )?;
-        let workers = Workers::start(workers, snapshot).map_err(Error::Thread)?;
+        let process = Process::new(workers);
+        snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
+        let workers = Workers::start(workers, snapshot, &process).map_err(Error::Thread)?;
         for bound in bound {
             workers.listen(bound);
         }
         report::started(&config, &lasting.listeners, workers.count());
-        let shared = Arc::new(Shared::new(workers, lasting.listeners.clone(), lasting.access_log.clone()));
-        let prober = Prober::new(shared.events.clone());
-        let mut supervisor = Self { shared, factories, lasting, keepers: Keepers::default(), prober };
+        let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone(), lasting.access_log.clone()));
+        let prober = Prober::new(shared.process.events.clone());
+        let gauge = Gauge::start(&shared);
+        let mut supervisor = Self { shared, factories, lasting, keepers: Keepers::default(), prober, _gauge: gauge };
         supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
         Ok(supervisor)
     }
@@ -153,6 +160,8 @@ impl Supervisor {
     fn commit(&mut self, prepared: Prepared) -> Vec<Arc<Listener>> {
         let Prepared { snapshot, lasting, bound } = prepared;
         let workers = &self.shared.workers;
+        // Before the first request that knows of them: a backend never sees more than its limit.
+        snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         workers.publish(Arc::clone(&snapshot));
         for (listener, config) in lasting.listeners.iter().zip(&snapshot.config.listeners) {
             listener.config.store(Arc::clone(config));

@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::{
-    Action, BackendConfig, Config, Forward, HealthCheckConfig, ListenerConfig, ListenerName, RetryConfig, RetryOn,
-    RouteConfig, RouteName, UpstreamConfig, UpstreamName,
+    Action, BackendConfig, BackendLimits, Config, Forward, HealthCheckConfig, ListenerConfig, ListenerName,
+    RetryConfig, RetryOn, RouteConfig, RouteName, UpstreamConfig, UpstreamName,
 };
 
 /// The difference between two configurations.
@@ -227,11 +227,8 @@ fn settings(old: &Config, new: &Config) -> Vec<Change> {
     changes.time("shutdown_grace", old.shutdown_grace, new.shutdown_grace);
     changes.time("drain_limit", old.drain_limit, new.drain_limit);
     changes.value("log.level", &old.log.level, &new.log.level);
-    match (&old.access_log, &new.access_log) {
-        (None, Some(_)) => changes.push_value(ACCESS_LOG, "off", "on"),
-        (Some(_), None) => changes.push_value(ACCESS_LOG, "on", "off"),
-        (was, is) => changes.other(ACCESS_LOG, was, is),
-    }
+    changes.switched(ACCESS_LOG, &old.access_log, &new.access_log);
+    changes.other("overload", &old.overload, &new.overload);
     changes.0
 }
 
@@ -293,6 +290,7 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
         (Some(was), Some(is)) => health_check_changes(&mut changes, was, is),
         (None, None) => {}
     }
+    limits_changes(&mut changes, old, new);
     changes.0
 }
 
@@ -315,6 +313,31 @@ fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &RetryConfig) {
         (Some(_), None) => changes.push_value("retries.hedge", "on", "off"),
         (was, is) => changes.other("retries.hedge", was, is),
     }
+}
+
+fn limits_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamConfig) {
+    let limit = |limit: Option<u32>| limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string());
+    let mut backend = |of: &str, was: &BackendLimits, is: &BackendLimits| {
+        changes.value(&format!("max_in_flight{of}"), &limit(was.max_in_flight), &limit(is.max_in_flight));
+        changes.value(&format!("max_connections{of}"), &limit(was.max_connections), &limit(is.max_connections));
+    };
+    let (was, is) = (&old.limits, &new.limits);
+    backend("", &was.backend, &is.backend);
+    let known: HashMap<_, _> = old.backends.iter().map(|it| (&it.address, it.limits)).collect();
+    for it in &new.backends {
+        // That it follows the upstream was told already.
+        let follows = |limits: BackendLimits, upstream: &BackendLimits| limits == *upstream;
+        if let Some(&before) = known.get(&it.address)
+            && !(follows(before, &was.backend) && follows(it.limits, &is.backend))
+        {
+            backend(&format!(" of {}", it.address), &before, &it.limits);
+        }
+    }
+    changes.value("queue.length", &was.queue.length, &is.queue.length);
+    changes.time("queue.timeout", was.queue.timeout, is.queue.timeout);
+    changes.other("queue.order", &was.queue.order, &is.queue.order);
+    changes.switched("circuit_breaker", &was.breaker, &is.breaker);
+    changes.switched("adaptive_limit", &was.adaptive, &is.adaptive);
 }
 
 fn health_check_changes(changes: &mut Changes, old: &HealthCheckConfig, new: &HealthCheckConfig) {
@@ -385,6 +408,15 @@ impl Changes {
     fn other<T: PartialEq>(&mut self, key: &str, old: &T, new: &T) {
         if old != new {
             self.0.push(Change::Other(key.into()));
+        }
+    }
+
+    /// A table that may be off.
+    fn switched<T: PartialEq>(&mut self, key: &str, old: &Option<T>, new: &Option<T>) {
+        match (old, new) {
+            (None, Some(_)) => self.push_value(key, "off", "on"),
+            (Some(_), None) => self.push_value(key, "on", "off"),
+            (was, is) => self.other(key, was, is),
         }
     }
 
@@ -459,8 +491,9 @@ impl Display for Listed<'_> {
 mod tests {
     use super::*;
     use crate::config::{
-        AccessLogConfig, AccessLogFormat, AccessLogOutput, Address, HeaderEdits, InitialHealth, LogConfig, LogFormat,
-        PathPattern, PathRewrite, PoolConfig, Probe, RetryBudgetConfig, StrategyConfig, Timeouts,
+        AccessLogConfig, AccessLogFormat, AccessLogOutput, Address, HeaderEdits, InitialHealth, LimitsConfig,
+        LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite, PoolConfig, Probe, RetryBudgetConfig,
+        StrategyConfig, Timeouts,
     };
     use std::sync::Arc;
 
@@ -474,6 +507,7 @@ mod tests {
             admin: Some(([127, 0, 0, 1], 9900).into()),
             log: LogConfig { level: "info".into(), format: LogFormat::Text },
             access_log: None,
+            overload: OverloadConfig::default(),
             listeners: vec![Arc::new(listener("web", 8080)), Arc::new(listener("api", 8081))],
             routes: ["a", "b", "c"].map(|name| Arc::new(route(name))).into(),
             upstreams: ["u", "v"].map(|name| Arc::new(upstream(name))).into(),
@@ -519,7 +553,11 @@ mod tests {
     }
 
     fn backend(last: u8, weight: u16) -> BackendConfig {
-        BackendConfig { address: Address::Ip(([10, 0, 0, last], 9001).into()), weight }
+        BackendConfig {
+            address: Address::Ip(([10, 0, 0, last], 9001).into()),
+            weight,
+            limits: BackendLimits::default(),
+        }
     }
 
     fn upstream(name: &str) -> UpstreamConfig {
@@ -532,6 +570,7 @@ mod tests {
             retry_budget: RetryBudgetConfig::default(),
             pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
             health_check: None,
+            limits: LimitsConfig::default(),
         }
     }
 

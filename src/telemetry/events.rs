@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::broadcast;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{Address, UpstreamName};
 
@@ -39,6 +39,26 @@ pub enum EventKind {
         /// What that rests on, in words.
         evidence: String,
     },
+    /// The circuit breaker of an upstream has changed.
+    Breaker {
+        /// Whose.
+        upstream: UpstreamName,
+        /// What it does now: `open`, `half_open` or `closed`.
+        to: &'static str,
+        /// What that rests on, in words.
+        evidence: String,
+    },
+    /// New requests are refused because the process has more to do than it can, or no longer.
+    Overload {
+        /// What there is too much of: `lag`, `descriptors` or `memory`.
+        cause: &'static str,
+        /// The worker that refuses; `None` is all.
+        worker: Option<usize>,
+        /// Whether they are refused from now.
+        refuses: bool,
+        /// What was seen, in words.
+        evidence: String,
+    },
     /// A reload was applied.
     Reloaded {
         /// What is served now.
@@ -60,6 +80,8 @@ impl EventKind {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Health { .. } => "health",
+            Self::Breaker { .. } => "breaker",
+            Self::Overload { .. } => "overload",
             Self::Reloaded { .. } => "reloaded",
             Self::ReloadFailed { .. } => "reload_failed",
         }
@@ -70,6 +92,13 @@ impl EventKind {
         match self {
             Self::Health { upstream, backend, from, to, evidence } => {
                 info!(%upstream, %backend, from, to, evidence, "health changed");
+            }
+            Self::Breaker { upstream, to, evidence } => info!(%upstream, to, evidence, "circuit breaker changed"),
+            Self::Overload { cause, worker, refuses: true, evidence } => {
+                warn!(cause, worker, evidence, "overloaded, refusing new requests");
+            }
+            Self::Overload { cause, worker, refuses: false, evidence } => {
+                info!(cause, worker, evidence, "no longer overloaded");
             }
             Self::Reloaded { .. } | Self::ReloadFailed { .. } => {}
         }
@@ -87,7 +116,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Logs it and tells those who listen. Never waits. Not on the request path: it allocates and locks.
+    /// Logs it and tells those who listen. Never waits. Not for what every request does: it allocates and locks.
     pub fn publish(&self, kind: EventKind) {
         kind.log();
         // An error only says that nobody listens.

@@ -93,6 +93,16 @@ pub struct UpstreamMetrics {
     pub hedge_budget_spent: Counter,
     /// Requests that found no backend to pick.
     pub no_backend: Counter,
+    /// How long those waited that had to wait for a backend with room, however it ended.
+    pub queue_waits: Histogram,
+    /// Requests that found as many waiting as may.
+    pub queue_full: Counter,
+    /// Requests that waited too long.
+    pub queue_timeouts: Counter,
+    /// Attempts that the circuit breaker refused.
+    pub breaker_refused: Counter,
+    /// Times that the circuit breaker opened.
+    pub breaker_opened: Counter,
     /// From the request's head to the end of the response.
     pub durations: Histogram,
 }

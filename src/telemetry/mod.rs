@@ -9,3 +9,4 @@ pub mod logging;
 pub mod calendar;
 pub mod clock;
 pub mod overload;
+pub mod process;

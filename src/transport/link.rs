@@ -19,6 +19,7 @@ use http_body::{Body as _, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::backend::Connected;
 use crate::exchange::body::{POURED_BYTES, RequestBody, Source};
 use crate::http1::chunked::{Chunked, Next};
 use crate::http1::outgoing::Outgoing;
@@ -77,6 +78,8 @@ struct Inner {
     head: Head,
     head_bytes: Bytes,
     body: Incoming,
+    /// Counts it at the backend. Behind the socket, which is closed before it is counted as closed.
+    connected: Connected,
 }
 
 /// How the sending of a request's body goes.
@@ -111,7 +114,7 @@ enum Incoming {
 }
 
 impl Link {
-    pub(super) fn new(tcp: TcpStream, space: Rc<Space>) -> Rc<Self> {
+    pub(super) fn new(tcp: TcpStream, space: Rc<Space>, connected: Connected) -> Rc<Self> {
         Rc::new(Self(RefCell::new(Inner {
             tcp,
             space,
@@ -129,6 +132,7 @@ impl Link {
             head: Head::default(),
             head_bytes: Bytes::new(),
             body: Incoming::Done,
+            connected,
         })))
     }
 
@@ -270,6 +274,11 @@ impl Link {
         inner.read = Bytes::new();
         inner.head_bytes = Bytes::new();
         fit
+    }
+
+    /// Counts it at the backend, and knows whether somebody else wants a connection there.
+    pub(super) fn connected<T>(&self, ask: impl FnOnce(&Connected) -> T) -> T {
+        ask(&self.0.borrow().connected)
     }
 
     /// Whether the backend has neither closed the idle connection nor said anything unasked. The socket is asked only if the

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use http::header::HeaderMap;
 use http::request::Parts;
 use http::{Response, StatusCode};
 
-use crate::backend::{BackendId, BackendState};
+use crate::backend::{BackendId, BackendState, Connected};
 use crate::config::PoolConfig;
 use crate::exchange::body::RequestBody;
 use crate::exchange::watch::Clock;
@@ -28,13 +29,17 @@ pub use link::{Failed, Informed, Link};
 use pool::Pools;
 
 /// A worker's way to its backends.
-#[derive(Debug)]
 pub struct Transport {
     pools: RefCell<Pools>,
     /// What messages need while they are under way.
     pub space: Rc<Space>,
     clock: Rc<Clock>,
+    /// Has other workers close an idle connection to a backend.
+    short: RefCell<Option<Short>>,
 }
+
+/// Told of a backend to which there may be no further connection, and none is here.
+pub type Short = Box<dyn Fn(BackendId)>;
 
 /// A connection to a backend, taken out for one attempt.
 pub struct Connection {
@@ -50,7 +55,7 @@ pub struct Connection {
 impl Transport {
     /// No connections yet.
     pub fn new(clock: Rc<Clock>) -> Rc<Self> {
-        Rc::new(Self { pools: RefCell::default(), space: Rc::default(), clock })
+        Rc::new(Self { pools: RefCell::default(), space: Rc::default(), clock, short: RefCell::default() })
     }
 
     /// An idle connection to `backend`, the one used last.
@@ -66,9 +71,32 @@ impl Transport {
 
     /// Keeps a connection for its next request, if it is fit for one.
     fn keep(&self, slot: BackendId, pool: PoolConfig, link: Rc<Link>) {
-        if link.rest() {
+        // One that somebody waits for at another worker is worth more closed.
+        if link.rest() && !link.connected(Connected::is_wanted) {
             self.pools.borrow_mut().put(slot, pool, pool::Idle { link, since_ms: self.clock.now_ms() });
         }
+    }
+
+    /// Calls `ask` when a connection is to be made and there may be no more: other workers may have idle ones.
+    pub fn when_short(&self, ask: Short) {
+        *self.short.borrow_mut() = Some(ask);
+    }
+
+    /// Closes an idle connection to a backend, if somebody misses it.
+    pub fn spare(&self, backend: BackendId) {
+        self.pools.borrow_mut().spare(backend);
+    }
+
+    /// The right to another connection, as soon as there may be one: an idle one is closed for it, here or elsewhere.
+    #[cold]
+    async fn ask_back(&self, backend: &Arc<BackendState>) -> Connected {
+        let ask = || {
+            let here = self.pools.borrow_mut().spare(backend.id);
+            if let (Some(short), false) = (&*self.short.borrow(), here) {
+                short(backend.id);
+            }
+        };
+        Connected::wait(backend, ask).await
     }
 
     /// Closes what was idle for too long, and what the other side has closed.
@@ -172,6 +200,12 @@ impl Drop for Connection {
         if !self.released {
             self.link.abandon();
         }
+    }
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").field("pools", &self.pools).finish_non_exhaustive()
     }
 }
 

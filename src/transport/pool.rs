@@ -1,6 +1,6 @@
 use std::rc::Rc;
 
-use crate::backend::BackendId;
+use crate::backend::{BackendId, Connected};
 use crate::config::PoolConfig;
 
 use super::Link;
@@ -56,6 +56,16 @@ impl Pools {
             slot.idle.remove(0);
         }
         slot.idle.push(idle);
+    }
+
+    /// Closes the oldest, if somebody misses it. Says whether there was one.
+    pub(super) fn spare(&mut self, id: BackendId) -> bool {
+        let Some(slot) = self.0.get_mut(id.slot as usize).filter(|slot| slot.epoch == id.epoch) else { return false };
+        let missed = slot.idle.first().is_some_and(|idle| idle.link.connected(Connected::is_missed));
+        if missed {
+            slot.idle.remove(0);
+        }
+        missed
     }
 
     /// Closes what is old and forgets what is closed.

@@ -14,7 +14,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use crate::backend::health::{Account, Health, Verdict};
-use crate::backend::{Backend, BackendState, Lease};
+use crate::backend::permits::Permits;
+use crate::backend::{Backend, BackendId, BackendState, Lease, Room};
 use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
 use crate::strategy::{Candidates, Cursor, Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
@@ -22,20 +23,24 @@ use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 pub mod keeper;
 mod readiness;
 mod roster;
+mod limits;
 pub mod window;
 pub mod retry_budget;
 pub mod backoff;
 pub mod breaker;
 pub mod gradient;
 pub mod percentile;
-pub mod queue;
 pub mod tiers;
 pub mod weights;
 
+pub use limits::Limits;
 use percentile::Latencies;
 pub use readiness::Readiness;
 use retry_budget::RetryBudget;
 pub use roster::Roster;
+
+use breaker::Breaker;
+use gradient::Gradient;
 
 /// A pool of backends as a snapshot holds it.
 #[derive(Debug)]
@@ -44,6 +49,8 @@ pub struct Upstream {
     pub config: Arc<UpstreamConfig>,
     /// What outlives it.
     pub state: Arc<UpstreamState>,
+    /// The settings of what limits it.
+    pub limits: Limits,
     factories: Factories,
     roster: ArcSwap<Roster>,
     /// Held while the roster is built anew. Control plane only.
@@ -61,7 +68,11 @@ impl Upstream {
             .collect();
         let roster = Roster::build(backends, &config, &state.cursor, factories, Instant::now());
         let roster = ArcSwap::from_pointee(roster);
-        Arc::new(Self { config, state, factories: factories.clone(), roster, writer: Mutex::new(()) })
+        let limits = Limits::new(&config.limits, config.backends.iter().map(|backend| &backend.limits));
+        if let Some(settings) = &limits.adaptive {
+            state.adaptive.get_or_init(|| Gradient::new(state.shards, settings));
+        }
+        Arc::new(Self { config, state, limits, factories: factories.clone(), roster, writer: Mutex::new(()) })
     }
 
     /// Builds the roster anew from what is known of the backends at `now`, and swaps it in if other backends are ready than
@@ -74,6 +85,8 @@ impl Upstream {
         let same = roster.has_the_same_ready(&before) && roster.next() == before.next();
         if !same {
             self.roster.store(Arc::new(roster));
+            // One that is ready again may have room.
+            self.state.room.queue.widened();
         }
         !same
     }
@@ -93,12 +106,73 @@ impl Upstream {
         self.roster.load_full()
     }
 
-    /// Picks a backend that was not tried yet and counts a request at it; `None` when there is none.
-    pub fn lease(&self, hash: Option<u64>, now: Instant, tried: &Tried, dice: &mut Dice) -> Option<Lease> {
+    /// Picks a backend that was not tried yet and has room, and counts a request at it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn lease(&self, hash: Option<u64>, now: Instant, tried: &Tried, dice: &mut Dice) -> Result<Lease, NoLease> {
+        if self.is_full() {
+            return Err(NoLease::Full);
+        }
         let roster = self.roster.load();
-        let index = roster.pick(&Candidates { backends: roster.ready(), hash, now, tried }, dice)?;
-        Some(Lease::take(&roster.ready()[index].state))
+        let candidates = Candidates { backends: roster.ready(), hash, now, tried };
+        let index = roster.pick(&candidates, dice).ok_or(NoLease::NoBackend)?;
+        let first = &roster.ready()[index].state;
+        match self.try_lease(first) {
+            Some(lease) => Ok(lease),
+            None => self.lease_elsewhere(&roster, first.id, &candidates, dice).ok_or(NoLease::Full),
+        }
     }
+
+    /// The same after the backend that was picked turned out to be full. It is marked as tried for this round and the strategy
+    /// asked again, which so never sees a limit; where it has been asked so often that the marks do not fit, the first with
+    /// room is taken, from a random place on.
+    #[cold]
+    fn lease_elsewhere(
+        &self,
+        roster: &Roster,
+        first: BackendId,
+        candidates: &Candidates<'_>,
+        dice: &mut Dice,
+    ) -> Option<Lease> {
+        let mut full = candidates.tried.clone();
+        full.push(first);
+        while full.len() < Tried::CAPACITY {
+            let index = roster.pick(&Candidates { tried: &full, ..*candidates }, dice)?;
+            let state = &candidates.backends[index].state;
+            if let Some(lease) = self.try_lease(state) {
+                return Some(lease);
+            }
+            full.push(state.id);
+        }
+        let start = dice.below(candidates.backends.len());
+        let (before, after) = candidates.backends.split_at(start);
+        let mut left = after.iter().chain(before).filter(|backend| !full.contains(backend.state.id));
+        left.find_map(|backend| self.try_lease(&backend.state))
+    }
+
+    fn try_lease(&self, backend: &Arc<BackendState>) -> Option<Lease> {
+        Lease::try_take(backend, self.limits.adaptive.is_some())
+    }
+
+    /// Whether all backends together have as many requests as the adaptive limit lets them.
+    fn is_full(&self) -> bool {
+        self.limits.adaptive.is_some() && !self.state.room.in_flight.has_room(self.state.adaptive_limit())
+    }
+
+    /// Whether another request than one that was everywhere already might find room.
+    pub fn has_room(&self) -> bool {
+        !self.is_full() && self.roster.load().ready().iter().any(|backend| backend.state.has_room())
+    }
+}
+
+/// Why there is no lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoLease {
+    /// There is no backend that may be picked.
+    NoBackend,
+    /// Those that may be picked have as many requests as they take.
+    Full,
 }
 
 /// What is known of an upstream however often its configuration changes. Found again by name.
@@ -115,6 +189,12 @@ pub struct UpstreamState {
     hedging: OnceLock<Box<Hedging>>,
     /// Called when the readiness of a backend may have changed: wakes the keeper.
     pub changed: Notify,
+    /// Who waits for a backend with room.
+    pub room: Arc<Room>,
+    /// Whether backends are asked at all. Closed and without a memory as long as no breaker is configured.
+    pub breaker: Arc<Breaker>,
+    /// The limit for all backends together, once one was configured.
+    adaptive: OnceLock<Gradient>,
     shards: usize,
     /// Every backend that somebody holds: a roster, or a lease that outlives it. Control plane only.
     backends: Mutex<HashMap<Address, Weak<BackendState>>>,
@@ -130,6 +210,9 @@ impl UpstreamState {
             retry_budget: RetryBudget::new(shards),
             hedging: OnceLock::new(),
             changed: Notify::new(),
+            room: Arc::default(),
+            breaker: Breaker::new(shards),
+            adaptive: OnceLock::new(),
             shards,
             backends: Mutex::default(),
         })
@@ -142,7 +225,8 @@ impl UpstreamState {
         if let Some(state) = backends.get(address).and_then(Weak::upgrade) {
             return state;
         }
-        let state = BackendState::with_health(self.name.clone(), address.clone(), self.shards, fresh());
+        let room = Arc::clone(&self.room);
+        let state = BackendState::with_health(self.name.clone(), address.clone(), self.shards, fresh(), room);
         backends.insert(address.clone(), Arc::downgrade(&state));
         state
     }
@@ -152,6 +236,17 @@ impl UpstreamState {
         self.hedging.get_or_init(|| {
             Box::new(Hedging { budget: RetryBudget::new(self.shards), latencies: Latencies::new(self.shards) })
         })
+    }
+
+    /// Requests that may be in flight at all backends together by the adaptive limit, as it is now or was when there was one;
+    /// [`Permits::UNLIMITED`] where there never was.
+    pub fn adaptive_limit(&self) -> u32 {
+        self.adaptive.get().map_or(Permits::UNLIMITED, Gradient::limit)
+    }
+
+    /// What moves the adaptive limit, once one was configured.
+    pub fn adaptive(&self) -> Option<&Gradient> {
+        self.adaptive.get()
     }
 
     fn has_backends(&self) -> bool {

@@ -2,7 +2,7 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::backend::health::{LastCheck, Thresholds};
-use crate::config::{BackendConfig, HealthCheckConfig, PoolConfig, Probe, StrategyConfig};
+use crate::config::{BackendConfig, BackendLimits, HealthCheckConfig, LimitsConfig, PoolConfig, Probe, StrategyConfig};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -16,11 +16,15 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
     Arc::new(UpstreamConfig {
         name: "u".into(),
         strategy: StrategyConfig::RoundRobin,
-        backends: backends.iter().map(|&it| BackendConfig { address: address(it), weight: weight(it) }).collect(),
+        backends: backends
+            .iter()
+            .map(|&it| BackendConfig { address: address(it), weight: weight(it), limits: BackendLimits::default() })
+            .collect(),
         connect_timeout: S,
         retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
         retry_budget: crate::config::RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 1, idle_timeout: S },
+        limits: LimitsConfig::default(),
         health_check: initial.map(|initial| {
             Arc::new(HealthCheckConfig {
                 probe: Probe::Tcp,
@@ -73,7 +77,8 @@ fn a_refresh_takes_in_who_is_ready_and_leaves_out_who_is_not() {
     check(&upstream, 0, false);
     assert!(upstream.refresh(now));
     let mut dice = Dice::seeded(1);
-    assert!(upstream.lease(None, now, &Tried::default(), &mut dice).is_none(), "none is left");
+    let none = upstream.lease(None, now, &Tried::default(), &mut dice);
+    assert_eq!(none.err(), Some(NoLease::NoBackend), "none is left");
 }
 
 #[test]
@@ -110,6 +115,51 @@ fn a_check_that_is_added_throws_nobody_out_and_one_that_is_removed_lets_all_in()
     let again = build(config(&[1, 2], None), &state);
     assert_eq!(ready(&again).len(), 2);
     assert_eq!(ready(&unchecked).len(), 2);
+}
+
+/// Backends that take one request each, whatever the strategy would like.
+#[test]
+fn a_full_backend_is_passed_over_however_many_are_full() {
+    for strategy in [StrategyConfig::RoundRobin, StrategyConfig::PowerOfTwo, StrategyConfig::LeastConnections] {
+        let numbers: Vec<u8> = (1..=30).collect();
+        let mut config = UpstreamConfig::clone(&config(&numbers, None));
+        config.strategy = strategy;
+        let one = BackendLimits { max_in_flight: Some(5), max_connections: Some(1) };
+        config.backends.iter_mut().for_each(|backend| backend.limits = one);
+        let upstream = build(Arc::new(config), &UpstreamState::new("u".into(), 1));
+        upstream.enforce();
+        let (now, mut dice) = (Instant::now(), Dice::seeded(3));
+        let mut lease = |tried: &Tried| upstream.lease(None, now, tried, &mut dice);
+        let mut held: Vec<_> = (0..30).map(|_| lease(&Tried::default()).expect("one with room")).collect();
+        assert_eq!(lease(&Tried::default()).err(), Some(NoLease::Full));
+        assert!(upstream.roster().backends().iter().all(|it| it.state.in_flight() == 1));
+        // The one that has room is found among all, but not by who was there already.
+        let free = held.swap_remove(17);
+        let mut tried = Tried::default();
+        tried.push(free.backend().id);
+        drop(free);
+        assert!(upstream.has_room());
+        assert_eq!(lease(&tried).err(), Some(NoLease::Full));
+        assert!(lease(&Tried::default()).is_ok());
+    }
+}
+
+#[test]
+fn limits_hold_from_when_they_are_enforced_and_for_requests_of_the_snapshot_before() {
+    let state = UpstreamState::new("u".into(), 1);
+    let before = build(config(&[1], None), &state);
+    before.enforce();
+    let lease =
+        |upstream: &Upstream| upstream.lease(None, Instant::now(), &Tried::default(), &mut Dice::seeded(1)).ok();
+    let _held = [lease(&before).unwrap(), lease(&before).unwrap()];
+    let mut limited = UpstreamConfig::clone(&config(&[1], None));
+    limited.backends[0].limits.max_in_flight = Some(2);
+    let next = build(Arc::new(limited), &state);
+    assert!(lease(&before).is_some(), "a reload that is only prepared changes nothing");
+    next.enforce();
+    assert!(lease(&before).is_none() && lease(&next).is_none());
+    before.enforce();
+    assert!(lease(&next).is_some());
 }
 
 #[tokio::test]

@@ -20,6 +20,9 @@ use super::event_loop::Worker;
 /// How long to wait when the process has no file descriptor left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
+const FULL: &str = "this listener has as many connections as it takes";
+const OVERLOADED: &str = "there is too much to do at the moment";
+
 /// A listening socket that the event loop watches.
 ///
 /// tokio's own listener would register each accepted socket with this worker's event loop, also those that another worker is
@@ -73,6 +76,13 @@ fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io:
     // TCP_NODELAY comes with the listening socket. A peer that is gone already is noticed when it is served.
     let _ = tcp.set_nonblocking(true);
     let place = worker.peers.place(worker.index);
+    // Each connection takes memory, and a descriptor, of which the admin address wants some too.
+    if let Some(cause) = worker.proxy.process.refuses_everywhere() {
+        let counted = Open::count(listener, &worker.peers.open, worker.index, worker.index);
+        worker.proxy.process.refused.of(worker.index).of(cause).add(1);
+        worker.turn_away(tcp, counted.unwrap_or_else(|refused| refused), OVERLOADED);
+        return Ok(());
+    }
     match Open::count(listener, &worker.peers.open, worker.index, place) {
         Ok(open) if place == worker.index => worker.serve(tcp, peer, Arc::clone(listener), open),
         Ok(open) => {
@@ -82,7 +92,7 @@ fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io:
                 worker.serve(tcp, peer, listener, open);
             }
         }
-        Err(refused) => worker.turn_away(tcp, refused),
+        Err(refused) => worker.turn_away(tcp, refused, FULL),
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc as std_mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::mpsc::error::SendError;
@@ -14,10 +14,13 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::backend::BackendId;
+use crate::backend::queue::Order;
 use crate::exchange::watch::{Clock, Watch};
 use crate::listener::connection::{serve, turn_away};
 use crate::listener::{Listener, Open, owner};
 use crate::proxy::{Proxy, Published, Snapshot};
+use crate::telemetry::overload::Cause;
+use crate::telemetry::process::Process;
 
 use super::accept::{self, Acceptor};
 use super::{Command, Peers};
@@ -33,7 +36,7 @@ pub(super) struct Worker {
     pub(super) index: usize,
     pub(super) peers: Peers,
     clock: Rc<Clock>,
-    proxy: Rc<Proxy>,
+    pub(super) proxy: Rc<Proxy>,
     /// Client connections being served.
     served: Cell<usize>,
     turned_away: Cell<usize>,
@@ -54,7 +57,7 @@ struct Accepting {
 pub(super) fn run(
     index: usize,
     peers: &Peers,
-    published: Arc<Published>,
+    (published, process): (Arc<Published>, Arc<Process>),
     inbox: mpsc::UnboundedReceiver<Command>,
     tell: oneshot::Sender<usize>,
     started: std_mpsc::Sender<std::io::Result<()>>,
@@ -75,7 +78,7 @@ pub(super) fn run(
         let worker = Rc::new(Worker {
             index,
             peers: peers.clone(),
-            proxy: Proxy::new(index, published, Rc::clone(&clock)),
+            proxy: Proxy::new(index, published, Rc::clone(&clock), process),
             clock,
             served: Cell::new(0),
             turned_away: Cell::new(0),
@@ -84,6 +87,7 @@ pub(super) fn run(
             ended: Notify::new(),
         });
         worker.adopt();
+        worker.ask_for_connections();
         spawn_local(sweep(Rc::clone(&worker)));
         worker.obey(inbox).await
     });
@@ -94,11 +98,15 @@ pub(super) fn run(
 async fn sweep(worker: Rc<Worker>) {
     let mut since_pools = Duration::ZERO;
     loop {
-        if worker.clock.is_idle() && worker.proxy.transport.idle() == 0 {
+        // Nor while new requests are refused: whether that is to end is found out here.
+        let refuses = worker.proxy.process.refuses(worker.index) == Some(Cause::Lag);
+        if worker.clock.is_idle() && worker.proxy.transport.idle() == 0 && !refuses {
             worker.clock.sleep_until_wanted().await;
         }
         let tick = worker.clock.tick();
+        let began = Instant::now();
         tokio::time::sleep(tick).await;
+        worker.lagged(began.elapsed().saturating_sub(tick));
         worker.clock.sweep();
         since_pools += tick;
         if since_pools >= POOL_SWEEP {
@@ -139,6 +147,7 @@ impl Worker {
                     self.adopt();
                     self.cut_strays_after(limit);
                 }
+                Some(Command::Spare(backend)) => self.proxy.transport.spare(backend),
                 Some(Command::Stop) => {
                     stopping = true;
                     for accepting in self.accepting.take() {
@@ -173,6 +182,21 @@ impl Worker {
         }
     }
 
+    /// The timer ran so late: whoever waits for this worker waits that long for each turn.
+    fn lagged(&self, lag: Duration) {
+        self.proxy.process.lagged(self.index, lag, &self.proxy.current.get().config.overload);
+    }
+
+    /// Has a request that finds all connections to a backend taken, and none of them here, ask the other workers for one.
+    fn ask_for_connections(&self) {
+        let (index, inboxes) = (self.index, Arc::clone(&self.peers.inboxes));
+        self.proxy.transport.when_short(Box::new(move |backend| {
+            for (_, inbox) in inboxes.iter().enumerate().filter(|(other, _)| *other != index) {
+                let _ = inbox.send(Command::Spare(backend));
+            }
+        }));
+    }
+
     /// Serves a connection on this worker.
     pub(super) fn serve(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, listener: Arc<Listener>, open: Open) {
         let open = open.served_by(self.index);
@@ -186,8 +210,8 @@ impl Worker {
         });
     }
 
-    /// Tells a connection that there are too many.
-    pub(super) fn turn_away(self: &Rc<Self>, tcp: TcpStream, refused: Open) {
+    /// Tells a connection why it is not served.
+    pub(super) fn turn_away(self: &Rc<Self>, tcp: TcpStream, refused: Open, reason: &'static str) {
         if self.turned_away.get() >= TURNED_AWAY {
             return;
         }
@@ -196,7 +220,7 @@ impl Worker {
         drop(refused);
         let worker = Rc::clone(self);
         spawn_local(async move {
-            turn_away(tcp).await;
+            turn_away(tcp, reason).await;
             worker.turned_away.set(worker.turned_away.get() - 1);
         });
     }
@@ -319,7 +343,14 @@ fn backends(snapshot: &Snapshot) -> HashSet<BackendId> {
 fn shortest_timeout(snapshot: &Snapshot) -> Duration {
     let config = &snapshot.config;
     let listeners = config.listeners.iter().flat_map(|listener| [listener.header_timeout, listener.idle_timeout]);
-    let upstreams = config.upstreams.iter().map(|upstream| upstream.connect_timeout);
+    let upstreams = snapshot.upstreams.iter().flat_map(|upstream| {
+        let queue = upstream.limits.bounded.then_some(upstream.limits.queue);
+        let queue = queue.map(|queue| match queue.order {
+            Order::Adaptive { interval, .. } => queue.timeout.min(interval),
+            Order::Fifo => queue.timeout,
+        });
+        [upstream.config.connect_timeout].into_iter().chain(queue)
+    });
     let routes = config.routes.iter().flat_map(|route| match &route.action {
         crate::config::Action::Forward(forward) => {
             let timeouts = &forward.timeouts;

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::backend::BackendId;
 use crate::listener::{Bound, Listener, Open};
 use crate::proxy::{Published, Snapshot};
+use crate::telemetry::process::Process;
 
 mod accept;
 mod event_loop;
@@ -29,6 +31,8 @@ enum Command {
     Serve(TcpStream, SocketAddr, Arc<Listener>, Open),
     /// Another snapshot was published; let go of what it no longer names, and cut what is still served there after so long.
     Published(Duration),
+    /// Another worker wants a connection to this backend and there may be no more: close one that is idle.
+    Spare(BackendId),
     /// Accept no more, end when the connections have.
     Stop,
     /// End every connection now.
@@ -78,7 +82,7 @@ impl Workers {
     ///
     /// # Errors
     /// When a thread or its event loop cannot be made.
-    pub fn start(count: usize, snapshot: Arc<Snapshot>) -> io::Result<Self> {
+    pub fn start(count: usize, snapshot: Arc<Snapshot>, process: &Arc<Process>) -> io::Result<Self> {
         let count = count.max(1);
         let published = Published::new(snapshot);
         let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
@@ -88,9 +92,9 @@ impl Workers {
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let (tell, ended) = oneshot::channel();
             let (started, has_started) = std::sync::mpsc::channel();
-            let (peers, published) = (peers.clone(), Arc::clone(&published));
+            let (peers, shared) = (peers.clone(), (Arc::clone(&published), Arc::clone(process)));
             let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                event_loop::run(index, &peers, published, inbox, tell, started);
+                event_loop::run(index, &peers, shared, inbox, tell, started);
             })?;
             has_started.recv().map_err(io::Error::other)??;
             threads.push(Thread { handle, ended });

@@ -17,7 +17,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("supervisor", &["worker", "health", "listener", "proxy", "route", "upstream", "strategy", "config", "telemetry"]),
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "backend", "config", "telemetry"]),
-    ("worker", &["listener", "proxy", "exchange", "backend", "config"]),
+    ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry"]),
     ("listener", &["proxy", "exchange", "http1", "config", "telemetry"]),
     // Of the strategies only what a pick takes: dice, and who was tried.
     (

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod breaker;
 mod cancel;
 mod client_gone;
 mod errors;
@@ -17,7 +18,9 @@ mod killed_backend;
 mod large;
 mod layering;
 mod limits;
+mod overload;
 mod process;
+mod queue;
 mod reload_under_load;
 mod retries;
 mod attempts;

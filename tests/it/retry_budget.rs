@@ -46,13 +46,15 @@ async fn with_every_backend_failing_the_load_stays_within_the_budget() {
 }
 
 #[tokio::test]
-async fn refused_connections_are_charged_too() {
-    let pool = [TestBackend::refusing(), TestBackend::refusing()];
+async fn refused_connections_are_free() {
+    // They are no load on a backend, and where most machines of an upstream are gone, nearly every request has one.
+    let pool = [TestBackend::refusing(), TestBackend::refusing(), TestBackend::ok("last")];
     let upstream = "retry_budget = { percent = 10, per_second = 0 }";
     let proxy = TestProxy::with_keys(&pool.each_ref(), Keys { upstream, ..Keys::default() }).await;
-    ask(&proxy, 1, 100).await;
-    let picks: u64 = pool.iter().map(|it| proxy.state("u", it).metrics.sum(|metrics| &metrics.picks)).sum();
-    assert!((105..=110).contains(&picks), "{picks}");
+    let mut client = proxy.client().await;
+    for _ in 0..100 {
+        assert_eq!(client.get("/").await.text(), "last");
+    }
 }
 
 #[tokio::test]

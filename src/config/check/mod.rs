@@ -25,6 +25,7 @@ mod overlap;
 mod upstream;
 mod retries;
 mod health_check;
+mod limits;
 mod value;
 
 /// The names that a configuration may use beside isobar's own.
@@ -139,6 +140,7 @@ fn check(root: &Spanned<DeValue<'_>>, report: &Report<'_>, env: &Env<'_>, vocabu
         admin,
         log: process::log(&check, &file.log),
         access_log: process::access_log(&check, &file.access_log),
+        overload: limits::overload(&check, &file.overload),
         listeners: listeners.into_iter().map(Arc::new).collect(),
         routes: routes.into_iter().map(Arc::new).collect(),
         upstreams: upstreams.into_iter().map(Arc::new).collect(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Check;
 use super::health_check::health_check;
+use super::limits::{backend_limits, limits, upstream_limits};
 use super::listener::reaches;
 use super::retries::{retries, retry_budget};
 use super::value::{name, number, timeout};
@@ -13,7 +14,9 @@ use crate::config::error::Problem;
 use crate::config::field::{Entry, Field};
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{Address, BackendConfig, ListenerConfig, PoolConfig, StrategyConfig, UpstreamConfig, UpstreamName};
+use crate::config::{
+    Address, BackendConfig, BackendLimits, ListenerConfig, PoolConfig, StrategyConfig, UpstreamConfig, UpstreamName,
+};
 
 /// The upstreams, sorted by name.
 pub(super) fn upstreams(check: &Check<'_>, file: &raw::File, listeners: &[ListenerConfig]) -> Vec<UpstreamConfig> {
@@ -48,11 +51,14 @@ fn upstream(check: &Check<'_>, entry: &Entry<raw::Upstream>, listeners: &[Listen
     let upstream_name = name(check, entry.place, &entry.name).map(UpstreamName::from);
     let raw = entry.value.value()?;
     let strategy = strategy(check, &raw.strategy);
-    let backends = backends(check, entry.place, raw, &strategy, listeners);
+    let defaults = upstream_limits(check, raw);
+    let backends = backends(check, entry.place, raw, &strategy, defaults, listeners);
+    let limits = limits(check, raw, defaults, &backends);
     Some(UpstreamConfig {
         name: upstream_name?,
         strategy,
         backends,
+        limits,
         connect_timeout: timeout(check, &raw.connect_timeout, "3s"),
         retries: retries(check, &raw.retries, &Arc::default()),
         retry_budget: retry_budget(check, &raw.retry_budget),
@@ -88,6 +94,7 @@ fn backends(
     upstream: Place,
     raw: &raw::Upstream,
     strategy: &StrategyConfig,
+    defaults: BackendLimits,
     listeners: &[ListenerConfig],
 ) -> Vec<BackendConfig> {
     if raw.backends.place().is_none() {
@@ -97,7 +104,7 @@ fn backends(
     let mut seen = HashMap::new();
     let mut backends = Vec::new();
     for (place, raw) in raw.backends.members() {
-        let Some((address_place, backend)) = backend(check, place, raw, strategy) else { continue };
+        let Some((address_place, backend)) = backend(check, place, raw, strategy, defaults) else { continue };
         if let Some(first) = seen.insert(backend.address.clone(), address_place) {
             let problem = Problem::error(format!("{} is there twice", backend.address));
             let first = check.report.path(first);
@@ -128,17 +135,22 @@ fn backend(
     place: Place,
     raw: &raw::Backend,
     strategy: &StrategyConfig,
+    defaults: BackendLimits,
 ) -> Option<(Place, BackendConfig)> {
     match raw {
-        raw::Backend::String(text) => Some((place, BackendConfig { address: address(check, place, text)?, weight: 1 })),
+        raw::Backend::String(text) => {
+            let address = address(check, place, text)?;
+            Some((place, BackendConfig { address, weight: 1, limits: defaults }))
+        }
         raw::Backend::Table(table) => {
             let weight = weight(check, &table.weight, strategy);
+            let limits = backend_limits(check, table, defaults);
             if table.address.place().is_none() {
                 let problem = Problem::error("a backend needs an address").expected("the like of \"10.0.0.1:9001\"");
                 check.report.add_missing(place, "address", problem);
             }
             let (place, text) = table.address.given()?;
-            Some((place, BackendConfig { address: address(check, place, text)?, weight }))
+            Some((place, BackendConfig { address: address(check, place, text)?, weight, limits }))
         }
     }
 }

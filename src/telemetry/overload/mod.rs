@@ -10,6 +10,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::config::OverloadConfig;
+
 pub mod sample;
 
 /// When new work is refused. Handed in with each look: the level outlives a reload that changes it.
@@ -23,15 +25,22 @@ pub struct OverloadSettings {
     pub memory: Option<Threshold>,
 }
 
-impl Default for OverloadSettings {
-    /// Timers that are 50 ms late for three looks in a row, until they were less than 20 ms late for ten; 0.95 of the
-    /// descriptors, until it is 0.9; 0.95 of the memory, until it is 0.9.
-    fn default() -> Self {
-        let part = Threshold { above: 0.95, below: 0.9, rise: 1, fall: 1 };
+impl From<&OverloadConfig> for OverloadSettings {
+    /// Looks in a row and where it ends are those of the default; it ends well below where it begins.
+    fn from(config: &OverloadConfig) -> Self {
+        let part = |percent: u8| {
+            let above = f64::from(percent) / 100.0;
+            // By a twentieth: with the default thresholds, at 0.9.
+            Threshold { above, below: above * 0.95, rise: 1, fall: 1 }
+        };
+        let lag = |lag: Duration| {
+            let above = lag.as_secs_f64() * 1_000.0;
+            Threshold { above, below: above * 0.4, rise: 3, fall: 10 }
+        };
         Self {
-            lag_ms: Some(Threshold { above: 50.0, below: 20.0, rise: 3, fall: 10 }),
-            descriptors: Some(part),
-            memory: Some(part),
+            lag_ms: config.lag.map(lag),
+            descriptors: config.descriptors_percent.map(part),
+            memory: config.memory_percent.map(part),
         }
     }
 }
@@ -61,6 +70,9 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Lag, Self::Descriptors, Self::Memory];
+
     /// Its name in metrics, logs and events.
     pub fn name(self) -> &'static str {
         match self {
@@ -131,6 +143,16 @@ impl Overload {
         }
     }
 
+    /// How many workers refuse new work for that cause.
+    pub fn refusing(&self, cause: Cause) -> usize {
+        let all = |gauge: &Gauge| if gauge.is_over() { self.lags.len() } else { 0 };
+        match cause {
+            Cause::Lag => self.lags.iter().filter(|gauge| gauge.is_over()).count(),
+            Cause::Descriptors => all(&self.descriptors),
+            Cause::Memory => all(&self.memory),
+        }
+    }
+
     /// Takes in by how much a worker's timer was late. By that worker only.
     pub fn lagged(&self, worker: usize, lag: Duration, settings: &OverloadSettings) -> Option<Change> {
         let seen = lag.as_secs_f64() * 1_000.0;
@@ -192,8 +214,13 @@ mod tests {
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
+    fn settings() -> OverloadSettings {
+        let config = OverloadConfig { lag: Some(MS(50)), descriptors_percent: Some(95), memory_percent: Some(95) };
+        OverloadSettings::from(&config)
+    }
+
     fn lags(overload: &Overload, worker: usize, lags: &[u64]) -> Vec<Option<bool>> {
-        let settings = OverloadSettings::default();
+        let settings = settings();
         let look = |&ms| overload.lagged(worker, MS(ms), &settings).map(|change| change.refuses);
         lags.iter().map(look).collect()
     }
@@ -213,7 +240,7 @@ mod tests {
 
     #[test]
     fn descriptors_and_memory_make_all_refuse() {
-        let (overload, settings) = (Overload::new(2), OverloadSettings::default());
+        let (overload, settings) = (Overload::new(2), settings());
         let used = |descriptors, memory| {
             overload.used(Usage { descriptors: Some(descriptors), memory: Some(memory) }, &settings);
             overload.refuses(1)
@@ -227,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_change_says_what_was_seen() {
-        let (overload, settings) = (Overload::new(1), OverloadSettings::default());
+        let (overload, settings) = (Overload::new(1), settings());
         let [descriptors, memory] = overload.used(Usage { descriptors: Some(0.97), memory: None }, &settings);
         let expected = Change { cause: Cause::Descriptors, worker: None, refuses: true, seen: 0.97 };
         assert_eq!((descriptors, memory), (Some(expected), None));
@@ -235,7 +262,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_changes_nothing_and_what_is_turned_off_ends() {
-        let (overload, settings) = (Overload::new(1), OverloadSettings::default());
+        let (overload, settings) = (Overload::new(1), settings());
         overload.used(Usage { memory: Some(1.0), ..Usage::default() }, &settings);
         assert_eq!(overload.used(Usage::default(), &settings), [None, None]);
         assert_eq!(overload.refuses(0), Some(Cause::Memory));

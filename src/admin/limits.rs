@@ -1,0 +1,208 @@
+//! What limits are and what came of them, for `/upstreams` and `/metrics`.
+
+use std::fmt;
+use std::time::Instant;
+
+use prometheus_client::registry::Unit;
+use serde::Serialize;
+
+use super::exposition::{Durations, Families};
+use crate::backend::BackendState;
+use crate::backend::permits::Permits;
+use crate::proxy::Snapshot;
+use crate::telemetry::clock::now_ms;
+use crate::telemetry::metrics::{Counter, UpstreamMetrics};
+use crate::telemetry::overload::Cause;
+use crate::telemetry::process::Process;
+use crate::upstream::Upstream;
+use crate::upstream::breaker::BreakerState;
+
+/// What limits an upstream. `null` where it has no such thing.
+#[derive(Debug, Serialize)]
+pub(super) struct LimitsView {
+    queue: Option<QueueView>,
+    circuit_breaker: Option<BreakerView>,
+    adaptive_limit: Option<AdaptiveView>,
+}
+
+#[derive(Debug, Serialize)]
+struct QueueView {
+    waiting: u32,
+    length_max: u32,
+    waited: u64,
+    full: u64,
+    timeouts: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct BreakerView {
+    state: &'static str,
+    /// Attempts in the window, and what became of them.
+    attempts: u64,
+    failed: u64,
+    slow: u64,
+    opened: u64,
+    refused: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct AdaptiveView {
+    limit: u32,
+    in_flight: u32,
+}
+
+/// What limits a backend. `null` is no limit.
+#[derive(Debug, Serialize)]
+pub(super) struct BackendLimitsView {
+    max_in_flight: Option<u32>,
+    connections: u32,
+    max_connections: Option<u32>,
+}
+
+impl LimitsView {
+    pub(super) fn of(upstream: &Upstream) -> Self {
+        let Upstream { state, limits, .. } = upstream;
+        let metrics = &state.metrics;
+        let breaker = |settings| {
+            let (attempts, failed, slow) = state.breaker.window(settings, now_ms(Instant::now()));
+            BreakerView {
+                state: breaker_state(state.breaker.state()),
+                attempts,
+                failed,
+                slow,
+                opened: metrics.sum(|shard| &shard.breaker_opened),
+                refused: metrics.sum(|shard| &shard.breaker_refused),
+            }
+        };
+        Self {
+            queue: limits.bounded.then(|| QueueView {
+                waiting: state.room.queue.len(),
+                length_max: limits.queue.max,
+                waited: metrics.iter().flat_map(|shard| shard.queue_waits.counts()).sum(),
+                full: metrics.sum(|shard| &shard.queue_full),
+                timeouts: metrics.sum(|shard| &shard.queue_timeouts),
+            }),
+            circuit_breaker: limits.breaker.as_ref().map(breaker),
+            adaptive_limit: limits
+                .adaptive
+                .map(|_| AdaptiveView { limit: state.adaptive_limit(), in_flight: state.room.in_flight.in_use() }),
+        }
+    }
+}
+
+impl BackendLimitsView {
+    pub(super) fn of(state: &BackendState) -> Self {
+        Self {
+            max_in_flight: given(state.limit()),
+            connections: state.connections(),
+            max_connections: given(state.connections_limit()),
+        }
+    }
+}
+
+fn given(limit: u32) -> Option<u32> {
+    (limit != Permits::UNLIMITED).then_some(limit)
+}
+
+fn breaker_state(state: BreakerState) -> &'static str {
+    match state {
+        BreakerState::Closed => "closed",
+        BreakerState::Open => "open",
+        BreakerState::HalfOpen => "half_open",
+    }
+}
+
+/// Writes what there is to say of limits, of those upstreams and backends that have some.
+pub(super) fn metrics(snapshot: &Snapshot, process: &Process, families: &mut Families<'_>) -> fmt::Result {
+    queues(snapshot, families)?;
+    breakers(snapshot, families)?;
+    adaptive(snapshot, families)?;
+    backends(snapshot, families)?;
+    overload(process, families)
+}
+
+/// The upstreams that are as `has` says, with their label.
+fn those(
+    snapshot: &Snapshot,
+    has: fn(&Upstream) -> bool,
+) -> impl Iterator<Item = ([(&'static str, &str); 1], &Upstream)> {
+    let upstreams = snapshot.upstreams.iter().map(|it| &**it).filter(move |it| has(it));
+    upstreams.map(|it| ([("upstream", it.name().as_str())], it))
+}
+
+fn queues(snapshot: &Snapshot, families: &mut Families<'_>) -> fmt::Result {
+    let rows: Vec<_> = those(snapshot, |it| it.limits.bounded).collect();
+    let waiting = rows.iter().map(|(labels, it)| (&labels[..], it.state.room.queue.len().into()));
+    families.gauge("upstream_queue_length", "Requests that wait for a backend with room", None, waiting)?;
+    let waits = rows.iter().map(|(labels, it)| (&labels[..], Durations::sum(&it.state.metrics, |it| &it.queue_waits)));
+    let help = "How long requests waited for a backend with room, those in vain too";
+    families.histogram("upstream_queue_wait", help, Some(&Unit::Seconds), waits)?;
+    let counters = |counter: fn(&UpstreamMetrics) -> &Counter| {
+        rows.iter().map(move |(labels, it)| (&labels[..], it.state.metrics.sum(counter)))
+    };
+    let help = "Requests that found every backend full and as many waiting as may";
+    families.counter("upstream_queue_full", help, None, counters(|shard| &shard.queue_full))?;
+    let help = "Requests that waited too long for a backend with room";
+    families.counter("upstream_queue_timeouts", help, None, counters(|shard| &shard.queue_timeouts))
+}
+
+fn breakers(snapshot: &Snapshot, families: &mut Families<'_>) -> fmt::Result {
+    let rows: Vec<_> = those(snapshot, |it| it.limits.breaker.is_some()).collect();
+    let states = rows.iter().flat_map(|&([upstream], it)| {
+        let is = it.state.breaker.state();
+        [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen]
+            .map(|state| ([upstream, ("state", breaker_state(state))], if state == is { 1.0 } else { 0.0 }))
+    });
+    let states: Vec<_> = states.collect();
+    let series = states.iter().map(|(labels, value)| (&labels[..], *value));
+    families.gauge("upstream_breaker_state", "What its circuit breaker does: 1 for one of the states", None, series)?;
+    let counters = |counter: fn(&UpstreamMetrics) -> &Counter| {
+        rows.iter().map(move |(labels, it)| (&labels[..], it.state.metrics.sum(counter)))
+    };
+    let help = "Times that its circuit breaker opened";
+    families.counter("upstream_breaker_opened", help, None, counters(|shard| &shard.breaker_opened))?;
+    let help = "Attempts that its circuit breaker refused";
+    families.counter("upstream_breaker_refused", help, None, counters(|shard| &shard.breaker_refused))
+}
+
+fn adaptive(snapshot: &Snapshot, families: &mut Families<'_>) -> fmt::Result {
+    let rows: Vec<_> = those(snapshot, |it| it.limits.adaptive.is_some()).collect();
+    let limits = rows.iter().map(|(labels, it)| (&labels[..], it.state.adaptive_limit().into()));
+    families.gauge("upstream_adaptive_limit", "Requests that may be in flight at all its backends", None, limits)?;
+    let in_flight = rows.iter().map(|(labels, it)| (&labels[..], it.state.room.in_flight.in_use().into()));
+    let help = "Requests in flight at all its backends, as the adaptive limit counts them";
+    families.gauge("upstream_adaptive_in_flight", help, None, in_flight)
+}
+
+fn backends(snapshot: &Snapshot, families: &mut Families<'_>) -> fmt::Result {
+    let states = snapshot.upstreams.iter().flat_map(|upstream| {
+        let roster = upstream.roster();
+        let states: Vec<_> = roster.backends().iter().map(|it| it.state.clone()).collect();
+        states.into_iter().map(|state| (upstream.name().as_str(), state.address.to_string(), state))
+    });
+    let states: Vec<_> = states.collect();
+    let rows: Vec<_> = states
+        .iter()
+        .map(|(upstream, address, state)| ([("upstream", *upstream), ("backend", address.as_str())], state))
+        .collect();
+    let connections = rows.iter().map(|(labels, it)| (&labels[..], it.connections().into()));
+    families.gauge("backend_connections", "Connections to it, in use and idle", None, connections)?;
+    let limits = |limit: fn(&BackendState) -> u32| {
+        let limited = rows.iter().filter_map(move |(labels, it)| Some((labels, given(limit(it))?)));
+        limited.map(|(labels, limit)| (&labels[..], limit.into()))
+    };
+    let help = "Requests that it may be working on";
+    families.gauge("backend_in_flight_limit", help, None, limits(BackendState::limit))?;
+    let help = "Connections that there may be to it";
+    families.gauge("backend_connections_limit", help, None, limits(BackendState::connections_limit))
+}
+
+fn overload(process: &Process, families: &mut Families<'_>) -> fmt::Result {
+    let labels = Cause::ALL.map(|cause| (cause, [("cause", cause.name())]));
+    let refusing = labels.iter().map(|(cause, labels)| (&labels[..], process.refusing(*cause) as f64));
+    let help = "Workers that refuse new requests because there is too much to do";
+    families.gauge("overload_refusing_workers", help, None, refusing)?;
+    let refused = labels.iter().map(|(cause, labels)| (&labels[..], process.refused.sum(|shard| shard.of(*cause))));
+    let help = "Requests and connections refused because there was too much to do";
+    families.counter("overload_refused", help, None, refused)
+}

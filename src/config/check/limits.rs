@@ -1,0 +1,201 @@
+//! How much may be asked of backends, and of this process: the limits of `[upstream.NAME]` with the tables `queue`,
+//! `circuit_breaker` and `adaptive_limit`, and `[overload]`.
+
+use std::time::Duration;
+
+use super::Check;
+use super::value::{choice, number, number_in, optional_timeout, timeout};
+use crate::config::error::Problem;
+use crate::config::field::Field;
+use crate::config::raw;
+use crate::config::report::quote;
+use crate::config::{
+    AdaptiveLimitConfig, BackendConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig,
+    QueueOrder,
+};
+
+const MOST: i64 = 1_000_000;
+
+/// The limits of an upstream. `backends` are those that were understood.
+pub(super) fn limits(
+    check: &Check<'_>,
+    raw: &raw::Upstream,
+    backend: BackendLimits,
+    backends: &[BackendConfig],
+) -> LimitsConfig {
+    let config = LimitsConfig {
+        backend,
+        queue: queue(check, &raw.queue),
+        breaker: breaker(check, &raw.circuit_breaker),
+        adaptive: adaptive(check, &raw.adaptive_limit),
+    };
+    let limited = |limits: &BackendLimits| *limits != BackendLimits::default();
+    let is_limited = config.adaptive.is_some() || backends.iter().any(|backend| limited(&backend.limits));
+    // Without backends nobody knows what their limits would be.
+    if let (Some(place), false, false) = (raw.queue.place(), is_limited, backends.is_empty()) {
+        let problem = Problem::error("a queue that nobody ever waits in: no backend has a limit");
+        check.add(place, problem.expected("max_in_flight, max_connections or an adaptive_limit too, or no queue"));
+    }
+    config
+}
+
+/// The limits that hold for backends without limits of their own.
+pub(super) fn upstream_limits(check: &Check<'_>, raw: &raw::Upstream) -> BackendLimits {
+    let limits = BackendLimits {
+        max_in_flight: limit(check, &raw.max_in_flight).flatten(),
+        max_connections: limit(check, &raw.max_connections).flatten(),
+    };
+    warn_of_unreached(check, &raw.max_in_flight, limits);
+    limits
+}
+
+/// The limits of a backend: its own where it has some, else those of the upstream.
+pub(super) fn backend_limits(check: &Check<'_>, raw: &raw::BackendTable, upstream: BackendLimits) -> BackendLimits {
+    let limits = BackendLimits {
+        max_in_flight: limit(check, &raw.max_in_flight).unwrap_or(upstream.max_in_flight),
+        max_connections: limit(check, &raw.max_connections).unwrap_or(upstream.max_connections),
+    };
+    warn_of_unreached(check, &raw.max_in_flight, limits);
+    limits
+}
+
+/// Each request in flight has a connection to itself.
+fn warn_of_unreached(check: &Check<'_>, field: &Field<raw::Limit>, limits: BackendLimits) {
+    if let (Some(place), Some(in_flight), Some(connections)) =
+        (field.place(), limits.max_in_flight, limits.max_connections)
+        && in_flight > connections
+    {
+        let problem = format!("never reached: each request takes one of the {connections} connections");
+        check.add(place, Problem::warning(problem));
+    }
+}
+
+/// A limit, if there is a word on it: a number, or none at all.
+fn limit(check: &Check<'_>, field: &Field<raw::Limit>) -> Option<Option<u32>> {
+    let (place, written) = field.given()?;
+    match written {
+        raw::Limit::Integer(limit) => {
+            let limit = number_in(check, place, *limit, 1..=MOST)?;
+            Some(u32::try_from(limit).ok())
+        }
+        raw::Limit::String(text) if text == "unlimited" => Some(None),
+        raw::Limit::String(text) => {
+            let problem = Problem::error(format!("unknown value {}", quote(text)));
+            let suggestion = text.parse::<u32>().is_err().then(|| "unlimited".to_owned());
+            check.add(place, problem.expected("a whole number or \"unlimited\"").suggest(suggestion));
+            None
+        }
+    }
+}
+
+fn queue(check: &Check<'_>, field: &Field<raw::Queue>) -> QueueConfig {
+    let Some(raw) = field.value() else { return QueueConfig::default() };
+    let target = timeout(check, &raw.target, "5ms");
+    let interval = timeout(check, &raw.interval, "100ms");
+    let adaptive = QueueOrder::Adaptive { target, interval };
+    let order = choice(check, &raw.order, QueueOrder::Fifo, &[("fifo", QueueOrder::Fifo), ("adaptive", adaptive)]);
+    for place in [raw.target.place(), raw.interval.place()].into_iter().flatten() {
+        if order == QueueOrder::Fifo {
+            let problem = Problem::error("a queue of order fifo has no such time");
+            check.add(place, problem.expected("order = \"adaptive\", or not this key"));
+        }
+    }
+    if let (Some(place), true) = (raw.target.place(), order != QueueOrder::Fifo && target > interval) {
+        let problem = Problem::error("under overload requests would wait longer than without");
+        check.add(place, problem.expected("no more than interval"));
+    }
+    QueueConfig {
+        length: count(check, &raw.length, 1_024, 0, MOST),
+        timeout: timeout(check, &raw.timeout, "1s"),
+        order,
+    }
+}
+
+fn breaker(check: &Check<'_>, field: &Field<raw::CircuitBreaker>) -> Option<BreakerConfig> {
+    let raw = field.value()?;
+    let open_for = timeout(check, &raw.open_for, "5s");
+    let config = BreakerConfig {
+        window: within_a_day(check, &raw.window, "10s"),
+        min_calls: count(check, &raw.min_calls, 20, 1, MOST),
+        failure_percent: percent(check, &raw.failure_percent, 50),
+        slow_after: optional_timeout(check, &raw.slow_after),
+        slow_percent: percent(check, &raw.slow_percent, 80),
+        open_for,
+        open_max: match raw.open_max.given() {
+            Some(_) => timeout(check, &raw.open_max, "60s"),
+            // An open_for above the default is no contradiction by itself.
+            None => open_for.max(Duration::from_secs(60)),
+        },
+        probes: u16::try_from(number(check, &raw.probes, 3, 1..=1_000)).unwrap_or(1),
+    };
+    if let (Some(place), true) = (raw.open_max.place(), config.open_max < config.open_for) {
+        check.add(place, Problem::error("less than open_for").expected("open_for at least"));
+    }
+    if let (Some((place, _)), Field::Absent) = (raw.slow_percent.given(), &raw.slow_after) {
+        let problem = Problem::error("no attempt is slow without slow_after");
+        check.add(place, problem.expected("slow_after = \"2s\" too, or not this key"));
+    }
+    raw.enabled.value().copied().unwrap_or(true).then_some(config)
+}
+
+fn adaptive(check: &Check<'_>, field: &Field<raw::AdaptiveLimit>) -> Option<AdaptiveLimitConfig> {
+    let raw = field.value()?;
+    let max = count(check, &raw.max, 200, 1, MOST);
+    let min = count(check, &raw.min, 20.min(max.into()), 1, MOST);
+    let initial = count(check, &raw.initial, 20.clamp(min.min(max).into(), max.into()), 1, MOST);
+    if let (Some(place), true) = (raw.min.place(), min > max) {
+        check.add(place, Problem::error(format!("above max, which is {max}")).expected("max at most"));
+    } else if let (Some(place), false) = (raw.initial.place(), (min..=max).contains(&initial)) {
+        check.add(
+            place,
+            Problem::error("the limit would not begin here").expected(format!("min to max: {min} to {max}")),
+        );
+    }
+    let config = AdaptiveLimitConfig {
+        initial,
+        min,
+        max,
+        tolerance_percent: count(check, &raw.tolerance_percent, 150, 100, 1_000),
+        smoothing_percent: percent(check, &raw.smoothing_percent, 20),
+        headroom: count(check, &raw.headroom, 4, 1, 1_000),
+        long_windows: count(check, &raw.long_windows, 600, 10, MOST),
+        window: timeout(check, &raw.window, "100ms"),
+        min_samples: count(check, &raw.min_samples, 10, 1, MOST),
+    };
+    raw.enabled.value().copied().unwrap_or(true).then_some(config)
+}
+
+/// `[overload]`
+pub(super) fn overload(check: &Check<'_>, field: &Field<raw::Overload>) -> OverloadConfig {
+    let default = OverloadConfig::default();
+    let Some(raw) = field.value() else { return default };
+    let part = |field| Some(percent(check, field, 95)).filter(|&part| part < 100);
+    let lag = match raw.lag.given() {
+        Some((_, raw::Duration(text))) if text == "none" => None,
+        Some(_) => Some(timeout(check, &raw.lag, "500ms")),
+        None => default.lag,
+    };
+    let config = OverloadConfig {
+        lag,
+        descriptors_percent: part(&raw.descriptors_percent),
+        memory_percent: part(&raw.memory_percent),
+    };
+    if raw.enabled.value().copied().unwrap_or(true) { config } else { OverloadConfig::OFF }
+}
+
+fn within_a_day(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let window = timeout(check, field, default);
+    if let (Some(place), true) = (field.place(), window > DAY) {
+        check.add(place, Problem::error("a window that is too long").expected("\"24h\" at most"));
+    }
+    window
+}
+
+fn percent(check: &Check<'_>, field: &Field<i64>, default: i64) -> u8 {
+    u8::try_from(number(check, field, default, 1..=100)).unwrap_or(100)
+}
+
+fn count(check: &Check<'_>, field: &Field<i64>, default: i64, least: i64, most: i64) -> u32 {
+    u32::try_from(number(check, field, default, least..=most)).unwrap_or(u32::MAX)
+}

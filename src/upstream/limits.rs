@@ -1,0 +1,115 @@
+//! The settings of the machines that limit what is asked of an upstream, as its configuration has them.
+
+use std::time::Duration;
+
+use super::Upstream;
+use super::breaker::BreakerSettings;
+use super::gradient::GradientSettings;
+use super::window::Span;
+use crate::backend::permits::Permits;
+use crate::backend::queue::{Order, QueueSettings};
+use crate::config::{AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, QueueConfig, QueueOrder};
+
+/// The settings of the moment, handed to the machines with each event.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Who waits for a backend with room, and for how long.
+    pub queue: QueueSettings,
+    /// When backends are not asked for a while; `None`: they always are.
+    pub breaker: Option<BreakerSettings>,
+    /// How the limit for all backends together moves; `None`: there is none.
+    pub adaptive: Option<GradientSettings>,
+    /// Whether a backend, or all together, may be full: only then has anybody to look at the line.
+    pub bounded: bool,
+}
+
+impl Limits {
+    /// What `config` comes to for backends with the limits `backends`.
+    pub(super) fn new<'a>(config: &LimitsConfig, backends: impl IntoIterator<Item = &'a BackendLimits>) -> Self {
+        let limited = backends.into_iter().any(|limits| *limits != BackendLimits::default());
+        Self {
+            queue: queue(&config.queue),
+            breaker: config.breaker.as_ref().map(breaker),
+            adaptive: config.adaptive.as_ref().map(gradient),
+            bounded: limited || config.adaptive.is_some(),
+        }
+    }
+}
+
+impl Upstream {
+    /// From now on the limits of its configuration hold, also for requests of the snapshot before: a backend has one limit,
+    /// whoever asks. Whoever waits for room looks again. Does not wait. Control plane only; before requests are served with
+    /// it.
+    pub fn enforce(&self) {
+        let room = &self.state.room;
+        if self.limits.bounded {
+            room.bound();
+        }
+        // Both in the order of the file.
+        for (backend, config) in self.roster().backends().iter().zip(&self.config.backends) {
+            let BackendLimits { max_in_flight, max_connections } = config.limits;
+            let connections = max_connections.unwrap_or(Permits::UNLIMITED);
+            // Each request in flight has a connection to itself.
+            backend.state.set_limits(max_in_flight.unwrap_or(Permits::UNLIMITED).min(connections), connections);
+        }
+        room.queue.widened();
+    }
+}
+
+fn queue(config: &QueueConfig) -> QueueSettings {
+    let order = match config.order {
+        QueueOrder::Fifo => Order::Fifo,
+        QueueOrder::Adaptive { target, interval } => Order::Adaptive { target, interval },
+    };
+    QueueSettings { max: config.length, timeout: config.timeout, order }
+}
+
+fn breaker(config: &BreakerConfig) -> BreakerSettings {
+    BreakerSettings {
+        window: Span::new(config.window),
+        min_calls: config.min_calls,
+        failure_ratio: ratio(config.failure_percent.into()),
+        slow_after: config.slow_after,
+        slow_ratio: ratio(config.slow_percent.into()),
+        open_for: config.open_for,
+        open_max: config.open_max,
+        probes: config.probes,
+    }
+}
+
+fn gradient(config: &AdaptiveLimitConfig) -> GradientSettings {
+    GradientSettings {
+        initial: config.initial,
+        min: config.min,
+        max: config.max,
+        tolerance: ratio(config.tolerance_percent),
+        smoothing: ratio(config.smoothing_percent.into()),
+        queue: config.headroom.into(),
+        long_windows: config.long_windows,
+        window: config.window.max(Duration::from_millis(1)),
+        min_samples: config.min_samples,
+    }
+}
+
+fn ratio(percent: u32) -> f64 {
+    f64::from(percent) / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Vocabulary, parse};
+
+    /// What the file says where it only switches them on is what the machines have for their defaults.
+    #[test]
+    fn the_defaults_of_the_file_are_those_of_the_machines() {
+        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"u\"\n[upstream.u]\n\
+                    backends = [\"10.0.0.1:80\"]\ncircuit_breaker = {}\nadaptive_limit = {}\n";
+        let config = parse(text, "lb.toml", &|_| None, &Vocabulary::default()).unwrap().config;
+        let limits = Limits::new(&config.upstreams[0].limits, []);
+        assert_eq!(limits.queue, QueueSettings::default());
+        assert_eq!(limits.breaker, Some(BreakerSettings::default()));
+        assert_eq!(limits.adaptive, Some(GradientSettings::default()));
+        assert!(limits.bounded);
+    }
+}
