@@ -14,9 +14,9 @@ use http::{Method, StatusCode};
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
     Action, Address, BackendConfig, BodyMatch, Config, Forward, HeaderEdits, HeaderMatch, HealthCheckConfig,
-    HostPattern, HttpProbe, InitialHealth, ListenerConfig, LocationPart, LogConfig, LogFormat, PathPattern,
-    PathRewrite, PoolConfig, Probe, QueryMatch, Redirect, Respond, RouteConfig, StrategyConfig, Timeouts,
-    UpstreamConfig, ValueMatch,
+    HostPattern, HttpProbe, InitialHealth, ListenerConfig, LocationPart, LogConfig, LogFormat, OutlierConfig,
+    PathPattern, PathRewrite, Place, PoolConfig, Probe, QueryMatch, Redirect, Respond, RouteConfig, StrategyConfig,
+    TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -135,6 +135,7 @@ pub(super) fn config() -> Config {
         shutdown_grace: Duration::from_secs(30),
         drain_limit: Duration::from_secs(60),
         admin: Some(admin),
+        zone: None,
         log: LogConfig { level: "info".into(), format: LogFormat::Text },
         access_log: None,
         listeners: vec![Arc::new(listener())],
@@ -237,14 +238,21 @@ fn upstream() -> UpstreamConfig {
         name: "users".into(),
         strategy: StrategyConfig::LeastConnections,
         backends: vec![
-            BackendConfig { address: Address::Ip(([10, 0, 0, 1], 9001).into()), weight: 1 },
-            BackendConfig { address: Address::Name("users-2.internal".into(), 9001), weight: 3 },
-            BackendConfig { address: Address::Ip(([10, 0, 0, 3], 9001).into()), weight: 0 },
+            BackendConfig { address: Address::Ip(([10, 0, 0, 1], 9001).into()), weight: 1, place: Place::default() },
+            BackendConfig {
+                address: Address::Name("users-2.internal".into(), 9001),
+                weight: 3,
+                place: Place::default(),
+            },
+            BackendConfig { address: Address::Ip(([10, 0, 0, 3], 9001).into()), weight: 0, place: Place::default() },
         ],
         connect_timeout: Duration::from_secs(3),
         retries: 1,
         pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
         health_check: Some(Arc::new(health_check())),
+        outlier_detection: Some(OutlierConfig::default()),
+        slow_start: None,
+        tiers: TiersConfig::default(),
     }
 }
 

@@ -29,6 +29,7 @@ mod browser;
 mod probe;
 mod exposition;
 mod upstreams;
+mod picking;
 mod config;
 mod reload;
 #[cfg(test)]

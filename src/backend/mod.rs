@@ -4,10 +4,10 @@
 //! again by its identity, upstream name and address. Whoever keeps a count of requests in flight does it by holding a
 //! [`Lease`], so that the count comes back by dropping.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::{Address, UpstreamName};
+use crate::config::{Address, Place, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
 pub mod ewma;
@@ -20,12 +20,16 @@ pub mod slow_start;
 pub use lease::Lease;
 
 use health::Health;
+use outlier::Outlier;
+use slow_start::Ramp;
 
 /// One address of an upstream, as a roster holds it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Backend {
     /// 0 to 65 535. Strategies that ignore weights ignore it. A backend of weight 0 is in no candidate list.
     pub weight: u16,
+    /// Its tier and zone. By the time that a strategy sees it, these have been seen to.
+    pub place: Place,
     /// What is known about the address.
     pub state: Arc<BackendState>,
 }
@@ -58,6 +62,9 @@ pub struct BackendState {
     pub metrics: Sharded<BackendMetrics>,
     /// What active checks have made of it.
     pub health: Health,
+    /// What its traffic has made of it.
+    pub outlier: Outlier,
+    ramp: Mutex<Ramp>,
     /// Gives the slot of `id` back.
     _slot: SlotHold,
 }
@@ -65,11 +72,11 @@ pub struct BackendState {
 impl BackendState {
     /// The state of an address that nothing is known about yet. `shards` is the number of workers.
     pub fn new(upstream: UpstreamName, address: Address, shards: usize) -> Arc<Self> {
-        Self::with_health(upstream, address, shards, Health::default())
+        Self::with(upstream, address, shards, Health::default(), Ramp::full())
     }
 
-    /// The same where checks begin with this health.
-    pub fn with_health(upstream: UpstreamName, address: Address, shards: usize, health: Health) -> Arc<Self> {
+    /// The same where checks begin with this health, and its slow start like that.
+    pub fn with(upstream: UpstreamName, address: Address, shards: usize, health: Health, ramp: Ramp) -> Arc<Self> {
         let hold = slots::take();
         Arc::new(Self {
             in_flight: AtomicU32::new(0),
@@ -78,6 +85,8 @@ impl BackendState {
             address,
             metrics: Sharded::new(shards),
             health,
+            outlier: Outlier::new(shards),
+            ramp: Mutex::new(ramp),
             _slot: hold,
         })
     }
@@ -85,6 +94,11 @@ impl BackendState {
     /// Requests that hold a lease on it now, over all workers.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Where it stands in its slow start. A lock, for the control plane only.
+    pub fn ramp(&self) -> MutexGuard<'_, Ramp> {
+        self.ramp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -30,11 +30,13 @@ mod reader;
 mod interpolate;
 mod units;
 mod check;
+mod picking;
 mod report;
 mod error;
 
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity};
+pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
@@ -83,6 +85,8 @@ pub struct Config {
     pub drain_limit: Duration,
     /// The address to watch and steer the process at; `None` when switched off. A change needs a restart.
     pub admin: Option<SocketAddr>,
+    /// Where the process is, for those upstreams that prefer backends of the same zone.
+    pub zone: Option<Arc<str>>,
     /// What is logged and how. The format needs a restart, the level does not.
     pub log: LogConfig,
     /// Where a line per exchange goes; `None` is nowhere.
@@ -372,7 +376,7 @@ impl HeaderEdits {
 }
 
 /// `[upstream.NAME]`: a named pool of interchangeable backends under one policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
     /// The key under `[upstream]`.
     pub name: UpstreamName,
@@ -389,6 +393,12 @@ pub struct UpstreamConfig {
     pub pool: PoolConfig,
     /// How its backends are checked; `None` is not at all: they count as healthy.
     pub health_check: Option<Arc<HealthCheckConfig>>,
+    /// Who is ejected because of its traffic; `None` is nobody.
+    pub outlier_detection: Option<OutlierConfig>,
+    /// How backends start that join or return; `None` is with all of their weight.
+    pub slow_start: Option<SlowStartConfig>,
+    /// Tiers, panic and zones.
+    pub tiers: TiersConfig,
 }
 
 /// How a backend is picked.
@@ -441,6 +451,8 @@ pub struct BackendConfig {
     pub address: Address,
     /// 0 to 65 535; 0 takes nothing new.
     pub weight: u16,
+    /// Its tier and zone.
+    pub place: Place,
 }
 
 /// Where a backend is.

@@ -6,7 +6,9 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::backend::health::{Streak, Verdict};
-use crate::config::{BackendConfig, HttpProbe, InitialHealth, PoolConfig, StrategyConfig, UpstreamConfig};
+use crate::config::{
+    BackendConfig, HttpProbe, InitialHealth, Place, PoolConfig, StrategyConfig, TiersConfig, UpstreamConfig,
+};
 use crate::strategy::Factories;
 
 fn change(passed: bool, length: u32) -> Change {
@@ -47,7 +49,7 @@ fn failures_in_words() {
 fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<Upstream> {
     let backends = (1..=backends).map(|last| {
         let address = Address::Ip(([127, 0, 0, last], at.port()).into());
-        BackendConfig { address, weight: 1 }
+        BackendConfig { address, weight: 1, place: Place::default() }
     });
     let check = HealthCheckConfig {
         probe: Probe::Http(HttpProbe {
@@ -75,6 +77,9 @@ fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<
         retries: 0,
         pool: PoolConfig { max_idle: 1, idle_timeout: timeout },
         health_check: Some(Arc::new(check)),
+        outlier_detection: None,
+        slow_start: None,
+        tiers: TiersConfig::default(),
     };
     Upstream::build(Arc::new(config), UpstreamState::new(name.into(), 1), &Factories::default())
 }

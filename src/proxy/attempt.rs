@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Instant;
 
 use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -19,7 +20,7 @@ use crate::upstream::Upstream;
 
 use super::running::{Running, SWITCHING, Upload};
 use super::upgrade::Tunnel;
-use super::{Handled, Proxy, ProxyError, headers};
+use super::{Handled, Proxy, ProxyError, headers, outcome};
 
 /// Has a backend of the route's upstream answer.
 pub(super) async fn forward(
@@ -62,15 +63,23 @@ pub(super) async fn forward(
     let mut tried = Tried::default();
     let mut place = lease(proxy, running, upstream, &mut tried, None)?;
     let mut fresh = false;
+    // When the attempt began: for the first one when the head was read, which is a moment before and saves a look at the clock.
+    let mut begun = running.exchange.started;
     loop {
         let idle = if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.config.pool) };
         let connected = match idle {
             Some(connection) => Ok(connection),
-            None => dial(proxy, running, upstream, &place).await,
+            None => {
+                let dialled = dial(proxy, running, upstream, &place).await;
+                // Of what it takes to answer, connecting is no part.
+                begun = Instant::now();
+                dialled
+            }
         };
         let connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
+                outcome::failed(upstream, &place, proxy.worker, &error, begun);
                 // Nothing was sent: any request may try elsewhere.
                 place = lease(proxy, running, upstream, &mut tried, Some(error))?;
                 fresh = false;
@@ -81,8 +90,15 @@ pub(super) async fn forward(
         connection.begin(&parts, &body, lines.as_deref());
         let response = poll_fn(|cx| connection.poll_response(cx, &mut body, &**running));
         let failed = match in_time(&client.watch, response).await {
-            None => return Err(late(running, &place)),
-            Some(Ok(_)) => return answer(running, forward, upgrade, place, connection, body, parts.headers),
+            None => {
+                let error = late(running, &place);
+                outcome::failed(upstream, &place, proxy.worker, &error, begun);
+                return Err(error);
+            }
+            Some(Ok(status)) => {
+                outcome::answered(upstream, &place, proxy.worker, status, running.sent_since(begun));
+                return answer(running, forward, upgrade, place, connection, body, parts.headers);
+            }
             Some(Err(failed)) => failed,
         };
         match running.upload() {
@@ -100,6 +116,9 @@ pub(super) async fn forward(
             metrics.broken.add(1);
         }
         let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.error };
+        if !stale {
+            outcome::failed(upstream, &place, proxy.worker, &error, begun);
+        }
         if !again {
             return Err(error);
         }
@@ -107,6 +126,7 @@ pub(super) async fn forward(
             fresh = true;
         } else {
             place = lease(proxy, running, upstream, &mut tried, Some(error))?;
+            begun = Instant::now();
             fresh = false;
         }
     }

@@ -21,6 +21,7 @@ use crate::strategy::Dice;
 use crate::transport::Transport;
 
 mod attempt;
+mod outcome;
 mod headers;
 mod respond;
 mod running;

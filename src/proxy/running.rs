@@ -3,7 +3,7 @@
 use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
@@ -34,6 +34,8 @@ pub(super) struct Running {
     reason: Cell<Option<&'static str>>,
     /// Which piece of the request's body is awaited, and until when.
     upload: Cell<Upload>,
+    /// When the last of the request's body was sent.
+    sent: Cell<Option<Instant>>,
     body_idle: Cell<Duration>,
     response_head: Cell<Duration>,
     over: Cell<bool>,
@@ -97,6 +99,7 @@ impl Running {
             attempts: Cell::new(0),
             reason: Cell::new(None),
             upload: Cell::new(Upload::Over),
+            sent: Cell::new(None),
             body_idle: Cell::new(Duration::ZERO),
             response_head: Cell::new(Duration::ZERO),
             over: Cell::new(false),
@@ -155,6 +158,12 @@ impl Running {
     /// How the request's body goes on.
     pub(super) fn upload(&self) -> Upload {
         self.upload.get()
+    }
+
+    /// When the whole request was sent, where the attempt began at `begun`: how long a client takes to send a body is not how
+    /// long a backend takes to answer.
+    pub(super) fn sent_since(&self, begun: Instant) -> Instant {
+        self.sent.get().map_or(begun, |sent| sent.max(begun))
     }
 
     /// Whether the client speaks HTTP/1.0.
@@ -324,6 +333,7 @@ impl Progress for Running {
             self.upload.set(if complete { Upload::Over } else { Upload::Broken });
             if complete && !self.over.get() && self.exchange.client.watch.phase() == Phase::Response {
                 self.exchange.client.watch.extend(self.response_head.get());
+                self.sent.set(Some(Instant::now()));
             }
         }
     }

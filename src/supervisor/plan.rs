@@ -9,8 +9,8 @@ use std::hash::Hash;
 use std::net::SocketAddr;
 
 use crate::config::{
-    Action, BackendConfig, Config, Forward, HealthCheckConfig, ListenerConfig, ListenerName, RouteConfig, RouteName,
-    UpstreamConfig, UpstreamName,
+    Action, BackendConfig, Config, Forward, HealthCheckConfig, ListenerConfig, ListenerName, OutlierConfig,
+    RouteConfig, RouteName, TiersConfig, UpstreamConfig, UpstreamName,
 };
 
 /// The difference between two configurations.
@@ -225,6 +225,8 @@ fn settings(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Changes::default();
     changes.time("shutdown_grace", old.shutdown_grace, new.shutdown_grace);
     changes.time("drain_limit", old.drain_limit, new.drain_limit);
+    let zone = |config: &Config| config.zone.as_deref().unwrap_or("none").to_owned();
+    changes.value("zone", &zone(old), &zone(new));
     changes.value("log.level", &old.log.level, &new.log.level);
     match (&old.access_log, &new.access_log) {
         (None, Some(_)) => changes.push_value(ACCESS_LOG, "off", "on"),
@@ -274,10 +276,13 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
     changes.value("strategy", old.strategy.as_str(), new.strategy.as_str());
     let addresses = |backends: &[BackendConfig]| backends.iter().map(|it| it.address.clone()).collect::<Vec<_>>();
     changes.members("backends", &addresses(&old.backends), &addresses(&new.backends));
-    let weights: HashMap<_, _> = old.backends.iter().map(|it| (&it.address, it.weight)).collect();
+    let known: HashMap<_, _> = old.backends.iter().map(|it| (&it.address, it)).collect();
     for backend in &new.backends {
-        if let Some(was) = weights.get(&backend.address) {
-            changes.value(&format!("weight of {}", backend.address), was, &backend.weight);
+        if let Some(was) = known.get(&backend.address) {
+            changes.value(&format!("weight of {}", backend.address), &was.weight, &backend.weight);
+            changes.value(&format!("tier of {}", backend.address), &was.place.tier, &backend.place.tier);
+            let zone = |it: &BackendConfig| it.place.zone.as_deref().unwrap_or("none").to_owned();
+            changes.value(&format!("zone of {}", backend.address), &zone(was), &zone(backend));
         }
     }
     changes.time("connect_timeout", old.connect_timeout, new.connect_timeout);
@@ -290,7 +295,65 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
         (Some(was), Some(is)) => health_check_changes(&mut changes, was, is),
         (None, None) => {}
     }
+    picking_changes(&mut changes, old, new);
     changes.0
+}
+
+fn picking_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamConfig) {
+    changes.value("panic_threshold", &old.tiers.panic_percent, &new.tiers.panic_percent);
+    let factor = |tiers: &TiersConfig| f64::from(tiers.overprovisioning_percent) / 100.0;
+    changes.value("overprovisioning", &factor(&old.tiers), &factor(&new.tiers));
+    match (&old.tiers.zones, &new.tiers.zones) {
+        (None, Some(_)) => changes.push_value("zone_preference", "off", "on"),
+        (Some(_), None) => changes.push_value("zone_preference", "on", "off"),
+        (was, is) => changes.other("zone_preference", was, is),
+    }
+    match (&old.slow_start, &new.slow_start) {
+        (None, Some(_)) => changes.push_value("slow_start", "off", "on"),
+        (Some(_), None) => changes.push_value("slow_start", "on", "off"),
+        (Some(was), Some(is)) => {
+            changes.time("slow_start.window", was.window, is.window);
+            changes.value("slow_start.aggression", &was.aggression, &is.aggression);
+            changes.value("slow_start.minimum_percent", &percent(was.minimum), &percent(is.minimum));
+        }
+        (None, None) => {}
+    }
+    match (&old.outlier_detection, &new.outlier_detection) {
+        (None, Some(_)) => changes.push_value("outlier_detection", "off", "on"),
+        (Some(_), None) => changes.push_value("outlier_detection", "on", "off"),
+        (Some(was), Some(is)) => outlier_changes(changes, was, is),
+        (None, None) => {}
+    }
+}
+
+fn outlier_changes(changes: &mut Changes, old: &OutlierConfig, new: &OutlierConfig) {
+    let key = |key: &str| format!("outlier_detection.{key}");
+    changes.value(&key("consecutive_gateway_errors"), &old.consecutive_gateway, &new.consecutive_gateway);
+    changes.value(&key("consecutive_local_errors"), &old.consecutive_local, &new.consecutive_local);
+    changes.value(&key("count_server_errors"), &old.count_server_errors, &new.count_server_errors);
+    changes.time(&key("interval"), old.interval, new.interval);
+    changes.time(&key("window"), old.window, new.window);
+    changes.value(&key("failure_percent"), &percent(old.failure_rate), &percent(new.failure_rate));
+    changes.value(&key("failure_volume"), &old.failure_volume, &new.failure_volume);
+    changes.value(&key("success_deviations"), &old.success_deviations, &new.success_deviations);
+    changes.value(&key("success_gap_percent"), &percent(old.success_gap), &percent(new.success_gap));
+    changes.value(&key("success_volume"), &old.success_volume, &new.success_volume);
+    changes.value(&key("success_intervals"), &old.success_intervals, &new.success_intervals);
+    changes.value(&key("latency_deviations"), &old.latency_deviations, &new.latency_deviations);
+    changes.value(&key("latency_ratio"), &old.latency_ratio, &new.latency_ratio);
+    changes.time(&key("latency_excess"), old.latency_excess, new.latency_excess);
+    changes.value(&key("latency_volume"), &old.latency_volume, &new.latency_volume);
+    changes.value(&key("latency_intervals"), &old.latency_intervals, &new.latency_intervals);
+    changes.value(&key("backends_min"), &old.hosts, &new.hosts);
+    changes.time(&key("ejection_time"), old.base, new.base);
+    changes.time(&key("ejection_time_max"), old.longest, new.longest);
+    changes.value(&key("jitter_percent"), &percent(old.jitter), &percent(new.jitter));
+    changes.time(&key("forgive_after"), old.forgive, new.forgive);
+    changes.value(&key("max_ejected_percent"), &old.max_ejected_percent, &new.max_ejected_percent);
+}
+
+fn percent(part: f64) -> u32 {
+    (part * 100.0).round() as u32
 }
 
 fn health_check_changes(changes: &mut Changes, old: &HealthCheckConfig, new: &HealthCheckConfig) {
@@ -435,7 +498,7 @@ mod tests {
     use super::*;
     use crate::config::{
         AccessLogConfig, AccessLogFormat, AccessLogOutput, Address, HeaderEdits, InitialHealth, LogConfig, LogFormat,
-        PathPattern, PathRewrite, PoolConfig, Probe, StrategyConfig, Timeouts,
+        PathPattern, PathRewrite, Place, PoolConfig, Probe, StrategyConfig, Timeouts,
     };
     use std::sync::Arc;
     use std::time::Duration;
@@ -448,6 +511,7 @@ mod tests {
             shutdown_grace: 10 * S,
             drain_limit: 30 * S,
             admin: Some(([127, 0, 0, 1], 9900).into()),
+            zone: None,
             log: LogConfig { level: "info".into(), format: LogFormat::Text },
             access_log: None,
             listeners: vec![Arc::new(listener("web", 8080)), Arc::new(listener("api", 8081))],
@@ -494,7 +558,7 @@ mod tests {
     }
 
     fn backend(last: u8, weight: u16) -> BackendConfig {
-        BackendConfig { address: Address::Ip(([10, 0, 0, last], 9001).into()), weight }
+        BackendConfig { address: Address::Ip(([10, 0, 0, last], 9001).into()), weight, place: Place::default() }
     }
 
     fn upstream(name: &str) -> UpstreamConfig {
@@ -506,6 +570,9 @@ mod tests {
             retries: 1,
             pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
             health_check: None,
+            outlier_detection: None,
+            slow_start: None,
+            tiers: TiersConfig::default(),
         }
     }
 

@@ -8,20 +8,24 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use crate::backend::health::{Account, Health, Verdict};
+use crate::backend::outlier::Outcome;
+use crate::backend::slow_start::Ramp;
 use crate::backend::{Backend, BackendState, Lease};
 use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
-use crate::strategy::{Candidates, Cursor, Dice, Factories, Tried};
+use crate::strategy::{Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 
 pub mod keeper;
 mod readiness;
 mod roster;
+mod ejections;
+mod panic;
 pub mod window;
 pub mod retry_budget;
 pub mod backoff;
@@ -33,7 +37,9 @@ pub mod tiers;
 pub mod weights;
 
 pub use readiness::Readiness;
-pub use roster::Roster;
+pub use roster::{Cursors, Roster, Seat, Source};
+
+use roster::Layout;
 
 /// A pool of backends as a snapshot holds it.
 #[derive(Debug)]
@@ -52,25 +58,39 @@ impl Upstream {
     /// Builds the pool that `config` describes on top of what is known already, which it does not change.
     pub fn build(config: Arc<UpstreamConfig>, state: Arc<UpstreamState>, factories: &Factories) -> Arc<Self> {
         let joins = state.has_backends();
-        let fresh = || first_health(&config, joins);
-        let backends = config.backends.iter();
-        let backends = backends
-            .map(|backend| Backend { weight: backend.weight, state: state.backend(&backend.address, fresh) })
-            .collect();
-        let roster = Roster::build(backends, &config, &state.cursor, factories, Instant::now());
+        let fresh = || {
+            let ramp = if joins { Ramp::joining() } else { Ramp::full() };
+            (first_health(&config, joins), ramp)
+        };
+        let backends = config.backends.iter().map(|backend| Backend {
+            weight: backend.weight,
+            place: backend.place.clone(),
+            state: state.backend(&backend.address, fresh),
+        });
+        let backends: Vec<_> = backends.collect();
+        let layout = Layout::of(&backends, &config, Instant::now());
+        let roster = Roster::build(layout, backends, &config, &state.cursors, factories);
         let roster = ArcSwap::from_pointee(roster);
         Arc::new(Self { config, state, factories: factories.clone(), roster, writer: Mutex::new(()) })
     }
 
-    /// Builds the roster anew from what is known of the backends at `now`, and swaps it in if other backends are ready than
-    /// before. Says whether they were. Control plane only.
+    /// Builds the roster anew from what is known of the backends at `now`, and swaps it in if it differs from the one before.
+    /// Says whether it did. Begins the slow start of those that have become ready. Control plane only.
     pub fn refresh(&self, now: Instant) -> bool {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster.load_full();
-        let backends = before.backends().to_vec();
-        let roster = Roster::build(backends, &self.config, &self.state.cursor, &self.factories, now);
-        let same = roster.has_the_same_ready(&before) && roster.next() == before.next();
+        for backend in before.backends() {
+            let readiness = Readiness::of(backend, &self.config, now);
+            // Who was never checked was never used: that is a start and no return.
+            if readiness != Readiness::Unchecked {
+                backend.state.ramp().note(readiness == Readiness::Ready, now);
+            }
+        }
+        let layout = Layout::of(before.backends(), &self.config, now);
+        let same = layout == *before.layout();
         if !same {
+            let backends = before.backends().to_vec();
+            let roster = Roster::build(layout, backends, &self.config, &self.state.cursors, &self.factories);
             self.roster.store(Arc::new(roster));
         }
         !same
@@ -89,8 +109,19 @@ impl Upstream {
     /// Picks a backend that was not tried yet and counts a request at it; `None` when there is none.
     pub fn lease(&self, hash: Option<u64>, now: Instant, tried: &Tried, dice: &mut Dice) -> Option<Lease> {
         let roster = self.roster.load();
-        let index = roster.pick(&Candidates { backends: roster.ready(), hash, now, tried }, dice)?;
-        Some(Lease::take(&roster.ready()[index].state))
+        let backend = roster.pick(hash, now, tried, dice)?;
+        Some(Lease::take(&backend.state))
+    }
+
+    /// Notes how an attempt at one of its backends ended, for outlier detection. `took` is the time from sending the request to
+    /// the first byte of the response, or to the end of waiting for it. On the request path, by `worker` alone.
+    #[inline]
+    pub fn note(&self, backend: &BackendState, worker: usize, outcome: Outcome, took: Duration) {
+        if let Some(settings) = &self.config.outlier_detection
+            && backend.outlier.note(worker, outcome, took, settings).is_some()
+        {
+            self.state.changed.notify_one();
+        }
     }
 }
 
@@ -99,12 +130,14 @@ impl Upstream {
 pub struct UpstreamState {
     /// Whose state it is.
     pub name: UpstreamName,
-    /// The place in the round.
-    pub cursor: Arc<Cursor>,
+    /// The places in the rounds.
+    pub cursors: Cursors,
     /// What it was asked and has answered, a shard per worker.
     pub metrics: Sharded<UpstreamMetrics>,
     /// Called when the readiness of a backend may have changed: wakes the keeper.
     pub changed: Notify,
+    /// What the keeper remembers from one time to the next. Control plane only.
+    kept: Mutex<keeper::Kept>,
     shards: usize,
     /// Every backend that somebody holds: a roster, or a lease that outlives it. Control plane only.
     backends: Mutex<HashMap<Address, Weak<BackendState>>>,
@@ -115,22 +148,24 @@ impl UpstreamState {
     pub fn new(name: UpstreamName, shards: usize) -> Arc<Self> {
         Arc::new(Self {
             name,
-            cursor: Arc::default(),
+            cursors: Cursors::default(),
             metrics: Sharded::new(shards),
             changed: Notify::new(),
+            kept: Mutex::default(),
             shards,
             backends: Mutex::default(),
         })
     }
 
-    /// The state of an address: the one somebody still holds, or a new one with the health that `fresh` gives it.
-    pub fn backend(&self, address: &Address, fresh: impl FnOnce() -> Health) -> Arc<BackendState> {
+    /// The state of an address: the one somebody still holds, or a new one that begins as `fresh` says.
+    pub fn backend(&self, address: &Address, fresh: impl FnOnce() -> (Health, Ramp)) -> Arc<BackendState> {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         backends.retain(|_, state| state.strong_count() > 0);
         if let Some(state) = backends.get(address).and_then(Weak::upgrade) {
             return state;
         }
-        let state = BackendState::with_health(self.name.clone(), address.clone(), self.shards, fresh());
+        let (health, ramp) = fresh();
+        let state = BackendState::with(self.name.clone(), address.clone(), self.shards, health, ramp);
         backends.insert(address.clone(), Arc::downgrade(&state));
         state
     }

@@ -2,7 +2,11 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::backend::health::{LastCheck, Thresholds};
-use crate::config::{BackendConfig, HealthCheckConfig, PoolConfig, Probe, StrategyConfig};
+use crate::config::{
+    BackendConfig, HealthCheckConfig, OutlierConfig, Place, PoolConfig, Probe, SlowStartConfig, StrategyConfig,
+    TiersConfig,
+};
+use crate::telemetry::events::Events;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -16,7 +20,10 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
     Arc::new(UpstreamConfig {
         name: "u".into(),
         strategy: StrategyConfig::RoundRobin,
-        backends: backends.iter().map(|&it| BackendConfig { address: address(it), weight: weight(it) }).collect(),
+        backends: backends
+            .iter()
+            .map(|&it| BackendConfig { address: address(it), weight: weight(it), place: Place::default() })
+            .collect(),
         connect_timeout: S,
         retries: 0,
         pool: PoolConfig { max_idle: 1, idle_timeout: S },
@@ -33,6 +40,9 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
                 initial,
             })
         }),
+        outlier_detection: Some(OutlierConfig::default()),
+        slow_start: Some(SlowStartConfig::default()),
+        tiers: TiersConfig { panic_percent: 0, ..TiersConfig::default() },
     })
 }
 
@@ -115,7 +125,7 @@ fn a_check_that_is_added_throws_nobody_out_and_one_that_is_removed_lets_all_in()
 async fn the_keeper_refreshes_what_is_there_now() {
     let state = UpstreamState::new("u".into(), 1);
     let first = build(config(&[1, 2], Some(InitialHealth::Healthy)), &state);
-    let mut keepers = keeper::Keepers::default();
+    let mut keepers = keeper::Keepers::new(Events::default());
     keepers.follow(std::slice::from_ref(&first));
     check(&first, 0, false);
     state.changed.notify_one();
