@@ -14,6 +14,8 @@ mod headers;
 mod health;
 mod idle;
 mod killed_backend;
+mod outliers;
+mod picking;
 mod layering;
 mod limits;
 mod process;
