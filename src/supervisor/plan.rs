@@ -498,7 +498,8 @@ mod tests {
     use super::*;
     use crate::config::{
         AccessLogConfig, AccessLogFormat, AccessLogOutput, Address, HeaderEdits, InitialHealth, LogConfig, LogFormat,
-        PathPattern, PathRewrite, Place, PoolConfig, Probe, StrategyConfig, Timeouts,
+        PathPattern, PathRewrite, Place, PoolConfig, Probe, SlowStartConfig, StrategyConfig, Tier, Timeouts,
+        ZonesConfig,
     };
     use std::sync::Arc;
     use std::time::Duration;
@@ -735,6 +736,61 @@ mod tests {
                    +10.0.0.8:9001 +10.0.0.9:9001 +10.0.0.10:9001 (+3 more)"],
             ),
         ]);
+    }
+
+    #[test]
+    fn what_differs_in_who_is_picked_is_told_key_by_key() {
+        let told = |edit: &dyn Fn(&mut UpstreamConfig)| {
+            let mut old = upstream("u");
+            old.outlier_detection = Some(OutlierConfig::default());
+            old.slow_start = Some(SlowStartConfig::default());
+            let mut new = old.clone();
+            edit(&mut new);
+            let told = Listed(&upstream_changes(&old, &new)).to_string();
+            // Nothing that differs may go without words: it would not be applied as a change of that.
+            assert_eq!(told.is_empty(), old == new);
+            told
+        };
+        assert_eq!(told(&|_| {}), "");
+        assert_eq!(told(&|it| it.outlier_detection = None), "outlier_detection on -> off");
+        assert_eq!(told(&|it| it.slow_start = None), "slow_start on -> off");
+        let zones = |it: &mut UpstreamConfig| it.tiers.zones = Some(ZonesConfig::new("a"));
+        assert_eq!(told(&zones), "zone_preference off -> on");
+        let tiers = |it: &mut UpstreamConfig| {
+            it.tiers = TiersConfig { overprovisioning_percent: 200, panic_percent: 0, zones: None };
+            it.backends[1].place = Place { tier: Tier::Backup, zone: Some("b".into()) };
+        };
+        let words = "tier of 10.0.0.2:9001 0 -> backup, zone of 10.0.0.2:9001 none -> b, panic_threshold 50 -> 0, \
+                     overprovisioning 1.4 -> 2";
+        assert_eq!(told(&tiers), words);
+        let slow = SlowStartConfig { window: S, aggression: 2.5, minimum: 0.2 };
+        let words = "slow_start.window 30s -> 1s, slow_start.aggression 1 -> 2.5, slow_start.minimum_percent 10 -> 20";
+        assert_eq!(told(&|it| it.slow_start = Some(slow.clone())), words);
+        let other = OutlierConfig {
+            consecutive_gateway: 6,
+            consecutive_local: 6,
+            count_server_errors: true,
+            interval: S,
+            window: S,
+            failure_rate: 0.6,
+            failure_volume: 6,
+            success_deviations: 6.5,
+            success_gap: 0.6,
+            success_volume: 6,
+            success_intervals: 6,
+            latency_deviations: 6.5,
+            latency_ratio: 6.5,
+            latency_excess: S,
+            latency_volume: 6,
+            latency_intervals: 6,
+            hosts: 6,
+            base: S,
+            longest: S,
+            jitter: 0.6,
+            forgive: S,
+            max_ejected_percent: 6,
+        };
+        assert_eq!(told(&|it| it.outlier_detection = Some(other.clone())).split(", ").count(), 22);
     }
 
     fn health_check() -> HealthCheckConfig {
