@@ -96,10 +96,8 @@ async fn five_gateway_errors_eject_and_it_comes_back_little_by_little() {
     eventually(|| ready(&proxy) == 1).await;
     let seen = shown(&proxy).await;
     let ejection = &seen["backends"][1]["ejection"];
-    assert_eq!(
-        (&ejection["reason"], &ejection["evidence"], &ejection["by"]),
-        (&"gateway_errors".into(), &"5 gateway errors in succession".into(), &"detection".into())
-    );
+    assert_eq!((&ejection["reason"], &ejection["by"]), (&"gateway_errors".into(), &"detection".into()));
+    assert_eq!(ejection["evidence"], "5 gateway errors in succession");
     assert!(ejection["until"].as_str() > ejection["since"].as_str(), "{ejection}");
     assert_eq!(
         (&seen["backends"][1]["readiness"], &seen["backends"][1]["times_ejected"]),
@@ -160,7 +158,8 @@ async fn who_refuses_is_ejected_and_no_get_fails() {
     assert_eq!(send(&proxy, 30).await, 0);
     eventually(|| ejected(&proxy, &dead)).await;
     let reason = proxy.state("u", &dead).outlier.history().ejection().unwrap().reason.to_string();
-    assert_eq!(reason, "5 attempts in succession without a response");
+    // Others may have failed while the fifth was told of.
+    assert!(reason.ends_with(" attempts in succession without a response"), "{reason}");
 }
 
 #[tokio::test]
