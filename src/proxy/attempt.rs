@@ -92,7 +92,7 @@ pub(super) async fn forward(
         let failed = match in_time(&client.watch, response).await {
             None => {
                 let error = late(running, &place);
-                outcome::failed(upstream, &place, proxy.worker, &error, begun);
+                outcome::late(upstream, &place, running, &error, begun);
                 return Err(error);
             }
             Some(Ok(status)) => {

@@ -1,7 +1,7 @@
 //! How attempts end, as outlier detection is told.
 //!
-//! Not told is what is no fault of the backend's: that a client went away or was too slow, that the whole exchange took too
-//! long, and that an idle connection had been closed just before it was used.
+//! Not told is what is no fault of the backend's: that a client went away or was too slow, that the exchange took too long
+//! elsewhere, and that an idle connection had been closed just before it was used.
 
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use crate::backend::outlier::Outcome;
 use crate::upstream::Upstream;
 
 use super::ProxyError;
+use super::running::{Running, Upload};
 
 /// A backend has answered with this status to a request that was sent at `sent`.
 #[inline]
@@ -27,8 +28,24 @@ pub(super) fn failed(upstream: &Upstream, lease: &Lease, worker: usize, error: &
     let outcome = match error {
         ProxyError::Connect { .. } | ProxyError::ConnectTimeout { .. } => Outcome::Connect,
         ProxyError::Broken { .. } | ProxyError::UnaskedUpgrade { .. } => Outcome::Reset,
-        ProxyError::ResponseTimeout { .. } => Outcome::Timeout,
         _ => return,
     };
     upstream.note(lease.backend(), worker, outcome, begun.elapsed());
+}
+
+/// The response to a request that was sent at `begun` has not come in time.
+#[cold]
+pub(super) fn late(upstream: &Upstream, lease: &Lease, running: &Running, error: &ProxyError, begun: Instant) {
+    let waited = begun.elapsed();
+    let is_its_fault = match error {
+        ProxyError::ResponseTimeout { .. } => true,
+        // A route may allow less for the whole than for the head of a response; then who has had most of that time is late.
+        ProxyError::ExchangeTimeout => {
+            running.upload() == Upload::Over && waited * 2 >= running.exchange.started.elapsed()
+        }
+        _ => false,
+    };
+    if is_its_fault {
+        upstream.note(lease.backend(), running.worker(), Outcome::Timeout, waited);
+    }
 }

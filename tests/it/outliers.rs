@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use isobar::telemetry::events::EventKind;
 use serde_json::Value;
 
-use crate::harness::{Client, Keys, TestBackend, TestProxy, eventually};
+use crate::harness::{After, Client, Keys, TestBackend, TestProxy, eventually};
 
 /// Short settings: an interval is over soon, an ejection lasts half a second and is as long as it says.
 const SHORT: &str = "interval = \"200ms\"\nwindow = \"2s\"\nejection_time = \"500ms\"\njitter_percent = 0\n";
@@ -160,6 +160,22 @@ async fn who_refuses_is_ejected_and_no_get_fails() {
     let reason = proxy.state("u", &dead).outlier.history().ejection().unwrap().reason.to_string();
     // Others may have failed while the fifth was told of.
     assert!(reason.ends_with(" attempts in succession without a response"), "{reason}");
+}
+
+/// Whether its own time is over or that of the whole exchange.
+#[tokio::test]
+async fn who_never_answers_is_ejected() {
+    for timeouts in ["response_head = \"50ms\"", "exchange = \"50ms\""] {
+        let (good, silent) = (Steered::new(), TestBackend::raw("", After::Hold));
+        let route = format!("timeouts = {{ {timeouts} }}");
+        let proxy = TestProxy::with_keys(&[&good.backend, &silent], Keys { route: &route, ..Keys::default() }).await;
+        for _ in 0..10 {
+            proxy.get("/").await;
+        }
+        eventually(|| ejected(&proxy, &silent)).await;
+        assert!(!ejected(&proxy, &good.backend), "{timeouts}");
+        assert_eq!(send(&proxy, 10).await, 0);
+    }
 }
 
 #[tokio::test]
@@ -315,7 +331,7 @@ async fn switched_off_it_takes_back_whom_it_has_ejected() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_gone_for_a_while_begins_anew() {
+async fn a_backend_that_is_gone_for_a_while_begins_anew() {
     let (good, bad) = (Steered::new(), Steered::new());
     let pool = [&good.backend, &bad.backend];
     let proxy = TestProxy::with_config(config(&pool, "retries = 0", "")).await;
@@ -323,7 +339,9 @@ async fn an_upstream_that_is_gone_for_a_while_begins_anew() {
     send(&proxy, 10).await;
     eventually(|| ready(&proxy) == 1).await;
     let without = Keys { tables: "[admin]\naddress = \"127.0.0.1:0\"\n", ..Keys::default() }.text(&[&good.backend]);
+    let known = Arc::downgrade(&proxy.state("u", &bad.backend));
     proxy.apply(without).await.unwrap();
+    eventually(|| known.strong_count() == 0).await;
     proxy.apply(config(&pool, "retries = 0", "")).await.unwrap();
     assert!(!ejected(&proxy, &bad.backend), "its state was dropped with it");
     eventually(|| ready(&proxy) == 2).await;

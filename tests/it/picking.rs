@@ -152,6 +152,26 @@ async fn who_returns_to_health_starts_slowly_and_reloads_do_not_begin_it_anew() 
 }
 
 #[tokio::test]
+async fn a_backend_that_was_gone_begins_its_slow_start_anew() {
+    let (a, b) = (TestBackend::ok("a"), TestBackend::ok("b"));
+    let keys = "slow_start = { window = \"2s\" }";
+    let (one, two) = (config(&[(&a, "")], "", keys, ""), config(&[(&a, ""), (&b, "")], "", keys, ""));
+    let proxy = TestProxy::with_config(one.clone()).await;
+    let percent = || upstream(&proxy).roster().seats()[1].percent.get();
+    proxy.apply(two.clone()).await.unwrap();
+    eventually(|| percent() >= 60).await;
+    // The rest of the file may change meanwhile.
+    proxy.apply(format!("drain_limit = \"5s\"\n{two}")).await.unwrap();
+    assert!(percent() >= 60);
+    let known = Arc::downgrade(&proxy.state("u", &b));
+    proxy.apply(one).await.unwrap();
+    // Workers let go of the old snapshot in their own time.
+    eventually(|| known.strong_count() == 0).await;
+    proxy.apply(two).await.unwrap();
+    assert!(percent() < 60, "{}", percent());
+}
+
+#[tokio::test]
 async fn slow_start_can_be_off_and_an_upstream_that_is_new_has_none() {
     let (a, b) = (TestBackend::ok("a"), TestBackend::ok("b"));
     let off = "slow_start = { enabled = false }";
