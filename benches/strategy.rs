@@ -7,14 +7,16 @@
 use std::hint::black_box;
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use isobar::backend::Backend;
-use isobar::config::StrategyConfig;
+use isobar::backend::health::{LastCheck, Thresholds};
+use isobar::config::{StrategyConfig, Vocabulary, parse};
 use isobar::strategy::conformance::{backends, occupy};
 use isobar::strategy::{Candidates, Dice, Factories, Strategy, Tried, build};
+use isobar::upstream::{Upstream, UpstreamState};
 
 const STRATEGIES: [StrategyConfig; StrategyConfig::NAMES.len()] = [
     StrategyConfig::RoundRobin,
@@ -76,6 +78,51 @@ fn work(list: &[Backend], strategy: &dyn Strategy, picks: u64, seed: u64) -> Dur
     start.elapsed()
 }
 
+/// What a lease of an upstream costs, the pick in it and all: in ordinary times, with backups behind, while the first tier spills, and
+/// while somebody starts slowly.
+fn lease(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("lease");
+    for name in ["ordinary", "backups", "spilling", "warming"] {
+        let upstream = upstream(name);
+        let (mut dice, tried, now) = (Dice::seeded(1), Tried::default(), Instant::now());
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| black_box(upstream.lease(None, now, black_box(&tried), &mut dice)));
+        });
+    }
+    group.finish();
+}
+
+fn upstream(name: &str) -> Arc<Upstream> {
+    let backends = (0..30).map(|n| match (name, n) {
+        ("backups" | "spilling", 20..) => format!("{{ address = \"10.0.0.{n}:80\", backup = true }}"),
+        _ => format!("\"10.0.0.{n}:80\""),
+    });
+    let backends: Vec<_> = backends.collect();
+    let text = format!(
+        "[[listener]]\naddress = \"0.0.0.0:80\"\n[[route]]\nupstream = \"u\"\n[upstream.u]\nbackends = [{}]\n\
+         health_check = {{ type = \"tcp\" }}\n",
+        backends.join(", ")
+    );
+    let loaded = parse(&text, "lb.toml", &|_| None, &Vocabulary::default()).expect("a configuration");
+    let config = Arc::clone(&loaded.config.upstreams[0]);
+    let upstream = Upstream::build(config, UpstreamState::new("u".into(), 1), &Factories::default());
+    let (now, roster) = (Instant::now(), upstream.roster());
+    if name == "spilling" {
+        let thresholds = Thresholds { unhealthy_after: 1, healthy_after: 1 };
+        for backend in &roster.backends()[..10] {
+            let failure = Some("status 500".to_owned());
+            backend.state.health.record(LastCheck { at: SystemTime::now(), took: Duration::ZERO, failure }, thresholds);
+        }
+    }
+    if name == "warming" {
+        roster.backends()[0].state.ramp().note(false, now);
+    }
+    upstream.refresh(now);
+    let sets = upstream.roster().sources().filter(|source| source.share > 0.0).count();
+    assert_eq!(sets, if name == "spilling" { 2 } else { 1 });
+    upstream
+}
+
 criterion_group! {
     name = strategy;
     config = Criterion::default()
@@ -84,6 +131,6 @@ criterion_group! {
         .sample_size(20)
         .nresamples(1_000)
         .without_plots();
-    targets = pick
+    targets = pick, lease
 }
 criterion_main!(strategy);

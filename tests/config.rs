@@ -34,6 +34,10 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
     // Likewise, and what stands there is what the tables alone come to.
     let limits = std::mem::take(&mut upstream.limits);
     assert_eq!(limits, shown_limits());
+    // Nor is a zone of this process anybody's default.
+    let zones = upstream.tiers.zones.take().expect("the one shown");
+    assert_eq!((&*zones.local, zones.load.len(), zones.backends_min), ("eu-1a", 1, 6));
+    assert_eq!((plain.zone.as_deref(), shown.config.zone.as_deref()), (None, Some("eu-1a")));
     assert_eq!(upstream, *plain.upstreams[0]);
     assert_eq!(*check, shown_check());
     assert_eq!(shown.config.listeners, plain.listeners);

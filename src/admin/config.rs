@@ -9,13 +9,14 @@ use std::time::Duration;
 use http::header::{HeaderName, HeaderValue};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use super::picking::place_keys;
 use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, BackendConfig, BackendLimits,
     BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe,
     LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite,
-    PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, Timeouts,
-    UpstreamConfig, ValueMatch,
+    PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, TiersConfig,
+    Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -58,7 +59,7 @@ impl<'a> LastError<'a> {
 /// A part of the configuration as `lb.toml` has it. Structs are taken apart as a whole, so that the compiler asks for each new
 /// field.
 #[derive(Clone, Copy, Debug)]
-struct Shown<T>(T);
+pub(super) struct Shown<T>(pub(super) T);
 
 impl Serialize for Shown<&Config> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -67,6 +68,7 @@ impl Serialize for Shown<&Config> {
             shutdown_grace,
             drain_limit,
             admin,
+            zone,
             log,
             access_log,
             overload,
@@ -81,6 +83,7 @@ impl Serialize for Shown<&Config> {
         }
         map.serialize_entry("shutdown_grace", &Shown(*shutdown_grace))?;
         map.serialize_entry("drain_limit", &Shown(*drain_limit))?;
+        entry_if(&mut map, "zone", zone.as_deref().map(str::to_owned).as_ref())?;
         map.serialize_entry("admin", &Switched { on: admin.as_ref().map(Shown) })?;
         map.serialize_entry("log", &Shown(log))?;
         map.serialize_entry("access_log", &Switched { on: access_log.as_ref().map(Shown) })?;
@@ -343,6 +346,9 @@ impl Serialize for Shown<&UpstreamConfig> {
             pool,
             health_check,
             limits,
+            outlier_detection,
+            slow_start,
+            tiers: TiersConfig { overprovisioning_percent, panic_percent, zones },
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("strategy", strategy.as_str())?;
@@ -351,7 +357,12 @@ impl Serialize for Shown<&UpstreamConfig> {
         map.serialize_entry("retries", &Shown(&**retries))?;
         map.serialize_entry("retry_budget", &Shown(retry_budget))?;
         map.serialize_entry("pool", &Shown(pool))?;
+        map.serialize_entry("panic_threshold", panic_percent)?;
+        map.serialize_entry("overprovisioning", &(f64::from(*overprovisioning_percent) / 100.0))?;
         map.serialize_entry("health_check", &Switched { on: health_check.as_deref().map(Shown) })?;
+        map.serialize_entry("outlier_detection", &Switched { on: outlier_detection.as_ref().map(Shown) })?;
+        map.serialize_entry("slow_start", &Switched { on: slow_start.as_ref().map(Shown) })?;
+        map.serialize_entry("zone_preference", &Switched { on: zones.as_ref().map(Shown) })?;
         limits_keys(&mut map, limits, backends)?;
         map.end()
     }
@@ -563,10 +574,11 @@ fn http_probe_keys<M: SerializeMap>(map: &mut M, probe: &HttpProbe) -> Result<()
 
 impl Serialize for Shown<&BackendConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let BackendConfig { address, weight, limits } = self.0;
+        let BackendConfig { address, weight, place, limits } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("address", &address.to_string())?;
         map.serialize_entry("weight", weight)?;
+        place_keys(&mut map, place)?;
         backend_limits_keys(&mut map, limits)?;
         map.end()
     }
@@ -583,7 +595,7 @@ impl Serialize for Shown<&PoolConfig> {
 }
 
 /// A map in the order it was made in.
-struct Entries<T>(Vec<(String, T)>);
+pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
 
 impl<T: Serialize> Serialize for Entries<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -787,6 +799,35 @@ mod tests {
                         "window": "100ms",
                         "min_samples": 10,
                     },
+                    "panic_threshold": 50,
+                    "overprovisioning": 1.4,
+                    "outlier_detection": {
+                        "enabled": true,
+                        "consecutive_gateway_errors": 5,
+                        "consecutive_local_errors": 5,
+                        "count_server_errors": false,
+                        "interval": "2s",
+                        "window": "20s",
+                        "failure_percent": 50,
+                        "failure_volume": 50,
+                        "success_deviations": 4.0,
+                        "success_gap_percent": 10,
+                        "success_volume": 50,
+                        "success_intervals": 2,
+                        "latency_deviations": 3.5,
+                        "latency_ratio": 3.0,
+                        "latency_excess": "10ms",
+                        "latency_volume": 30,
+                        "latency_intervals": 3,
+                        "backends_min": 3,
+                        "ejection_time": "30s",
+                        "ejection_time_max": "5m",
+                        "jitter_percent": 10,
+                        "forgive_after": "30s",
+                        "max_ejected_percent": 50,
+                    },
+                    "slow_start": { "enabled": false },
+                    "zone_preference": { "enabled": false },
                 },
             })
         );

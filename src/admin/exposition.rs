@@ -6,6 +6,7 @@
 //!
 //! A new metric has a line in `docs/metrics.md`; a test compares the two.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,8 @@ use super::upstreams::is_ready;
 use super::{Control, Status};
 use crate::backend::Backend;
 use crate::backend::health::{Health, Verdict};
+use crate::backend::outlier::Reason;
+use crate::config::Tier;
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
@@ -28,6 +31,7 @@ use crate::telemetry::metrics::{
     BUCKET_BOUNDS_US, BackendMetrics, Counter, Histogram, RetryCause, Sharded, UpstreamMetrics,
 };
 use crate::telemetry::process::Process;
+use crate::upstream::Readiness;
 use crate::upstream::retry_budget::BudgetSettings;
 
 /// What `prometheus-client` writes is OpenMetrics, which every Prometheus since 2.5 reads.
@@ -72,6 +76,7 @@ impl Collector for Scrape {
         self.upstreams(&mut families)?;
         self.backends(&mut families)?;
         self.health(&mut families)?;
+        self.picking(&mut families)?;
         super::limits::metrics(&self.snapshot, &self.process, &mut families)
     }
 }
@@ -292,6 +297,47 @@ impl Scrape {
     }
 }
 
+impl Scrape {
+    /// What decides who is picked.
+    fn picking(&self, families: &mut Families<'_>) -> fmt::Result {
+        let rosters: Vec<_> = self.snapshot.upstreams.iter().map(|it| (it.name().as_str(), it.roster())).collect();
+        let tiers = rosters.iter().flat_map(|(upstream, roster)| {
+            let tiers: BTreeSet<_> = roster.backends().iter().map(|backend| backend.place.tier).collect();
+            let panics = |tier: &Tier| if roster.panic().contains(tier) { 1.0 } else { 0.0 };
+            tiers.into_iter().map(move |tier| (*upstream, tier.to_string(), panics(&tier)))
+        });
+        let tiers: Vec<_> = tiers.collect();
+        let panics: Vec<_> = tiers
+            .iter()
+            .map(|(upstream, tier, on)| ([("upstream", *upstream), ("tier", tier.as_str())], *on))
+            .collect();
+        let help = "Whether so few of its backends are ready that others are picked as well";
+        families.gauge("upstream_panic", help, None, panics.iter().map(|(labels, value)| (&labels[..], *value)))?;
+
+        let backends = rosters.iter().flat_map(|(upstream, roster)| {
+            let both = roster.backends().iter().zip(roster.seats());
+            both.map(move |(backend, seat)| (*upstream, backend.state.address.to_string(), &backend.state, seat))
+        });
+        let backends: Vec<_> = backends.collect();
+        let labels: Vec<_> =
+            backends.iter().map(|(upstream, address, ..)| [("upstream", *upstream), ("backend", &**address)]).collect();
+        let ejected = backends.iter().zip(&labels).map(|((.., seat), labels)| {
+            (&labels[..], if matches!(seat.readiness, Readiness::Ejected { .. }) { 1.0 } else { 0.0 })
+        });
+        families.gauge("backend_ejected", "Whether it is ejected", None, ejected)?;
+        let ejections = backends.iter().zip(&labels).flat_map(|((.., state, _), &[upstream, backend])| {
+            let counts = Reason::KINDS.into_iter().zip(state.outlier.ejections());
+            counts.map(move |(reason, count)| ([upstream, backend, ("reason", reason)], count))
+        });
+        let ejections: Vec<_> = ejections.collect();
+        let series = ejections.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("backend_ejections", "Times that it was ejected", None, series)?;
+        let warm = backends.iter().zip(&labels);
+        let warm = warm.map(|((.., seat), labels)| (&labels[..], f64::from(seat.percent.get()) / 100.0));
+        families.gauge("backend_slow_start", "What it has of its weight, from 0 to 1", None, warm)
+    }
+}
+
 fn by_class<'a, T: 'a>(
     metrics: &'a Sharded<T>,
     responses: impl Fn(&T) -> &[Counter; 5] + 'a,
@@ -387,8 +433,7 @@ fn with(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::admin::fixture::Process;
@@ -423,8 +468,17 @@ mod tests {
             backends[1].state.health.record(check, thresholds);
         }
 
+        backends[0].state.outlier.eject_by_hand(Instant::now(), None);
+        upstream.refresh(Instant::now());
+
         let text = text(&*process).unwrap();
         for line in [
+            r#"isobar_upstream_panic{upstream="users",tier="0"} 1.0"#,
+            r#"isobar_backend_ejected{upstream="users",backend="10.0.0.1:9001"} 1.0"#,
+            r#"isobar_backend_ejected{upstream="users",backend="10.0.0.3:9001"} 0.0"#,
+            r#"isobar_backend_ejections_total{upstream="users",backend="10.0.0.1:9001",reason="by_hand"} 1"#,
+            r#"isobar_backend_ejections_total{upstream="users",backend="10.0.0.1:9001",reason="latency"} 0"#,
+            r#"isobar_backend_slow_start{upstream="users",backend="10.0.0.1:9001"} 1.0"#,
             r#"isobar_upstream_responses_total{upstream="users",class="2xx"} 4"#,
             r#"isobar_upstream_request_duration_seconds_bucket{le="0.0005",upstream="users"} 0"#,
             r#"isobar_upstream_request_duration_seconds_bucket{le="0.001",upstream="users"} 2"#,
@@ -437,7 +491,7 @@ mod tests {
             r#"isobar_listener_response_body_bytes_total{listener="main"} 200"#,
             r#"isobar_backend_picks_total{upstream="users",backend="10.0.0.1:9001"} 3"#,
             r#"isobar_backend_requests_in_flight{upstream="users",backend="users-2.internal:9001"} 1.0"#,
-            r#"isobar_backend_ready{upstream="users",backend="10.0.0.1:9001"} 1.0"#,
+            r#"isobar_backend_ready{upstream="users",backend="10.0.0.1:9001"} 0.0"#,
             r#"isobar_backend_ready{upstream="users",backend="10.0.0.3:9001"} 0.0"#,
             r#"isobar_backend_weight{upstream="users",backend="users-2.internal:9001"} 3.0"#,
             r#"isobar_backend_healthy{upstream="users",backend="10.0.0.1:9001"} 1.0"#,

@@ -15,9 +15,9 @@ use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, Ups
 use crate::config::{
     Action, AdaptiveLimitConfig, Address, BackendConfig, BackendLimits, BodyMatch, BreakerConfig, Config, Forward,
     HeaderEdits, HeaderMatch, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig,
-    ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite, PoolConfig, Probe,
-    QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig, RouteConfig, StrategyConfig, Timeouts,
-    UpstreamConfig, ValueMatch,
+    ListenerConfig, LocationPart, LogConfig, LogFormat, OutlierConfig, OverloadConfig, PathPattern, PathRewrite, Place,
+    PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig, RouteConfig,
+    StrategyConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -145,6 +145,7 @@ pub(super) fn config() -> Config {
         shutdown_grace: Duration::from_secs(30),
         drain_limit: Duration::from_secs(60),
         admin: Some(admin),
+        zone: None,
         log: LogConfig { level: "info".into(), format: LogFormat::Text },
         access_log: None,
         overload: OverloadConfig::default(),
@@ -249,11 +250,22 @@ fn upstream() -> UpstreamConfig {
         name: "users".into(),
         strategy: StrategyConfig::LeastConnections,
         backends: vec![
-            BackendConfig { address: Address::Ip(([10, 0, 0, 1], 9001).into()), weight: 1, limits: LIMITS },
-            BackendConfig { address: Address::Name("users-2.internal".into(), 9001), weight: 3, limits: LIMITS },
+            BackendConfig {
+                address: Address::Ip(([10, 0, 0, 1], 9001).into()),
+                weight: 1,
+                place: Place::default(),
+                limits: LIMITS,
+            },
+            BackendConfig {
+                address: Address::Name("users-2.internal".into(), 9001),
+                weight: 3,
+                place: Place::default(),
+                limits: LIMITS,
+            },
             BackendConfig {
                 address: Address::Ip(([10, 0, 0, 3], 9001).into()),
                 weight: 0,
+                place: Place::default(),
                 limits: BackendLimits::default(),
             },
         ],
@@ -266,6 +278,9 @@ fn upstream() -> UpstreamConfig {
         retry_budget: RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
         health_check: Some(Arc::new(health_check())),
+        outlier_detection: Some(OutlierConfig::default()),
+        slow_start: None,
+        tiers: TiersConfig::default(),
         limits: limits(),
     }
 }

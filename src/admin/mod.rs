@@ -30,6 +30,7 @@ mod probe;
 mod exposition;
 mod upstreams;
 mod limits;
+mod picking;
 mod config;
 mod reload;
 #[cfg(test)]

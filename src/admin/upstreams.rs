@@ -1,15 +1,18 @@
 //! `/upstreams`: the upstreams and their backends, with what was counted of them.
 
+use std::time::Instant;
+
 use serde::Serialize;
 
 use super::limits::{BackendLimitsView, LimitsView};
+use super::picking::{self, SetView, StandingView};
 use crate::backend::Backend;
 use crate::backend::health::Health;
 use crate::config::UpstreamConfig;
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
 use crate::telemetry::metrics::{BackendMetrics, Counter, Sharded, UpstreamMetrics};
-use crate::upstream::{Readiness, Roster, Upstream};
+use crate::upstream::{Readiness, Roster, Seat, Upstream};
 
 /// The whole answer.
 #[derive(Debug, Serialize)]
@@ -27,6 +30,10 @@ struct UpstreamView {
     no_backend: u64,
     #[serde(flatten)]
     limits: LimitsView,
+    /// Tiers of which so few are ready that others are picked as well.
+    panic: Vec<String>,
+    /// Where requests go, in the order in which a retry looks for somebody.
+    sets: Vec<SetView>,
     backends: Vec<BackendView>,
 }
 
@@ -39,6 +46,8 @@ struct BackendView {
     readiness: &'static str,
     /// `null` where the upstream has no health check.
     health: Option<HealthView>,
+    #[serde(flatten)]
+    standing: StandingView,
     in_flight: u32,
     #[serde(flatten)]
     limits: BackendLimitsView,
@@ -112,24 +121,29 @@ impl UpstreamView {
             retries: UpstreamMetrics::all_retries(metrics),
             no_backend: metrics.sum(|shard| &shard.no_backend),
             limits: LimitsView::of(upstream),
+            panic: roster.panic().iter().map(ToString::to_string).collect(),
+            sets: picking::sets(&roster),
             backends: roster
                 .backends()
                 .iter()
-                .map(|backend| BackendView::of(backend, &roster, &upstream.config))
+                .zip(roster.seats())
+                .map(|(backend, seat)| BackendView::of(backend, seat, &roster, &upstream.config))
                 .collect(),
         }
     }
 }
 
 impl BackendView {
-    fn of(backend: &Backend, roster: &Roster, config: &UpstreamConfig) -> Self {
+    fn of(backend: &Backend, seat: &Seat, roster: &Roster, config: &UpstreamConfig) -> Self {
+        let now = Instant::now();
         let metrics: &Sharded<BackendMetrics> = &backend.state.metrics;
         Self {
             address: backend.state.address.to_string(),
             weight: backend.weight,
             ready: is_ready(backend, roster),
-            readiness: Readiness::of(backend, config).as_str(),
+            readiness: Readiness::of(backend, config, now).as_str(),
             health: config.health_check.as_ref().map(|_| HealthView::of(&backend.state.health)),
+            standing: StandingView::of(backend, seat, now),
             in_flight: backend.state.in_flight(),
             limits: BackendLimitsView::of(&backend.state),
             picks: metrics.sum(|shard| &shard.picks),

@@ -4,7 +4,7 @@
 //! check, so that a reload with others keeps what is known. [`Health`] keeps one where the request path and the control
 //! plane find it: the verdict is an atomic, everything else is behind a lock that the control plane alone takes.
 
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -146,6 +146,7 @@ pub struct LastCheck {
 #[derive(Debug)]
 pub struct Health {
     verdict: AtomicU8,
+    unreachable: AtomicBool,
     /// Checks that passed.
     pub passed: Counter,
     /// Checks that failed.
@@ -173,6 +174,7 @@ impl Health {
     pub fn new(account: Account) -> Self {
         Self {
             verdict: AtomicU8::new(account.verdict as u8),
+            unreachable: AtomicBool::new(false),
             passed: Counter::default(),
             failed: Counter::default(),
             changes: Counter::default(),
@@ -183,6 +185,17 @@ impl Health {
     /// What is thought now. One load.
     pub fn verdict(&self) -> Verdict {
         Verdict::from_u8(self.verdict.load(Relaxed))
+    }
+
+    /// Whether the last check could not even connect to where requests go, which panic does not call into doubt.
+    pub fn is_unreachable(&self) -> bool {
+        self.unreachable.load(Relaxed)
+    }
+
+    /// Notes whether a check could connect. Says whether that is news of a backend that counts as unhealthy: the roster is to
+    /// be built anew then.
+    pub fn note_unreachable(&self, unreachable: bool) -> bool {
+        self.unreachable.swap(unreachable, Relaxed) != unreachable && self.verdict() == Verdict::Unhealthy
     }
 
     /// The account and the last check, as they stand. Control plane only.
@@ -215,6 +228,7 @@ impl Health {
     pub fn forget(&self) {
         let account = Account::new(Verdict::Healthy, false);
         *self.lock() = Behind { account, last: None };
+        self.unreachable.store(false, Relaxed);
         self.verdict.store(account.verdict as u8, Relaxed);
     }
 

@@ -4,10 +4,10 @@
 //! again by its identity, upstream name and address. Whoever keeps a count of requests in flight does it by holding a
 //! [`Lease`], so that the count comes back by dropping.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::{Address, UpstreamName};
+use crate::config::{Address, Place, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
 pub mod ewma;
@@ -26,13 +26,17 @@ pub use room::Room;
 
 use connections::Connections;
 use health::Health;
+use outlier::Outlier;
 use permits::Permits;
+use slow_start::Ramp;
 
 /// One address of an upstream, as a roster holds it. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Backend {
     /// 0 to 65 535. Strategies that ignore weights ignore it. A backend of weight 0 is in no candidate list.
     pub weight: u16,
+    /// Its tier and zone. By the time that a strategy sees it, these have been seen to.
+    pub place: Place,
     /// What is known about the address.
     pub state: Arc<BackendState>,
 }
@@ -71,6 +75,9 @@ pub struct BackendState {
     /// What active checks have made of it.
     pub health: Health,
     connections: Connections,
+    /// What its traffic has made of it.
+    pub outlier: Outlier,
+    ramp: Mutex<Ramp>,
     /// Gives the slot of `id` back.
     _slot: SlotHold,
 }
@@ -78,15 +85,16 @@ pub struct BackendState {
 impl BackendState {
     /// The state of an address that nothing is known about yet. `shards` is the number of workers.
     pub fn new(upstream: UpstreamName, address: Address, shards: usize) -> Arc<Self> {
-        Self::with_health(upstream, address, shards, Health::default(), Arc::default())
+        Self::with(upstream, address, shards, Health::default(), Ramp::full(), Arc::default())
     }
 
-    /// The same where checks begin with this health, and others of the upstream share this room.
-    pub fn with_health(
+    /// The same where checks begin with this health, its slow start like that, and others of the upstream share this room.
+    pub fn with(
         upstream: UpstreamName,
         address: Address,
         shards: usize,
         health: Health,
+        ramp: Ramp,
         room: Arc<Room>,
     ) -> Arc<Self> {
         let hold = slots::take();
@@ -100,6 +108,8 @@ impl BackendState {
             metrics: Sharded::new(shards),
             health,
             connections: Connections::default(),
+            outlier: Outlier::new(shards),
+            ramp: Mutex::new(ramp),
             _slot: hold,
         })
     }
@@ -134,6 +144,11 @@ impl BackendState {
     pub fn set_limits(&self, in_flight: u32, connections: u32) {
         self.limit.store(in_flight, Ordering::SeqCst);
         self.connections.set_limit(connections);
+    }
+
+    /// Where it stands in its slow start. A lock, for the control plane only.
+    pub fn ramp(&self) -> MutexGuard<'_, Ramp> {
+        self.ramp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,22 +13,7 @@
 
 use std::time::{Duration, Instant};
 
-/// How a backend starts. Comes from the upstream's configuration with each call.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// How long it takes until it has its full weight. 30 s. 0 is off.
-    pub window: Duration,
-    /// Above 1 it rises steeply at first, below 1 steeply at last. 1, a straight line, as Envoy has it.
-    pub aggression: f64,
-    /// The part of its weight that it has at least: with nothing it would never get warm. 0.1, as Envoy has it.
-    pub minimum: f64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { window: Duration::from_secs(30), aggression: 1.0, minimum: 0.1 }
-    }
-}
+pub use crate::config::SlowStartConfig as Settings;
 
 /// A part of a weight in hundredths, from 1 to 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,6 +132,39 @@ impl SlowStart {
     }
 }
 
+/// Follows whether a backend is ready, and begins its slow start when it becomes so: it has joined others, is healthy
+/// again, its ejection is over, or it was given a weight. Control plane only; outlives reloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ramp {
+    ready: bool,
+    start: SlowStart,
+}
+
+impl Ramp {
+    /// A backend of an upstream that begins: it has all of its weight.
+    pub fn full() -> Self {
+        Self { ready: true, start: SlowStart::full() }
+    }
+
+    /// A backend that joins others: it starts slowly when it is ready for the first time.
+    pub fn joining() -> Self {
+        Self { ready: false, start: SlowStart::full() }
+    }
+
+    /// Its slow start if it is ready at `now`.
+    pub fn if_ready(&self, now: Instant) -> SlowStart {
+        if self.ready { self.start } else { SlowStart(Some(now)) }
+    }
+
+    /// It is ready at `now`, or it is not.
+    pub fn note(&mut self, ready: bool, now: Instant) {
+        if ready {
+            self.start = self.if_ready(now);
+        }
+        self.ready = ready;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
@@ -206,6 +224,25 @@ mod tests {
         assert_eq!(rebuilt, 29);
         assert!(at <= now + settings.window && !start.is_warming(&settings, at));
         assert!(start.is_warming(&Settings { window: Duration::from_secs(600), ..settings }, at));
+    }
+
+    #[test]
+    fn who_becomes_ready_begins_and_who_stays_ready_goes_on() {
+        let (now, settings) = (Instant::now(), Settings::default());
+        let at = |s: u64| now + Duration::from_secs(s);
+        let percent = |ramp: &Ramp, s| ramp.if_ready(at(s)).percent(&settings, at(s)).get();
+        let mut ramp = Ramp::full();
+        ramp.note(true, at(0));
+        assert_eq!(percent(&ramp, 0), 100, "it was there from the beginning");
+        ramp.note(false, at(1));
+        assert_eq!(percent(&ramp, 100), 10, "it would begin now");
+        ramp.note(true, at(100));
+        ramp.note(true, at(110));
+        assert_eq!(percent(&ramp, 115), 50, "it began at 100 s");
+        ramp.note(false, at(116));
+        ramp.note(true, at(117));
+        assert_eq!(percent(&ramp, 117), 10, "anew");
+        assert_eq!(percent(&Ramp::joining(), 5), 10);
     }
 
     proptest! {

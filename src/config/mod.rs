@@ -31,6 +31,7 @@ mod interpolate;
 mod units;
 mod check;
 mod retry;
+mod picking;
 mod report;
 mod error;
 mod limits;
@@ -40,6 +41,7 @@ pub use error::{Problem, Problems, Severity};
 pub use limits::{
     AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
 };
+pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 
 macro_rules! names {
@@ -89,6 +91,8 @@ pub struct Config {
     pub drain_limit: Duration,
     /// The address to watch and steer the process at; `None` when switched off. A change needs a restart.
     pub admin: Option<SocketAddr>,
+    /// Where the process is, for those upstreams that prefer backends of the same zone.
+    pub zone: Option<Arc<str>>,
     /// What is logged and how. The format needs a restart, the level does not.
     pub log: LogConfig,
     /// Where a line per exchange goes; `None` is nowhere.
@@ -382,7 +386,7 @@ impl HeaderEdits {
 }
 
 /// `[upstream.NAME]`: a named pool of interchangeable backends under one policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
     /// The key under `[upstream]`.
     pub name: UpstreamName,
@@ -402,6 +406,12 @@ pub struct UpstreamConfig {
     pub health_check: Option<Arc<HealthCheckConfig>>,
     /// How much is asked of its backends at a time, and what is done with the rest.
     pub limits: LimitsConfig,
+    /// Who is ejected because of its traffic; `None` is nobody.
+    pub outlier_detection: Option<OutlierConfig>,
+    /// How backends start that join or return; `None` is with all of their weight.
+    pub slow_start: Option<SlowStartConfig>,
+    /// Tiers, panic and zones.
+    pub tiers: TiersConfig,
 }
 
 /// How a backend is picked.
@@ -456,6 +466,8 @@ pub struct BackendConfig {
     pub weight: u16,
     /// How much is asked of it at a time: its own limits, else those of its upstream.
     pub limits: BackendLimits,
+    /// Its tier and zone.
+    pub place: Place,
 }
 
 /// Where a backend is.

@@ -14,6 +14,7 @@ pub(super) struct File {
     pub(super) workers: Field<Workers>,
     pub(super) shutdown_grace: Field<Duration>,
     pub(super) drain_limit: Field<Duration>,
+    pub(super) zone: Field<String>,
     pub(super) admin: Field<Admin>,
     pub(super) log: Field<Log>,
     pub(super) access_log: Field<AccessLog>,
@@ -187,6 +188,11 @@ pub(super) struct Upstream {
     pub(super) retry_budget: Field<RetryBudget>,
     pub(super) pool: Field<Pool>,
     pub(super) health_check: Field<HealthCheck>,
+    pub(super) outlier_detection: Field<OutlierDetection>,
+    pub(super) slow_start: Field<SlowStart>,
+    pub(super) panic_threshold: Field<i64>,
+    pub(super) overprovisioning: Field<f64>,
+    pub(super) zone_preference: Field<ZonePreference>,
     pub(super) max_in_flight: Field<Limit>,
     pub(super) max_connections: Field<Limit>,
     pub(super) queue: Field<Queue>,
@@ -215,6 +221,9 @@ pub(super) enum Backend {
 pub(super) struct BackendTable {
     pub(super) address: Field<String>,
     pub(super) weight: Field<i64>,
+    pub(super) priority: Field<i64>,
+    pub(super) backup: Field<bool>,
+    pub(super) zone: Field<String>,
     pub(super) max_in_flight: Field<Limit>,
     pub(super) max_connections: Field<Limit>,
 }
@@ -347,6 +356,54 @@ pub(super) struct AdaptiveLimit {
     pub(super) min_samples: Field<i64>,
 }
 
+/// `[upstream.NAME.outlier_detection]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct OutlierDetection {
+    pub(super) enabled: Field<bool>,
+    pub(super) consecutive_gateway_errors: Field<i64>,
+    pub(super) consecutive_local_errors: Field<i64>,
+    pub(super) count_server_errors: Field<bool>,
+    pub(super) interval: Field<Duration>,
+    pub(super) window: Field<Duration>,
+    pub(super) failure_percent: Field<i64>,
+    pub(super) failure_volume: Field<i64>,
+    pub(super) success_deviations: Field<f64>,
+    pub(super) success_gap_percent: Field<i64>,
+    pub(super) success_volume: Field<i64>,
+    pub(super) success_intervals: Field<i64>,
+    pub(super) latency_deviations: Field<f64>,
+    pub(super) latency_ratio: Field<f64>,
+    pub(super) latency_excess: Field<Duration>,
+    pub(super) latency_volume: Field<i64>,
+    pub(super) latency_intervals: Field<i64>,
+    pub(super) backends_min: Field<i64>,
+    pub(super) ejection_time: Field<Duration>,
+    pub(super) ejection_time_max: Field<Duration>,
+    pub(super) jitter_percent: Field<i64>,
+    pub(super) forgive_after: Field<Duration>,
+    pub(super) max_ejected_percent: Field<i64>,
+}
+
+/// `[upstream.NAME.slow_start]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct SlowStart {
+    pub(super) enabled: Field<bool>,
+    pub(super) window: Field<Duration>,
+    pub(super) aggression: Field<f64>,
+    pub(super) minimum_percent: Field<i64>,
+}
+
+/// `[upstream.NAME.zone_preference]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ZonePreference {
+    pub(super) enabled: Field<bool>,
+    pub(super) backends_min: Field<i64>,
+    pub(super) load: Field<Named<i64>>,
+}
+
 /// A status or a range of them.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a status such as 200, or a range such as \"200-299\"", rename_all = "snake_case")]
@@ -440,6 +497,10 @@ mod tests {
             visitor.visit_i64(1)
         }
 
+        fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            visitor.visit_f64(1.0)
+        }
+
         fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
             visitor.visit_newtype_struct(self)
         }
@@ -482,7 +543,7 @@ mod tests {
         }
 
         forward_to_deserialize_any! {
-            i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct tuple
+            i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 char str string bytes byte_buf option unit unit_struct tuple
             identifier ignored_any
         }
     }

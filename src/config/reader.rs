@@ -160,7 +160,8 @@ impl<'a> Deserializer<'a> for Reader<'a> {
             DeValue::Boolean(_) => self.deserialize_bool(visitor),
             DeValue::Array(_) => self.deserialize_seq(visitor),
             DeValue::Table(_) => self.deserialize_map(visitor),
-            DeValue::Float(_) | DeValue::Datetime(_) => Err(self.wrong_type("another type")),
+            DeValue::Float(_) => self.deserialize_f64(visitor),
+            DeValue::Datetime(_) => Err(self.wrong_type("another type")),
         }
     }
 
@@ -189,6 +190,20 @@ impl<'a> Deserializer<'a> for Reader<'a> {
             DeValue::String(written) => visitor.visit_i64(self.filled_as(written, EXPECTED)?),
             _ => Err(self.wrong_type(EXPECTED)),
         }
+    }
+
+    /// Any number, whole or not. What is no number at all (`nan`, `inf`) is refused.
+    fn deserialize_f64<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
+        const EXPECTED: &str = "a number";
+        let number: f64 = match self.value {
+            DeValue::Float(written) => written.as_str().parse().map_err(|_| self.wrong_type(EXPECTED))?,
+            DeValue::Integer(written) => {
+                i64::from_str_radix(written.as_str(), written.radix()).map_err(|_| self.wrong_type(EXPECTED))? as f64
+            }
+            DeValue::String(written) => self.filled_as(written, EXPECTED)?,
+            _ => return Err(self.wrong_type(EXPECTED)),
+        };
+        if number.is_finite() { visitor.visit_f64(number) } else { Err(self.wrong_type(EXPECTED)) }
     }
 
     fn deserialize_bool<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
@@ -285,7 +300,7 @@ impl<'a> Deserializer<'a> for Reader<'a> {
 
     forward_to_deserialize_any! {
         <V: Visitor<'a>>
-        i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf option unit unit_struct tuple identifier
+        i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 char bytes byte_buf option unit unit_struct tuple identifier
     }
 }
 

@@ -293,6 +293,12 @@ impl Checking {
 
     fn note(&self, outcome: Result<(), CheckFailed>, took: Duration, thresholds: Thresholds) {
         let BackendState { upstream, address, health, .. } = &*self.backend;
+        // Another port says nothing about the one that requests go to.
+        let elsewhere = self.settings.borrow().config.port.is_some();
+        let unreachable = !elsewhere && matches!(outcome, Err(CheckFailed::Connect(_)));
+        if health.note_unreachable(unreachable) {
+            self.upstream.changed.notify_one();
+        }
         let failure = outcome.err().map(|failed| failed.to_string());
         if let Some(failure) = &failure {
             debug!(%upstream, backend = %address, failure, "health check failed");

@@ -7,7 +7,8 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::backend::health::{Streak, Verdict};
 use crate::config::{
-    BackendConfig, BackendLimits, HttpProbe, InitialHealth, LimitsConfig, PoolConfig, StrategyConfig, UpstreamConfig,
+    BackendConfig, BackendLimits, HttpProbe, InitialHealth, LimitsConfig, Place, PoolConfig, StrategyConfig,
+    TiersConfig, UpstreamConfig,
 };
 use crate::strategy::Factories;
 
@@ -49,7 +50,7 @@ fn failures_in_words() {
 fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<Upstream> {
     let backends = (1..=backends).map(|last| {
         let address = Address::Ip(([127, 0, 0, last], at.port()).into());
-        BackendConfig { address, weight: 1, limits: BackendLimits::default() }
+        BackendConfig { address, weight: 1, place: Place::default(), limits: BackendLimits::default() }
     });
     let check = HealthCheckConfig {
         probe: Probe::Http(HttpProbe {
@@ -79,6 +80,9 @@ fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<
         pool: PoolConfig { max_idle: 1, idle_timeout: timeout },
         health_check: Some(Arc::new(check)),
         limits: LimitsConfig::default(),
+        outlier_detection: None,
+        slow_start: None,
+        tiers: TiersConfig::default(),
     };
     Upstream::build(Arc::new(config), UpstreamState::new(name.into(), 1), &Factories::default())
 }

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Instant;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
@@ -23,7 +24,7 @@ use super::place::Place;
 use super::retry::{self, Attempts};
 use super::running::{Running, SWITCHING, Upload};
 use super::upgrade::Tunnel;
-use super::{Handled, Proxy, ProxyError, headers};
+use super::{Handled, Proxy, ProxyError, headers, outcome};
 
 /// Has a backend of the route's upstream answer.
 pub(super) async fn forward(
@@ -72,11 +73,18 @@ pub(super) async fn forward(
         None => attempts.in_line().await?,
     };
     let mut fresh = false;
+    // When the attempt began: for the first one when the head was read, which is a moment before and saves a look at the clock.
+    let mut begun = running.exchange.started;
     loop {
         let idle = if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.config.pool) };
         let connected = match idle {
             Some(connection) => Ok(connection),
-            None => dial(proxy, running, upstream, &place).await,
+            None => {
+                let dialled = dial(proxy, running, upstream, &place).await;
+                // Of what it takes to answer, connecting is no part.
+                begun = Instant::now();
+                dialled
+            }
         };
         let mut connection = match connected {
             Ok(connection) => connection,
@@ -84,8 +92,10 @@ pub(super) async fn forward(
                 // Nothing was sent: any request may try elsewhere. It may have to wait for that, and not with a place that
                 // others wait for.
                 place.failed(proxy, upstream);
+                outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
                 drop(place);
                 place = again(&mut attempts, RetryCause::ConnectFailure, &mut parts, error).await?;
+                begun = Instant::now();
                 fresh = false;
                 continue;
             }
@@ -95,27 +105,28 @@ pub(super) async fn forward(
         running.await_head(limit.unwrap_or(head));
         body.rewind();
         connection.begin(&parts, &body, lines.as_deref());
-        let mut outcome = match attempts.hedge_delay() {
+        let mut ended = match attempts.hedge_delay() {
             None => in_time(&client.watch, response(&connection, &mut body, running)).await,
             Some(delay) => {
                 let lines = lines.as_deref();
                 let first = (&connection, &mut body);
                 let raced = hedge::race(proxy, &mut attempts, (&mut parts, lines), first, delay);
                 match Box::pin(raced).await {
-                    Raced::First(outcome) => {
+                    Raced::First(ended) => {
                         running.serve(place.backend());
-                        outcome
+                        ended
                     }
                     Raced::Second(second) => {
                         upstream.state.metrics.of(proxy.worker).hedges_won.add(1);
                         let status = second.status;
                         (place, connection, body) = (second.place, second.connection, second.body);
+                        begun = second.begun;
                         Some(Ok(status))
                     }
                 }
             }
         };
-        if outcome.is_none()
+        if ended.is_none()
             && let Some(limit) = limit.take()
             && running.upload() == Upload::Over
             && !client.watch.is_capped()
@@ -128,20 +139,23 @@ pub(super) async fn forward(
             if let Some(next) = next {
                 place.backend().metrics.of(proxy.worker).timeouts.add(1);
                 place.failed(proxy, upstream);
+                outcome::slow(upstream, place.lease(), proxy.worker, begun);
                 attempts.number(&mut parts);
                 place = next;
+                begun = Instant::now();
                 fresh = false;
                 continue;
             }
             running.await_head(head.saturating_sub(limit));
-            outcome = in_time(&client.watch, response(&connection, &mut body, running)).await;
+            ended = in_time(&client.watch, response(&connection, &mut body, running)).await;
         }
-        let failed = match outcome {
+        let failed = match ended {
             None => {
                 let error = late(running, &place);
                 if let ProxyError::ResponseTimeout { .. } = error {
                     place.failed(proxy, upstream);
                 }
+                outcome::late(upstream, place.lease(), running, &error, begun);
                 return Err(attempts.failed(error));
             }
             Some(Ok(status)) => {
@@ -150,14 +164,17 @@ pub(super) async fn forward(
                     if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked)).await {
                         place.backend().metrics.of(proxy.worker).responses[class(status)].add(1);
                         place.answered(proxy, upstream, status);
+                        outcome::answered(upstream, place.lease(), proxy.worker, status, running.sent_since(begun));
                         connection.discard();
                         attempts.number(&mut parts);
                         place = next;
+                        begun = Instant::now();
                         fresh = false;
                         continue;
                     }
                 }
                 place.answered(proxy, upstream, status);
+                outcome::answered(upstream, place.lease(), proxy.worker, status, running.sent_since(begun));
                 attempts.answered(status);
                 running.answered();
                 return answer(running, forward, upgrade, place, connection, body, parts.headers);
@@ -180,6 +197,9 @@ pub(super) async fn forward(
             place.failed(proxy, upstream);
         }
         let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.error };
+        if !stale {
+            outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
+        }
         if !may_repeat {
             return Err(attempts.failed(error));
         }
@@ -189,6 +209,7 @@ pub(super) async fn forward(
             drop((connection, place));
             let cause = if failed.unsent { RetryCause::ConnectFailure } else { RetryCause::Reset };
             place = again(&mut attempts, cause, &mut parts, error).await?;
+            begun = Instant::now();
             fresh = false;
         }
     }

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use http::request::Parts;
@@ -34,6 +34,8 @@ pub(super) struct Second {
     pub(super) connection: Connection,
     pub(super) body: RequestBody,
     pub(super) status: StatusCode,
+    /// When it was sent.
+    pub(super) begun: Instant,
 }
 
 /// Goes on with the attempt at `connection`, and makes a second one if there is no answer after `delay`.
@@ -123,8 +125,9 @@ async fn ask(
         }
     };
     connection.begin(parts, &body, lines);
+    let begun = Instant::now();
     match poll_fn(|cx| connection.poll_response(cx, &mut body, &Silent)).await {
-        Ok(status) => Some(Second { place, connection, body, status }),
+        Ok(status) => Some(Second { place, connection, body, status, begun }),
         Err(_) => {
             if !connection.reused || connection.answered() {
                 metrics.broken.add(1);

@@ -26,6 +26,7 @@ mod attempt;
 mod retry;
 mod hedge;
 mod place;
+mod outcome;
 mod headers;
 mod respond;
 mod running;

@@ -37,6 +37,8 @@ pub(super) struct Running {
     broke: Cell<bool>,
     /// Which piece of the request's body is awaited, and until when.
     upload: Cell<Upload>,
+    /// When the last of the request's body was sent.
+    sent: Cell<Option<Instant>>,
     body_idle: Cell<Duration>,
     response_head: Cell<Duration>,
     over: Cell<bool>,
@@ -105,6 +107,7 @@ impl Running {
             reason: Cell::new(None),
             broke: Cell::new(false),
             upload: Cell::new(Upload::Over),
+            sent: Cell::new(None),
             body_idle: Cell::new(Duration::ZERO),
             response_head: Cell::new(Duration::ZERO),
             over: Cell::new(false),
@@ -198,6 +201,12 @@ impl Running {
     /// How the request's body goes on.
     pub(super) fn upload(&self) -> Upload {
         self.upload.get()
+    }
+
+    /// When the whole request was sent, where the attempt began at `begun`: how long a client takes to send a body is not how
+    /// long a backend takes to answer.
+    pub(super) fn sent_since(&self, begun: Instant) -> Instant {
+        self.sent.get().map_or(begun, |sent| sent.max(begun))
     }
 
     /// Whether the client speaks HTTP/1.0.
@@ -398,6 +407,7 @@ impl Progress for Running {
             self.upload.set(if complete { Upload::Over } else { Upload::Broken });
             if complete && !self.over.get() && self.exchange.client.watch.phase() == Phase::Response {
                 self.exchange.client.watch.extend(self.response_head.get());
+                self.sent.set(Some(Instant::now()));
             }
         }
     }

@@ -119,9 +119,10 @@ impl Supervisor {
         }
         report::started(&config, &lasting.listeners, workers.count());
         let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone(), lasting.access_log.clone()));
-        let prober = Prober::new(shared.process.events.clone());
+        let events = &shared.process.events;
+        let (prober, keepers) = (Prober::new(events.clone()), Keepers::new(events.clone()));
         let gauge = Gauge::start(&shared);
-        let mut supervisor = Self { shared, factories, lasting, keepers: Keepers::default(), prober, _gauge: gauge };
+        let mut supervisor = Self { shared, factories, lasting, keepers, prober, _gauge: gauge };
         supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
         Ok(supervisor)
     }

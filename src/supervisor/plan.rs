@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::config::{
     Action, BackendConfig, BackendLimits, Config, Forward, HealthCheckConfig, ListenerConfig, ListenerName,
-    RetryConfig, RetryOn, RouteConfig, RouteName, UpstreamConfig, UpstreamName,
+    OutlierConfig, RetryConfig, RetryOn, RouteConfig, RouteName, TiersConfig, UpstreamConfig, UpstreamName,
 };
 
 /// The difference between two configurations.
@@ -226,6 +226,8 @@ fn settings(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Changes::default();
     changes.time("shutdown_grace", old.shutdown_grace, new.shutdown_grace);
     changes.time("drain_limit", old.drain_limit, new.drain_limit);
+    let zone = |config: &Config| config.zone.as_deref().unwrap_or("none").to_owned();
+    changes.value("zone", &zone(old), &zone(new));
     changes.value("log.level", &old.log.level, &new.log.level);
     changes.switched(ACCESS_LOG, &old.access_log, &new.access_log);
     changes.other("overload", &old.overload, &new.overload);
@@ -272,10 +274,13 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
     changes.value("strategy", old.strategy.as_str(), new.strategy.as_str());
     let addresses = |backends: &[BackendConfig]| backends.iter().map(|it| it.address.clone()).collect::<Vec<_>>();
     changes.members("backends", &addresses(&old.backends), &addresses(&new.backends));
-    let weights: HashMap<_, _> = old.backends.iter().map(|it| (&it.address, it.weight)).collect();
+    let known: HashMap<_, _> = old.backends.iter().map(|it| (&it.address, it)).collect();
     for backend in &new.backends {
-        if let Some(was) = weights.get(&backend.address) {
-            changes.value(&format!("weight of {}", backend.address), was, &backend.weight);
+        if let Some(was) = known.get(&backend.address) {
+            changes.value(&format!("weight of {}", backend.address), &was.weight, &backend.weight);
+            changes.value(&format!("tier of {}", backend.address), &was.place.tier, &backend.place.tier);
+            let zone = |it: &BackendConfig| it.place.zone.as_deref().unwrap_or("none").to_owned();
+            changes.value(&format!("zone of {}", backend.address), &zone(was), &zone(backend));
         }
     }
     changes.time("connect_timeout", old.connect_timeout, new.connect_timeout);
@@ -291,6 +296,7 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
         (None, None) => {}
     }
     limits_changes(&mut changes, old, new);
+    picking_changes(&mut changes, old, new);
     changes.0
 }
 
@@ -338,6 +344,63 @@ fn limits_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamCon
     changes.other("queue.order", &was.queue.order, &is.queue.order);
     changes.switched("circuit_breaker", &was.breaker, &is.breaker);
     changes.switched("adaptive_limit", &was.adaptive, &is.adaptive);
+}
+
+fn picking_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamConfig) {
+    changes.value("panic_threshold", &old.tiers.panic_percent, &new.tiers.panic_percent);
+    let factor = |tiers: &TiersConfig| f64::from(tiers.overprovisioning_percent) / 100.0;
+    changes.value("overprovisioning", &factor(&old.tiers), &factor(&new.tiers));
+    match (&old.tiers.zones, &new.tiers.zones) {
+        (None, Some(_)) => changes.push_value("zone_preference", "off", "on"),
+        (Some(_), None) => changes.push_value("zone_preference", "on", "off"),
+        (was, is) => changes.other("zone_preference", was, is),
+    }
+    match (&old.slow_start, &new.slow_start) {
+        (None, Some(_)) => changes.push_value("slow_start", "off", "on"),
+        (Some(_), None) => changes.push_value("slow_start", "on", "off"),
+        (Some(was), Some(is)) => {
+            changes.time("slow_start.window", was.window, is.window);
+            changes.value("slow_start.aggression", &was.aggression, &is.aggression);
+            changes.value("slow_start.minimum_percent", &percent(was.minimum), &percent(is.minimum));
+        }
+        (None, None) => {}
+    }
+    match (&old.outlier_detection, &new.outlier_detection) {
+        (None, Some(_)) => changes.push_value("outlier_detection", "off", "on"),
+        (Some(_), None) => changes.push_value("outlier_detection", "on", "off"),
+        (Some(was), Some(is)) => outlier_changes(changes, was, is),
+        (None, None) => {}
+    }
+}
+
+fn outlier_changes(changes: &mut Changes, old: &OutlierConfig, new: &OutlierConfig) {
+    let key = |key: &str| format!("outlier_detection.{key}");
+    changes.value(&key("consecutive_gateway_errors"), &old.consecutive_gateway, &new.consecutive_gateway);
+    changes.value(&key("consecutive_local_errors"), &old.consecutive_local, &new.consecutive_local);
+    changes.value(&key("count_server_errors"), &old.count_server_errors, &new.count_server_errors);
+    changes.time(&key("interval"), old.interval, new.interval);
+    changes.time(&key("window"), old.window, new.window);
+    changes.value(&key("failure_percent"), &percent(old.failure_rate), &percent(new.failure_rate));
+    changes.value(&key("failure_volume"), &old.failure_volume, &new.failure_volume);
+    changes.value(&key("success_deviations"), &old.success_deviations, &new.success_deviations);
+    changes.value(&key("success_gap_percent"), &percent(old.success_gap), &percent(new.success_gap));
+    changes.value(&key("success_volume"), &old.success_volume, &new.success_volume);
+    changes.value(&key("success_intervals"), &old.success_intervals, &new.success_intervals);
+    changes.value(&key("latency_deviations"), &old.latency_deviations, &new.latency_deviations);
+    changes.value(&key("latency_ratio"), &old.latency_ratio, &new.latency_ratio);
+    changes.time(&key("latency_excess"), old.latency_excess, new.latency_excess);
+    changes.value(&key("latency_volume"), &old.latency_volume, &new.latency_volume);
+    changes.value(&key("latency_intervals"), &old.latency_intervals, &new.latency_intervals);
+    changes.value(&key("backends_min"), &old.hosts, &new.hosts);
+    changes.time(&key("ejection_time"), old.base, new.base);
+    changes.time(&key("ejection_time_max"), old.longest, new.longest);
+    changes.value(&key("jitter_percent"), &percent(old.jitter), &percent(new.jitter));
+    changes.time(&key("forgive_after"), old.forgive, new.forgive);
+    changes.value(&key("max_ejected_percent"), &old.max_ejected_percent, &new.max_ejected_percent);
+}
+
+fn percent(part: f64) -> u32 {
+    (part * 100.0).round() as u32
 }
 
 fn health_check_changes(changes: &mut Changes, old: &HealthCheckConfig, new: &HealthCheckConfig) {
@@ -492,8 +555,8 @@ mod tests {
     use super::*;
     use crate::config::{
         AccessLogConfig, AccessLogFormat, AccessLogOutput, Address, HeaderEdits, InitialHealth, LimitsConfig,
-        LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite, PoolConfig, Probe, RetryBudgetConfig,
-        StrategyConfig, Timeouts,
+        LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite, Place, PoolConfig, Probe, RetryBudgetConfig,
+        SlowStartConfig, StrategyConfig, Tier, Timeouts, ZonesConfig,
     };
     use std::sync::Arc;
 
@@ -505,6 +568,7 @@ mod tests {
             shutdown_grace: 10 * S,
             drain_limit: 30 * S,
             admin: Some(([127, 0, 0, 1], 9900).into()),
+            zone: None,
             log: LogConfig { level: "info".into(), format: LogFormat::Text },
             access_log: None,
             overload: OverloadConfig::default(),
@@ -556,6 +620,7 @@ mod tests {
         BackendConfig {
             address: Address::Ip(([10, 0, 0, last], 9001).into()),
             weight,
+            place: Place::default(),
             limits: BackendLimits::default(),
         }
     }
@@ -571,6 +636,9 @@ mod tests {
             pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
             health_check: None,
             limits: LimitsConfig::default(),
+            outlier_detection: None,
+            slow_start: None,
+            tiers: TiersConfig::default(),
         }
     }
 
@@ -736,6 +804,61 @@ mod tests {
                    +10.0.0.8:9001 +10.0.0.9:9001 +10.0.0.10:9001 (+3 more)"],
             ),
         ]);
+    }
+
+    #[test]
+    fn what_differs_in_who_is_picked_is_told_key_by_key() {
+        let told = |edit: &dyn Fn(&mut UpstreamConfig)| {
+            let mut old = upstream("u");
+            old.outlier_detection = Some(OutlierConfig::default());
+            old.slow_start = Some(SlowStartConfig::default());
+            let mut new = old.clone();
+            edit(&mut new);
+            let told = Listed(&upstream_changes(&old, &new)).to_string();
+            // Nothing that differs may go without words: it would not be applied as a change of that.
+            assert_eq!(told.is_empty(), old == new);
+            told
+        };
+        assert_eq!(told(&|_| {}), "");
+        assert_eq!(told(&|it| it.outlier_detection = None), "outlier_detection on -> off");
+        assert_eq!(told(&|it| it.slow_start = None), "slow_start on -> off");
+        let zones = |it: &mut UpstreamConfig| it.tiers.zones = Some(ZonesConfig::new("a"));
+        assert_eq!(told(&zones), "zone_preference off -> on");
+        let tiers = |it: &mut UpstreamConfig| {
+            it.tiers = TiersConfig { overprovisioning_percent: 200, panic_percent: 0, zones: None };
+            it.backends[1].place = Place { tier: Tier::Backup, zone: Some("b".into()) };
+        };
+        let words = "tier of 10.0.0.2:9001 0 -> backup, zone of 10.0.0.2:9001 none -> b, panic_threshold 50 -> 0, \
+                     overprovisioning 1.4 -> 2";
+        assert_eq!(told(&tiers), words);
+        let slow = SlowStartConfig { window: S, aggression: 2.5, minimum: 0.2 };
+        let words = "slow_start.window 30s -> 1s, slow_start.aggression 1 -> 2.5, slow_start.minimum_percent 10 -> 20";
+        assert_eq!(told(&|it| it.slow_start = Some(slow.clone())), words);
+        let other = OutlierConfig {
+            consecutive_gateway: 6,
+            consecutive_local: 6,
+            count_server_errors: true,
+            interval: S,
+            window: S,
+            failure_rate: 0.6,
+            failure_volume: 6,
+            success_deviations: 6.5,
+            success_gap: 0.6,
+            success_volume: 6,
+            success_intervals: 6,
+            latency_deviations: 6.5,
+            latency_ratio: 6.5,
+            latency_excess: S,
+            latency_volume: 6,
+            latency_intervals: 6,
+            hosts: 6,
+            base: S,
+            longest: S,
+            jitter: 0.6,
+            forgive: S,
+            max_ejected_percent: 6,
+        };
+        assert_eq!(told(&|it| it.outlier_detection = Some(other.clone())).split(", ").count(), 22);
     }
 
     fn health_check() -> HealthCheckConfig {

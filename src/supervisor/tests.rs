@@ -35,7 +35,7 @@ async fn apply(running: &Running, text: &str) -> Arc<Applied> {
 async fn what_is_kept_is_the_same_and_what_is_replaced_stands_on_the_same_state() {
     let running = start(&text(&format!("{U}{V}")));
     let (u, v) = (upstream(&running, "u"), upstream(&running, "v"));
-    u.state.cursor.advance();
+    u.state.cursors.first().advance();
 
     let changed =
         U.replace("\"127.0.0.1:9001\", ", "").replace("backends", "strategy = \"least_connections\"\nbackends");
@@ -45,7 +45,7 @@ async fn what_is_kept_is_the_same_and_what_is_replaced_stands_on_the_same_state(
     assert!(Arc::ptr_eq(&v, &v2), "kept");
     assert!(!Arc::ptr_eq(&u, &u2) && Arc::ptr_eq(&u.state, &u2.state), "replaced on the same state");
     assert!(Arc::ptr_eq(&u.roster().backends()[1].state, &u2.roster().backends()[0].state), "same backend");
-    assert_eq!(u2.state.cursor.position(), 1, "the round goes on");
+    assert_eq!(u2.state.cursors.first().position(), 1, "the round goes on");
 
     apply(&running, &text(V)).await;
     assert!(running.handle().snapshot().upstream("u").is_none());

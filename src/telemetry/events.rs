@@ -4,7 +4,7 @@
 //! waits for a reader.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::broadcast;
 use tracing::{info, warn};
@@ -59,6 +59,49 @@ pub enum EventKind {
         /// What was seen, in words.
         evidence: String,
     },
+    /// Outlier detection has ejected a backend.
+    Ejected {
+        /// Whose backend.
+        upstream: UpstreamName,
+        /// Which.
+        backend: Address,
+        /// For how long; `None` is until it is taken back.
+        lasts: Option<Duration>,
+        /// Ejections of it that are not forgiven, this one counted in.
+        times: u32,
+        /// Who did it: `detection` or `hand`.
+        by: &'static str,
+        /// The kind of the reason.
+        reason: &'static str,
+        /// What that rests on, in words.
+        evidence: String,
+    },
+    /// The ejection of a backend is over.
+    Unejected {
+        /// Whose backend.
+        upstream: UpstreamName,
+        /// Which.
+        backend: Address,
+        /// How long it was.
+        after: Duration,
+        /// Who had ejected it: `detection` or `hand`.
+        by: &'static str,
+        /// The kind of the reason for which it was.
+        reason: &'static str,
+        /// Why it is over.
+        evidence: String,
+    },
+    /// So few backends of a tier are ready that others are picked as well, or no longer.
+    Panic {
+        /// Whose tier.
+        upstream: UpstreamName,
+        /// Which: its priority, or `backup`.
+        tier: String,
+        /// Whether it begins.
+        on: bool,
+        /// How many are ready and how many are picked from.
+        evidence: String,
+    },
     /// A reload was applied.
     Reloaded {
         /// What is served now.
@@ -82,6 +125,9 @@ impl EventKind {
             Self::Health { .. } => "health",
             Self::Breaker { .. } => "breaker",
             Self::Overload { .. } => "overload",
+            Self::Ejected { .. } => "ejected",
+            Self::Unejected { .. } => "unejected",
+            Self::Panic { .. } => "panic",
             Self::Reloaded { .. } => "reloaded",
             Self::ReloadFailed { .. } => "reload_failed",
         }
@@ -100,6 +146,17 @@ impl EventKind {
             Self::Overload { cause, worker, refuses: false, evidence } => {
                 info!(cause, worker, evidence, "no longer overloaded");
             }
+            Self::Ejected { upstream, backend, lasts, times, by, reason, evidence } => match lasts {
+                Some(lasts) => info!(%upstream, %backend, ?lasts, times, by, reason, evidence, "ejected"),
+                None => info!(%upstream, %backend, lasts = "until taken back", by, reason, evidence, "ejected"),
+            },
+            Self::Unejected { upstream, backend, after, by, reason, evidence } => {
+                info!(%upstream, %backend, ?after, by, reason, evidence, "taken back");
+            }
+            Self::Panic { upstream, tier, on: true, evidence } => {
+                warn!(%upstream, tier, evidence, "panic: too few backends are ready");
+            }
+            Self::Panic { upstream, tier, on: false, evidence } => info!(%upstream, tier, evidence, "panic is over"),
             Self::Reloaded { .. } | Self::ReloadFailed { .. } => {}
         }
     }

@@ -2,25 +2,30 @@
 //!
 //! One task per upstream on the control plane, woken when something has changed ([`UpstreamState::changed`]) and when
 //! something ends by itself ([`Roster::next`](super::Roster::next)). What is to be done at a time is worked out by `keep`,
-//! which knows no clock; the task only waits.
+//! which knows no clock; the task only waits, and tells what has happened.
 //!
 //! [`UpstreamState::changed`]: super::UpstreamState::changed
 
 use std::collections::HashMap;
 use std::future::pending;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
-use super::Upstream;
-use crate::config::UpstreamName;
+use super::{Upstream, ejections, panic};
+use crate::backend::outlier::Occasion;
+use crate::config::{Tier, UpstreamName};
+use crate::telemetry::events::{EventKind, Events};
 
 /// The keepers of all upstreams. Dropped, they end.
-#[derive(Debug, Default)]
-pub struct Keepers(HashMap<UpstreamName, Keeper>);
+#[derive(Debug)]
+pub struct Keepers {
+    events: Events,
+    keepers: HashMap<UpstreamName, Keeper>,
+}
 
 #[derive(Debug)]
 struct Keeper {
@@ -30,11 +35,16 @@ struct Keeper {
 }
 
 impl Keepers {
+    /// None yet. They will tell `events` what they find.
+    pub fn new(events: Events) -> Self {
+        Self { events, keepers: HashMap::new() }
+    }
+
     /// Keeps these upstreams from now on, and no others. Inside a runtime only. Does not wait.
     pub fn follow(&mut self, upstreams: &[Arc<Upstream>]) {
-        let mut before = std::mem::take(&mut self.0);
-        self.0.extend(upstreams.iter().map(|upstream| {
-            let keeper = before.remove(upstream.name()).unwrap_or_else(|| Keeper::start(upstream));
+        let mut before = std::mem::take(&mut self.keepers);
+        self.keepers.extend(upstreams.iter().map(|upstream| {
+            let keeper = before.remove(upstream.name()).unwrap_or_else(|| Keeper::start(upstream, &self.events));
             keeper.upstream.send_if_modified(|kept| {
                 let replaced = !Arc::ptr_eq(kept, upstream);
                 *kept = Arc::clone(upstream);
@@ -46,9 +56,9 @@ impl Keepers {
 }
 
 impl Keeper {
-    fn start(upstream: &Arc<Upstream>) -> Self {
+    fn start(upstream: &Arc<Upstream>, events: &Events) -> Self {
         let (sender, receiver) = watch::channel(Arc::clone(upstream));
-        Self { upstream: sender, task: tokio::spawn(run(receiver)) }
+        Self { upstream: sender, task: tokio::spawn(run(receiver, events.clone())) }
     }
 }
 
@@ -58,10 +68,11 @@ impl Drop for Keeper {
     }
 }
 
-async fn run(mut upstream: watch::Receiver<Arc<Upstream>>) {
+async fn run(mut upstream: watch::Receiver<Arc<Upstream>>, events: Events) {
     loop {
         let kept = Arc::clone(&upstream.borrow_and_update());
-        let due = keep(&kept, Instant::now());
+        let (due, told) = keep(&kept, Instant::now(), &mut rand::random);
+        told.into_iter().for_each(|kind| events.publish(kind));
         let due = async {
             match due {
                 Some(due) => sleep_until(due.into()).await,
@@ -77,8 +88,42 @@ async fn run(mut upstream: watch::Receiver<Arc<Upstream>>) {
     }
 }
 
-/// Brings the upstream up to `now`. Says when it is to be called again though nothing calls for it.
-fn keep(upstream: &Upstream, now: Instant) -> Option<Instant> {
+/// What the keeper of an upstream remembers from one time to the next. Outlives reloads.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// When the next interval of outlier detection is over.
+    interval: Option<Instant>,
+    /// The tiers that were in panic.
+    panic: Vec<Tier>,
+}
+
+/// Brings the upstream up to `now`; `random` gives any numbers. Says when it is to be called again though nothing calls for it,
+/// and what has happened.
+pub(super) fn keep(
+    upstream: &Upstream,
+    now: Instant,
+    random: &mut dyn FnMut() -> u64,
+) -> (Option<Instant>, Vec<EventKind>) {
+    let mut kept = upstream.state.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut told = ejections::judge(upstream, kept.occasion(upstream, now), now, random);
     upstream.refresh(now);
-    upstream.roster().next()
+    let roster = upstream.roster();
+    told.extend(panic::changes(upstream.name(), &kept.panic, &roster));
+    kept.panic = roster.panic().to_vec();
+    ([roster.next(), kept.interval].into_iter().flatten().min(), told)
+}
+
+impl Kept {
+    /// Whether an interval is over. Reloads do not put it off, nor does what happens in between.
+    fn occasion(&mut self, upstream: &Upstream, now: Instant) -> Occasion {
+        let settings = upstream.config.outlier_detection.as_ref();
+        let next = settings.map(|settings| now + settings.interval);
+        if self.interval.is_some_and(|due| due <= now) {
+            self.interval = next;
+            return Occasion::Interval;
+        }
+        // It may be shorter than it was.
+        self.interval = self.interval.min(next).or(next);
+        Occasion::Between
+    }
 }

@@ -8,22 +8,26 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use crate::backend::health::{Account, Health, Verdict};
+use crate::backend::outlier::Outcome;
 use crate::backend::permits::Permits;
+use crate::backend::slow_start::Ramp;
 use crate::backend::{Backend, BackendId, BackendState, Lease, Room};
 use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
-use crate::strategy::{Candidates, Cursor, Dice, Factories, Tried};
+use crate::strategy::{Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 
 pub mod keeper;
 mod readiness;
 mod roster;
 mod limits;
+mod ejections;
+mod panic;
 pub mod window;
 pub mod retry_budget;
 pub mod backoff;
@@ -37,7 +41,9 @@ pub use limits::Limits;
 use percentile::Latencies;
 pub use readiness::Readiness;
 use retry_budget::RetryBudget;
-pub use roster::Roster;
+pub use roster::{Cursors, Roster, Seat, Source};
+
+use roster::Layout;
 
 use breaker::Breaker;
 use gradient::Gradient;
@@ -61,12 +67,18 @@ impl Upstream {
     /// Builds the pool that `config` describes on top of what is known already, which it does not change.
     pub fn build(config: Arc<UpstreamConfig>, state: Arc<UpstreamState>, factories: &Factories) -> Arc<Self> {
         let joins = state.has_backends();
-        let fresh = || first_health(&config, joins);
-        let backends = config.backends.iter();
-        let backends = backends
-            .map(|backend| Backend { weight: backend.weight, state: state.backend(&backend.address, fresh) })
-            .collect();
-        let roster = Roster::build(backends, &config, &state.cursor, factories, Instant::now());
+        let fresh = || {
+            let ramp = if joins { Ramp::joining() } else { Ramp::full() };
+            (first_health(&config, joins), ramp)
+        };
+        let backends = config.backends.iter().map(|backend| Backend {
+            weight: backend.weight,
+            place: backend.place.clone(),
+            state: state.backend(&backend.address, fresh),
+        });
+        let backends: Vec<_> = backends.collect();
+        let layout = Layout::of(&backends, &config, Instant::now());
+        let roster = Roster::build(layout, backends, &config, &state.cursors, factories);
         let roster = ArcSwap::from_pointee(roster);
         let limits = Limits::new(&config.limits, config.backends.iter().map(|backend| &backend.limits));
         if let Some(settings) = &limits.adaptive {
@@ -75,15 +87,23 @@ impl Upstream {
         Arc::new(Self { config, state, limits, factories: factories.clone(), roster, writer: Mutex::new(()) })
     }
 
-    /// Builds the roster anew from what is known of the backends at `now`, and swaps it in if other backends are ready than
-    /// before. Says whether they were. Control plane only.
+    /// Builds the roster anew from what is known of the backends at `now`, and swaps it in if it differs from the one before.
+    /// Says whether it did. Begins the slow start of those that have become ready. Control plane only.
     pub fn refresh(&self, now: Instant) -> bool {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster.load_full();
-        let backends = before.backends().to_vec();
-        let roster = Roster::build(backends, &self.config, &self.state.cursor, &self.factories, now);
-        let same = roster.has_the_same_ready(&before) && roster.next() == before.next();
+        for backend in before.backends() {
+            let readiness = Readiness::of(backend, &self.config, now);
+            // Who was never checked was never used: that is a start and no return.
+            if readiness != Readiness::Unchecked {
+                backend.state.ramp().note(readiness == Readiness::Ready, now);
+            }
+        }
+        let layout = Layout::of(before.backends(), &self.config, now);
+        let same = layout == *before.layout();
         if !same {
+            let backends = before.backends().to_vec();
+            let roster = Roster::build(layout, backends, &self.config, &self.state.cursors, &self.factories);
             self.roster.store(Arc::new(roster));
             // One that is ready again may have room.
             self.state.room.queue.widened();
@@ -115,12 +135,21 @@ impl Upstream {
             return Err(NoLease::Full);
         }
         let roster = self.roster.load();
-        let candidates = Candidates { backends: roster.ready(), hash, now, tried };
-        let index = roster.pick(&candidates, dice).ok_or(NoLease::NoBackend)?;
-        let first = &roster.ready()[index].state;
-        match self.try_lease(first) {
+        let first = roster.pick(hash, now, tried, dice).ok_or(NoLease::NoBackend)?;
+        match self.try_lease(&first.state) {
             Some(lease) => Ok(lease),
-            None => self.lease_elsewhere(&roster, first.id, &candidates, dice).ok_or(NoLease::Full),
+            None => self.lease_elsewhere(&roster, first.state.id, (hash, now, tried), dice).ok_or(NoLease::Full),
+        }
+    }
+
+    /// Notes how an attempt at one of its backends ended, for outlier detection. `took` is the time from sending the request to
+    /// the first byte of the response, or to the end of waiting for it. On the request path, by `worker` alone.
+    #[inline]
+    pub fn note(&self, backend: &BackendState, worker: usize, outcome: Outcome, took: Duration) {
+        if let Some(settings) = &self.config.outlier_detection
+            && backend.outlier.note(worker, outcome, took, settings).is_some()
+        {
+            self.state.changed.notify_one();
         }
     }
 
@@ -132,21 +161,21 @@ impl Upstream {
         &self,
         roster: &Roster,
         first: BackendId,
-        candidates: &Candidates<'_>,
+        (hash, now, tried): (Option<u64>, Instant, &Tried),
         dice: &mut Dice,
     ) -> Option<Lease> {
-        let mut full = candidates.tried.clone();
+        let mut full = tried.clone();
         full.push(first);
         while full.len() < Tried::CAPACITY {
-            let index = roster.pick(&Candidates { tried: &full, ..*candidates }, dice)?;
-            let state = &candidates.backends[index].state;
-            if let Some(lease) = self.try_lease(state) {
+            let backend = roster.pick(hash, now, &full, dice)?;
+            if let Some(lease) = self.try_lease(&backend.state) {
                 return Some(lease);
             }
-            full.push(state.id);
+            full.push(backend.state.id);
         }
-        let start = dice.below(candidates.backends.len());
-        let (before, after) = candidates.backends.split_at(start);
+        let candidates = roster.ready();
+        let start = dice.below(candidates.len().max(1));
+        let (before, after) = candidates.split_at(start.min(candidates.len()));
         let mut left = after.iter().chain(before).filter(|backend| !full.contains(backend.state.id));
         left.find_map(|backend| self.try_lease(&backend.state))
     }
@@ -180,8 +209,8 @@ pub enum NoLease {
 pub struct UpstreamState {
     /// Whose state it is.
     pub name: UpstreamName,
-    /// The place in the round.
-    pub cursor: Arc<Cursor>,
+    /// The places in the rounds.
+    pub cursors: Cursors,
     /// What it was asked and has answered, a shard per worker.
     pub metrics: Sharded<UpstreamMetrics>,
     /// How many further attempts its requests may get.
@@ -195,6 +224,8 @@ pub struct UpstreamState {
     pub breaker: Arc<Breaker>,
     /// The limit for all backends together, once one was configured.
     adaptive: OnceLock<Gradient>,
+    /// What the keeper remembers from one time to the next. Control plane only.
+    kept: Mutex<keeper::Kept>,
     shards: usize,
     /// Every backend that somebody holds: a roster, or a lease that outlives it. Control plane only.
     backends: Mutex<HashMap<Address, Weak<BackendState>>>,
@@ -205,7 +236,7 @@ impl UpstreamState {
     pub fn new(name: UpstreamName, shards: usize) -> Arc<Self> {
         Arc::new(Self {
             name,
-            cursor: Arc::default(),
+            cursors: Cursors::default(),
             metrics: Sharded::new(shards),
             retry_budget: RetryBudget::new(shards),
             hedging: OnceLock::new(),
@@ -213,20 +244,22 @@ impl UpstreamState {
             room: Arc::default(),
             breaker: Breaker::new(shards),
             adaptive: OnceLock::new(),
+            kept: Mutex::default(),
             shards,
             backends: Mutex::default(),
         })
     }
 
-    /// The state of an address: the one somebody still holds, or a new one with the health that `fresh` gives it.
-    pub fn backend(&self, address: &Address, fresh: impl FnOnce() -> Health) -> Arc<BackendState> {
+    /// The state of an address: the one somebody still holds, or a new one that begins as `fresh` says.
+    pub fn backend(&self, address: &Address, fresh: impl FnOnce() -> (Health, Ramp)) -> Arc<BackendState> {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         backends.retain(|_, state| state.strong_count() > 0);
         if let Some(state) = backends.get(address).and_then(Weak::upgrade) {
             return state;
         }
+        let (health, ramp) = fresh();
         let room = Arc::clone(&self.room);
-        let state = BackendState::with_health(self.name.clone(), address.clone(), self.shards, fresh(), room);
+        let state = BackendState::with(self.name.clone(), address.clone(), self.shards, health, ramp, room);
         backends.insert(address.clone(), Arc::downgrade(&state));
         state
     }

@@ -2,7 +2,11 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 use crate::backend::health::{LastCheck, Thresholds};
-use crate::config::{BackendConfig, BackendLimits, HealthCheckConfig, LimitsConfig, PoolConfig, Probe, StrategyConfig};
+use crate::config::{
+    BackendConfig, BackendLimits, HealthCheckConfig, LimitsConfig, OutlierConfig, Place, PoolConfig, Probe,
+    SlowStartConfig, StrategyConfig, Tier, TiersConfig,
+};
+use crate::telemetry::events::{EventKind, Events};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -18,7 +22,12 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
         strategy: StrategyConfig::RoundRobin,
         backends: backends
             .iter()
-            .map(|&it| BackendConfig { address: address(it), weight: weight(it), limits: BackendLimits::default() })
+            .map(|&it| BackendConfig {
+                address: address(it),
+                weight: weight(it),
+                place: Place::default(),
+                limits: BackendLimits::default(),
+            })
             .collect(),
         connect_timeout: S,
         retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
@@ -38,6 +47,9 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
                 initial,
             })
         }),
+        outlier_detection: Some(OutlierConfig::default()),
+        slow_start: Some(SlowStartConfig::default()),
+        tiers: TiersConfig { panic_percent: 0, ..TiersConfig::default() },
     })
 }
 
@@ -166,7 +178,7 @@ fn limits_hold_from_when_they_are_enforced_and_for_requests_of_the_snapshot_befo
 async fn the_keeper_refreshes_what_is_there_now() {
     let state = UpstreamState::new("u".into(), 1);
     let first = build(config(&[1, 2], Some(InitialHealth::Healthy)), &state);
-    let mut keepers = keeper::Keepers::default();
+    let mut keepers = keeper::Keepers::new(Events::default());
     keepers.follow(std::slice::from_ref(&first));
     check(&first, 0, false);
     state.changed.notify_one();
@@ -192,4 +204,157 @@ async fn until(condition: impl Fn() -> bool) {
         tokio::task::yield_now().await;
     }
     panic!("it does not come to that");
+}
+
+/// An upstream that is judged, without checks.
+fn judged(backends: &[u8]) -> Arc<Upstream> {
+    build(config(backends, None), &UpstreamState::new("u".into(), 1))
+}
+
+fn note(upstream: &Upstream, place: usize, outcome: Outcome, times: usize) {
+    for _ in 0..times {
+        upstream.note(&upstream.roster().backends()[place].state, 0, outcome, Duration::from_millis(1));
+    }
+}
+
+fn percents(upstream: &Upstream) -> Vec<u8> {
+    upstream.roster().seats().iter().map(|seat| seat.percent.get()).collect()
+}
+
+/// An ejection from the first failure to the full weight, at the keeper's own times: it is never called in between.
+#[test]
+fn the_keeper_ejects_takes_back_and_warms_up_when_it_is_due() {
+    let upstream = judged(&[1, 2]);
+    let start = Instant::now();
+    let keep = |now| keeper::keep(&upstream, now, &mut || u64::MAX / 2);
+    let (due, told) = keep(start);
+    assert_eq!((due, told), (Some(start + 2 * S), vec![]), "the first interval");
+    note(&upstream, 1, Outcome::Gateway, 5);
+    let (mut due, told) = keep(start + S);
+    let [EventKind::Ejected { times: 1, reason: "gateway_errors", lasts: Some(lasts), .. }] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert!(lasts.abs_diff(30 * S) < S, "{lasts:?}");
+    assert_eq!((ready(&upstream), due), (vec!["10.0.0.1:9001".to_owned()], Some(start + 2 * S)));
+    note(&upstream, 1, Outcome::Gateway, 5);
+
+    let (mut told, mut steps, mut calls) = (Vec::new(), vec![percents(&upstream)[1]], 0);
+    let mut now = start + S;
+    while now < start + 70 * S {
+        assert!(due.unwrap() > now, "it would spin");
+        now = due.unwrap();
+        let (next, events) = keep(now);
+        due = next;
+        told.extend(events.into_iter().map(|event| (event, now)));
+        if *steps.last().unwrap() != percents(&upstream)[1] {
+            steps.push(percents(&upstream)[1]);
+        }
+        calls += 1;
+    }
+    let [(EventKind::Unejected { .. }, back)] = &told[..] else { panic!("{told:?}") };
+    assert!((*back - start).abs_diff(31 * S) < S, "{:?}", *back - start);
+    assert_eq!((steps[0], steps[1], steps.last(), percents(&upstream)[0]), (100, 10, Some(&100), 100));
+    assert!(steps[1..].is_sorted() && steps.len() > 25, "{steps:?}");
+    assert!(calls < 80, "{calls}");
+}
+
+#[test]
+fn an_ejection_by_hand_is_no_matter_of_panic_and_ends_by_hand_or_in_its_time() {
+    let upstream = judged(&[1, 2]);
+    let (start, mut dice) = (Instant::now(), Dice::seeded(1));
+    let outlier = |place: usize| Arc::clone(&upstream.roster().backends()[place].state);
+    let keep = |now| keeper::keep(&upstream, now, &mut || 0).1;
+    keep(start);
+    outlier(0).outlier.eject_by_hand(start, Some(start + 5 * S));
+    outlier(1).outlier.eject_by_hand(start, None);
+    keep(start);
+    assert!(upstream.lease(None, start, &Tried::default(), &mut dice).is_err(), "an operator wants it so");
+    assert_eq!(keep(start + 5 * S).len(), 1);
+    assert_eq!(ready(&upstream), ["10.0.0.1:9001"]);
+    assert!(keep(start + 500 * S).is_empty());
+    assert!(outlier(1).outlier.take_back().is_some());
+    keep(start + 501 * S);
+    assert_eq!(percents(&upstream), [100, 10]);
+}
+
+/// An upstream of the given members, (priority, weight), in panic below half.
+fn tiered(members: &[(Tier, u16)]) -> Arc<Upstream> {
+    let mut config = (*config(&[1, 2, 3, 4, 5, 6][..members.len()], Some(InitialHealth::Healthy))).clone();
+    config.strategy = StrategyConfig::WeightedRoundRobin;
+    config.tiers = TiersConfig::default();
+    for (backend, &(tier, weight)) in config.backends.iter_mut().zip(members) {
+        backend.place.tier = tier;
+        backend.weight = weight;
+    }
+    build(Arc::new(config), &UpstreamState::new("u".into(), 1))
+}
+
+/// In panic a first attempt may go to anybody in doubt; a second one goes to who is ready as long as there is one untried.
+#[test]
+fn retries_in_panic_go_to_the_ready_first() {
+    let upstream = tiered(&[(Tier::Priority(0), 1); 5]);
+    for place in [0, 1, 2] {
+        check(&upstream, place, false);
+    }
+    let now = Instant::now();
+    upstream.refresh(now);
+    assert_eq!(upstream.roster().panic(), [Tier::Priority(0)]);
+    let mut dice = Dice::seeded(3);
+    let first = |dice: &mut Dice| upstream.lease(None, now, &Tried::default(), dice).unwrap().backend().id.slot;
+    let firsts: std::collections::BTreeSet<_> = (0..50).map(|_| first(&mut dice)).collect();
+    assert_eq!(firsts.len(), 5);
+    for _ in 0..50 {
+        let mut tried = Tried::default();
+        let mut order = Vec::new();
+        while let Ok(lease) = upstream.lease(None, now, &tried, &mut dice) {
+            tried.push(lease.backend().id);
+            let place = upstream.roster().backends().iter().position(|it| it.state.id == lease.backend().id).unwrap();
+            order.push(place);
+        }
+        assert_eq!(order.len(), 5, "in the end all are tried: {order:?}");
+        let ready_after_first = order[1..].iter().take_while(|&&place| place >= 3).count();
+        assert_eq!(ready_after_first, if order[0] >= 3 { 1 } else { 2 }, "{order:?}");
+    }
+}
+
+#[test]
+fn panic_is_told_once_when_it_begins_and_when_it_ends() {
+    let upstream = tiered(&[(Tier::Priority(0), 1), (Tier::Priority(0), 1), (Tier::Priority(0), 1), (Tier::Backup, 1)]);
+    let now = Instant::now();
+    let told = || {
+        let (_, told) = keeper::keep(&upstream, now, &mut || 0);
+        let line = |event| match event {
+            EventKind::Panic { tier, on, evidence, .. } => format!("{tier} {on} {evidence}"),
+            other => panic!("{other:?}"),
+        };
+        told.into_iter().map(line).collect::<Vec<_>>()
+    };
+    assert!(told().is_empty());
+    check(&upstream, 0, false);
+    check(&upstream, 1, false);
+    assert!(told().is_empty(), "the backup bears the rest");
+    check(&upstream, 3, false);
+    let expected = ["0 true 1 of 3 backends ready, 3 picked from", "backup true 0 of 1 backends ready, 1 picked from"];
+    assert_eq!(told(), expected);
+    assert!(told().is_empty());
+    check(&upstream, 3, true);
+    check(&upstream, 0, true);
+    let expected =
+        ["0 false 2 of 3 backends ready, 2 picked from", "backup false 1 of 1 backends ready, 1 picked from"];
+    assert_eq!(told(), expected);
+}
+
+#[test]
+fn each_tier_has_a_round_of_its_own_and_the_first_has_that_of_the_upstream() {
+    let upstream = tiered(&[(Tier::Priority(0), 1), (Tier::Priority(0), 1), (Tier::Backup, 1)]);
+    let (now, mut dice) = (Instant::now(), Dice::seeded(1));
+    for _ in 0..5 {
+        upstream.lease(None, now, &Tried::default(), &mut dice).unwrap();
+    }
+    assert_eq!(upstream.state.cursors.first().position(), 5);
+    check(&upstream, 0, false);
+    check(&upstream, 1, false);
+    upstream.refresh(now);
+    upstream.lease(None, now, &Tried::default(), &mut dice).unwrap();
+    assert_eq!(upstream.state.cursors.first().position(), 5, "the backup is not of that round");
 }

@@ -374,12 +374,15 @@ async fn one_that_joins_waits_for_its_first_check() {
 }
 
 #[tokio::test]
-async fn where_all_are_unhealthy_requests_are_answered_503() {
+async fn where_all_are_unhealthy_they_are_asked_all_the_same_unless_panic_is_off() {
     let (a, status) = steered("a");
-    let proxy = TestProxy::with_config(checked(&[&a], "path = \"/health\"")).await;
+    let text = checked(&[&a], "path = \"/health\"");
+    let proxy = TestProxy::with_config(text.clone()).await;
     assert_eq!(proxy.get("/").await.status(), 200);
     status.store(500, SeqCst);
     ready_are(&proxy, &[]).await;
+    assert_eq!(proxy.get("/").await.status(), 200, "checks may err");
+    proxy.apply(text.replace("retries = 0", "retries = 0\npanic_threshold = 0")).await.unwrap();
     assert_eq!(proxy.get("/").await.status(), 503);
     status.store(200, SeqCst);
     ready_are(&proxy, &[&a]).await;

@@ -25,6 +25,8 @@ async fn idempotent_requests_see_nothing_of_a_killed_backend() {
             [upstream.u]
             strategy = "{strategy}"
             backends = {}
+            # Who is ejected meanwhile is to be back before the test loses patience.
+            outlier_detection = {{ ejection_time = "200ms", ejection_time_max = "200ms" }}
             "#,
             backends(&[a, b, c])
         ))

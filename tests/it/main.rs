@@ -19,6 +19,8 @@ mod large;
 mod layering;
 mod limits;
 mod overload;
+mod outliers;
+mod picking;
 mod process;
 mod queue;
 mod reload_under_load;

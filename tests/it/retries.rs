@@ -142,7 +142,9 @@ async fn nothing_is_sent_again_once_there_is_an_answer() {
 #[tokio::test]
 async fn a_backend_that_is_killed_and_comes_back() {
     let (mut a, b) = (TestBackend::ok("a"), TestBackend::ok("b"));
-    let proxy = TestProxy::over(&[&a, &b]).await;
+    // It would be ejected, and come back little by little.
+    let keys = Keys { upstream: "outlier_detection = { enabled = false }", ..Keys::default() };
+    let proxy = TestProxy::with_keys(&[&a, &b], keys).await;
     let mut client = proxy.client().await;
     for _ in 0..10 {
         assert_eq!(client.get("/").await.status(), 200);

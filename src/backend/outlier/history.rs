@@ -44,6 +44,16 @@ pub enum By {
     Hand,
 }
 
+impl By {
+    /// As events and the admin address say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Detection => "detection",
+            Self::Hand => "hand",
+        }
+    }
+}
+
 /// Why a backend was ejected, with the evidence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reason {
@@ -85,6 +95,29 @@ pub enum Reason {
     },
     /// An operator wanted it.
     Hand,
+}
+
+impl Reason {
+    /// What kinds of them are called in metrics and events.
+    pub const KINDS: [&str; 6] =
+        ["gateway_errors", "local_errors", "failure_rate", "success_rate", "latency", "by_hand"];
+
+    /// Its kind's place in [`Reason::KINDS`].
+    pub fn kind(&self) -> usize {
+        match self {
+            Self::Streak { streak: Streak::Gateway, .. } => 0,
+            Self::Streak { streak: Streak::Local, .. } => 1,
+            Self::FailureRate { .. } => 2,
+            Self::SuccessRate { .. } => 3,
+            Self::Latency { .. } => 4,
+            Self::Hand => 5,
+        }
+    }
+
+    /// Its kind's name.
+    pub fn as_str(&self) -> &'static str {
+        Self::KINDS[self.kind()]
+    }
 }
 
 impl fmt::Display for Reason {
@@ -141,6 +174,13 @@ impl History {
     /// Ejections by detection that are not forgiven yet: what the length of the next one depends on.
     pub fn times(&self) -> u32 {
         self.times
+    }
+
+    /// The geometric mean of the latencies noted within the window; `None` where there were none.
+    pub fn typical_latency(&self) -> Option<Duration> {
+        let (timed, logs) =
+            self.window.iter().fold((0, 0.0), |(timed, logs), slot| (timed + slot.timed, logs + slot.logs));
+        (timed > 0).then(|| Duration::from_secs_f64((logs / timed as f64).exp2() * 1e-6))
     }
 
     /// Ejects it at the wish of an operator, who may also take the last one: until `until`, or until [`History::take_back`].

@@ -8,9 +8,9 @@
 //! Ejection does not depend on health checks, in either direction: a backend that passes its check while its requests fail
 //! stays ejected for its time.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::telemetry::metrics::{Counter, Sharded};
 
@@ -81,6 +81,7 @@ pub struct Outlier {
     gateway: AtomicU32,
     local: AtomicU32,
     traffic: Sharded<Traffic>,
+    ejections: [AtomicU64; Reason::KINDS.len()],
     /// Control plane only.
     history: Mutex<History>,
 }
@@ -92,6 +93,7 @@ impl Outlier {
             gateway: AtomicU32::new(0),
             local: AtomicU32::new(0),
             traffic: Sharded::new(shards),
+            ejections: Default::default(),
             history: Mutex::default(),
         }
     }
@@ -154,6 +156,30 @@ impl Outlier {
             totals.squares = totals.squares.wrapping_add(traffic.squares.get());
         }
         totals
+    }
+
+    /// Ejects it at the wish of an operator, until `until` or until it is taken back. The keeper is to be woken then.
+    pub fn eject_by_hand(&self, now: Instant, until: Option<Instant>) {
+        self.history().eject_by_hand(now, until);
+        self.was_ejected(&Reason::Hand);
+    }
+
+    /// Ends the ejection, whoever did it; returns what it was. The keeper is to be woken then.
+    pub fn take_back(&self) -> Option<Ejection> {
+        let ejection = self.history().take_back();
+        self.forget_streaks();
+        ejection
+    }
+
+    /// To be called with each ejection: counts it, and what has led to it does not count again.
+    pub fn was_ejected(&self, reason: &Reason) {
+        self.ejections[reason.kind()].fetch_add(1, Relaxed);
+        self.forget_streaks();
+    }
+
+    /// Ejections since the start, by [`Reason::KINDS`].
+    pub fn ejections(&self) -> [u64; Reason::KINDS.len()] {
+        std::array::from_fn(|kind| self.ejections[kind].load(Relaxed))
     }
 
     /// What was decided so far, to read or to decide on. A lock, for the control plane only.

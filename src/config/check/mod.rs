@@ -26,6 +26,7 @@ mod upstream;
 mod retries;
 mod health_check;
 mod limits;
+mod picking;
 mod value;
 
 /// The names that a configuration may use beside isobar's own.
@@ -131,13 +132,15 @@ fn check(root: &Spanned<DeValue<'_>>, report: &Report<'_>, env: &Env<'_>, vocabu
     let check = Check { report, vocabulary };
     let admin = process::admin(&check, &file.admin);
     let listeners = listener::listeners(&check, &file.listener, admin);
-    let upstreams = upstream::upstreams(&check, &file, &listeners);
+    let zone = picking::zone(&check, &file.zone);
+    let upstreams = upstream::upstreams(&check, &file, &listeners, zone.as_ref());
     let routes = route::routes(&check, &file, &listeners, &upstreams);
     Config {
         workers: process::workers(&check, &file.workers),
         shutdown_grace: value::duration(&check, &file.shutdown_grace, "30s"),
         drain_limit: value::duration(&check, &file.drain_limit, "60s"),
         admin,
+        zone,
         log: process::log(&check, &file.log),
         access_log: process::access_log(&check, &file.access_log),
         overload: limits::overload(&check, &file.overload),

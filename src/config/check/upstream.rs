@@ -8,6 +8,7 @@ use super::Check;
 use super::health_check::health_check;
 use super::limits::{backend_limits, limits, upstream_limits};
 use super::listener::reaches;
+use super::picking;
 use super::retries::{retries, retry_budget};
 use super::value::{name, number, timeout};
 use crate::config::error::Problem;
@@ -15,14 +16,20 @@ use crate::config::field::{Entry, Field};
 use crate::config::raw;
 use crate::config::report::{Place, quote};
 use crate::config::{
-    Address, BackendConfig, BackendLimits, ListenerConfig, PoolConfig, StrategyConfig, UpstreamConfig, UpstreamName,
+    self, Address, BackendConfig, BackendLimits, ListenerConfig, PoolConfig, StrategyConfig, UpstreamConfig,
+    UpstreamName,
 };
 
 /// The upstreams, sorted by name.
-pub(super) fn upstreams(check: &Check<'_>, file: &raw::File, listeners: &[ListenerConfig]) -> Vec<UpstreamConfig> {
+pub(super) fn upstreams(
+    check: &Check<'_>,
+    file: &raw::File,
+    listeners: &[ListenerConfig],
+    zone: Option<&Arc<str>>,
+) -> Vec<UpstreamConfig> {
     warn_of_unused(check, file);
     let entries = file.upstream.entries().iter();
-    let mut upstreams: Vec<_> = entries.filter_map(|entry| upstream(check, entry, listeners)).collect();
+    let mut upstreams: Vec<_> = entries.filter_map(|entry| upstream(check, entry, listeners, zone)).collect();
     upstreams.sort_by(|a, b| a.name.cmp(&b.name));
     upstreams
 }
@@ -47,13 +54,19 @@ fn warn_of_unused(check: &Check<'_>, file: &raw::File) {
     }
 }
 
-fn upstream(check: &Check<'_>, entry: &Entry<raw::Upstream>, listeners: &[ListenerConfig]) -> Option<UpstreamConfig> {
+fn upstream(
+    check: &Check<'_>,
+    entry: &Entry<raw::Upstream>,
+    listeners: &[ListenerConfig],
+    zone: Option<&Arc<str>>,
+) -> Option<UpstreamConfig> {
     let upstream_name = name(check, entry.place, &entry.name).map(UpstreamName::from);
     let raw = entry.value.value()?;
     let strategy = strategy(check, &raw.strategy);
     let defaults = upstream_limits(check, raw);
     let backends = backends(check, entry.place, raw, &strategy, defaults, listeners);
     let limits = limits(check, raw, defaults, &backends);
+    let tiers = picking::tiers(check, raw, &backends, zone);
     Some(UpstreamConfig {
         name: upstream_name?,
         strategy,
@@ -64,6 +77,9 @@ fn upstream(check: &Check<'_>, entry: &Entry<raw::Upstream>, listeners: &[Listen
         retry_budget: retry_budget(check, &raw.retry_budget),
         pool: pool(check, &raw.pool),
         health_check: health_check(check, &raw.health_check),
+        outlier_detection: picking::outlier_detection(check, &raw.outlier_detection),
+        slow_start: picking::slow_start(check, &raw.slow_start),
+        tiers,
     })
 }
 
@@ -140,7 +156,7 @@ fn backend(
     match raw {
         raw::Backend::String(text) => {
             let address = address(check, place, text)?;
-            Some((place, BackendConfig { address, weight: 1, limits: defaults }))
+            Some((place, BackendConfig { address, weight: 1, place: config::Place::default(), limits: defaults }))
         }
         raw::Backend::Table(table) => {
             let weight = weight(check, &table.weight, strategy);
@@ -149,8 +165,9 @@ fn backend(
                 let problem = Problem::error("a backend needs an address").expected("the like of \"10.0.0.1:9001\"");
                 check.report.add_missing(place, "address", problem);
             }
+            let stands = picking::place(check, table);
             let (place, text) = table.address.given()?;
-            Some((place, BackendConfig { address: address(check, place, text)?, weight, limits }))
+            Some((place, BackendConfig { address: address(check, place, text)?, weight, place: stands, limits }))
         }
     }
 }

@@ -23,7 +23,7 @@ use std::time::Instant;
 use super::load::Load;
 use super::{Candidates, Dice, Factory, Strategy, Tried};
 use crate::backend::{Backend, BackendState, Lease};
-use crate::config::Address;
+use crate::config::{Address, Place};
 
 #[cfg(test)]
 mod broken;
@@ -89,7 +89,7 @@ pub fn check(factory: &Factory, rules: &[Rule]) {
 pub fn backends(weights: &[u16]) -> Vec<Backend> {
     let backend = |(index, &weight): (usize, &u16)| {
         let address = Address::Name("backend.invalid".into(), index as u16);
-        Backend { weight, state: BackendState::new("conformance".into(), address, 1) }
+        Backend { weight, place: Place::default(), state: BackendState::new("conformance".into(), address, 1) }
     };
     weights.iter().enumerate().map(backend).collect()
 }
@@ -352,7 +352,7 @@ struct Told<'a> {
 impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} backends", self.list.len())?;
-        for (index, Backend { weight, state }) in self.list.iter().enumerate() {
+        for (index, Backend { weight, state, .. }) in self.list.iter().enumerate() {
             write!(f, ", {index}: weight {weight}, {} in flight", state.in_flight())?;
             if self.tried.contains(state.id) {
                 write!(f, ", tried")?;

@@ -14,7 +14,9 @@
 //!    takes its part of their sum.
 //! 3. Only then, and only in a tier of which less than half is ready, there is panic: readiness is ignored, for sending all to
 //!    the few that are left would take these down as well, and checks err. If nothing is ready in any tier, all are in
-//!    panic and the first takes everything. A threshold of 0 switches panic off.
+//!    panic and the first takes everything. A threshold of 0 switches panic off. Whom checks cannot even connect to is offered
+//!    only if there is nobody else at all: panic doubts verdicts, and that one is not in doubt. So when all but one of a few
+//!    machines die, requests do not go looking for the dead.
 //! 4. Within a tier that is not in panic and has enough ready backends in several zones, requests stay in the proxy's zone:
 //!    all of them if the zone's part of the ready weight (u) is at least the part of the load that arises in it (d), else
 //!    u / d of them; the rest goes to the other zones by what they have left when they have served their own. Nobody tells
@@ -30,42 +32,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// How backends are sorted. Comes from the upstream's configuration.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// How much a tier can bear more than it must, in percent of the latter. 140, as Envoy has it; not below 100.
-    pub overprovisioning_percent: u32,
-    /// Below which part of ready backends a tier is in panic, in percent. 50, as Envoy has it; 0 is never.
-    pub panic_percent: u32,
-    /// Prefer backends of the proxy's zone. Not by default.
-    pub zones: Option<Zones>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { overprovisioning_percent: 140, panic_percent: 50, zones: None }
-    }
-}
-
-/// Preference of the proxy's own zone.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Zones {
-    /// Where this process is.
-    pub local: Arc<str>,
-    /// The part of all load that arises in each zone, in any unit, where it is known. A zone that is not named brings none. Empty
-    /// means: the same in each zone that has backends.
-    pub load: BTreeMap<Arc<str>, u32>,
-    /// Ready backends of a tier that it takes. 6, as Envoy has it: with fewer, a zone of one or two would go up and down with
-    /// each of them.
-    pub backends_min: usize,
-}
-
-impl Zones {
-    /// Prefers `local`, the load being the same in all zones.
-    pub fn new(local: impl Into<Arc<str>>) -> Self {
-        Self { local: local.into(), load: BTreeMap::new(), backends_min: 6 }
-    }
-}
+pub use crate::config::{TiersConfig as Settings, ZonesConfig as Zones};
 
 /// What is to be known of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +56,8 @@ pub enum Standing {
     Ready,
     /// Unhealthy or ejected: only in panic.
     Unready,
+    /// Its checks cannot even connect: only when there is nobody else at all.
+    Unreachable,
     /// Weight 0, drained or disabled by hand: never, and its tier is counted without it. Somebody wants it so.
     Out,
 }
@@ -173,12 +142,18 @@ pub fn plan(members: &[Member], settings: &Settings) -> Plan {
     let enough = healths.iter().sum::<u64>() >= WHOLE;
     let nobody = healths.iter().all(|&health| health == 0);
     let (mut sets, mut panic, mut ready) = (Vec::new(), Vec::new(), Vec::new());
-    for (place, (tier, load)) in tiers.iter().zip(loads).enumerate() {
+    let reachable = |&index: &usize| members[index].standing != Standing::Unreachable;
+    let lost = !tiers.iter().flat_map(|tier| &tier.members).any(reachable);
+    for (tier, load) in tiers.iter().zip(loads) {
         let in_panic = !enough && tier.ready * 100 < tier.weight * u64::from(settings.panic_percent.min(100));
         if in_panic {
             panic.push(tier.key.priority());
-            let share = if nobody && place == 0 { WHOLE } else { load };
-            sets.push(Set { members: tier.members.clone(), tier: tier.key.priority(), zone: None, share });
+            let offered: Vec<_> = tier.members.iter().copied().filter(|index| lost || reachable(index)).collect();
+            if !offered.is_empty() {
+                // Of nobody's health no part is more than another's: then the first of these has everything.
+                let share = if nobody && sets.is_empty() { WHOLE } else { load };
+                sets.push(Set { members: offered, tier: tier.key.priority(), zone: None, share });
+            }
         } else if tier.ready > 0 {
             sets.extend(split(members, tier, load, settings));
         }

@@ -118,6 +118,24 @@ fn in_panic_readiness_is_ignored_and_retries_go_to_the_ready() {
 }
 
 #[test]
+fn panic_does_not_go_looking_for_the_dead() {
+    let mut members = vec![member(0, Standing::Unreachable); 3];
+    members[1].standing = Standing::Ready;
+    let offered = |members: &[Member]| {
+        let plan = plan(members, &Settings::default());
+        let sets = plan.sets.iter().map(|set| (set.members.clone(), set.share)).collect::<Vec<_>>();
+        (sets, !plan.panic.is_empty())
+    };
+    assert_eq!(offered(&members), (vec![(vec![1], WHOLE)], true), "one of three is left");
+    members[1].standing = Standing::Unready;
+    assert_eq!(offered(&members), (vec![(vec![1], WHOLE)], true), "who answers wrongly is more than who is gone");
+    members[1].standing = Standing::Unreachable;
+    assert_eq!(offered(&members), (vec![(vec![0, 1, 2], WHOLE)], true), "nothing else is left");
+    members.push(member(1, Standing::Unready));
+    assert_eq!(offered(&members), (vec![(vec![3], WHOLE)], true), "in a later tier as well");
+}
+
+#[test]
 fn half_is_no_panic_yet() {
     let panic = |ready| !plan(&percents(&[ready]), &Settings::default()).panic.is_empty();
     assert_eq!([49, 50, 51].map(panic), [true, false, false]);
@@ -229,7 +247,8 @@ fn draws_follow_the_shares() {
 }
 
 fn any_members() -> impl proptest::strategy::Strategy<Value = Vec<Member>> {
-    let standing = prop::sample::select(vec![Standing::Ready, Standing::Ready, Standing::Unready, Standing::Out]);
+    use Standing::{Out, Ready, Unreachable, Unready};
+    let standing = prop::sample::select(vec![Ready, Ready, Unready, Unreachable, Out]);
     let zone = prop::sample::select(vec![None, Some("a"), Some("b"), Some("c")]);
     let member = (standing, 0u16..20, 0u16..3, prop::bool::weighted(0.2), zone);
     let make = |(standing, weight, priority, backup, zone): (Standing, u16, u16, bool, Option<&str>)| Member {
@@ -252,6 +271,8 @@ proptest! {
     #[test]
     fn nothing_is_lost(members in any_members(), panic in 0u32..=100, zones in prop::bool::ANY) {
         let plan = plan(&members, &settings(panic, zones));
+        let counted = |member: &&Member| member.standing != Standing::Out && member.weight > 0;
+        let lost = members.iter().filter(counted).all(|member| member.standing == Standing::Unreachable);
         let total: u64 = plan.sets.iter().map(|set| set.share).sum();
         prop_assert_eq!(total, if plan.sets.is_empty() { 0 } else { WHOLE });
         for (index, member) in members.iter().enumerate() {
@@ -262,6 +283,7 @@ proptest! {
                 _ if member.weight == 0 => false,
                 Standing::Ready => true,
                 Standing::Unready => plan.panic.contains(&tier),
+                Standing::Unreachable => plan.panic.contains(&tier) && lost,
             };
             prop_assert_eq!(sets, usize::from(expected), "backend {} of {:?}", index, plan);
         }

@@ -1,0 +1,216 @@
+//! What decides who is picked, beside the strategy: as `/upstreams` shows it, and as `/config` does.
+
+use std::time::{Instant, SystemTime};
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+use super::config::{Entries, Shown};
+use crate::backend::Backend;
+use crate::backend::outlier::Ejection;
+use crate::config::{OutlierConfig, Place, SlowStartConfig, Tier, ZonesConfig};
+use crate::telemetry::calendar::rfc3339;
+use crate::upstream::{Roster, Seat, Source};
+
+/// Where the requests of an upstream go to.
+#[derive(Debug, Serialize)]
+pub(super) struct SetView {
+    /// A priority, or `backup`.
+    tier: String,
+    /// `null` where zones are not told apart.
+    zone: Option<String>,
+    /// The part of the load that it gets, from 0 to 1.
+    share: f64,
+    backends: Vec<MemberView>,
+}
+
+#[derive(Debug, Serialize)]
+struct MemberView {
+    address: String,
+    /// The weight that the strategy goes by; comparable within the set only.
+    weight: u16,
+}
+
+/// What decides whether and how often a backend is picked.
+#[derive(Debug, Serialize)]
+pub(super) struct StandingView {
+    tier: String,
+    zone: Option<String>,
+    /// What counts of its weight now.
+    effective_weight: f64,
+    /// What it has of its weight: 100 but in slow start.
+    slow_start_percent: u8,
+    /// `null` where it is not ejected.
+    ejection: Option<EjectionView>,
+    /// Ejections that are not forgiven: the next one lasts longer by each.
+    times_ejected: u32,
+    /// Failures in succession.
+    streaks: StreaksView,
+    /// The geometric mean of its latest latencies to first byte; `null` where there were none.
+    latency_ms: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct EjectionView {
+    since: String,
+    /// `null` where somebody has to take it back.
+    until: Option<String>,
+    /// `detection` or `hand`.
+    by: &'static str,
+    reason: &'static str,
+    evidence: String,
+}
+
+#[derive(Debug, Serialize)]
+struct StreaksView {
+    gateway_errors: u32,
+    local_errors: u32,
+}
+
+/// The sets of a roster, in the order in which they are tried.
+pub(super) fn sets(roster: &Roster) -> Vec<SetView> {
+    let set = |source: Source<'_>| {
+        let member = |it: &Backend| MemberView { address: it.state.address.to_string(), weight: it.weight };
+        SetView {
+            tier: source.place.tier.to_string(),
+            zone: source.place.zone.as_deref().map(str::to_owned),
+            share: source.share,
+            backends: source.backends.iter().map(member).collect(),
+        }
+    };
+    roster.sources().map(set).collect()
+}
+
+impl StandingView {
+    /// A backend as it is at `now`.
+    pub(super) fn of(backend: &Backend, seat: &Seat, now: Instant) -> Self {
+        let outlier = &backend.state.outlier;
+        let streaks = outlier.streaks();
+        let history = outlier.history();
+        Self {
+            tier: backend.place.tier.to_string(),
+            zone: backend.place.zone.as_deref().map(str::to_owned),
+            effective_weight: seat.effective_weight(),
+            slow_start_percent: seat.percent.get(),
+            ejection: history.ejection().map(|ejection| EjectionView::of(ejection, now)),
+            times_ejected: history.times(),
+            streaks: StreaksView { gateway_errors: streaks.gateway, local_errors: streaks.local },
+            latency_ms: history.typical_latency().map(|latency| latency.as_micros() as f64 / 1e3),
+        }
+    }
+}
+
+impl EjectionView {
+    fn of(ejection: &Ejection, now: Instant) -> Self {
+        let clock = SystemTime::now();
+        let at = |instant: Instant| {
+            let ahead = clock + instant.saturating_duration_since(now);
+            rfc3339(ahead - now.saturating_duration_since(instant))
+        };
+        Self {
+            since: at(ejection.since),
+            until: ejection.until.map(at),
+            by: ejection.by.as_str(),
+            reason: ejection.reason.as_str(),
+            evidence: ejection.reason.to_string(),
+        }
+    }
+}
+
+impl Serialize for Shown<&OutlierConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let OutlierConfig {
+            consecutive_gateway,
+            consecutive_local,
+            count_server_errors,
+            interval,
+            window,
+            failure_rate,
+            failure_volume,
+            success_deviations,
+            success_gap,
+            success_volume,
+            success_intervals,
+            latency_deviations,
+            latency_ratio,
+            latency_excess,
+            latency_volume,
+            latency_intervals,
+            hosts,
+            base,
+            longest,
+            jitter,
+            forgive,
+            max_ejected_percent,
+        } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        map.serialize_entry("consecutive_gateway_errors", consecutive_gateway)?;
+        map.serialize_entry("consecutive_local_errors", consecutive_local)?;
+        map.serialize_entry("count_server_errors", count_server_errors)?;
+        map.serialize_entry("interval", &Shown(*interval))?;
+        map.serialize_entry("window", &Shown(*window))?;
+        map.serialize_entry("failure_percent", &percent(*failure_rate))?;
+        map.serialize_entry("failure_volume", failure_volume)?;
+        map.serialize_entry("success_deviations", success_deviations)?;
+        map.serialize_entry("success_gap_percent", &percent(*success_gap))?;
+        map.serialize_entry("success_volume", success_volume)?;
+        map.serialize_entry("success_intervals", success_intervals)?;
+        map.serialize_entry("latency_deviations", latency_deviations)?;
+        map.serialize_entry("latency_ratio", latency_ratio)?;
+        map.serialize_entry("latency_excess", &Shown(*latency_excess))?;
+        map.serialize_entry("latency_volume", latency_volume)?;
+        map.serialize_entry("latency_intervals", latency_intervals)?;
+        map.serialize_entry("backends_min", hosts)?;
+        map.serialize_entry("ejection_time", &Shown(*base))?;
+        map.serialize_entry("ejection_time_max", &Shown(*longest))?;
+        map.serialize_entry("jitter_percent", &percent(*jitter))?;
+        map.serialize_entry("forgive_after", &Shown(*forgive))?;
+        map.serialize_entry("max_ejected_percent", max_ejected_percent)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&SlowStartConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let SlowStartConfig { window, aggression, minimum } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        map.serialize_entry("window", &Shown(*window))?;
+        map.serialize_entry("aggression", aggression)?;
+        map.serialize_entry("minimum_percent", &percent(*minimum))?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&ZonesConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The zone of the process stands at the top of the file.
+        let ZonesConfig { local: _, load, backends_min } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        map.serialize_entry("backends_min", backends_min)?;
+        if !load.is_empty() {
+            let load = load.iter().map(|(zone, part)| (zone.to_string(), *part));
+            map.serialize_entry("load", &Entries(load.collect()))?;
+        }
+        map.end()
+    }
+}
+
+/// The keys of a backend that say where it stands; those that the file need not have are left out.
+pub(super) fn place_keys<M: SerializeMap>(map: &mut M, place: &Place) -> Result<(), M::Error> {
+    match place.tier {
+        Tier::Priority(0) => {}
+        Tier::Priority(priority) => map.serialize_entry("priority", &priority)?,
+        Tier::Backup => map.serialize_entry("backup", &true)?,
+    }
+    match &place.zone {
+        Some(zone) => map.serialize_entry("zone", &**zone),
+        None => Ok(()),
+    }
+}
+
+fn percent(part: f64) -> u32 {
+    (part * 100.0).round() as u32
+}
