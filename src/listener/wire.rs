@@ -536,6 +536,7 @@ impl Source for Wire {
             self.watch.wake();
         }
     }
+        self.go_on();
 }
 
 impl ClientSide for Wire {
