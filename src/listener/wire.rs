@@ -202,8 +202,13 @@ impl Wire {
     /// is for later, which is kept.
     pub fn poll_ahead(&self, cx: &mut Context<'_>) -> Poll<()> {
         let guard = self.guard.borrow();
-        if !self.busy.get() || guard.mid_body() {
+        if !self.busy.get() {
             return Poll::Pending;
+        }
+        if guard.mid_body() {
+            // Who reads the body has found out that the client is gone. What is refused is told when the response is over.
+            let gone = matches!(*self.body.borrow(), Upload::Broken) && guard.refusal().is_none();
+            return if gone { Poll::Ready(()) } else { Poll::Pending };
         }
         let refused = guard.refusal().is_some();
         let mut held = self.held.borrow_mut();
@@ -531,12 +536,13 @@ impl Source for Wire {
 
     fn want(&self, wanted: bool) {
         self.wanted.set(wanted);
-        if !wanted && !self.busy.get() {
-            // The connection waits for nothing else.
+        self.go_on();
+        // Once the response has begun it is another task that reads the body. From here on the connection's own has to look
+        // whether the client goes; or it waits for nothing else, if the exchange is over.
+        if !wanted && (!self.busy.get() || self.watch.phase() == Phase::Body) {
             self.watch.wake();
         }
     }
-        self.go_on();
 }
 
 impl ClientSide for Wire {
