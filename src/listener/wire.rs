@@ -247,6 +247,9 @@ impl Wire {
     pub fn poll_respond(&self, cx: &mut Context<'_>, body: &mut Body, terms: Terms) -> Poll<io::Result<()>> {
         let out = &mut *self.out.borrow_mut();
         let mut over = out.framing == Framing::None;
+        if over {
+            body.leave_out();
+        }
         loop {
             let mut waiting = false;
             let mut pours = !over && matches!(out.framing, Framing::Length(_)) && self.pours_from(body);
@@ -533,10 +536,10 @@ impl Source for Wire {
         *body = Upload::Broken;
         Poll::Ready(Err(broken))
     }
+        self.go_on();
 
     fn want(&self, wanted: bool) {
         self.wanted.set(wanted);
-        self.go_on();
         // Once the response has begun it is another task that reads the body. From here on the connection's own has to look
         // whether the client goes; or it waits for nothing else, if the exchange is over.
         if !wanted && (!self.busy.get() || self.watch.phase() == Phase::Body) {
