@@ -271,7 +271,16 @@ impl Wire {
                             out.end(trailers.as_ref()).map_err(io::Error::other)?;
                         }
                     },
-                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io::Error::other(error))),
+                    Poll::Ready(Some(Err(error))) => {
+                        // What came before goes out, as far as there is room. A client that gets nothing at all takes its
+                        // connection for one that was closed before, and may send its request once more.
+                        while !out.is_written()
+                            && matches!(self.poll_early(cx), Poll::Ready(Ok(())))
+                            && matches!(out.poll_write(&mut *self.tcp.borrow_mut(), cx), Poll::Ready(Ok(_)))
+                        {
+                        }
+                        return Poll::Ready(Err(io::Error::other(error)));
+                    }
                     Poll::Ready(None) => {
                         over = true;
                         out.end(None).map_err(io::Error::other)?;
@@ -527,6 +536,7 @@ impl Source for Wire {
                 *left = left.saturating_sub(bytes as u64);
                 if *left == 0 {
                     *body = Upload::Done;
+        self.go_on();
                 }
                 return Poll::Ready(Ok(bytes));
             }
@@ -536,7 +546,6 @@ impl Source for Wire {
         *body = Upload::Broken;
         Poll::Ready(Err(broken))
     }
-        self.go_on();
 
     fn want(&self, wanted: bool) {
         self.wanted.set(wanted);
