@@ -451,3 +451,12 @@ async fn connection_close_is_obeyed_and_kept_to_this_hop() {
     }
     assert_eq!(backend.connections(), 1, "the backend's connection goes on");
 }
+
+#[tokio::test]
+async fn a_status_without_a_reason() {
+    for line in ["HTTP/1.1 200", "HTTP/1.1 299", "HTTP/1.1 200 \u{e9}t\u{e9}"] {
+        let backend = TestBackend::fixed(format!("{line}\r\ncontent-length: 2\r\n\r\nok"));
+        let proxy = TestProxy::over(&[&backend]).await;
+        assert_eq!(proxy.get("/").await.text(), "ok", "{line:?}");
+    }
+}
