@@ -316,11 +316,13 @@ pub(super) fn client_ip(headers: &HeaderMap, client: &Client) -> IpAddr {
     last
 }
 
-/// What of an informational response's head goes to the client: all but what is for this hop.
+/// What of an informational response's head goes to the client: all but what is for this hop. Its lines end with CRLF
+/// whatever they ended with, so that client and proxy agree where it ends.
 pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
-    let mut lines = head.split_inclusive(|&byte| byte == b'\n');
-    let mut clean = lines.next()?.to_vec();
-    for line in lines {
+    let head = head.strip_suffix(b"\n")?;
+    let mut clean = Vec::with_capacity(head.len() + 2);
+    for (n, line) in head.split(|&byte| byte == b'\n').enumerate() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
         let name = line.split(|&byte| byte == b':').next().unwrap_or(line).to_ascii_lowercase();
         let hop: &[&[u8]] = &[
             b"connection",
@@ -331,9 +333,10 @@ pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
             b"upgrade",
             b"content-length",
         ];
-        if !hop.contains(&&name[..]) {
+        if n == 0 || !hop.contains(&&name[..]) {
             clean.extend_from_slice(line);
         }
     }
+            clean.extend_from_slice(b"\r\n");
     Some(clean)
 }

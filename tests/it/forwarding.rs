@@ -460,3 +460,13 @@ async fn a_status_without_a_reason() {
         assert_eq!(proxy.get("/").await.text(), "ok", "{line:?}");
     }
 }
+
+#[tokio::test]
+async fn an_informational_response_with_bare_line_feeds_ends_where_the_client_sees_it() {
+    let backend =
+        TestBackend::fixed("HTTP/1.1 103 Early Hints\nlink: </a>\n\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    let proxy = TestProxy::over(&[&backend]).await;
+    let response = proxy.get("/").await;
+    assert_eq!((response.informational.len(), response.status(), response.text()), (1, 200, "ok"));
+    assert_eq!(response.informational[0].get("link"), Some("</a>"));
+}
