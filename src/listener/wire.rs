@@ -346,12 +346,19 @@ impl Wire {
         Poll::Ready(Ok(last))
     }
 
-    /// The connection ends: who still reads a request's body is told so, and lets go of the socket.
-    pub fn abandon(&self) {
-        if self.is_wanted() {
+    /// The connection ends: who still reads a request's body is told so. Whether there is somebody.
+    pub fn abandon(&self) -> bool {
+        let wanted = self.is_wanted();
+        if wanted {
             *self.body.borrow_mut() = Upload::Broken;
-            let _ = SockRef::from(&*self.tcp.borrow()).shutdown(std::net::Shutdown::Both);
+            self.dry.wake();
         }
+        wanted
+    }
+
+    /// The connection has ended, even if somebody holds on to it who waits for a backend.
+    pub fn close(&self) {
+        let _ = SockRef::from(&*self.tcp.borrow()).shutdown(std::net::Shutdown::Both);
     }
 
     /// Sends bytes that are no response to a request.
@@ -529,14 +536,17 @@ impl Source for Wire {
         let mut guard = self.guard.borrow_mut();
         let left = guard.left();
         let poured = ready!(self.dry.poll(cx, |cx| pipe.poll_fill(&tcp, cx, left)));
+        self.go_on();
         let body = &mut *self.body.borrow_mut();
         let broken = match (poured, &mut *body) {
             (Ok(bytes @ 1..), Upload::Length(left)) => {
+        if matches!(*self.body.borrow(), Upload::Broken) {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
                 guard.poured(bytes as u64);
                 *left = left.saturating_sub(bytes as u64);
                 if *left == 0 {
                     *body = Upload::Done;
-        self.go_on();
                 }
                 return Poll::Ready(Ok(bytes));
             }
