@@ -449,6 +449,10 @@ impl Wire {
                 Ok(Next::More) => Ok(None),
                 Ok(Next::End(trailers)) => {
                     *body = Upload::Done;
+                    if read.is_empty() {
+                        // A connection that waits does not hold on to the memory it was read into.
+                        *read = Bytes::new();
+                    }
                     Ok(trailers.map(Frame::trailers))
                 }
                 Err(what) => Err(io::Error::new(io::ErrorKind::InvalidData, what)),
@@ -532,17 +536,17 @@ impl Source for Wire {
     }
 
     fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        self.go_on();
         let tcp = self.tcp.borrow();
         let mut guard = self.guard.borrow_mut();
         let left = guard.left();
-        let poured = ready!(self.dry.poll(cx, |cx| pipe.poll_fill(&tcp, cx, left)));
-        self.go_on();
-        let body = &mut *self.body.borrow_mut();
-        let broken = match (poured, &mut *body) {
-            (Ok(bytes @ 1..), Upload::Length(left)) => {
         if matches!(*self.body.borrow(), Upload::Broken) {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
+        let poured = ready!(self.dry.poll(cx, |cx| pipe.poll_fill(&tcp, cx, left)));
+        let body = &mut *self.body.borrow_mut();
+        let broken = match (poured, &mut *body) {
+            (Ok(bytes @ 1..), Upload::Length(left)) => {
                 guard.poured(bytes as u64);
                 *left = left.saturating_sub(bytes as u64);
                 if *left == 0 {
@@ -618,5 +622,20 @@ impl AsyncWrite for WireIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_was_read_leaves_nothing_held() {
+        let block = Bytes::from(b"5\r\nhello\r\n0\r\n\r\n".to_vec());
+        let (mut body, mut read) = (Upload::Chunked(Chunked::default()), block.clone());
+        while !matches!(body, Upload::Done) {
+            drop(Wire::take(&mut body, &mut read).unwrap());
+        }
+        assert!(block.is_unique(), "the block can be used again");
     }
 }

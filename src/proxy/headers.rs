@@ -200,7 +200,9 @@ fn forwarded_lines(client: &Client, host: Option<&HeaderValue>) -> Rc<[u8]> {
             line(&X_FORWARDED_HOST, host.as_bytes());
         }
         line(&X_FORWARDED_PORT, client.port_text.as_bytes());
-        *cached = (host.cloned(), lines.into());
+        // A copy: the field itself is a part of the block that the request was read into, and the connection may wait long.
+        let host = host.and_then(|host| HeaderValue::from_bytes(host.as_bytes()).ok());
+        *cached = (host, lines.into());
     }
     Rc::clone(&cached.1)
 }
@@ -335,8 +337,27 @@ pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
         ];
         if n == 0 || !hop.contains(&&name[..]) {
             clean.extend_from_slice(line);
+            clean.extend_from_slice(b"\r\n");
         }
     }
-            clean.extend_from_slice(b"\r\n");
     Some(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::testing::client;
+    use bytes::Bytes;
+
+    #[test]
+    fn what_a_connection_remembers_holds_no_memory_that_others_read_into() {
+        let client = client(false, |_| {});
+        let block = Bytes::from(b"Host: example.com\r\n".to_vec());
+        let host = HeaderValue::from_maybe_shared(block.slice(6..17)).unwrap();
+        let lines = forwarded_lines(&client, Some(&host));
+        drop(host);
+        assert!(block.is_unique(), "the block can be used again");
+        let again = forwarded_lines(&client, Some(&HeaderValue::from_static("example.com")));
+        assert!(Rc::ptr_eq(&lines, &again), "and the lines are remembered");
+    }
 }
