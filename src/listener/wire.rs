@@ -563,9 +563,15 @@ impl Source for Wire {
 
     fn want(&self, wanted: bool) {
         self.wanted.set(wanted);
-        // Once the response has begun it is another task that reads the body. From here on the connection's own has to look
-        // whether the client goes; or it waits for nothing else, if the exchange is over.
-        if !wanted && (!self.busy.get() || self.watch.phase() == Phase::Body) {
+        if wanted {
+            return;
+        }
+        // Once the response has begun it is another task that reads the body. From here on the connection's own waits for the
+        // next request, if the exchange is over, or else has to look whether the client goes.
+        if !self.busy.get() {
+            self.wait_for_next();
+            self.watch.wake();
+        } else if self.watch.phase() == Phase::Body {
             self.watch.wake();
         }
     }
