@@ -158,6 +158,13 @@ impl Body {
         Poll::Ready(Ok(bytes))
     }
 
+    /// The answer is whole without it, as that to a HEAD is.
+    pub fn leave_out(&mut self) {
+        if let Kind::Full(..) = self.kind {
+            self.kind = Kind::Empty;
+        }
+    }
+
     /// The client did not get all that was taken.
     pub fn cut(&mut self) {
         self.cut = true;

@@ -61,6 +61,13 @@ impl Dry {
         self.poll(cx, |cx| Pin::new(socket).poll_read(cx, buf))
     }
 
+    /// Has the task that waits for the socket run.
+    pub fn wake(&self) {
+        if let Some(left) = &*self.0.borrow() {
+            left.note.wake_by_ref();
+        }
+    }
+
     /// Has `read` look at the socket, if there may be something.
     pub fn poll<T>(&self, cx: &mut Context<'_>, read: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         let mut left = self.0.borrow_mut();

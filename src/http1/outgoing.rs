@@ -10,6 +10,7 @@ use http::header::{self, HeaderName};
 use tokio::io::AsyncWrite;
 
 use super::Framing;
+use super::chunked::{Chunked, Next};
 
 /// Header fields that tell the framing, or that make no sense behind a body: never taken from a trailer section (RFC 9110
 /// §6.5.1).
@@ -40,6 +41,8 @@ const FULL_BYTES: usize = 16 * 1024;
 pub struct Outgoing {
     /// What is left of the body.
     pub framing: Framing,
+    /// Whether the body goes in chunks.
+    chunked: bool,
     /// A head, the framing of chunks, small pieces.
     buffer: Vec<u8>,
     /// So many bytes of `buffer` are written.
@@ -52,7 +55,8 @@ pub struct Outgoing {
 impl Outgoing {
     /// Begins a message with its head, which is in `buffer`.
     pub fn begin(&mut self, buffer: Vec<u8>, framing: Framing) {
-        *self = Self { framing, buffer, sent: 0, piece: Bytes::new(), tail: b"" };
+        let chunked = framing == Framing::Chunked;
+        *self = Self { framing, chunked, buffer, sent: 0, piece: Bytes::new(), tail: b"" };
     }
 
     /// Takes the next piece of the body, if there is room.
@@ -186,8 +190,18 @@ impl Outgoing {
     /// What was taken of a body, of a message of which nothing was written: the first so many bytes of the buffer are its
     /// head.
     pub fn unsent(&mut self, head: usize) -> Bytes {
-        let copied = self.buffer.split_off(head.min(self.buffer.len()));
-        if self.piece.is_empty() { copied.into() } else { std::mem::take(&mut self.piece) }
+        let mut taken = self.buffer.split_off(head.min(self.buffer.len()));
+        taken.extend_from_slice(&std::mem::take(&mut self.piece));
+        taken.extend_from_slice(std::mem::take(&mut self.tail));
+        if !self.chunked {
+            return taken.into();
+        }
+        // What frames the chunks is in between, and is written anew.
+        let (mut chunks, mut input, mut body) = (Chunked::default(), Bytes::from(taken), Vec::new());
+        while let Ok(Next::Data(data)) = chunks.next(&mut input) {
+            body.extend_from_slice(&data);
+        }
+        body.into()
     }
 
     /// The message is over, or given up: gives the buffer back.
@@ -300,10 +314,19 @@ mod tests {
     #[test]
     fn what_was_not_sent_comes_back() {
         for size in [1, COPIED_BYTES + 1] {
-            let mut out = Outgoing::default();
-            out.begin(b"HEAD".to_vec(), Framing::Length(size as u64));
-            out.data(Bytes::from(vec![b'a'; size])).unwrap();
-            assert_eq!(out.unsent(4).len(), size);
+            for framing in [Framing::Length(size as u64 + 1), Framing::Chunked] {
+                for ends in [false, true] {
+                    let mut out = Outgoing::default();
+                    out.begin(b"HEAD".to_vec(), framing);
+                    out.data(Bytes::from_static(b"b")).unwrap();
+                    out.data(Bytes::from(vec![b'a'; size])).unwrap();
+                    if ends {
+                        out.end(None).unwrap();
+                    }
+                    let expected = [&b"b"[..], &vec![b'a'; size]].concat();
+                    assert_eq!(out.unsent(4), expected, "{size} {framing:?} {ends}");
+                }
+            }
         }
     }
 

@@ -56,7 +56,9 @@ impl Head {
         let http10 = head.version == Some(0);
         let reason = head.reason.unwrap_or_default();
         self.status = status;
-        self.reason = if Some(reason) == status.canonical_reason() { 0..0 } else { place(reason.as_bytes()) };
+        // An empty one need not be a part of `bytes`.
+        let usual = reason.is_empty() || Some(reason) == status.canonical_reason();
+        self.reason = if usual { 0..0 } else { place(reason.as_bytes()) };
         self.fields.clear();
         let (mut close, mut keep_alive) = (false, false);
         let (mut length, mut chunked) = (None, false);

@@ -73,7 +73,16 @@ pub async fn serve(
         listener: Arc::clone(&config),
     });
     let end = speak(&wire, &client, &proxy).await;
-    wire.abandon();
+    let shared = wire.abandon();
+    finish(end, &wire, &listener, &proxy).await;
+    if shared {
+        wire.close();
+    }
+    drop(open);
+}
+
+/// What follows when HTTP has ended on a connection.
+async fn finish(end: End, wire: &Rc<Wire>, listener: &Listener, proxy: &Proxy) {
     let refusal = match end {
         End::Tunnel(tunnel) => {
             let held = wire.into_tunnel();
@@ -84,7 +93,7 @@ pub async fn serve(
             // What the client has sent beyond would turn the end of the connection into a reset, and that may overtake the
             // answer.
             if wire.mid_body() || wire.has_unread() {
-                let _ = tokio::time::timeout(LINGER, linger(&wire)).await;
+                let _ = tokio::time::timeout(LINGER, linger(wire)).await;
             }
             return;
         }
@@ -95,9 +104,8 @@ pub async fn serve(
     };
     if let Some(refusal) = refusal {
         listener.metrics.of(proxy.worker).rejected.add(1);
-        refuse(&wire, refusal).await;
+        refuse(wire, refusal).await;
     }
-    drop(open);
 }
 
 /// What is said to a head that is none.

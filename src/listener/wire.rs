@@ -202,8 +202,13 @@ impl Wire {
     /// is for later, which is kept.
     pub fn poll_ahead(&self, cx: &mut Context<'_>) -> Poll<()> {
         let guard = self.guard.borrow();
-        if !self.busy.get() || guard.mid_body() {
+        if !self.busy.get() {
             return Poll::Pending;
+        }
+        if guard.mid_body() {
+            // Who reads the body has found out that the client is gone. What is refused is told when the response is over.
+            let gone = matches!(*self.body.borrow(), Upload::Broken) && guard.refusal().is_none();
+            return if gone { Poll::Ready(()) } else { Poll::Pending };
         }
         let refused = guard.refusal().is_some();
         let mut held = self.held.borrow_mut();
@@ -242,6 +247,9 @@ impl Wire {
     pub fn poll_respond(&self, cx: &mut Context<'_>, body: &mut Body, terms: Terms) -> Poll<io::Result<()>> {
         let out = &mut *self.out.borrow_mut();
         let mut over = out.framing == Framing::None;
+        if over {
+            body.leave_out();
+        }
         loop {
             let mut waiting = false;
             let mut pours = !over && matches!(out.framing, Framing::Length(_)) && self.pours_from(body);
@@ -263,7 +271,16 @@ impl Wire {
                             out.end(trailers.as_ref()).map_err(io::Error::other)?;
                         }
                     },
-                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io::Error::other(error))),
+                    Poll::Ready(Some(Err(error))) => {
+                        // What came before goes out, as far as there is room. A client that gets nothing at all takes its
+                        // connection for one that was closed before, and may send its request once more.
+                        while !out.is_written()
+                            && matches!(self.poll_early(cx), Poll::Ready(Ok(())))
+                            && matches!(out.poll_write(&mut *self.tcp.borrow_mut(), cx), Poll::Ready(Ok(_)))
+                        {
+                        }
+                        return Poll::Ready(Err(io::Error::other(error)));
+                    }
                     Poll::Ready(None) => {
                         over = true;
                         out.end(None).map_err(io::Error::other)?;
@@ -329,12 +346,19 @@ impl Wire {
         Poll::Ready(Ok(last))
     }
 
-    /// The connection ends: who still reads a request's body is told so, and lets go of the socket.
-    pub fn abandon(&self) {
-        if self.is_wanted() {
+    /// The connection ends: who still reads a request's body is told so. Whether there is somebody.
+    pub fn abandon(&self) -> bool {
+        let wanted = self.is_wanted();
+        if wanted {
             *self.body.borrow_mut() = Upload::Broken;
-            let _ = SockRef::from(&*self.tcp.borrow()).shutdown(std::net::Shutdown::Both);
+            self.dry.wake();
         }
+        wanted
+    }
+
+    /// The connection has ended, even if somebody holds on to it who waits for a backend.
+    pub fn close(&self) {
+        let _ = SockRef::from(&*self.tcp.borrow()).shutdown(std::net::Shutdown::Both);
     }
 
     /// Sends bytes that are no response to a request.
@@ -425,6 +449,10 @@ impl Wire {
                 Ok(Next::More) => Ok(None),
                 Ok(Next::End(trailers)) => {
                     *body = Upload::Done;
+                    if read.is_empty() {
+                        // A connection that waits does not hold on to the memory it was read into.
+                        *read = Bytes::new();
+                    }
                     Ok(trailers.map(Frame::trailers))
                 }
                 Err(what) => Err(io::Error::new(io::ErrorKind::InvalidData, what)),
@@ -508,9 +536,13 @@ impl Source for Wire {
     }
 
     fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        self.go_on();
         let tcp = self.tcp.borrow();
         let mut guard = self.guard.borrow_mut();
         let left = guard.left();
+        if matches!(*self.body.borrow(), Upload::Broken) {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         let poured = ready!(self.dry.poll(cx, |cx| pipe.poll_fill(&tcp, cx, left)));
         let body = &mut *self.body.borrow_mut();
         let broken = match (poured, &mut *body) {
@@ -531,8 +563,15 @@ impl Source for Wire {
 
     fn want(&self, wanted: bool) {
         self.wanted.set(wanted);
-        if !wanted && !self.busy.get() {
-            // The connection waits for nothing else.
+        if wanted {
+            return;
+        }
+        // Once the response has begun it is another task that reads the body. From here on the connection's own waits for the
+        // next request, if the exchange is over, or else has to look whether the client goes.
+        if !self.busy.get() {
+            self.wait_for_next();
+            self.watch.wake();
+        } else if self.watch.phase() == Phase::Body {
             self.watch.wake();
         }
     }
@@ -594,5 +633,20 @@ impl AsyncWrite for WireIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_was_read_leaves_nothing_held() {
+        let block = Bytes::from(b"5\r\nhello\r\n0\r\n\r\n".to_vec());
+        let (mut body, mut read) = (Upload::Chunked(Chunked::default()), block.clone());
+        while !matches!(body, Upload::Done) {
+            drop(Wire::take(&mut body, &mut read).unwrap());
+        }
+        assert!(block.is_unique(), "the block can be used again");
     }
 }

@@ -200,7 +200,9 @@ fn forwarded_lines(client: &Client, host: Option<&HeaderValue>) -> Rc<[u8]> {
             line(&X_FORWARDED_HOST, host.as_bytes());
         }
         line(&X_FORWARDED_PORT, client.port_text.as_bytes());
-        *cached = (host.cloned(), lines.into());
+        // A copy: the field itself is a part of the block that the request was read into, and the connection may wait long.
+        let host = host.and_then(|host| HeaderValue::from_bytes(host.as_bytes()).ok());
+        *cached = (host, lines.into());
     }
     Rc::clone(&cached.1)
 }
@@ -316,11 +318,13 @@ pub(super) fn client_ip(headers: &HeaderMap, client: &Client) -> IpAddr {
     last
 }
 
-/// What of an informational response's head goes to the client: all but what is for this hop.
+/// What of an informational response's head goes to the client: all but what is for this hop. Its lines end with CRLF
+/// whatever they ended with, so that client and proxy agree where it ends.
 pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
-    let mut lines = head.split_inclusive(|&byte| byte == b'\n');
-    let mut clean = lines.next()?.to_vec();
-    for line in lines {
+    let head = head.strip_suffix(b"\n")?;
+    let mut clean = Vec::with_capacity(head.len() + 2);
+    for (n, line) in head.split(|&byte| byte == b'\n').enumerate() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
         let name = line.split(|&byte| byte == b':').next().unwrap_or(line).to_ascii_lowercase();
         let hop: &[&[u8]] = &[
             b"connection",
@@ -331,9 +335,29 @@ pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
             b"upgrade",
             b"content-length",
         ];
-        if !hop.contains(&&name[..]) {
+        if n == 0 || !hop.contains(&&name[..]) {
             clean.extend_from_slice(line);
+            clean.extend_from_slice(b"\r\n");
         }
     }
     Some(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::testing::client;
+    use bytes::Bytes;
+
+    #[test]
+    fn what_a_connection_remembers_holds_no_memory_that_others_read_into() {
+        let client = client(false, |_| {});
+        let block = Bytes::from(b"Host: example.com\r\n".to_vec());
+        let host = HeaderValue::from_maybe_shared(block.slice(6..17)).unwrap();
+        let lines = forwarded_lines(&client, Some(&host));
+        drop(host);
+        assert!(block.is_unique(), "the block can be used again");
+        let again = forwarded_lines(&client, Some(&HeaderValue::from_static("example.com")));
+        assert!(Rc::ptr_eq(&lines, &again), "and the lines are remembered");
+    }
 }

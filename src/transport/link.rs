@@ -220,6 +220,10 @@ impl Link {
     /// Goes on sending a request's body whose response has begun, until it is over, no byte of it is taken for as long as
     /// `idle`, or the exchange is given up.
     pub(super) async fn upload(&self, body: RequestBody, idle: Duration) {
+        if !self.uploading() {
+            // Given up before this task has run.
+            return;
+        }
         self.0.borrow_mut().upload = Upload::Apart(None);
         let mut body = body;
         let mut wait = std::pin::pin!(tokio::time::sleep(idle));

@@ -179,3 +179,52 @@ async fn a_hundred_at_any_moment() {
     }
     eventually(|| proxy.in_flight() == 0).await;
 }
+
+#[tokio::test]
+async fn when_its_body_went_on_beside_a_response_that_goes_on() {
+    // The client goes in the middle of its body, or behind it, while the backend has nothing to say.
+    for whole in [false, true] {
+        let backend = TestBackend::scripted(async |peer| {
+            let Some(head) = peer.head().await else { return };
+            peer.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+            peer.body(&head).await;
+            peer.write("5\r\nworld\r\n").await;
+            peer.gone().await;
+        });
+        let proxy = TestProxy::over(&[&backend]).await;
+        for reset in [false, true] {
+            let mut client = proxy.client().await;
+            client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n12345").await;
+            assert_eq!(soon(client.stream.head()).await.unwrap().unwrap().status(), 200);
+            assert_eq!(client.exact(10).await, b"5\r\nhello\r\n");
+            if whole {
+                client.send("67890").await;
+                assert_eq!(client.exact(10).await, b"5\r\nworld\r\n");
+            }
+            leave(client, reset);
+            nothing_is_left(&proxy, &backend).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn when_its_body_ended_beside_a_response_that_is_silent() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let backend = TestBackend::scripted(async move |peer| {
+        let Some(head) = peer.head().await else { return };
+        peer.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+        tell.send(peer.body(&head).await.is_some()).unwrap();
+        peer.gone().await;
+    });
+    let proxy = TestProxy::over(&[&backend]).await;
+    for reset in [false, true] {
+        let mut client = proxy.client().await;
+        client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n12345").await;
+        assert_eq!(soon(client.stream.head()).await.unwrap().unwrap().status(), 200);
+        assert_eq!(client.exact(10).await, b"5\r\nhello\r\n");
+        client.send("67890").await;
+        assert_eq!(soon(told.recv()).await, Some(true));
+        leave(client, reset);
+        nothing_is_left(&proxy, &backend).await;
+    }
+}

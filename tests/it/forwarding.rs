@@ -451,3 +451,48 @@ async fn connection_close_is_obeyed_and_kept_to_this_hop() {
     }
     assert_eq!(backend.connections(), 1, "the backend's connection goes on");
 }
+
+#[tokio::test]
+async fn a_status_without_a_reason() {
+    for line in ["HTTP/1.1 200", "HTTP/1.1 299", "HTTP/1.1 200 \u{e9}t\u{e9}"] {
+        let backend = TestBackend::fixed(format!("{line}\r\ncontent-length: 2\r\n\r\nok"));
+        let proxy = TestProxy::over(&[&backend]).await;
+        assert_eq!(proxy.get("/").await.text(), "ok", "{line:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_informational_response_with_bare_line_feeds_ends_where_the_client_sees_it() {
+    let backend =
+        TestBackend::fixed("HTTP/1.1 103 Early Hints\nlink: </a>\n\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    let proxy = TestProxy::over(&[&backend]).await;
+    let response = proxy.get("/").await;
+    assert_eq!((response.informational.len(), response.status(), response.text()), (1, 200, "ok"));
+    assert_eq!(response.informational[0].get("link"), Some("</a>"));
+}
+
+#[tokio::test]
+async fn a_client_that_is_still_sending_when_its_connection_ends_can_read_the_answer() {
+    let backend = TestBackend::scripted(async |peer| {
+        peer.head().await.unwrap();
+        peer.write("HTTP/1.1 413 Content Too Large\r\ncontent-length: 2\r\n\r\nno").await;
+        peer.gone().await;
+    });
+    let proxy = TestProxy::over(&[&backend]).await;
+    for length in [100_000, 1_000_000] {
+        let mut client = proxy.client().await;
+        client
+            .send(format!("POST / HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"))
+            .await;
+        assert_eq!(soon(client.stream.head()).await.unwrap().unwrap().status(), 413);
+        for _ in 0..10 {
+            // A reset here would have thrown away what the client has not read.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(client.try_send([b'x'; 100]).await, "{length}");
+        }
+        assert_eq!(client.read_to_end().await, b"no");
+        drop(client);
+        eventually(|| proxy.in_flight() == 0 && proxy.connections() == [0]).await;
+        eventually(|| backend.open() == 0).await;
+    }
+}

@@ -79,3 +79,20 @@ async fn an_answer_that_comes_before_the_upload_is_over() {
         eventually(|| proxy.in_flight() == 0).await;
     }
 }
+
+#[tokio::test]
+async fn a_client_that_waits_to_be_asked_for_a_large_body_is_asked() {
+    let backend = TestBackend::scripted(async move |peer| {
+        while let Some(request) = peer.request().await {
+            peer.respond("200 OK", request.body.len().to_string()).await;
+        }
+    });
+    let proxy = TestProxy::over(&[&backend]).await;
+    let mut client = proxy.client().await;
+    client
+        .send(format!("POST / HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: {LARGE}\r\n\r\n"))
+        .await;
+    assert_eq!(soon(client.stream.head()).await.unwrap().unwrap().status(), 100);
+    client.send(body_of(LARGE)).await;
+    assert_eq!(client.response().await.text(), LARGE.to_string());
+}

@@ -33,6 +33,7 @@ mod seeing;
 mod smoke;
 mod smuggling;
 mod stop;
+mod storm;
 mod survives_a_reload;
 mod strategies;
 mod timeouts;

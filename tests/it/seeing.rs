@@ -271,3 +271,24 @@ async fn access_log_in_the_combined_format() {
     assert_eq!((start, time.len()), ("127.0.0.1 - - ", "21/Nov/2026:05:51:55 +0000".len()));
     assert_eq!(rest, r#" "GET /a?b HTTP/1.1" 200 5 "a\x22b\xC3\xA9" "me""#);
 }
+
+#[tokio::test]
+async fn the_answer_to_head_is_whole_without_its_body() {
+    let log = Log::new();
+    let tables = format!(
+        "{}\n[[route]]\npath = \"/own\"\nrespond = {{ status = 200, body = \"hello\" }}",
+        logging(&log, "json")
+    );
+    let backend = TestBackend::ok("hello");
+    let proxy = TestProxy::with_keys(&[&backend], Keys { tables: &tables, ..Keys::default() }).await;
+    for (n, version) in ["1.1", "1.0"].into_iter().enumerate() {
+        let mut client = proxy.client().await;
+        client.send(format!("HEAD /own HTTP/{version}\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+        let response = client.response_to("HEAD").await;
+        assert_eq!((response.status(), response.header("content-length")), (200, Some("5")));
+        let mut rest = Vec::new();
+        client.stream.rest(&mut rest).await.expect("an end that is no reset");
+        let line: Value = serde_json::from_str(&log.lines(n + 1).await[n]).unwrap();
+        assert_eq!((&line["error"], &line["bytes_out"]), (&Value::Null, &0.into()), "HTTP/{version}");
+    }
+}

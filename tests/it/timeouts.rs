@@ -187,3 +187,21 @@ async fn a_client_that_does_not_read_its_response() {
     eventually(|| backend.requests() == 1).await;
     eventually(|| proxy.in_flight() == 0 && backend.open() == 0 && proxy.connections() == [0]).await;
 }
+
+#[tokio::test]
+async fn a_connection_whose_body_outlasted_its_answer_is_idle_for_no_longer_than_others() {
+    let backend = TestBackend::scripted(async |peer| {
+        while let Some(head) = peer.head().await {
+            peer.respond("200 OK", "early").await;
+            peer.body(&head).await;
+        }
+    });
+    let keys =
+        Keys { listener: r#"idle_timeout = "500ms""#, route: r#"timeouts = { body_idle = "60s" }"#, ..Keys::default() };
+    let proxy = TestProxy::with_keys(&[&backend], keys).await;
+    let mut client = proxy.client().await;
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n12345").await;
+    assert_eq!(client.response().await.text(), "early");
+    client.send("67890").await;
+    client.closed().await;
+}

@@ -73,3 +73,16 @@ async fn a_client_of_http_1_0_sees_the_cut_too() {
     let cut = client.cut().await;
     assert_eq!(cut.error.kind(), std::io::ErrorKind::ConnectionReset);
 }
+
+#[tokio::test]
+async fn a_head_that_came_before_the_cut_is_passed_on() {
+    // Nothing at all would tell the client of a connection that was used before to send its request once more.
+    let backend = TestBackend::raw("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello", After::Close);
+    let proxy = TestProxy::over(&[&backend]).await;
+    for _ in 0..30 {
+        let mut client = proxy.client().await;
+        client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx").await;
+        let cut = client.cut().await;
+        assert_eq!((cut.head.map(|head| head.status()), &cut.body[..]), (Some(200), &b"hello"[..]));
+    }
+}

@@ -247,3 +247,18 @@ async fn each_direction_ends_by_itself() {
     client.finish().await;
     eventually(|| proxy.in_flight() == 0 && backend.open() == 0).await;
 }
+
+#[tokio::test]
+async fn what_nobody_asked_to_switch_gets_no_more_of_a_body() {
+    let backend = TestBackend::scripted(async |peer| {
+        if peer.head().await.is_some() {
+            peer.write("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await;
+            peer.gone().await;
+        }
+    });
+    let proxy = TestProxy::over(&[&backend]).await;
+    let mut client = proxy.client().await;
+    client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n12345").await;
+    assert_eq!(client.response().await.status(), 502);
+    eventually(|| backend.open() == 0).await;
+}
