@@ -6,10 +6,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
+pub mod by_hand;
 pub mod ewma;
 pub mod health;
 mod lease;
@@ -19,7 +21,9 @@ pub mod slow_start;
 
 pub use lease::Lease;
 
+use by_hand::ByHand;
 use health::Health;
+use outlier::Outlier;
 
 /// One address of an upstream, as a roster holds it. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -58,6 +62,10 @@ pub struct BackendState {
     pub metrics: Sharded<BackendMetrics>,
     /// What active checks have made of it.
     pub health: Health,
+    /// What outlier detection has seen of it.
+    pub outlier: Outlier,
+    /// What operators have set for it.
+    pub by_hand: Arc<ByHand>,
     /// Gives the slot of `id` back.
     _slot: SlotHold,
 }
@@ -70,6 +78,21 @@ impl BackendState {
 
     /// The same where checks begin with this health.
     pub fn with_health(upstream: UpstreamName, address: Address, shards: usize, health: Health) -> Arc<Self> {
+        Self::with_levers(upstream, address, shards, health, Arc::default())
+    }
+
+    /// The same where operators have set something already. An ejection by hand among it takes effect.
+    pub fn with_levers(
+        upstream: UpstreamName,
+        address: Address,
+        shards: usize,
+        health: Health,
+        by_hand: Arc<ByHand>,
+    ) -> Arc<Self> {
+        let outlier = Outlier::new(shards);
+        if let Some(mark) = by_hand.look().get(by_hand::Lever::Eject) {
+            outlier.history().eject_by_hand(Instant::now(), mark.until.map(|until| until.instant));
+        }
         let hold = slots::take();
         Arc::new(Self {
             in_flight: AtomicU32::new(0),
@@ -78,6 +101,8 @@ impl BackendState {
             address,
             metrics: Sharded::new(shards),
             health,
+            outlier,
+            by_hand,
             _slot: hold,
         })
     }

@@ -34,7 +34,8 @@ mod report;
 mod error;
 
 pub use check::{Loaded, Vocabulary, load, parse};
-pub use error::{Problem, Problems, Severity};
+pub use error::{Problem, Problems, Severity, nearest};
+pub use units::duration;
 
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
@@ -52,6 +53,12 @@ macro_rules! names {
         impl From<&str> for $name {
             fn from(text: &str) -> Self {
                 Self(text.into())
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 
@@ -458,6 +465,12 @@ impl fmt::Display for Address {
             Self::Ip(address) => address.fmt(f),
             Self::Name(host, port) => write!(f, "{host}:{port}"),
         }
+    }
+}
+
+impl serde::Serialize for Address {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

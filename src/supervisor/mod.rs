@@ -114,7 +114,8 @@ impl Supervisor {
         report::started(&config, &lasting.listeners, workers.count());
         let shared = Arc::new(Shared::new(workers, lasting.listeners.clone(), lasting.access_log.clone()));
         let prober = Prober::new(shared.events.clone());
-        let mut supervisor = Self { shared, factories, lasting, keepers: Keepers::default(), prober };
+        let keepers = Keepers::new(shared.events.clone());
+        let mut supervisor = Self { shared, factories, lasting, keepers, prober };
         supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
         Ok(supervisor)
     }

@@ -17,10 +17,14 @@ use tokio::time::sleep_until;
 
 use super::Upstream;
 use crate::config::UpstreamName;
+use crate::telemetry::events::Events;
 
 /// The keepers of all upstreams. Dropped, they end.
 #[derive(Debug, Default)]
-pub struct Keepers(HashMap<UpstreamName, Keeper>);
+pub struct Keepers {
+    events: Events,
+    keepers: HashMap<UpstreamName, Keeper>,
+}
 
 #[derive(Debug)]
 struct Keeper {
@@ -30,11 +34,16 @@ struct Keeper {
 }
 
 impl Keepers {
+    /// None yet. They will tell `events` what they do.
+    pub fn new(events: Events) -> Self {
+        Self { events, keepers: HashMap::new() }
+    }
+
     /// Keeps these upstreams from now on, and no others. Inside a runtime only. Does not wait.
     pub fn follow(&mut self, upstreams: &[Arc<Upstream>]) {
-        let mut before = std::mem::take(&mut self.0);
-        self.0.extend(upstreams.iter().map(|upstream| {
-            let keeper = before.remove(upstream.name()).unwrap_or_else(|| Keeper::start(upstream));
+        let mut before = std::mem::take(&mut self.keepers);
+        self.keepers.extend(upstreams.iter().map(|upstream| {
+            let keeper = before.remove(upstream.name()).unwrap_or_else(|| Keeper::start(upstream, &self.events));
             keeper.upstream.send_if_modified(|kept| {
                 let replaced = !Arc::ptr_eq(kept, upstream);
                 *kept = Arc::clone(upstream);
@@ -46,9 +55,9 @@ impl Keepers {
 }
 
 impl Keeper {
-    fn start(upstream: &Arc<Upstream>) -> Self {
+    fn start(upstream: &Arc<Upstream>, events: &Events) -> Self {
         let (sender, receiver) = watch::channel(Arc::clone(upstream));
-        Self { upstream: sender, task: tokio::spawn(run(receiver)) }
+        Self { upstream: sender, task: tokio::spawn(run(receiver, events.clone())) }
     }
 }
 
@@ -58,10 +67,10 @@ impl Drop for Keeper {
     }
 }
 
-async fn run(mut upstream: watch::Receiver<Arc<Upstream>>) {
+async fn run(mut upstream: watch::Receiver<Arc<Upstream>>, events: Events) {
     loop {
         let kept = Arc::clone(&upstream.borrow_and_update());
-        let due = keep(&kept, Instant::now());
+        let due = keep(&kept, Instant::now(), &events);
         let due = async {
             match due {
                 Some(due) => sleep_until(due.into()).await,
@@ -78,7 +87,10 @@ async fn run(mut upstream: watch::Receiver<Arc<Upstream>>) {
 }
 
 /// Brings the upstream up to `now`. Says when it is to be called again though nothing calls for it.
-fn keep(upstream: &Upstream, now: Instant) -> Option<Instant> {
+fn keep(upstream: &Upstream, now: Instant, events: &Events) -> Option<Instant> {
+    for ended in upstream.state.expire_by_hand(now) {
+        events.publish(ended);
+    }
     upstream.refresh(now);
-    upstream.roster().next()
+    [upstream.roster().next(), upstream.state.next_end_by_hand()].into_iter().flatten().min()
 }

@@ -7,18 +7,20 @@
 //! [`Upstream::refresh`], which the upstream's [`keeper`] calls.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
+use crate::backend::by_hand::ByHand;
 use crate::backend::health::{Account, Health, Verdict};
 use crate::backend::{Backend, BackendState, Lease};
 use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
 use crate::strategy::{Candidates, Cursor, Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 
+pub mod by_hand;
 pub mod keeper;
 mod readiness;
 mod roster;
@@ -54,9 +56,11 @@ impl Upstream {
         let joins = state.has_backends();
         let fresh = || first_health(&config, joins);
         let backends = config.backends.iter();
-        let backends = backends
-            .map(|backend| Backend { weight: backend.weight, state: state.backend(&backend.address, fresh) })
-            .collect();
+        let backends = backends.map(|backend| {
+            let state = state.backend(&backend.address, fresh);
+            Backend { weight: by_hand::weight(backend, &state), state }
+        });
+        let backends = backends.collect();
         let roster = Roster::build(backends, &config, &state.cursor, factories, Instant::now());
         let roster = ArcSwap::from_pointee(roster);
         Arc::new(Self { config, state, factories: factories.clone(), roster, writer: Mutex::new(()) })
@@ -67,9 +71,14 @@ impl Upstream {
     pub fn refresh(&self, now: Instant) -> bool {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster.load_full();
-        let backends = before.backends().to_vec();
+        let mut backends = before.backends().to_vec();
+        for (backend, config) in backends.iter_mut().zip(&self.config.backends) {
+            backend.weight = by_hand::weight(config, &backend.state);
+        }
         let roster = Roster::build(backends, &self.config, &self.state.cursor, &self.factories, now);
-        let same = roster.has_the_same_ready(&before) && roster.next() == before.next();
+        let same = roster.has_the_same_ready(&before)
+            && roster.has_the_same_weights(&before)
+            && roster.next() == before.next();
         if !same {
             self.roster.store(Arc::new(roster));
         }
@@ -106,8 +115,22 @@ pub struct UpstreamState {
     /// Called when the readiness of a backend may have changed: wakes the keeper.
     pub changed: Notify,
     shards: usize,
-    /// Every backend that somebody holds: a roster, or a lease that outlives it. Control plane only.
-    backends: Mutex<HashMap<Address, Weak<BackendState>>>,
+    /// Every backend that somebody holds, a roster or a lease that outlives it, and every address that something is set for by
+    /// hand. Control plane only.
+    backends: Mutex<HashMap<Address, Known>>,
+}
+
+/// What is found again by an address.
+#[derive(Debug)]
+struct Known {
+    state: Weak<BackendState>,
+    by_hand: Arc<ByHand>,
+}
+
+impl Known {
+    fn is_of_use(&self) -> bool {
+        self.state.strong_count() > 0 || self.by_hand.marks().any()
+    }
 }
 
 impl UpstreamState {
@@ -125,19 +148,26 @@ impl UpstreamState {
 
     /// The state of an address: the one somebody still holds, or a new one with the health that `fresh` gives it.
     pub fn backend(&self, address: &Address, fresh: impl FnOnce() -> Health) -> Arc<BackendState> {
-        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
-        backends.retain(|_, state| state.strong_count() > 0);
-        if let Some(state) = backends.get(address).and_then(Weak::upgrade) {
+        let mut backends = self.lock();
+        backends.retain(|_, known| known.is_of_use());
+        let known = backends.get(address);
+        if let Some(state) = known.and_then(|known| known.state.upgrade()) {
             return state;
         }
-        let state = BackendState::with_health(self.name.clone(), address.clone(), self.shards, fresh());
-        backends.insert(address.clone(), Arc::downgrade(&state));
+        let by_hand = known.map(|known| Arc::clone(&known.by_hand)).unwrap_or_default();
+        let kept = Arc::clone(&by_hand);
+        let state = BackendState::with_levers(self.name.clone(), address.clone(), self.shards, fresh(), kept);
+        backends.insert(address.clone(), Known { state: Arc::downgrade(&state), by_hand });
         state
     }
 
+    fn lock(&self) -> MutexGuard<'_, HashMap<Address, Known>> {
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn has_backends(&self) -> bool {
-        let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
-        backends.values().any(|state| state.strong_count() > 0)
+        let backends = self.lock();
+        backends.values().any(|known| known.state.strong_count() > 0)
     }
 }
 

@@ -53,6 +53,12 @@ impl Roster {
         self.ready.iter().map(key).eq(other.ready.iter().map(key))
     }
 
+    /// Whether the same backends have the same weights here and there, ready or not.
+    pub(super) fn has_the_same_weights(&self, other: &Self) -> bool {
+        let weight = |backend: &Backend| backend.weight;
+        self.backends.iter().map(weight).eq(other.backends.iter().map(weight))
+    }
+
     /// Asks the strategy. An index that does not exist, from a strategy of the embedding program, counts as none.
     pub(super) fn pick(&self, candidates: &Candidates<'_>, dice: &mut Dice) -> Option<usize> {
         self.strategy.pick(candidates, dice).filter(|&index| index < self.ready.len())
