@@ -13,15 +13,17 @@ use http::{Method, StatusCode};
 
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
-    Action, Address, BackendConfig, BodyMatch, Config, Forward, HeaderEdits, HeaderMatch, HealthCheckConfig,
-    HostPattern, HttpProbe, InitialHealth, ListenerConfig, LocationPart, LogConfig, LogFormat, PathPattern,
-    PathRewrite, PoolConfig, Probe, QueryMatch, Redirect, Respond, RouteConfig, StrategyConfig, Timeouts,
+    Action, Address, AdminConfig, BackendConfig, BodyMatch, Config, Forward, HeaderEdits, HeaderMatch,
+    HealthCheckConfig, HostPattern, HttpProbe, InitialHealth, ListenerConfig, LocationPart, LogConfig, LogFormat,
+    PathPattern, PathRewrite, PoolConfig, Probe, QueryMatch, Redirect, Respond, RouteConfig, StrategyConfig, Timeouts,
     UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::route::Table;
 use crate::strategy::Factories;
+use crate::telemetry::events::Events;
+use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Sharded;
 use crate::upstream::{Upstream, UpstreamState};
 
@@ -42,11 +44,15 @@ pub(super) struct Process {
     pub(super) problems: Mutex<Vec<String>>,
     pub(super) reloads: AtomicU64,
     pub(super) reload_takes: Mutex<Duration>,
+    pub(super) events: Events,
 }
 
 impl Process {
     pub(super) fn new() -> Arc<Self> {
-        let config = Arc::new(config());
+        let mut config = config();
+        // On loopback, no token is asked for as long as there is none.
+        config.admin.as_mut().unwrap().token = None;
+        let config = Arc::new(config);
         let upstreams: Vec<_> = config
             .upstreams
             .iter()
@@ -71,6 +77,7 @@ impl Process {
             problems: Mutex::default(),
             reloads: AtomicU64::new(0),
             reload_takes: Mutex::default(),
+            events: Events::default(),
         })
     }
 }
@@ -105,6 +112,14 @@ impl Control for Process {
         5
     }
 
+    fn events(&self) -> &Events {
+        &self.events
+    }
+
+    fn logging(&self) -> Option<&Logging> {
+        None
+    }
+
     fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadResult> + Send + '_>> {
         Box::pin(async {
             let takes = *self.reload_takes.lock().unwrap();
@@ -134,7 +149,11 @@ pub(super) fn config() -> Config {
         workers: None,
         shutdown_grace: Duration::from_secs(30),
         drain_limit: Duration::from_secs(60),
-        admin: Some(admin),
+        admin: Some(AdminConfig {
+            address: admin,
+            token: Some("a token of the fixture".into()),
+            unix_socket: Some("/run/isobar.sock".into()),
+        }),
         log: LogConfig { level: "info".into(), format: LogFormat::Text },
         access_log: None,
         listeners: vec![Arc::new(listener())],

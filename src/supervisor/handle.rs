@@ -12,6 +12,7 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::events::Events;
+use crate::telemetry::logging::Logging;
 use crate::worker::Workers;
 
 /// Looks into a running isobar and steers it. Cheap to clone; may be used from any thread and any runtime.
@@ -20,6 +21,7 @@ pub struct Handle {
     pub(super) shared: Arc<Shared>,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) stops: mpsc::UnboundedSender<Stop>,
+    pub(super) logging: Option<Logging>,
 }
 
 /// What is served, as others see it.
@@ -105,6 +107,11 @@ impl Handle {
     /// What happens: listen to it.
     pub fn events(&self) -> &Events {
         &self.shared.events
+    }
+
+    /// What is logged; `None` where isobar was not asked to log for the process.
+    pub fn logging(&self) -> Option<&Logging> {
+        self.logging.as_ref()
     }
 
     /// Reads the file again and applies it, changed or not, and opens the log files anew. Requests that come while one

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::{Upstream, UpstreamState};
 use crate::backend::BackendState;
 use crate::backend::by_hand::{Act, ByHand, Change, Lever, Mark, Marks, Moment, Setting};
+use crate::backend::outlier::{By, Ejection, Reason};
 use crate::config::{Address, BackendConfig};
 use crate::telemetry::events::EventKind;
 
@@ -25,44 +26,62 @@ pub(super) fn weight(config: &BackendConfig, state: &BackendState) -> u16 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownBackend;
 
+/// What came of an act.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// The lever as it was, in words.
+    pub from: String,
+    /// As it is.
+    pub to: String,
+    /// Whether that is another.
+    pub changed: bool,
+}
+
 impl Upstream {
     /// Does to a backend what an operator, `by`, wants. When this returns, picks go by it. Control plane only.
     ///
     /// # Errors
     /// Where the upstream has no such backend, and nothing is set for one either.
-    pub fn act_by_hand(
-        &self,
-        address: &Address,
-        act: Act,
-        by: &Arc<str>,
-        now: Moment,
-    ) -> Result<Change, UnknownBackend> {
+    pub fn act_by_hand(&self, address: &Address, act: Act, by: &Arc<str>, now: Moment) -> Result<Done, UnknownBackend> {
         let (by_hand, state) = self.state.find(address).ok_or(UnknownBackend)?;
         let change = by_hand.marks().act(act, by, now);
-        if let Some(state) = &state {
-            self.follow(state, act, &change, now);
+        let lever = match act {
+            Act::Set(setting, _) => setting.lever(),
+            Act::Release(lever) => lever,
+        };
+        let mut done = Done {
+            from: as_told(change.from.as_ref(), lever),
+            to: as_told(change.to.as_ref(), lever),
+            changed: change.is_any(),
+        };
+        if let Some(by_detection) = state.and_then(|state| self.follow(&state, act, &change, now)) {
+            done = Done { from: format!("ejected: {by_detection}"), changed: true, ..done };
         }
         // The keeper's timer; and the roster at once, so that whoever asked finds it done.
         self.state.changed.notify_one();
         self.refresh(now.instant);
-        Ok(change)
+        Ok(done)
     }
 
-    /// Does what a lever does beyond being looked at when the roster is built.
-    fn follow(&self, state: &BackendState, act: Act, change: &Change, now: Moment) {
+    /// Does what a lever does beyond being looked at when the roster is built. Says why detection had ejected the backend,
+    /// where that has an end with this.
+    fn follow(&self, state: &BackendState, act: Act, change: &Change, now: Moment) -> Option<Reason> {
         match act {
             Act::Set(Setting::Ejected, _) if change.is_any() => {
                 let until = change.to.as_ref().and_then(|mark| mark.until).map(|until| until.instant);
                 state.outlier.history().eject_by_hand(now.instant, until);
             }
             // Whoever ejected it.
-            Act::Release(Lever::Eject) => take_back(state),
+            Act::Release(Lever::Eject) => {
+                return take_back(state).filter(|it| it.by == By::Detection).map(|it| it.reason);
+            }
             // It was not checked meanwhile.
             Act::Release(Lever::Disable) if change.is_any() && self.config.health_check.is_some() => {
                 state.health.await_check();
             }
             Act::Set(..) | Act::Release(_) => {}
         }
+        None
     }
 }
 
@@ -134,9 +153,9 @@ pub fn as_told(mark: Option<&Mark>, lever: Lever) -> String {
     }
 }
 
-fn take_back(state: &BackendState) {
-    state.outlier.history().take_back();
+fn take_back(state: &BackendState) -> Option<Ejection> {
     state.outlier.forget_streaks();
+    state.outlier.history().take_back()
 }
 
 #[cfg(test)]
@@ -170,7 +189,7 @@ mod tests {
         Address::Ip(([10, 0, 0, 1], port).into())
     }
 
-    fn act(upstream: &Upstream, port: u16, act: Act) -> Change {
+    fn act(upstream: &Upstream, port: u16, act: Act) -> Done {
         upstream.act_by_hand(&address(port), act, &"test".into(), Moment::now()).unwrap()
     }
 
@@ -194,12 +213,12 @@ mod tests {
             (Setting::Ejected, Readiness::Ejected),
             (Setting::Weight(0), Readiness::NoWeight),
         ] {
-            assert!(act(&upstream, 1, Act::Set(setting, None)).is_any());
+            assert!(act(&upstream, 1, Act::Set(setting, None)).changed);
             assert_eq!(ready(&upstream), [(2, 1)], "{setting}");
             assert_eq!(Readiness::of(&upstream.roster().backends()[0], &upstream.config), says);
             let leased = upstream.lease(None, Instant::now(), &Tried::default(), &mut Dice::seeded(1)).unwrap();
             assert_eq!(leased.backend().address, address(2));
-            assert!(act(&upstream, 1, Act::Release(setting.lever())).is_any());
+            assert!(act(&upstream, 1, Act::Release(setting.lever())).changed);
             assert_eq!(ready(&upstream), [(1, 1), (2, 1)], "{setting}");
         }
         act(&upstream, 2, Act::Set(Setting::Weight(9), None));
@@ -226,7 +245,7 @@ mod tests {
         let third = build(&state, "\"10.0.0.1:3\"", "");
         drop(second);
         assert_eq!(state.set_by_hand().len(), 2, "remembered while it is not in the file");
-        assert!(act(&third, 2, Act::Release(Lever::Eject)).is_any(), "and can be given back");
+        assert!(act(&third, 2, Act::Release(Lever::Eject)).changed, "and can be given back");
         let fourth = build(&state, TWO, "");
         assert_eq!(ready(&fourth), [(2, 1)]);
         act(&fourth, 1, Act::Release(Lever::Drain));

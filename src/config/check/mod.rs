@@ -128,7 +128,7 @@ fn check(root: &Spanned<DeValue<'_>>, report: &Report<'_>, env: &Env<'_>, vocabu
     let file: raw::File = reader::read(root, report, env);
     let check = Check { report, vocabulary };
     let admin = process::admin(&check, &file.admin);
-    let listeners = listener::listeners(&check, &file.listener, admin);
+    let listeners = listener::listeners(&check, &file.listener, admin.as_ref().map(|admin| admin.address));
     let routes = route::routes(&check, &file, &listeners);
     let upstreams = upstream::upstreams(&check, &file, &listeners);
     Config {
