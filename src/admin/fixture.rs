@@ -36,7 +36,12 @@ pub(super) fn started() -> SystemTime {
 
 #[derive(Debug)]
 pub(super) struct Process {
-    pub(super) snapshot: Arc<Snapshot>,
+    snapshots: [Arc<Snapshot>; 2],
+    /// Whether the configuration has a token.
+    token: AtomicBool,
+    /// Whether isobar logs for the process.
+    pub(super) logs: AtomicBool,
+    logging: Logging,
     pub(super) listener: Arc<Listener>,
     pub(super) listening: AtomicBool,
     pub(super) stopping: AtomicBool,
@@ -50,6 +55,7 @@ pub(super) struct Process {
 impl Process {
     pub(super) fn new() -> Arc<Self> {
         let mut config = config();
+        let with_token = Arc::new(config.clone());
         // On loopback, no token is asked for as long as there is none.
         config.admin.as_mut().unwrap().token = None;
         let config = Arc::new(config);
@@ -61,7 +67,10 @@ impl Process {
                 Upstream::build(Arc::clone(it), state, &Factories::default())
             })
             .collect();
-        let routes = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(WORKERS)));
+        let snapshot = |config: Arc<Config>, upstreams: &[Arc<Upstream>]| {
+            let routes = Table::build(&config.routes, upstreams, &mut |_| Arc::new(Sharded::new(WORKERS)));
+            Snapshot { generation: 7, config, routes, upstreams: upstreams.to_vec(), access_log: None }
+        };
         let listener = Arc::new(Listener {
             address: config.listeners[0].address,
             config: ArcSwap::new(Arc::clone(&config.listeners[0])),
@@ -70,7 +79,10 @@ impl Process {
             metrics: Arc::new(Sharded::new(WORKERS)),
         });
         Arc::new(Self {
-            snapshot: Arc::new(Snapshot { generation: 7, config, routes, upstreams, access_log: None }),
+            snapshots: [Arc::new(snapshot(config, &upstreams)), Arc::new(snapshot(with_token, &upstreams))],
+            token: AtomicBool::new(false),
+            logs: AtomicBool::new(false),
+            logging: Logging::apart(&LogConfig { level: "info".into(), format: LogFormat::Text }),
             listener,
             listening: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
@@ -82,9 +94,15 @@ impl Process {
     }
 }
 
+impl Process {
+    pub(super) fn with_token(&self, token: bool) {
+        self.token.store(token, Ordering::Relaxed);
+    }
+}
+
 impl Control for Process {
     fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshot)
+        Arc::clone(&self.snapshots[usize::from(self.token.load(Ordering::Relaxed))])
     }
 
     fn listeners(&self) -> Vec<Arc<Listener>> {
@@ -117,7 +135,7 @@ impl Control for Process {
     }
 
     fn logging(&self) -> Option<&Logging> {
-        None
+        self.logs.load(Ordering::Relaxed).then_some(&self.logging)
     }
 
     fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadResult> + Send + '_>> {

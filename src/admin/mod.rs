@@ -216,4 +216,6 @@ async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, context: 
 }
 
 #[cfg(test)]
+mod described;
+#[cfg(test)]
 mod tests;

@@ -67,6 +67,14 @@ impl Levels {
     }
 }
 
+#[cfg(test)]
+impl Logging {
+    /// That of a subscriber that nobody logs to.
+    pub(crate) fn apart(config: &LogConfig) -> Self {
+        subscriber(config, io::sink, false).1
+    }
+}
+
 impl Logging {
     /// Logs from now on what `level` says: a level (`info`) or a `tracing` filter (`info,isobar::proxy=debug`). A level that
     /// was raised for a time stays for its time.
