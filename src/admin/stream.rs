@@ -166,7 +166,12 @@ fn epoch(started: SystemTime) -> String {
 
 /// The number in a `Last-Event-ID` of this process.
 fn after(last: &HeaderValue, epoch: &str) -> Option<u64> {
-    let (process, number) = last.to_str().ok()?.rsplit_once('-')?;
+    let last = last.to_str().ok()?;
+    if last == "0" {
+        // Everything that is still known, of whichever process.
+        return Some(0);
+    }
+    let (process, number) = last.rsplit_once('-')?;
     number.parse().ok().filter(|_| process == epoch)
 }
 
@@ -213,7 +218,7 @@ mod tests {
         let epoch = epoch(UNIX_EPOCH + Duration::from_millis(255));
         assert_eq!(epoch, "ff");
         let after = |text: &'static str| after(&HeaderValue::from_static(text), &epoch);
-        assert_eq!(after("ff-17"), Some(17));
+        assert_eq!((after("ff-17"), after("0")), (Some(17), Some(0)));
         assert_eq!([after("fe-17"), after("17"), after("ff-x"), after("")], [None; 4]);
     }
 

@@ -770,7 +770,7 @@ mod tests {
             (
                 "admin token",
                 |it| it.admin.as_mut().unwrap().token = Some("0123456789abcdef".into()),
-                &["setting admin.token changed"],
+                &["setting admin.token"],
             ),
             ("log format", |it| it.log.format = LogFormat::Json, &["restart log.format text -> json"]),
         ]);

@@ -15,6 +15,7 @@ mod health;
 mod idle;
 mod killed_backend;
 mod layering;
+mod levers;
 mod limits;
 mod process;
 mod reload_under_load;
