@@ -182,7 +182,7 @@ fn fits(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<(),
         Value::String(one) => vec![one.as_str()],
         other => return Err(format!("{at}: no type in the description: {other}")),
     };
-    if !types.contains(&is) && !(is == "integer" && types.contains(&"number")) {
+    if !(types.contains(&is) || is == "integer" && types.contains(&"number")) {
         return Err(format!("{at} is {is} and described as {types:?}"));
     }
     if let Some(words) = schema["enum"].as_array()

@@ -7,6 +7,7 @@
 mod harness;
 mod cancel;
 mod client_gone;
+mod ctl;
 mod errors;
 mod file_edits;
 mod forwarding;

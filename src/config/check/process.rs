@@ -60,7 +60,7 @@ fn token(check: &Check<'_>, place: Place, text: &str) -> Option<Secret> {
     }
     let what = match text.len() {
         0 => "the token is empty",
-        ..TOKEN_CHARACTERS_MIN => "the token is too short",
+        1..TOKEN_CHARACTERS_MIN => "the token is too short",
         _ => "the token cannot be sent in a header",
     };
     let expected = format!("at least {TOKEN_CHARACTERS_MIN} letters, digits or signs, without spaces");
