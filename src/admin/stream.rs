@@ -203,6 +203,7 @@ fn gap(missed: Option<u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::events::Events;
 
     #[test]
     fn kinds_are_known() {
@@ -220,6 +221,49 @@ mod tests {
         let after = |text: &'static str| after(&HeaderValue::from_static(text), &epoch);
         assert_eq!((after("ff-17"), after("0")), (Some(17), Some(0)));
         assert_eq!([after("fe-17"), after("17"), after("ff-x"), after("")], [None; 4]);
+    }
+
+    fn telling(events: &Events) -> (mpsc::Receiver<Bytes>, watch::Sender<()>, tokio::task::JoinHandle<()>) {
+        let (sender, texts) = mpsc::channel(QUEUE);
+        let telling = Telling { sender, live: events.listen(), kinds: Vec::new(), epoch: "ff".into() };
+        let (stop, stopped) = watch::channel(());
+        (texts, stop, tokio::spawn(telling.run(": listening\n\n".into(), stopped)))
+    }
+
+    fn reloaded() -> EventKind {
+        EventKind::Reloaded { generation: 1, changed: true }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_dropped() {
+        let events = Events::default();
+        let (texts, _stop, task) = telling(&events);
+        let begun = tokio::time::Instant::now();
+        for _ in 0..QUEUE * 2 {
+            events.publish(reloaded());
+        }
+        task.await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), STALLED.as_secs());
+        drop(texts);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_falls_behind_is_told_and_goes_on() {
+        let events = Events::default();
+        let (mut texts, stop, task) = telling(&events);
+        for _ in 0..1500 {
+            events.publish(reloaded());
+        }
+        assert_eq!(texts.recv().await.unwrap(), ": listening\n\n");
+        assert_eq!(texts.recv().await.unwrap(), gap(Some(1500 - 1024)));
+        assert!(texts.recv().await.unwrap().starts_with(b"id: ff-477\n"));
+        for _ in 0..1023 {
+            texts.recv().await.unwrap();
+        }
+        assert_eq!(texts.recv().await.unwrap(), ": keep-alive\n\n", "when nothing happens");
+        drop(stop);
+        task.await.unwrap();
+        assert_eq!(texts.recv().await, None);
     }
 
     #[test]
