@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::backend::Lease;
+use crate::http1::pipe::Pipe;
 
 /// What wants to know how an exchange goes on while its bodies are under way.
 pub trait Progress {
@@ -36,7 +37,14 @@ pub trait Source {
     fn left(&self) -> Option<u64>;
     /// Whether somebody is going to take the rest.
     fn want(&self, wanted: bool);
+    /// Whether the rest is large, of known length, and may be poured.
+    fn pours(&self) -> bool;
+    /// Takes the next piece into an empty pipe: how many bytes it is.
+    fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
 }
+
+/// From so many bytes on a body is poured: below, setting up costs more than copying.
+pub const POURED_BYTES: u64 = 256 * 1024;
 
 /// Why a body does not go on.
 #[derive(Debug)]
@@ -120,6 +128,32 @@ impl Body {
     /// Has `exchange` told how this body goes on and that it ended.
     pub fn observe(&mut self, exchange: Rc<dyn Progress>) {
         self.exchange = Some(exchange);
+    }
+
+    /// Whether the rest may be poured.
+    pub fn pours(&self) -> bool {
+        matches!(&self.kind, Kind::Leased(LeasedBody { source: Some(source), .. }) if source.pours())
+    }
+
+    /// Takes the next piece into an empty pipe: how many bytes it is. Only where [`Body::pours`].
+    ///
+    /// # Errors
+    /// When the backend breaks it off.
+    pub fn poll_pour(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let Kind::Leased(LeasedBody { source: from @ Some(_), .. }) = &mut self.kind else { return Poll::Ready(Ok(0)) };
+        let Some(source) = from else { return Poll::Ready(Ok(0)) };
+        let bytes = ready!(source.poll_pour(cx, pipe))?;
+        let over = source.is_done();
+        if over {
+            *from = None;
+        }
+        if let Some(exchange) = &self.exchange {
+            exchange.response_data(bytes);
+            if over {
+                exchange.response_read();
+            }
+        }
+        Poll::Ready(Ok(bytes))
     }
 
     /// The client did not get all that was taken.
@@ -218,6 +252,16 @@ struct Streamed {
     exchange: Rc<dyn Progress>,
 }
 
+impl Streamed {
+    /// If it is over, lets the client's connection go on to its next request.
+    fn over(&mut self) {
+        if let Some(source) = self.source.take_if(|source| source.is_done()) {
+            source.want(false);
+            self.exchange.request_ended(true);
+        }
+    }
+}
+
 impl RequestBody {
     /// No bytes.
     pub fn empty() -> Self {
@@ -235,6 +279,35 @@ impl RequestBody {
         if let Some(body) = &mut self.0 {
             body.unread = piece;
         }
+    }
+}
+
+impl RequestBody {
+    /// Whether the rest may be poured.
+    pub fn pours(&self) -> bool {
+        let source = self.0.as_ref().filter(|body| body.unread.is_empty()).and_then(|body| body.source.as_ref());
+        source.is_some_and(|source| source.pours())
+    }
+
+    /// Takes the next piece into an empty pipe: how many bytes it is. Only where [`RequestBody::pours`].
+    ///
+    /// # Errors
+    /// When the client breaks it off, or it is longer than allowed.
+    pub fn poll_pour(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<usize, BodyError>> {
+        let Some(body) = &mut self.0 else { return Poll::Ready(Ok(0)) };
+        let Some(source) = &body.source else { return Poll::Ready(Ok(0)) };
+        let poured = source.poll_pour(cx, pipe);
+        body.exchange.waits_for_client(poured.is_pending());
+        let bytes = match ready!(poured) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                body.exchange.request_ended(false);
+                return Poll::Ready(Err(BodyError::Client(error)));
+            }
+        };
+        body.exchange.request_data(bytes)?;
+        body.over();
+        Poll::Ready(Ok(bytes))
     }
 }
 
@@ -265,11 +338,7 @@ impl HttpBody for RequestBody {
             body.exchange.request_ended(false);
             return Poll::Ready(Some(Err(BodyError::Client(error))));
         }
-        if source.is_done() {
-            // From here on the client's connection may go on to its next request.
-            body.source = None;
-            body.exchange.request_ended(true);
-        }
+        body.over();
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Client)))
     }
 

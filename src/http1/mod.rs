@@ -5,6 +5,11 @@
 
 pub mod chunked;
 pub mod outgoing;
+#[cfg(target_os = "linux")]
+pub mod pipe;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_pipe.rs"]
+pub mod pipe;
 pub mod request;
 pub mod response;
 pub mod space;

@@ -85,6 +85,13 @@ impl Outgoing {
         Ok(())
     }
 
+    /// So much of the body goes another way, behind what was taken so far.
+    pub fn poured(&mut self, bytes: usize) {
+        if let Framing::Length(left) = &mut self.framing {
+            *left = left.saturating_sub(bytes as u64);
+        }
+    }
+
     /// The body is over.
     ///
     /// # Errors

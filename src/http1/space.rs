@@ -10,6 +10,8 @@ use http::HeaderMap;
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
+use super::pipe::Pipe;
+
 /// What a message needs while it is under way, and a connection that waits does not hold. What was given back last is given
 /// out first, while the cache is warm.
 #[derive(Debug, Default)]
@@ -18,6 +20,7 @@ pub struct Space {
     block: RefCell<BytesMut>,
     maps: RefCell<Vec<HeaderMap>>,
     buffers: RefCell<Vec<Vec<u8>>>,
+    pipes: RefCell<Vec<Pipe>>,
 }
 
 /// A block. Whoever holds a part of what was read into it holds all of it, so it is not large.
@@ -33,6 +36,7 @@ const PIECE_BYTES: usize = 128 * 1024;
 const KEPT: usize = 64;
 const KEPT_BYTES: usize = 8 * 1024;
 const KEPT_FIELDS: usize = 64;
+const KEPT_PIPES: usize = 8;
 
 impl Space {
     /// Reads what there is, in one piece. `wanted` is what is left of a body, where that is known: what is large gets memory
@@ -76,6 +80,19 @@ impl Space {
         if maps.len() < KEPT && map.capacity() <= KEPT_FIELDS {
             map.clear();
             maps.push(map);
+        }
+    }
+
+    /// An empty pipe; `None` when there are too many files open.
+    pub fn pipe(&self) -> Option<Pipe> {
+        self.pipes.borrow_mut().pop().or_else(|| Pipe::open().ok())
+    }
+
+    /// Gives a pipe back, unless there is something in it.
+    pub fn give_pipe(&self, pipe: Pipe) {
+        let mut pipes = self.pipes.borrow_mut();
+        if pipe.held() == 0 && pipes.len() < KEPT_PIPES {
+            pipes.push(pipe);
         }
     }
 

@@ -72,7 +72,9 @@ pub async fn serve(
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
-    let refusal = match speak(&wire, &client, &proxy).await {
+    let end = speak(&wire, &client, &proxy).await;
+    wire.abandon();
+    let refusal = match end {
         End::Tunnel(tunnel) => {
             let held = wire.into_tunnel();
             let _ = tunnel.run(wire.io(), held).await;

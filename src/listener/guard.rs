@@ -137,9 +137,21 @@ impl Guard {
         }
     }
 
-    /// Whether a head is begun and not ended.
+    /// Whether a head is begun and not ended. Empty lines before it (RFC 9112 §2.2) do not begin one.
     pub fn mid_head(&self) -> bool {
-        self.state == State::Head && self.head.bytes > 0
+        self.state == State::Head && (self.head.lines > 0 || !self.partial.is_empty())
+    }
+
+    /// So many bytes left in a body of known length; 0 anywhere else.
+    pub fn left(&self) -> u64 {
+        if let State::Fixed(left) = self.state { left } else { 0 }
+    }
+
+    /// So many bytes of a body of known length, no more than are left, have gone another way.
+    pub fn poured(&mut self, bytes: u64) {
+        if let State::Fixed(left) = self.state {
+            self.state = if left > bytes { State::Fixed(left - bytes) } else { State::Head };
+        }
     }
 
     /// Follows the next bytes and says how many of them may pass: all of them, unless a message is refused or held.

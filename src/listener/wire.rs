@@ -17,11 +17,12 @@ use tokio::net::TcpStream;
 
 use crate::config::ListenerConfig;
 use crate::exchange::ClientSide;
-use crate::exchange::body::{Body, Source};
+use crate::exchange::body::{Body, POURED_BYTES, Source};
 use crate::exchange::dry::Dry;
 use crate::exchange::watch::{Phase, Watch};
 use crate::http1::chunked::{Chunked, Next};
 use crate::http1::outgoing::Outgoing;
+use crate::http1::pipe::Pipe;
 use crate::http1::request::{self, Head, Malformed, Terms};
 use crate::http1::space::{Space, join};
 use crate::http1::{Framing, response as head};
@@ -45,6 +46,8 @@ pub struct Wire {
     /// Whether the client waits to be asked for it.
     expects: Cell<bool>,
     out: RefCell<Outgoing>,
+    /// Through which a large response is poured.
+    pipe: RefCell<Option<Pipe>>,
     /// What the client sent beyond a message that the guard held back.
     held: RefCell<Vec<u8>>,
     /// Informational responses that wait for room in the socket.
@@ -106,6 +109,7 @@ impl Wire {
             wanted: Cell::new(false),
             expects: Cell::new(false),
             out: RefCell::default(),
+            pipe: RefCell::new(None),
             held: RefCell::default(),
             early: RefCell::default(),
             watch,
@@ -240,7 +244,8 @@ impl Wire {
         let mut over = out.framing == Framing::None;
         loop {
             let mut waiting = false;
-            while !over && !waiting && out.has_room() {
+            let mut pours = !over && matches!(out.framing, Framing::Length(_)) && self.pours_from(body);
+            while !over && !waiting && !pours && out.has_room() {
                 match Pin::new(&mut *body).poll_frame(cx) {
                     Poll::Pending => waiting = true,
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
@@ -250,6 +255,7 @@ impl Wire {
                                 over = true;
                                 out.end(None).map_err(io::Error::other)?;
                             }
+                            pours = !over && matches!(out.framing, Framing::Length(_)) && self.pours_from(body);
                         }
                         Err(frame) => {
                             over = true;
@@ -272,6 +278,14 @@ impl Wire {
                     self.watch.extend(self.body_idle.get());
                 }
             }
+            if pours {
+                over = ready!(self.poll_pour(cx, out, body))?;
+                if !over {
+                    // The others have their turn.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
             if over {
                 self.space.give_buffer(out.rest());
                 return Poll::Ready(Ok(()));
@@ -283,6 +297,43 @@ impl Wire {
             if waiting {
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// Whether the rest of the response's body is poured: it is large, and there is a pipe.
+    fn pours_from(&self, body: &Body) -> bool {
+        let mut pipe = self.pipe.borrow_mut();
+        if pipe.is_none() && body.pours() {
+            *pipe = self.space.pipe();
+        }
+        pipe.is_some()
+    }
+
+    /// Pours a piece of the response's body: whether it was the last.
+    fn poll_pour(&self, cx: &mut Context<'_>, out: &mut Outgoing, body: &mut Body) -> Poll<io::Result<bool>> {
+        let mut slot = self.pipe.borrow_mut();
+        let Some(pipe) = &mut *slot else { return Poll::Ready(Ok(false)) };
+        if pipe.held() == 0 {
+            let bytes = ready!(body.poll_pour(cx, pipe))?;
+            out.poured(bytes);
+        }
+        while pipe.held() > 0 {
+            ready!(pipe.poll_drain(&self.tcp.borrow(), cx))?;
+            self.watch.extend(self.body_idle.get());
+        }
+        let last = out.framing == Framing::Length(0);
+        if last && let Some(pipe) = slot.take() {
+            out.framing = Framing::None;
+            self.space.give_pipe(pipe);
+        }
+        Poll::Ready(Ok(last))
+    }
+
+    /// The connection ends: who still reads a request's body is told so, and lets go of the socket.
+    pub fn abandon(&self) {
+        if self.is_wanted() {
+            *self.body.borrow_mut() = Upload::Broken;
+            let _ = SockRef::from(&*self.tcp.borrow()).shutdown(std::net::Shutdown::Both);
         }
     }
 
@@ -448,6 +499,34 @@ impl Source for Wire {
             Upload::Length(left) => Some(left),
             Upload::Chunked(_) | Upload::Broken => None,
         }
+    }
+
+    fn pours(&self) -> bool {
+        matches!(*self.body.borrow(), Upload::Length(left) if left >= POURED_BYTES)
+            && self.read.borrow().is_empty()
+            && self.held.borrow().is_empty()
+    }
+
+    fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let tcp = self.tcp.borrow();
+        let mut guard = self.guard.borrow_mut();
+        let left = guard.left();
+        let poured = ready!(self.dry.poll(cx, |cx| pipe.poll_fill(&tcp, cx, left)));
+        let body = &mut *self.body.borrow_mut();
+        let broken = match (poured, &mut *body) {
+            (Ok(bytes @ 1..), Upload::Length(left)) => {
+                guard.poured(bytes as u64);
+                *left = left.saturating_sub(bytes as u64);
+                if *left == 0 {
+                    *body = Upload::Done;
+                }
+                return Poll::Ready(Ok(bytes));
+            }
+            (Ok(_), _) => io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection"),
+            (Err(error), _) => error,
+        };
+        *body = Upload::Broken;
+        Poll::Ready(Err(broken))
     }
 
     fn want(&self, wanted: bool) {

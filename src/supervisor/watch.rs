@@ -58,7 +58,13 @@ pub struct Watch {
     settled: Option<Stamp>,
     /// What the last look saw.
     seen: Option<Stamp>,
+    /// So many looks in a row saw something else than the one before.
+    unsteady: u32,
 }
+
+/// A file that is another at so many looks in a row is not a file that is being written, but one that is written again and
+/// again: it is taken as it is. At worst it is found broken, and looked at again when it rests.
+const PATIENCE: u32 = 4;
 
 /// What a look leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,17 +80,19 @@ pub enum Action {
 impl Watch {
     /// Begins with the file that was loaded. Its stamp is to be taken before it is read: a change in between is then seen.
     pub fn new(loaded: Option<Stamp>) -> Self {
-        Self { settled: loaded, seen: loaded }
+        Self { settled: loaded, seen: loaded, unsteady: 0 }
     }
 
     /// Takes note of what a look saw; `None` is no file.
     pub fn look(&mut self, now: Option<Stamp>) -> Action {
         let steady = self.seen == now;
         self.seen = now;
-        if !steady || self.settled == now {
+        self.unsteady = if steady { 0 } else { self.unsteady + 1 };
+        if self.settled == now || !(steady || (self.unsteady >= PATIENCE && now.is_some())) {
             return Action::Wait;
         }
         self.settled = now;
+        self.unsteady = 0;
         if now.is_some() { Action::Reload } else { Action::Vanished }
     }
 }
@@ -137,7 +145,22 @@ mod tests {
         let cases: &[(&str, Option<Stamp>, &[Look])] = &[
             ("nothing happens", a, &[(a, Wait), (a, Wait), (a, Wait)]),
             ("an edit", a, &[(b, Wait), (b, Reload), (b, Wait), (b, Wait)]),
-            ("a slow writer", a, &[(b, Wait), (c, Wait), (b, Wait), (c, Wait), (c, Reload), (c, Wait)]),
+            ("a slow writer", a, &[(b, Wait), (c, Wait), (b, Wait), (b, Reload), (b, Wait)]),
+            (
+                "one that never rests",
+                a,
+                &[
+                    (b, Wait),
+                    (c, Wait),
+                    (b, Wait),
+                    (c, Reload),
+                    (b, Wait),
+                    (c, Wait),
+                    (b, Wait),
+                    (a, Reload),
+                    (a, Wait),
+                ],
+            ),
             ("an edit and its undoing between looks", a, &[(b, Wait), (a, Wait), (a, Wait)]),
             ("two edits", a, &[(b, Wait), (b, Reload), (c, Wait), (c, Reload)]),
             ("an edit that comes back", a, &[(b, Wait), (b, Reload), (a, Wait), (a, Reload)]),

@@ -19,9 +19,10 @@ use http_body::{Body as _, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::exchange::body::{RequestBody, Source};
+use crate::exchange::body::{POURED_BYTES, RequestBody, Source};
 use crate::http1::chunked::{Chunked, Next};
 use crate::http1::outgoing::Outgoing;
+use crate::http1::pipe::Pipe;
 use crate::http1::response::Head;
 use crate::http1::space::{Space, join};
 use crate::http1::{Framing, request};
@@ -56,6 +57,8 @@ struct Inner {
     out: Outgoing,
     /// How long the head of the request is.
     head_length: usize,
+    /// Through which a large request is poured.
+    pipe: Option<Pipe>,
     upload: Upload,
     /// Whether any byte of the request was written.
     written: bool,
@@ -114,6 +117,7 @@ impl Link {
             space,
             out: Outgoing::default(),
             head_length: 0,
+            pipe: None,
             upload: Upload::Over,
             written: false,
             intact: true,
@@ -256,6 +260,7 @@ impl Link {
             && inner.head.keep_alive
             && inner.read.is_empty();
         inner.space.give_buffer(inner.out.rest());
+        inner.pipe = None;
         inner.read = Bytes::new();
         inner.head_bytes = Bytes::new();
         fit
@@ -287,6 +292,16 @@ impl Inner {
     /// The client's.
     fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut RequestBody) -> Poll<io::Result<()>> {
         loop {
+            if matches!(self.upload, Upload::Open | Upload::Apart(_)) && (body.pours() || self.pipe.is_some()) {
+                match ready!(self.poll_pour(cx, body))? {
+                    Some(true) => {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    Some(false) => continue,
+                    None => {}
+                }
+            }
             // A first piece that is there already goes out with the head.
             let mut waiting = false;
             if matches!(self.upload, Upload::Open | Upload::Apart(_)) && self.out.has_room() {
@@ -327,6 +342,52 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Pours a piece of the request's body: whether there is more; `None` where there is no pipe to be had.
+    ///
+    /// # Errors
+    /// The client's.
+    fn poll_pour(&mut self, cx: &mut Context<'_>, body: &mut RequestBody) -> Poll<io::Result<Option<bool>>> {
+        if self.pipe.is_none() {
+            self.pipe = self.space.pipe();
+        }
+        let Some(mut pipe) = self.pipe.take() else { return Poll::Ready(Ok(None)) };
+        // What is before it goes first.
+        let mut written = self.poll_write(cx);
+        if pipe.held() == 0 && written.is_ready() {
+            match body.poll_pour(cx, &mut pipe) {
+                Poll::Ready(Ok(bytes)) => self.out.poured(bytes),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                Poll::Pending => {
+                    self.pipe = Some(pipe);
+                    return Poll::Pending;
+                }
+            }
+        }
+        while pipe.held() > 0 && matches!(written, Poll::Ready(Ok(()))) {
+            written = pipe.poll_drain(&self.tcp, cx).map_ok(|_| ());
+        }
+        match written {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => {
+                // It may have answered before it closed.
+                self.upload = Upload::Refused(Some(error));
+                return Poll::Ready(Ok(Some(false)));
+            }
+            Poll::Pending => {
+                self.pipe = Some(pipe);
+                return Poll::Pending;
+            }
+        }
+        self.written = true;
+        if self.out.framing != Framing::Length(0) {
+            self.pipe = Some(pipe);
+            return Poll::Ready(Ok(Some(true)));
+        }
+        self.space.give_pipe(pipe);
+        self.end(None)?;
+        Poll::Ready(Ok(Some(false)))
     }
 
     /// The body has been taken whole.
@@ -472,6 +533,29 @@ impl Source for Link {
     }
 
     fn want(&self, _: bool) {}
+
+    fn pours(&self) -> bool {
+        let inner = self.0.borrow();
+        matches!(inner.body, Incoming::Length(left) if left >= POURED_BYTES) && inner.read.is_empty()
+    }
+
+    fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let inner = &mut *self.0.borrow_mut();
+        let Incoming::Length(left) = &mut inner.body else { return Poll::Ready(Ok(0)) };
+        let broken = match ready!(pipe.poll_fill(&inner.tcp, cx, *left)) {
+            Ok(bytes @ 1..) => {
+                *left = left.saturating_sub(bytes as u64);
+                if *left == 0 {
+                    inner.body = Incoming::Done;
+                }
+                return Poll::Ready(Ok(bytes));
+            }
+            Ok(_) => closed(),
+            Err(error) => error,
+        };
+        inner.body = Incoming::Broken;
+        Poll::Ready(Err(broken))
+    }
 
     fn left(&self) -> Option<u64> {
         match self.0.borrow().body {

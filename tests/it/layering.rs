@@ -29,7 +29,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("upstream", &["strategy", "backend", "config", "telemetry"]),
     ("strategy", &["backend", "config"]),
     ("transport", &["exchange", "backend", "http1", "config", "telemetry"]),
-    ("exchange", &["backend", "config", "telemetry"]),
+    ("exchange", &["backend", "http1", "config", "telemetry"]),
     ("backend", &["config", "telemetry"]),
     // Bytes and messages, and nothing of ours.
     ("http1", &[]),

@@ -15,6 +15,7 @@ mod headers;
 mod health;
 mod idle;
 mod killed_backend;
+mod large;
 mod layering;
 mod levers;
 mod limits;
