@@ -42,7 +42,11 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
     assert_eq!(*check, shown_check());
     assert_eq!(shown.config.listeners, plain.listeners);
     assert_eq!(shown.config.log, plain.log);
-    assert_eq!(shown.config.admin, plain.admin);
+    // A token and a socket are shown, and are none by default.
+    let mut admin = shown.config.admin.expect("an admin address");
+    assert_eq!(admin.token.take().map(|token| token.reveal().to_owned()).as_deref(), Some("an-example-token"));
+    assert_eq!(admin.unix_socket.take(), Some("/run/isobar.sock".into()));
+    assert_eq!(Some(admin), plain.admin);
     assert_eq!(shown.config.access_log, plain.access_log);
     assert_eq!(shown.config.overload, plain.overload);
     assert_eq!(shown.config.routes[0].action, plain.routes[0].action);

@@ -22,6 +22,8 @@ pub(super) enum Site {
     Loopback,
     /// A network.
     Network,
+    /// One user of this machine, over the Unix socket: no browser can.
+    Socket,
 }
 
 impl Site {

@@ -12,11 +12,11 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::picking::place_keys;
 use super::{ReloadFailed, Status};
 use crate::config::{
-    AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, BackendConfig, BackendLimits,
-    BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe,
-    LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite,
-    PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, TiersConfig,
-    Timeouts, UpstreamConfig, ValueMatch,
+    AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
+    BackendLimits, BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern,
+    HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern,
+    PathRewrite, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig,
+    TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -123,11 +123,18 @@ impl<T: Serialize> Serialize for Switched<T> {
     }
 }
 
-impl Serialize for Shown<&std::net::SocketAddr> {
+impl Serialize for Shown<&AdminConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let AdminConfig { address, token, unix_socket } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("enabled", &true)?;
-        map.serialize_entry("address", self.0)?;
+        map.serialize_entry("address", address)?;
+        if token.is_some() {
+            map.serialize_entry("token", "(hidden)")?;
+        }
+        if let Some(path) = unix_socket {
+            map.serialize_entry("unix_socket", &path.display().to_string())?;
+        }
         map.end()
     }
 }
@@ -682,7 +689,12 @@ mod tests {
     fn keys_are_those_of_the_file() {
         let config = shown(&fixture::config());
         assert_eq!(config["workers"], "auto");
-        assert_eq!(config["admin"], json!({ "enabled": true, "address": "127.0.0.1:9900" }));
+        assert_eq!(
+            config["admin"],
+            json!({
+                "enabled": true, "address": "127.0.0.1:9900", "token": "(hidden)", "unix_socket": "/run/isobar.sock"
+            })
+        );
         assert_eq!(config["access_log"], json!({ "enabled": false }));
         assert_eq!(config["listener"][0]["max_body"], "unlimited");
         assert_eq!(config["listener"][0]["idle_timeout"], "1m15s");

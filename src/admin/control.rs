@@ -1,4 +1,4 @@
-//! What the admin address sees of the process, and the one thing it can do to it.
+//! What the admin address sees of the process, and what it can do to it beside what it does to backends by hand.
 
 use std::error::Error;
 use std::fmt;
@@ -11,6 +11,8 @@ use std::time::SystemTime;
 use crate::config::UpstreamName;
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
+use crate::telemetry::events::Events;
+use crate::telemetry::logging::Logging;
 use crate::telemetry::process::Process;
 
 /// The process, seen and steered from the admin address. Everything but `reload` returns at once.
@@ -33,6 +35,12 @@ pub trait Control: fmt::Debug + Send + Sync + 'static {
 
     /// Access log lines dropped since the start, over all access logs there were.
     fn access_log_dropped(&self) -> u64;
+
+    /// Where changes are told, and told of.
+    fn events(&self) -> &Events;
+
+    /// What is logged; `None` where the program around this decides on it.
+    fn logging(&self) -> Option<&Logging>;
 
     /// Reads the file again and applies it. Runs to its end even if whoever asked for it is gone.
     fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadResult> + Send + '_>>;

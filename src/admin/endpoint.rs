@@ -2,109 +2,243 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::{Method, Request, Response, StatusCode, request};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tracing::error;
 
-use super::browser::Site;
-use super::{Control, browser, config, exposition, probe, reload, upstreams};
+use super::levers::Verb;
+use super::refusal::Refusal;
+use super::stream::Stream;
+use super::upstreams::{BackendView, UpstreamView};
+use super::wish::Wish;
+use super::{
+    Context, Control, authority, browser, config, exposition, level, levers, probe, reload, stream, upstreams,
+};
+use crate::telemetry::audit;
 
-/// A response with its whole body.
-pub(super) type Answer = Response<Full<Bytes>>;
+/// A response with its whole body, or with one that goes on.
+pub(super) type Answer = Response<Either<Full<Bytes>, Stream>>;
 
 const INDEX: &str = "\
 isobar
 
-GET  /livez      200 as long as the process answers
-GET  /readyz     200 when it takes requests, else 503 and why; ?verbose for each check
-GET  /metrics    metrics for Prometheus
-GET  /upstreams  the upstreams and their backends, as JSON
-GET  /config     the configuration in force, and what is wrong with the last one if it was refused, as JSON
-POST /reload     applies lb.toml: 200 with what changed, or 422 with what is wrong
+GET    /livez         200 as long as the process answers
+GET    /readyz        200 when it takes requests, else 503 and why; ?verbose for each check
+GET    /metrics       metrics for Prometheus
+GET    /config        the configuration in force, and what is wrong with the last one if it was refused
+GET    /upstreams     the upstreams and their backends, with all that decides who is picked
+GET    /upstreams/{upstream}
+GET    /upstreams/{upstream}/backends/{address}
+POST   /upstreams/{upstream}/backends/{address}/drain, undrain, disable, enable, eject, uneject
+PUT    /upstreams/{upstream}/backends/{address}/weight   {\"weight\": 5}; DELETE for the one of the file
+POST   /stats/reset   forgets what was learnt from traffic; counters stay
+GET    /log           what is logged; PUT {\"level\": \"debug\", \"for\": \"5m\"}; DELETE ends it
+GET    /events        what happens, as server-sent events; ?kind=health,by_hand
+POST   /reload        applies lb.toml: 200 with what changed, or 422 with what is wrong
+GET    /openapi.json  all of this for programs
 ";
 
-#[derive(Clone, Copy)]
+/// The description of all this, by hand: a test holds every answer against it.
+pub(super) const OPENAPI: &str = include_str!("openapi.json");
+
+/// What a path leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Endpoint {
     Index,
     Livez,
     Readyz,
     Metrics,
-    Upstreams,
     Config,
+    Upstreams,
+    Upstream(String),
+    Backend(String, String),
+    Lever(String, String, Verb),
+    Weight(String, String),
+    ResetStats,
+    Log,
+    Events,
     Reload,
+    OpenApi,
 }
 
 impl Endpoint {
     fn at(path: &str) -> Option<Self> {
-        Some(match path {
-            "/" => Self::Index,
-            "/livez" => Self::Livez,
-            "/readyz" => Self::Readyz,
-            "/metrics" => Self::Metrics,
-            "/upstreams" => Self::Upstreams,
-            "/config" => Self::Config,
-            "/reload" => Self::Reload,
+        let parts: Option<Vec<_>> = path.strip_prefix('/')?.split('/').map(decoded).collect();
+        let parts = parts?;
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        Some(match parts[..] {
+            [""] => Self::Index,
+            ["livez"] => Self::Livez,
+            ["readyz"] => Self::Readyz,
+            ["metrics"] => Self::Metrics,
+            ["config"] => Self::Config,
+            ["upstreams"] => Self::Upstreams,
+            ["upstreams", upstream] => Self::Upstream(upstream.into()),
+            ["upstreams", upstream, "backends", address] => Self::Backend(upstream.into(), address.into()),
+            ["upstreams", upstream, "backends", address, "weight"] => Self::Weight(upstream.into(), address.into()),
+            ["upstreams", upstream, "backends", address, lever] => {
+                let (_, verb) = *Verb::POSTED.iter().find(|(name, _)| *name == lever)?;
+                Self::Lever(upstream.into(), address.into(), verb)
+            }
+            ["stats", "reset"] => Self::ResetStats,
+            ["log"] => Self::Log,
+            ["events"] => Self::Events,
+            ["reload"] => Self::Reload,
+            ["openapi.json"] => Self::OpenApi,
             _ => return None,
         })
     }
 
-    fn allows(self, method: &Method) -> bool {
+    fn allowed(&self) -> &'static str {
         match self {
-            Self::Reload => method == Method::POST,
-            _ => method == Method::GET || method == Method::HEAD,
+            Self::Reload | Self::ResetStats | Self::Lever(..) => "POST",
+            Self::Weight(..) => "PUT, DELETE",
+            Self::Log => "GET, HEAD, PUT, DELETE",
+            Self::Events => "GET",
+            _ => "GET, HEAD",
         }
     }
 
-    fn allowed(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::Reload => "POST",
-            _ => "GET, HEAD",
-        })
+    fn allows(&self, method: &Method) -> bool {
+        self.allowed().split(", ").any(|allowed| allowed == method.as_str())
     }
 }
 
+/// A segment of a path without its percents; `None` where they make no text.
+fn decoded(segment: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut parts = segment.split('%');
+    bytes.extend_from_slice(parts.next()?.as_bytes());
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'))?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
+}
+
 /// Answers a request. hyper leaves the body out where the request was a HEAD.
-pub(super) async fn answer(
-    request: Request<Incoming>,
-    control: Arc<dyn Control>,
-    site: Site,
-) -> Result<Answer, Infallible> {
-    let mut answer = dispatch(request, control, site).await;
+pub(super) async fn answer(request: Request<Incoming>, context: Context) -> Result<Answer, Infallible> {
+    let (head, body) = request.into_parts();
+    let mut answer = dispatch(&head, body, context).await.unwrap_or_else(|refusal| refusal.answer());
     let headers = answer.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(answer)
 }
 
-async fn dispatch(request: Request<Incoming>, control: Arc<dyn Control>, site: Site) -> Answer {
-    let (head, _) = request.into_parts();
-    if let Err(why) = browser::check(&head, site) {
-        return text(StatusCode::FORBIDDEN, format!("{why}\n"));
+async fn dispatch(head: &request::Parts, body: Incoming, context: Context) -> Result<Answer, Refusal> {
+    let Context { site, peer, .. } = &context;
+    let path = head.uri.path();
+    let reads = head.method == Method::GET || head.method == Method::HEAD;
+    if let Err(why) = browser::check(head, *site) {
+        if !reads {
+            audit::refused(&peer.to_string(), &format!("{} {path}", head.method), why);
+        }
+        return Err(Refusal::new(StatusCode::FORBIDDEN, why, path));
     }
-    let Some(endpoint) = Endpoint::at(head.uri.path()) else {
-        return text(StatusCode::NOT_FOUND, "not found; / lists what there is\n");
+    let Some(endpoint) = Endpoint::at(path) else {
+        let names = ["/livez", "/readyz", "/metrics", "/config", "/upstreams", "/log", "/events", "/reload"];
+        let names = names.into_iter().chain(["/stats/reset", "/openapi.json"]);
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "not found; / lists what there is", path).one_of(path, names));
     };
     if !endpoint.allows(&head.method) {
-        let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
-        answer.headers_mut().insert(header::ALLOW, endpoint.allowed());
-        return answer;
+        let what = format!("{} is not for {}", path, head.method);
+        let mut answer = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, what, path).answer();
+        answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(endpoint.allowed()));
+        return Ok(answer);
     }
-    match endpoint {
+    if reads { read(endpoint, head, &context) } else { change(endpoint, head, body, &context).await }
+}
+
+fn read(endpoint: Endpoint, head: &request::Parts, context: &Context) -> Result<Answer, Refusal> {
+    let control = &*context.control;
+    let query = head.uri.query().unwrap_or_default();
+    Ok(match endpoint {
         Endpoint::Index => text(StatusCode::OK, INDEX),
         Endpoint::Livez => text(StatusCode::OK, "ok\n"),
-        Endpoint::Readyz => probe::readyz(&*control, head.uri.query().unwrap_or_default()),
-        Endpoint::Metrics => metrics(&*control),
-        Endpoint::Upstreams => json(StatusCode::OK, &upstreams::View::of(&control.snapshot())),
+        Endpoint::Readyz => probe::readyz(control, query),
+        Endpoint::Metrics => metrics(control),
         Endpoint::Config => {
             let snapshot = control.snapshot();
             json(StatusCode::OK, &config::View::of(&snapshot, &control.status()))
         }
-        Endpoint::Reload => reload::run(control).await,
+        Endpoint::Upstreams => json(StatusCode::OK, &upstreams::View::of(&control.snapshot())),
+        Endpoint::Upstream(name) => {
+            let snapshot = control.snapshot();
+            json(StatusCode::OK, &UpstreamView::of(upstreams::find(&snapshot, &name)?))
+        }
+        Endpoint::Backend(name, address) => {
+            let snapshot = control.snapshot();
+            let upstream = upstreams::find(&snapshot, &name)?;
+            let backend = BackendView::find(upstream, &upstreams::find_address(upstream, &address)?);
+            json(StatusCode::OK, &backend.ok_or_else(|| upstreams::unknown_backend(upstream, &address))?)
+        }
+        Endpoint::Log => level::show(control)?,
+        Endpoint::Events => {
+            let stopped = context.stopped.clone();
+            let answer = stream::listen(control, &context.listeners, stopped, query, &head.headers)?;
+            context.streaming.store(true, Relaxed);
+            answer
+        }
+        Endpoint::OpenApi => with_type(StatusCode::OK, OPENAPI, "application/json"),
+        // Not for reading, as `allowed` says.
+        Endpoint::Lever(..) | Endpoint::Weight(..) | Endpoint::ResetStats | Endpoint::Reload => {
+            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "not for reading", head.uri.path()));
+        }
+    })
+}
+
+/// Does what changes something, if whoever asks may; and sees to it that it is in the audit log.
+async fn change(
+    endpoint: Endpoint,
+    head: &request::Parts,
+    body: Incoming,
+    context: &Context,
+) -> Result<Answer, Refusal> {
+    let Context { control, site, peer, .. } = context;
+    let what = format!("{} {}", head.method, head.uri.path());
+    let snapshot = control.snapshot();
+    let token = snapshot.config.admin.as_ref().and_then(|admin| admin.token.as_ref());
+    let who = match authority::check(head, *site, *peer, token) {
+        Ok(who) => who,
+        Err(denied) => {
+            audit::refused(&peer.to_string(), &what, &denied.to_string());
+            return Ok(denied.answer(head.uri.path()));
+        }
+    };
+    drop(snapshot);
+    // What comes with a reload was never looked at.
+    let wish = if endpoint == Endpoint::Reload { Ok(Wish::default()) } else { Wish::read(body).await };
+    let changed = match wish {
+        Ok(wish) => pull(endpoint, &head.method, wish, control, &who).await,
+        Err(refusal) => Err(refusal),
+    };
+    changed.inspect_err(|refusal| audit::refused(&who, &what, refusal.what()))
+}
+
+async fn pull(
+    endpoint: Endpoint,
+    method: &Method,
+    wish: Wish,
+    control: &Arc<dyn Control>,
+    who: &str,
+) -> Result<Answer, Refusal> {
+    let weight = if method == Method::PUT { Verb::SetWeight } else { Verb::ResetWeight };
+    match endpoint {
+        Endpoint::Lever(upstream, address, verb) => levers::pull(&**control, (&upstream, &address), verb, wish, who),
+        Endpoint::Weight(upstream, address) => levers::pull(&**control, (&upstream, &address), weight, wish, who),
+        Endpoint::ResetStats => levers::reset(&**control, wish, who),
+        Endpoint::Log if method == Method::PUT => level::raise(control, wish, who),
+        Endpoint::Log => level::lower(&**control, wish, who),
+        Endpoint::Reload => Ok(reload::run(Arc::clone(control), who).await),
+        other => Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "only for reading", format!("{other:?}"))),
     }
 }
 
@@ -138,7 +272,7 @@ pub(super) fn failed(error: &dyn std::error::Error) -> Answer {
 }
 
 fn with_type(status: StatusCode, body: impl Into<Bytes>, content_type: &'static str) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Answer::new(Either::Left(Full::new(body.into())));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer

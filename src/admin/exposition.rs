@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn shards_are_added_up() {
         let process = Process::new();
-        let upstream = &process.snapshot.upstreams[0];
+        let upstream = &process.snapshot().upstreams[0];
         for worker in 0..2 {
             let shard = upstream.state.metrics.of(worker);
             shard.responses[1].add(2);
@@ -461,7 +461,7 @@ mod tests {
         let backends = upstream.roster().backends().to_vec();
         backends[0].state.metrics.of(1).picks.add(3);
         let _lease = Lease::take(&backends[1].state);
-        process.snapshot.routes.routes()[0].metrics.of(0).responses[4].add(1);
+        process.snapshot().routes.routes()[0].metrics.of(0).responses[4].add(1);
         let thresholds = Thresholds { unhealthy_after: 2, healthy_after: 1 };
         for failure in [None, Some("refused"), Some("refused")] {
             let check = LastCheck { at: UNIX_EPOCH, took: Duration::ZERO, failure: failure.map(str::to_owned) };

@@ -13,17 +13,19 @@ use http::{Method, StatusCode};
 
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
-    Action, AdaptiveLimitConfig, Address, BackendConfig, BackendLimits, BodyMatch, BreakerConfig, Config, Forward,
-    HeaderEdits, HeaderMatch, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig,
-    ListenerConfig, LocationPart, LogConfig, LogFormat, OutlierConfig, OverloadConfig, PathPattern, PathRewrite, Place,
-    PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig, RouteConfig,
-    StrategyConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
+    Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BodyMatch, BreakerConfig, Config,
+    Forward, HeaderEdits, HeaderMatch, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth,
+    LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OutlierConfig, OverloadConfig, PathPattern,
+    PathRewrite, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig,
+    RouteConfig, StrategyConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::route::Table;
 use crate::strategy::Factories;
 use crate::telemetry;
+use crate::telemetry::events::Events;
+use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Sharded;
 use crate::upstream::{Upstream, UpstreamState};
 
@@ -36,7 +38,12 @@ pub(super) fn started() -> SystemTime {
 
 #[derive(Debug)]
 pub(super) struct Process {
-    pub(super) snapshot: Arc<Snapshot>,
+    snapshots: [Arc<Snapshot>; 2],
+    /// Whether the configuration has a token.
+    token: AtomicBool,
+    /// Whether isobar logs for the process.
+    pub(super) logs: AtomicBool,
+    logging: Logging,
     pub(super) listener: Arc<Listener>,
     pub(super) process: Arc<telemetry::process::Process>,
     pub(super) listening: AtomicBool,
@@ -45,11 +52,16 @@ pub(super) struct Process {
     pub(super) problems: Mutex<Vec<String>>,
     pub(super) reloads: AtomicU64,
     pub(super) reload_takes: Mutex<Duration>,
+    pub(super) events: Events,
 }
 
 impl Process {
     pub(super) fn new() -> Arc<Self> {
-        let config = Arc::new(config());
+        let mut config = config();
+        let with_token = Arc::new(config.clone());
+        // On loopback, no token is asked for as long as there is none.
+        config.admin.as_mut().unwrap().token = None;
+        let config = Arc::new(config);
         let upstreams: Vec<_> = config
             .upstreams
             .iter()
@@ -60,7 +72,10 @@ impl Process {
                 upstream
             })
             .collect();
-        let routes = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(WORKERS)));
+        let snapshot = |config: Arc<Config>, upstreams: &[Arc<Upstream>]| {
+            let routes = Table::build(&config.routes, upstreams, &mut |_| Arc::new(Sharded::new(WORKERS)));
+            Snapshot { generation: 7, config, routes, upstreams: upstreams.to_vec(), access_log: None }
+        };
         let listener = Arc::new(Listener {
             address: config.listeners[0].address,
             config: ArcSwap::new(Arc::clone(&config.listeners[0])),
@@ -69,7 +84,10 @@ impl Process {
             metrics: Arc::new(Sharded::new(WORKERS)),
         });
         Arc::new(Self {
-            snapshot: Arc::new(Snapshot { generation: 7, config, routes, upstreams, access_log: None }),
+            snapshots: [Arc::new(snapshot(config, &upstreams)), Arc::new(snapshot(with_token, &upstreams))],
+            token: AtomicBool::new(false),
+            logs: AtomicBool::new(false),
+            logging: Logging::apart(&LogConfig { level: "info".into(), format: LogFormat::Text }),
             listener,
             process: telemetry::process::Process::new(WORKERS),
             listening: AtomicBool::new(true),
@@ -77,13 +95,20 @@ impl Process {
             problems: Mutex::default(),
             reloads: AtomicU64::new(0),
             reload_takes: Mutex::default(),
+            events: Events::default(),
         })
+    }
+}
+
+impl Process {
+    pub(super) fn with_token(&self, token: bool) {
+        self.token.store(token, Ordering::Relaxed);
     }
 }
 
 impl Control for Process {
     fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshot)
+        Arc::clone(&self.snapshots[usize::from(self.token.load(Ordering::Relaxed))])
     }
 
     fn listeners(&self) -> Vec<Arc<Listener>> {
@@ -115,6 +140,14 @@ impl Control for Process {
         5
     }
 
+    fn events(&self) -> &Events {
+        &self.events
+    }
+
+    fn logging(&self) -> Option<&Logging> {
+        self.logs.load(Ordering::Relaxed).then_some(&self.logging)
+    }
+
     fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadResult> + Send + '_>> {
         Box::pin(async {
             let takes = *self.reload_takes.lock().unwrap();
@@ -144,7 +177,11 @@ pub(super) fn config() -> Config {
         workers: None,
         shutdown_grace: Duration::from_secs(30),
         drain_limit: Duration::from_secs(60),
-        admin: Some(admin),
+        admin: Some(AdminConfig {
+            address: admin,
+            token: Some("a token of the fixture".into()),
+            unix_socket: Some("/run/isobar.sock".into()),
+        }),
         zone: None,
         log: LogConfig { level: "info".into(), format: LogFormat::Text },
         access_log: None,

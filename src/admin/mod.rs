@@ -3,22 +3,25 @@
 //! An HTTP/1.1 server beside the data plane, on the control thread: what it does costs the workers nothing but reads of the
 //! counters they keep anyway. It knows the process only by [`Control`], which the supervisor implements.
 //!
-//! There are no passwords here; who may connect is decided by the address it is bound to. That it cannot be tied up by one
-//! client follows from four limits: connections at a time, the time for a head, the time for a whole connection, and one
-//! request a connection.
+//! Whoever can connect may read; who may change something is decided in `authority`, and each change has its line in the audit
+//! log. That the server cannot be tied up by one client follows from five limits: connections at a time, the time for a head,
+//! the time for a whole connection, one request a connection, and listeners to events at a time.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -26,6 +29,10 @@ use tracing::{debug, warn};
 mod control;
 mod endpoint;
 mod browser;
+mod authority;
+mod refusal;
+mod wish;
+mod socket;
 mod probe;
 mod exposition;
 mod upstreams;
@@ -33,8 +40,15 @@ mod limits;
 mod picking;
 mod config;
 mod reload;
+mod levers;
+mod level;
+mod stream;
 #[cfg(test)]
 mod fixture;
+
+use authority::Peer;
+use browser::Site;
+use socket::BoundSocket;
 
 pub use control::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 
@@ -54,11 +68,12 @@ const HEADERS_MAX: usize = 64;
 /// How long to wait after a connection could not be accepted: mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The admin address, bound.
+/// The admin address, bound, and perhaps a Unix socket beside it.
 #[derive(Debug)]
 pub struct Admin {
     listener: std::net::TcpListener,
     address: SocketAddr,
+    socket: Option<BoundSocket>,
 }
 
 impl Admin {
@@ -70,7 +85,15 @@ impl Admin {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, socket: None })
+    }
+
+    /// Binds a Unix socket beside the address, for this user alone. Its file is removed at the end.
+    ///
+    /// # Errors
+    /// When another process listens there, something else than a socket is there, or the folder cannot be written to.
+    pub fn with_socket(self, path: &Path) -> io::Result<Self> {
+        Ok(Self { socket: Some(BoundSocket::bind(path)?), ..self })
     }
 
     /// Where it is bound, with the port that was taken for 0.
@@ -85,22 +108,40 @@ impl Admin {
     /// When the socket cannot be handed to the runtime, before the first connection.
     pub async fn serve(self, control: Arc<dyn Control>, stop: impl Future<Output = ()> + Send) -> io::Result<()> {
         let listener = TcpListener::from_std(self.listener)?;
-        let site = browser::Site::of(self.address);
+        // The file is removed when this returns.
+        let (socket, _file) = match self.socket.map(BoundSocket::into_parts) {
+            Some((socket, file)) => (Some(UnixListener::from_std(socket)?), Some(file)),
+            None => (None, None),
+        };
+        let site = Site::of(self.address);
+        let listeners = Arc::new(Semaphore::new(stream::LISTENERS_MAX));
         let (stopping, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
         let mut accept_failing = false;
         let mut stop = pin!(stop);
+        let context = |site, peer| Context {
+            control: Arc::clone(&control),
+            site,
+            peer,
+            listeners: Arc::clone(&listeners),
+            stopped: stopped.clone(),
+            streaming: Arc::default(),
+        };
         loop {
             let accepted = tokio::select! {
                 () = &mut stop => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => accepted,
+                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => accepted.map(|(stream, peer)| {
+                    connections.spawn(serve_connection(stream, context(site, Peer::Address(peer))));
+                }),
+                accepted = accept(socket.as_ref()), if connections.len() < CONNECTIONS_MAX => {
+                    accepted.map(|(stream, peer)| {
+                        connections.spawn(serve_connection(stream, context(Site::Socket, peer)));
+                    })
+                }
             };
             match accepted {
-                Ok((stream, _)) => {
-                    accept_failing = false;
-                    connections.spawn(serve_connection(stream, Arc::clone(&control), site, stopped.clone()));
-                }
+                Ok(()) => accept_failing = false,
                 Err(error) => {
                     if !accept_failing {
                         warn!(%error, "could not accept a connection on the admin address; trying on");
@@ -118,15 +159,33 @@ impl Admin {
     }
 }
 
+/// A connection to the socket, and whose it is; never where there is no socket.
+async fn accept(socket: Option<&UnixListener>) -> io::Result<(UnixStream, Peer)> {
+    let Some(socket) = socket else { return pending().await };
+    let (stream, _) = socket.accept().await?;
+    let uid = stream.peer_cred()?.uid();
+    Ok((stream, Peer::User { uid }))
+}
+
+/// What the answers to a connection's request depend on.
+#[derive(Clone, Debug)]
+struct Context {
+    control: Arc<dyn Control>,
+    site: Site,
+    peer: Peer,
+    /// Places for listeners to events.
+    listeners: Arc<Semaphore>,
+    /// Closed at the stop.
+    stopped: watch::Receiver<()>,
+    /// Set when the answer goes on for as long as the client likes.
+    streaming: Arc<AtomicBool>,
+}
+
 /// Serves one request. With keep-alive, whoever connects and asks for nothing could hold a connection for as long as he
 /// likes; and nobody asks often enough here to want it.
-async fn serve_connection(
-    stream: TcpStream,
-    control: Arc<dyn Control>,
-    site: browser::Site,
-    mut stopped: watch::Receiver<()>,
-) {
-    let service = service_fn(|request| endpoint::answer(request, Arc::clone(&control), site));
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, context: Context) {
+    let Context { mut stopped, streaming, .. } = context.clone();
+    let service = service_fn(move |request| endpoint::answer(request, context.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .keep_alive(false)
@@ -135,21 +194,30 @@ async fn serve_connection(
         .max_headers(HEADERS_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let served = timeout(CONNECTION_LIMIT, async {
+    let mut limit = pin!(sleep(CONNECTION_LIMIT));
+    let (mut stopping, mut unlimited) = (false, false);
+    let served = loop {
         tokio::select! {
-            result = &mut connection => return result,
+            result = &mut connection => break result,
             // The sender is dropped at the stop.
-            _ = stopped.changed() => {}
+            _ = stopped.changed(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = &mut limit, if !unlimited => {
+                if !streaming.load(Relaxed) {
+                    return debug!("a connection to the admin address took too long");
+                }
+                unlimited = true;
+            }
         }
-        connection.as_mut().graceful_shutdown();
-        connection.await
-    });
-    match served.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "a connection to the admin address ended early"),
-        Err(_) => debug!("a connection to the admin address took too long"),
+    };
+    if let Err(error) = served {
+        debug!(%error, "a connection to the admin address ended early");
     }
 }
 
+#[cfg(test)]
+mod described;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::endpoint::{Answer, failed, json};
 use super::{Control, Fate, ReloadReport};
+use crate::telemetry::audit;
 use crate::telemetry::calendar::rfc3339;
 
 #[derive(Debug, Serialize)]
@@ -31,12 +32,19 @@ struct Refused<'a> {
 }
 
 /// Applies the file and tells what changed, or what is wrong with it.
-pub(super) async fn run(control: Arc<dyn Control>) -> Answer {
+pub(super) async fn run(control: Arc<dyn Control>, who: &str) -> Answer {
+    let before = format!("generation {}", control.snapshot().generation);
     // In a task of its own: a client that goes away must not leave a reload half done.
     let reload = tokio::spawn(async move { control.reload().await });
     match reload.await {
-        Ok(Ok(report)) => json(StatusCode::OK, &Applied::of(&report)),
+        Ok(Ok(report)) => {
+            let to = format!("generation {}", report.generation);
+            let (upstream, backend) = (None, None);
+            audit::changed(&audit::Entry { who, what: "reload", upstream, backend, from: &before, to: &to });
+            json(StatusCode::OK, &Applied::of(&report))
+        }
         Ok(Err(failed)) => {
+            audit::refused(who, "reload", &failed.problems.join("; "));
             let refused = Refused { at: rfc3339(failed.at), problems: &failed.problems };
             json(StatusCode::UNPROCESSABLE_ENTITY, &refused)
         }

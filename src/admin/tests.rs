@@ -15,34 +15,34 @@ use super::*;
 use crate::backend::health::{LastCheck, Thresholds};
 
 /// An admin address on a thread with a runtime of its own, as the supervisor has it.
-struct Running {
+pub(super) struct Running {
     address: SocketAddr,
-    process: Arc<Process>,
+    pub(super) process: Arc<Process>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Reply {
-    status: u16,
+pub(super) struct Reply {
+    pub(super) status: u16,
     head: String,
-    body: String,
+    pub(super) body: String,
 }
 
 impl Reply {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;
             key.eq_ignore_ascii_case(name).then(|| value.trim())
         })
     }
 
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
 }
 
 impl Running {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let process = Process::new();
         let admin = Admin::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let address = admin.address();
@@ -71,6 +71,40 @@ impl Running {
 
     fn ask(&self, method: &str, target: &str) -> Reply {
         self.raw(&format!("{method} {target} HTTP/1.1\r\nhost: {}\r\n\r\n", self.address))
+    }
+
+    /// A request with further header lines and a body.
+    pub(super) fn send(&self, method: &str, target: &str, lines: &str, body: &str) -> Reply {
+        let host = self.address;
+        let length = body.len();
+        self.raw(&format!(
+            "{method} {target} HTTP/1.1\r\nhost: {host}\r\n{lines}content-length: {length}\r\n\r\n{body}"
+        ))
+    }
+
+    /// A request whose answer goes on: its head.
+    pub(super) fn begin(&self, method: &str, target: &str, lines: &str) -> (TcpStream, Reply) {
+        let mut stream = self.connect();
+        write!(stream, "{method} {target} HTTP/1.1\r\nhost: {}\r\n{lines}\r\n", self.address).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.extend_from_slice(&byte);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (stream, Reply { status, head, body: String::new() })
+    }
+
+    /// Whether the configuration has a token.
+    pub(super) fn with_token(&self, token: bool) {
+        self.process.with_token(token);
+    }
+
+    /// Whether isobar logs for the process.
+    pub(super) fn with_logging(&self, logging: bool) {
+        self.process.logs.store(logging, Ordering::Relaxed);
     }
 
     fn stop(&mut self) {
@@ -102,7 +136,10 @@ fn the_index_names_every_endpoint() {
     let running = Running::start();
     let index = running.ask("GET", "/");
     assert_eq!(index.status, 200);
-    for line in index.body.lines().filter(|line| line.starts_with("GET") || line.starts_with("POST")) {
+    // Those about one thing want its name; the log is not ours to show here; and events go on.
+    let plain = |line: &&str| !line.contains('{') && !["/log", "/events"].iter().any(|path| line.contains(path));
+    let lines = index.body.lines().filter(|line| line.starts_with("GET") || line.starts_with("POST"));
+    for line in lines.filter(plain) {
         let mut words = line.split_whitespace();
         let reply = running.ask(words.next().unwrap(), words.next().unwrap());
         assert_eq!(reply.status, 200, "{line}");
@@ -165,7 +202,7 @@ fn metrics_are_openmetrics() {
 #[test]
 fn upstreams_show_their_backends() {
     let running = Running::start();
-    let upstream = &running.process.snapshot.upstreams[0];
+    let upstream = &running.process.snapshot().upstreams[0];
     let roster = upstream.roster();
     let backend = &roster.backends()[1];
     backend.state.metrics.of(0).picks.add(4);
@@ -200,7 +237,7 @@ fn the_configuration_is_shown_with_what_is_wrong_with_the_last() {
 #[test]
 fn upstreams_show_what_checks_have_made_of_their_backends() {
     let running = Running::start();
-    let backends = running.process.snapshot.upstreams[0].roster().backends().to_vec();
+    let backends = running.process.snapshot().upstreams[0].roster().backends().to_vec();
     let thresholds = Thresholds { unhealthy_after: 2, healthy_after: 1 };
     for failure in [None, Some("status 500"), Some("status 503")] {
         let took = Duration::from_micros(1_500);

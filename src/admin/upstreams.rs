@@ -1,14 +1,19 @@
 //! `/upstreams`: the upstreams and their backends, with what was counted of them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use http::StatusCode;
 use serde::Serialize;
 
 use super::limits::{BackendLimitsView, LimitsView};
 use super::picking::{self, SetView, StandingView};
+use super::refusal::Refusal;
 use crate::backend::Backend;
+use crate::backend::by_hand::{Lever, Mark, Marks, Moment, Setting};
 use crate::backend::health::Health;
-use crate::config::UpstreamConfig;
+use crate::backend::outlier::{By, Ejection, Outlier};
+use crate::config::{Address, UpstreamConfig};
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
 use crate::telemetry::metrics::{BackendMetrics, Counter, Sharded, UpstreamMetrics};
@@ -21,8 +26,9 @@ pub(super) struct View {
     upstreams: Vec<UpstreamView>,
 }
 
+/// An upstream.
 #[derive(Debug, Serialize)]
-struct UpstreamView {
+pub(super) struct UpstreamView {
     name: String,
     strategy: String,
     responses: ByClass,
@@ -35,12 +41,17 @@ struct UpstreamView {
     /// Where requests go, in the order in which a retry looks for somebody.
     sets: Vec<SetView>,
     backends: Vec<BackendView>,
+    /// What is set by hand for addresses that are not in the file at present.
+    absent: Vec<AbsentView>,
 }
 
+/// A backend.
 #[derive(Debug, Serialize)]
-struct BackendView {
+pub(super) struct BackendView {
     address: String,
+    /// What it has: by hand, or as in the file.
     weight: u16,
+    weight_in_file: u16,
     ready: bool,
     /// In words, whether it may be picked and if not, why.
     readiness: &'static str,
@@ -48,6 +59,7 @@ struct BackendView {
     health: Option<HealthView>,
     #[serde(flatten)]
     standing: StandingView,
+    by_hand: ByHandView,
     in_flight: u32,
     #[serde(flatten)]
     limits: BackendLimitsView,
@@ -57,6 +69,53 @@ struct BackendView {
     connect_failures: u64,
     broken: u64,
     timeouts: u64,
+}
+
+/// What is set by hand for an address.
+#[derive(Debug, Serialize)]
+struct AbsentView {
+    address: String,
+    by_hand: ByHandView,
+}
+
+/// The levers of a backend; `null` is not set.
+#[derive(Debug, Serialize)]
+struct ByHandView {
+    drain: Option<MarkView>,
+    disable: Option<MarkView>,
+    weight: Option<MarkView>,
+    eject: Option<MarkView>,
+}
+
+#[derive(Debug, Serialize)]
+struct MarkView {
+    by: String,
+    since: String,
+    /// `null` is until somebody ends it.
+    until: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<u16>,
+}
+
+/// What outlier detection has seen of a backend.
+#[derive(Debug, Serialize)]
+struct OutlierView {
+    ejection: Option<EjectionView>,
+    /// Ejections that are not forgiven yet.
+    ejections: u32,
+    /// Gateway errors in succession.
+    gateway_errors: u32,
+    /// Attempts in succession without a response.
+    local_errors: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct EjectionView {
+    by: &'static str,
+    reason: String,
+    since: String,
+    /// `null` is until somebody ends it.
+    until: Option<String>,
 }
 
 /// What health checks have made of a backend.
@@ -111,7 +170,8 @@ impl View {
 }
 
 impl UpstreamView {
-    fn of(upstream: &Upstream) -> Self {
+    /// An upstream as it is now.
+    pub(super) fn of(upstream: &Upstream) -> Self {
         let roster = upstream.roster();
         let metrics = &upstream.state.metrics;
         Self {
@@ -129,21 +189,41 @@ impl UpstreamView {
                 .zip(roster.seats())
                 .map(|(backend, seat)| BackendView::of(backend, seat, &roster, &upstream.config))
                 .collect(),
+            absent: upstream
+                .state
+                .set_by_hand()
+                .into_iter()
+                .filter(|(address, _)| upstream.config.backends.iter().all(|backend| backend.address != *address))
+                .map(|(address, marks)| AbsentView { address: address.to_string(), by_hand: ByHandView::of(&marks) })
+                .collect(),
         }
     }
 }
 
 impl BackendView {
+    /// The backend of that address; `None` where the upstream has none.
+    pub(super) fn find(upstream: &Upstream, address: &Address) -> Option<Self> {
+        let roster = upstream.roster();
+        let index = roster.backends().iter().position(|backend| backend.state.address == *address)?;
+        Some(Self::of(&roster.backends()[index], &roster.seats()[index], &roster, &upstream.config))
+    }
+
     fn of(backend: &Backend, seat: &Seat, roster: &Roster, config: &UpstreamConfig) -> Self {
         let now = Instant::now();
         let metrics: &Sharded<BackendMetrics> = &backend.state.metrics;
         Self {
             address: backend.state.address.to_string(),
             weight: backend.weight,
+            weight_in_file: config
+                .backends
+                .iter()
+                .find(|it| it.address == backend.state.address)
+                .map_or(backend.weight, |it| it.weight),
             ready: is_ready(backend, roster),
             readiness: Readiness::of(backend, config, now).as_str(),
             health: config.health_check.as_ref().map(|_| HealthView::of(&backend.state.health)),
             standing: StandingView::of(backend, seat, now),
+            by_hand: ByHandView::of(&backend.state.by_hand.look()),
             in_flight: backend.state.in_flight(),
             limits: BackendLimitsView::of(&backend.state),
             picks: metrics.sum(|shard| &shard.picks),
@@ -152,6 +232,64 @@ impl BackendView {
             connect_failures: metrics.sum(|shard| &shard.connect_failures),
             broken: metrics.sum(|shard| &shard.broken),
             timeouts: metrics.sum(|shard| &shard.timeouts),
+        }
+    }
+}
+
+impl ByHandView {
+    fn of(marks: &Marks) -> Self {
+        let mark = |lever| marks.get(lever).map(MarkView::of);
+        Self {
+            drain: mark(Lever::Drain),
+            disable: mark(Lever::Disable),
+            weight: mark(Lever::Weight),
+            eject: mark(Lever::Eject),
+        }
+    }
+}
+
+impl MarkView {
+    fn of(mark: &Mark) -> Self {
+        Self {
+            by: mark.by.to_string(),
+            since: rfc3339(mark.since),
+            until: mark.until.map(|until| rfc3339(until.time)),
+            weight: match mark.setting {
+                Setting::Weight(weight) => Some(weight),
+                Setting::Drained | Setting::Disabled | Setting::Ejected => None,
+            },
+        }
+    }
+}
+
+impl OutlierView {
+    fn of(outlier: &Outlier) -> Self {
+        let streaks = outlier.streaks();
+        let history = outlier.history();
+        Self {
+            ejection: history.ejection().map(EjectionView::of),
+            ejections: history.times(),
+            gateway_errors: streaks.gateway,
+            local_errors: streaks.local,
+        }
+    }
+}
+
+impl EjectionView {
+    fn of(ejection: &Ejection) -> Self {
+        let now = Moment::now();
+        let shown = |instant: Instant| {
+            let ahead = instant.saturating_duration_since(now.instant);
+            rfc3339(now.time + ahead - now.instant.saturating_duration_since(instant))
+        };
+        Self {
+            by: match ejection.by {
+                By::Detection => "detection",
+                By::Hand => "hand",
+            },
+            reason: ejection.reason.to_string(),
+            since: shown(ejection.since),
+            until: ejection.until.map(shown),
         }
     }
 }
@@ -191,6 +329,38 @@ impl ByClass {
             server_error: class(4),
         }
     }
+}
+
+/// The upstream of that name.
+pub(super) fn find<'s>(snapshot: &'s Snapshot, name: &str) -> Result<&'s Arc<Upstream>, Refusal> {
+    let found = snapshot.upstreams.iter().find(|upstream| upstream.name().as_str() == name);
+    found.ok_or_else(|| {
+        let names = snapshot.upstreams.iter().map(|upstream| upstream.name().as_str());
+        let what = format!("unknown upstream {name:?}");
+        Refusal::new(StatusCode::NOT_FOUND, what, format!("/upstreams/{name}")).one_of(name, names)
+    })
+}
+
+/// The address of a backend of the upstream, also of one that is not in the file at present and has something set by hand.
+pub(super) fn find_address(upstream: &Upstream, written: &str) -> Result<Address, Refusal> {
+    addresses(upstream)
+        .into_iter()
+        .find(|address| address.to_string() == written)
+        .ok_or_else(|| unknown_backend(upstream, written))
+}
+
+/// That the upstream has no such backend.
+pub(super) fn unknown_backend(upstream: &Upstream, written: &str) -> Refusal {
+    let names: Vec<_> = addresses(upstream).iter().map(ToString::to_string).collect();
+    let what = format!("unknown backend {written:?} of upstream {:?}", upstream.name().as_str());
+    let place = format!("/upstreams/{}/backends/{written}", upstream.name());
+    Refusal::new(StatusCode::NOT_FOUND, what, place).one_of(written, names.iter().map(String::as_str))
+}
+
+fn addresses(upstream: &Upstream) -> Vec<Address> {
+    let mut addresses: Vec<_> = upstream.config.backends.iter().map(|backend| backend.address.clone()).collect();
+    addresses.extend(upstream.state.set_by_hand().into_iter().map(|(address, _)| address));
+    addresses
 }
 
 /// Whether a backend of `roster` may be picked.

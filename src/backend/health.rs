@@ -224,6 +224,13 @@ impl Health {
         self.lock().account.restart();
     }
 
+    /// What was known is out of date: the next check decides alone, and until then the backend may not be used.
+    pub fn await_check(&self) {
+        let account = Account::new(Verdict::Unknown, true);
+        self.lock().account = account;
+        self.verdict.store(account.verdict as u8, Relaxed);
+    }
+
     /// Nothing is checked any more: the backend counts as healthy.
     pub fn forget(&self) {
         let account = Account::new(Verdict::Healthy, false);

@@ -6,10 +6,12 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::config::{Address, Place, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
+pub mod by_hand;
 pub mod ewma;
 pub mod health;
 mod lease;
@@ -24,6 +26,7 @@ pub use connections::Connected;
 pub use lease::Lease;
 pub use room::Room;
 
+use by_hand::ByHand;
 use connections::Connections;
 use health::Health;
 use outlier::Outlier;
@@ -78,6 +81,8 @@ pub struct BackendState {
     /// What its traffic has made of it.
     pub outlier: Outlier,
     ramp: Mutex<Ramp>,
+    /// What operators have set for it.
+    pub by_hand: Arc<ByHand>,
     /// Gives the slot of `id` back.
     _slot: SlotHold,
 }
@@ -85,10 +90,11 @@ pub struct BackendState {
 impl BackendState {
     /// The state of an address that nothing is known about yet. `shards` is the number of workers.
     pub fn new(upstream: UpstreamName, address: Address, shards: usize) -> Arc<Self> {
-        Self::with(upstream, address, shards, Health::default(), Ramp::full(), Arc::default())
+        Self::with(upstream, address, shards, Health::default(), Ramp::full(), Arc::default(), Arc::default())
     }
 
-    /// The same where checks begin with this health, its slow start like that, and others of the upstream share this room.
+    /// The same where checks begin with this health, its slow start like that, others of the upstream share this room, and
+    /// operators have set something already. An ejection by hand among it takes effect.
     pub fn with(
         upstream: UpstreamName,
         address: Address,
@@ -96,7 +102,12 @@ impl BackendState {
         health: Health,
         ramp: Ramp,
         room: Arc<Room>,
+        by_hand: Arc<ByHand>,
     ) -> Arc<Self> {
+        let outlier = Outlier::new(shards);
+        if let Some(mark) = by_hand.look().get(by_hand::Lever::Eject) {
+            outlier.history().eject_by_hand(Instant::now(), mark.until.map(|until| until.instant));
+        }
         let hold = slots::take();
         Arc::new(Self {
             in_flight: Permits::default(),
@@ -108,8 +119,9 @@ impl BackendState {
             metrics: Sharded::new(shards),
             health,
             connections: Connections::default(),
-            outlier: Outlier::new(shards),
+            outlier,
             ramp: Mutex::new(ramp),
+            by_hand,
             _slot: hold,
         })
     }

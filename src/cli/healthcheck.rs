@@ -98,7 +98,7 @@ fn connect(admin: &str, deadline: Instant) -> io::Result<TcpStream> {
 }
 
 /// What listens on every address listens on loopback.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

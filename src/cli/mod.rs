@@ -9,6 +9,7 @@ use crate::config::Vocabulary;
 
 mod run;
 pub mod check;
+pub mod ctl;
 pub mod demo;
 pub mod healthcheck;
 
@@ -17,6 +18,7 @@ Examples:
   isobar demo                           see it work, with three copies of a small service
   isobar check --config lb.toml         look for mistakes, start nothing
   isobar --config /etc/isobar/lb.toml   serve
+  isobar ctl backends                   look into the one that runs; isobar ctl --help has more
 
 Signals:
   SIGHUP            reads the file again and opens log files anew, changed or not
@@ -26,6 +28,7 @@ Exit codes:
   0         ended as asked; for check: the file can be used; for healthcheck: ready
   1         the configuration is refused or the start failed; for healthcheck: not ready
   2         the command line is wrong
+  3, 4      of ctl: nobody answers; what was waited for has not come
   130, 143  ended at once by a further SIGINT or SIGTERM";
 
 /// A reverse-proxy load balancer: one binary, one file, reloads without loss.
@@ -49,6 +52,8 @@ enum Command {
     Check(File),
     /// Show it working: three copies of a small service, three strategies, live counts
     Demo(demo::Options),
+    /// Look into a running isobar and steer it: drain a backend, change a weight, listen to what happens
+    Ctl(ctl::Options),
     /// Ask a running isobar whether it is ready: for a container's health check
     Healthcheck(Healthcheck),
 }
@@ -74,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Run(File { config }) => run::run(&config),
         Command::Check(File { config }) => check::run(&config, &Vocabulary::default()),
         Command::Demo(options) => demo::run(&options),
+        Command::Ctl(options) => ctl::run(options),
         Command::Healthcheck(Healthcheck { admin }) => match healthcheck::run(&admin) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
@@ -83,14 +89,19 @@ pub fn main() -> ExitCode {
 
 /// Says why not, causes included, and what to exit with.
 fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("{}", chain(error));
+    ExitCode::FAILURE
+}
+
+/// An error and its causes.
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         text = format!("{}: {error}", text.trim_end());
         cause = error.source();
     }
-    eprintln!("{}", text.trim_end());
-    ExitCode::FAILURE
+    text.trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -133,7 +144,15 @@ mod tests {
             parse("isobar healthcheck"),
             Ok(Command::Healthcheck(Healthcheck { admin })) if admin == "127.0.0.1:9900"
         ));
+        for line in
+            ["isobar ctl upstreams", "isobar ctl --admin unix:/x weight u a:1 reset", "isobar ctl log debug --for 5m"]
+        {
+            assert!(matches!(parse(line), Ok(Command::Ctl(_))), "{line}");
+        }
         for (line, error) in [
+            ("isobar ctl", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("isobar ctl drain users", ErrorKind::MissingRequiredArgument),
+            ("isobar ctl drain users a:1 --timeout 5s", ErrorKind::MissingRequiredArgument),
             ("isobar --version", ErrorKind::DisplayVersion),
             ("isobar --help", ErrorKind::DisplayHelp),
             ("isobar rn", ErrorKind::InvalidSubcommand),

@@ -168,7 +168,7 @@ impl std::error::Error for Problems {}
 
 /// The name that was probably meant: one that differs in case or separators, by its initials (`rr` for `round_robin`), by
 /// its ending, or by a few letters.
-fn nearest<'n>(given: &str, names: &[&'n str]) -> Option<&'n str> {
+pub fn nearest<'n>(given: &str, names: &[&'n str]) -> Option<&'n str> {
     // The edit distance is quadratic; nothing this long was a slip of the fingers.
     if given.is_empty() || given.len() > 64 {
         return None;

@@ -37,12 +37,13 @@ mod error;
 mod limits;
 
 pub use check::{Loaded, Vocabulary, load, parse};
-pub use error::{Problem, Problems, Severity};
+pub use error::{Problem, Problems, Severity, nearest};
 pub use limits::{
     AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
 };
 pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
+pub use units::duration;
 
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
@@ -60,6 +61,12 @@ macro_rules! names {
         impl From<&str> for $name {
             fn from(text: &str) -> Self {
                 Self(text.into())
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 
@@ -89,8 +96,8 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// How long the connections of a removed listener, or requests to a removed upstream, may go on.
     pub drain_limit: Duration,
-    /// The address to watch and steer the process at; `None` when switched off. A change needs a restart.
-    pub admin: Option<SocketAddr>,
+    /// Where to watch and steer the process; `None` when switched off. A change needs a restart, but for the token.
+    pub admin: Option<AdminConfig>,
     /// Where the process is, for those upstreams that prefer backends of the same zone.
     pub zone: Option<Arc<str>>,
     /// What is logged and how. The format needs a restart, the level does not.
@@ -105,6 +112,50 @@ pub struct Config {
     pub routes: Vec<Arc<RouteConfig>>,
     /// Sorted by name.
     pub upstreams: Vec<Arc<UpstreamConfig>>,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// The address it is served at.
+    pub address: SocketAddr,
+    /// What a change over the address has to bring along; `None` is nothing on loopback, and elsewhere no change is made.
+    pub token: Option<Secret>,
+    /// The socket it is served at beside the address.
+    pub unix_socket: Option<PathBuf>,
+}
+
+/// A text that is not to be seen, in no log, error or answer.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<str>);
+
+impl Secret {
+    /// The text, for comparing and sending only.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `other` is it, in a time that does not tell how much of it is right.
+    pub fn is(&self, other: &[u8]) -> bool {
+        let secret = self.0.as_bytes();
+        let mut differs = u8::from(secret.len() != other.len());
+        for (index, byte) in other.iter().enumerate() {
+            differs |= byte ^ secret.get(index % secret.len().max(1)).unwrap_or(&0);
+        }
+        std::hint::black_box(differs) == 0
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 
 /// `[log]`.
@@ -485,6 +536,12 @@ impl fmt::Display for Address {
             Self::Ip(address) => address.fmt(f),
             Self::Name(host, port) => write!(f, "{host}:{port}"),
         }
+    }
+}
+
+impl serde::Serialize for Address {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -53,6 +53,8 @@ pub(super) enum Size {
 pub(super) struct Admin {
     pub(super) enabled: Field<bool>,
     pub(super) address: Field<String>,
+    pub(super) token: Field<String>,
+    pub(super) unix_socket: Field<String>,
 }
 
 /// `[log]`

@@ -19,7 +19,7 @@ const SIZES: [(&str, u64); 8] = [
 ];
 
 /// `500ms`, `5s`, `1m30s`: whole numbers, each with its unit, at most a year together.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let mut total: u64 = 0;
     let mut rest = text;
     while !rest.is_empty() {

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tracing::error;
 
 use crate::admin::Admin;
-use crate::config::Loaded;
+use crate::config::{AdminConfig, Loaded};
 use crate::strategy::{Factories, Factory};
 use crate::supervisor::watch::{self, Stamp};
 use crate::supervisor::{Control, Ended, Error, Handle, Signals, Source, Supervisor, vocabulary};
@@ -151,9 +151,7 @@ impl Builder {
         let vocabulary = vocabulary(&self.factories);
         let Loaded { config, warnings } = self.source.load(&vocabulary)?;
         let logging = self.logging.then(|| logging::init(&config.log));
-        let admin = config.admin.filter(|_| self.admin);
-        let admin =
-            admin.map(|address| Admin::bind(address).map_err(|source| Error::Admin { address, source })).transpose()?;
+        let admin = config.admin.as_ref().filter(|_| self.admin).map(bind_admin).transpose()?;
         let admin_address = admin.as_ref().map(Admin::address);
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
@@ -176,6 +174,15 @@ impl Builder {
         }
         drop(inside);
         Ok(Launched { runtime, control, handle, admin, admin_address })
+    }
+}
+
+fn bind_admin(config: &AdminConfig) -> Result<Admin, Error> {
+    let address = config.address;
+    let admin = Admin::bind(address).map_err(|source| Error::Admin { address, source })?;
+    match &config.unix_socket {
+        Some(path) => admin.with_socket(path).map_err(|source| Error::AdminSocket { path: path.clone(), source }),
+        None => Ok(admin),
     }
 }
 

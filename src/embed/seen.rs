@@ -8,6 +8,8 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::supervisor::plan::{Change, Part, Step};
 use crate::supervisor::{Applied, Handle, LastError};
+use crate::telemetry::events::Events;
+use crate::telemetry::logging::Logging;
 use crate::telemetry::process::Process;
 
 /// What the admin address sees of a process, and does to it.
@@ -43,6 +45,14 @@ impl Control for Handle {
 
     fn access_log_dropped(&self) -> u64 {
         Self::access_log_dropped(self)
+    }
+
+    fn events(&self) -> &Events {
+        Self::events(self)
+    }
+
+    fn logging(&self) -> Option<&Logging> {
+        Self::logging(self)
     }
 
     fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadResult> + Send + '_>> {

@@ -256,6 +256,12 @@ impl Checking {
         loop {
             tokio::select! {
                 () = sleep_until(due) => {
+                    if self.backend.by_hand.is_disabled() {
+                        // Under repair: what it would answer says nothing. Looked at again as if in doubt, so that the first
+                        // check after it comes soon.
+                        due = Instant::now() + self.settings.borrow().config.interval_in_doubt;
+                        continue;
+                    }
                     let Some(started) = self.once().await else { return };
                     last = Some(started);
                     due = started + self.pause();

@@ -120,7 +120,12 @@ impl Control {
                 status.file = Some(path.clone());
             }
         });
-        let handle = Handle { shared: Arc::clone(supervisor.shared()), commands: command, stops: stop };
+        let handle = Handle {
+            shared: Arc::clone(supervisor.shared()),
+            commands: command,
+            stops: stop,
+            logging: logging.clone(),
+        };
         (Self { supervisor, source, vocabulary, logging, commands, stops }, handle)
     }
 

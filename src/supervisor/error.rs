@@ -1,6 +1,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use crate::config::{AccessLogOutput, ListenerName, Problems};
 
@@ -22,6 +23,13 @@ pub enum Error {
     Admin {
         /// The address.
         address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The admin socket cannot be bound.
+    AdminSocket {
+        /// Its path.
+        path: PathBuf,
         /// What the system says.
         source: io::Error,
     },
@@ -51,6 +59,9 @@ impl fmt::Display for Error {
             }
             Self::Admin { address, source } => {
                 write!(f, "could not listen on {address} (the key admin): {source}")
+            }
+            Self::AdminSocket { path, source } => {
+                write!(f, "could not listen on {} (the key admin.unix_socket): {source}", path.display())
             }
             Self::AccessLog { output: AccessLogOutput::File(path), source } => {
                 write!(f, "could not open the access log {}: {source}", path.display())

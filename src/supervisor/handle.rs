@@ -12,6 +12,7 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::events::Events;
+use crate::telemetry::logging::Logging;
 use crate::telemetry::process::Process;
 use crate::worker::Workers;
 
@@ -21,6 +22,7 @@ pub struct Handle {
     pub(super) shared: Arc<Shared>,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) stops: mpsc::UnboundedSender<Stop>,
+    pub(super) logging: Option<Logging>,
 }
 
 /// What is served, as others see it.
@@ -111,6 +113,11 @@ impl Handle {
     /// Whether there is too much to do, and what was refused for that.
     pub fn process(&self) -> &Arc<Process> {
         &self.shared.process
+    }
+
+    /// What is logged; `None` where isobar was not asked to log for the process.
+    pub fn logging(&self) -> Option<&Logging> {
+        self.logging.as_ref()
     }
 
     /// Reads the file again and applies it, changed or not, and opens the log files anew. Requests that come while one

@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::{
-    Action, BackendConfig, BackendLimits, Config, Forward, HealthCheckConfig, ListenerConfig, ListenerName,
-    OutlierConfig, RetryConfig, RetryOn, RouteConfig, RouteName, TiersConfig, UpstreamConfig, UpstreamName,
+    Action, AdminConfig, BackendConfig, BackendLimits, Config, Forward, HealthCheckConfig, ListenerConfig,
+    ListenerName, OutlierConfig, RetryConfig, RetryOn, RouteConfig, RouteName, TiersConfig, UpstreamConfig,
+    UpstreamName,
 };
 
 /// The difference between two configurations.
@@ -228,6 +229,9 @@ fn settings(old: &Config, new: &Config) -> Vec<Change> {
     changes.time("drain_limit", old.drain_limit, new.drain_limit);
     let zone = |config: &Config| config.zone.as_deref().unwrap_or("none").to_owned();
     changes.value("zone", &zone(old), &zone(new));
+    if let (Some(old), Some(new)) = (&old.admin, &new.admin) {
+        changes.other("admin.token", &old.token, &new.token);
+    }
     changes.value("log.level", &old.log.level, &new.log.level);
     changes.switched(ACCESS_LOG, &old.access_log, &new.access_log);
     changes.other("overload", &old.overload, &new.overload);
@@ -237,9 +241,14 @@ fn settings(old: &Config, new: &Config) -> Vec<Change> {
 fn restart(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Changes::default();
     let workers = |config: &Config| config.workers.map_or_else(|| "one per core".into(), |count| count.to_string());
-    let admin = |config: &Config| config.admin.map_or_else(|| "off".into(), |address| address.to_string());
+    let admin = |config: &Config| config.admin.as_ref().map_or_else(|| "off".into(), |admin| admin.address.to_string());
+    let socket = |config: &Config| match config.admin.as_ref().and_then(|admin| admin.unix_socket.as_ref()) {
+        Some(path) => path.display().to_string(),
+        None => "none".into(),
+    };
     changes.value("workers", &workers(old), &workers(new));
     changes.value("admin", &admin(old), &admin(new));
+    changes.value("admin.unix_socket", &socket(old), &socket(new));
     changes.debug("log.format", &old.log.format, &new.log.format);
     changes.0
 }
@@ -248,7 +257,13 @@ fn restart(old: &Config, new: &Config) -> Vec<Change> {
 /// so, and so that the next reload warns of them again.
 pub(super) fn keep_what_needs_a_restart(old: &Config, new: &mut Config) {
     new.workers = old.workers;
-    new.admin = old.admin;
+    // The token is looked at with each request, so a new one holds at once. An address that the file has switched off is
+    // still served until the restart, and keeps its token.
+    let token = new.admin.take().map(|admin| admin.token);
+    new.admin = old.admin.clone().map(|admin| match token {
+        Some(token) => AdminConfig { token, ..admin },
+        None => admin,
+    });
     new.log.format = old.log.format;
 }
 
@@ -567,7 +582,7 @@ mod tests {
             workers: None,
             shutdown_grace: 10 * S,
             drain_limit: 30 * S,
-            admin: Some(([127, 0, 0, 1], 9900).into()),
+            admin: Some(AdminConfig { address: ([127, 0, 0, 1], 9900).into(), token: None, unix_socket: None }),
             zone: None,
             log: LogConfig { level: "info".into(), format: LogFormat::Text },
             access_log: None,
@@ -957,6 +972,16 @@ mod tests {
             ("access log", |it| it.access_log = Some(log()), &["setting access_log off -> on"]),
             ("workers", |it| it.workers = std::num::NonZero::new(3), &["restart workers one per core -> 3"]),
             ("admin", |it| it.admin = None, &["restart admin 127.0.0.1:9900 -> off"]),
+            (
+                "admin socket",
+                |it| it.admin.as_mut().unwrap().unix_socket = Some("/run/i.sock".into()),
+                &["restart admin.unix_socket none -> /run/i.sock"],
+            ),
+            (
+                "admin token",
+                |it| it.admin.as_mut().unwrap().token = Some("0123456789abcdef".into()),
+                &["setting admin.token"],
+            ),
             ("log format", |it| it.log.format = LogFormat::Json, &["restart log.format text -> json"]),
         ]);
         let on = Config { access_log: Some(log()), ..config() };

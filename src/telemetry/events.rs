@@ -3,20 +3,25 @@
 //! A ring that whoever listens reads at his own pace. Who is too slow loses the oldest and is told how many; nobody ever
 //! waits for a reader.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
 use tokio::sync::broadcast;
 use tracing::{info, warn};
 
+use super::audit;
 use crate::config::{Address, UpstreamName};
 
-/// Events that a reader may be behind before it loses some.
+/// Events that a reader may be behind before it loses some, and that one who comes back finds.
 const BEHIND_MAX: usize = 1024;
 
 /// Something that has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
+    /// Its number in this process, from 1, without gaps.
+    pub number: u64,
     /// When.
     pub time: SystemTime,
     /// What.
@@ -24,7 +29,8 @@ pub struct Event {
 }
 
 /// What has happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum EventKind {
     /// Health checks have turned the verdict on a backend.
     Health {
@@ -116,9 +122,27 @@ pub enum EventKind {
         /// Why: a line for each problem.
         problems: String,
     },
+    /// An operator has changed something, or what he changed is over by itself.
+    ByHand {
+        /// Who, as far as it is known: a user over the socket, the holder of the token, an address.
+        who: String,
+        /// What was done: `drain`, `weight`, `log`.
+        what: String,
+        /// Of which upstream; `None` where it is about none, or about all.
+        upstream: Option<UpstreamName>,
+        /// At which backend; `None` where it is about none, or about all.
+        backend: Option<Address>,
+        /// What it was, in words.
+        from: String,
+        /// What it is.
+        to: String,
+    },
 }
 
 impl EventKind {
+    /// The names of all kinds, as [`EventKind::as_str`] has them.
+    pub const NAMES: [&str; 4] = ["health", "reloaded", "reload_failed", "by_hand"];
+
     /// Its name among events.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -130,6 +154,7 @@ impl EventKind {
             Self::Panic { .. } => "panic",
             Self::Reloaded { .. } => "reloaded",
             Self::ReloadFailed { .. } => "reload_failed",
+            Self::ByHand { .. } => "by_hand",
         }
     }
 
@@ -157,6 +182,14 @@ impl EventKind {
                 warn!(%upstream, tier, evidence, "panic: too few backends are ready");
             }
             Self::Panic { upstream, tier, on: false, evidence } => info!(%upstream, tier, evidence, "panic is over"),
+            Self::ByHand { who, what, upstream, backend, from, to } => audit::changed(&audit::Entry {
+                who,
+                what,
+                upstream: upstream.as_ref().map(UpstreamName::as_str),
+                backend: backend.as_ref().map(ToString::to_string).as_deref(),
+                from,
+                to,
+            }),
             Self::Reloaded { .. } | Self::ReloadFailed { .. } => {}
         }
     }
@@ -164,11 +197,37 @@ impl EventKind {
 
 /// Where events are published and listened to. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Events(broadcast::Sender<Arc<Event>>);
+pub struct Events(Arc<Ring>);
+
+#[derive(Debug)]
+struct Ring {
+    live: broadcast::Sender<Arc<Event>>,
+    /// Held while one is published, so that numbers go out in their order.
+    recent: Mutex<Recent>,
+}
+
+/// The last events.
+#[derive(Debug, Default)]
+struct Recent {
+    /// Of the last one.
+    number: u64,
+    events: VecDeque<Arc<Event>>,
+}
+
+/// What one who comes back gets.
+#[derive(Debug)]
+pub struct Resumed {
+    /// What came since, the oldest first.
+    pub since: Vec<Arc<Event>>,
+    /// How many came since and are lost.
+    pub missed: u64,
+    /// What comes from now on.
+    pub live: broadcast::Receiver<Arc<Event>>,
+}
 
 impl Default for Events {
     fn default() -> Self {
-        Self(broadcast::Sender::new(BEHIND_MAX))
+        Self(Arc::new(Ring { live: broadcast::Sender::new(BEHIND_MAX), recent: Mutex::default() }))
     }
 }
 
@@ -176,13 +235,32 @@ impl Events {
     /// Logs it and tells those who listen. Never waits. Not for what every request does: it allocates and locks.
     pub fn publish(&self, kind: EventKind) {
         kind.log();
+        let mut recent = self.recent();
+        recent.number += 1;
+        let event = Arc::new(Event { number: recent.number, time: SystemTime::now(), kind });
+        recent.events.push_back(Arc::clone(&event));
+        if recent.events.len() > BEHIND_MAX {
+            recent.events.pop_front();
+        }
         // An error only says that nobody listens.
-        let _ = self.0.send(Arc::new(Event { time: SystemTime::now(), kind }));
+        let _ = self.0.live.send(event);
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.0.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is published from now on. A reader that falls behind loses the oldest: `RecvError::Lagged` says how many.
     pub fn listen(&self) -> broadcast::Receiver<Arc<Event>> {
-        self.0.subscribe()
+        self.0.live.subscribe()
+    }
+
+    /// What was published after the event of that number, as far as it is still there, and what is from now on.
+    pub fn listen_after(&self, number: u64) -> Resumed {
+        let recent = self.recent();
+        let since: Vec<_> = recent.events.iter().filter(|event| event.number > number).cloned().collect();
+        let missed = recent.number.saturating_sub(number) - since.len() as u64;
+        Resumed { since, missed, live: self.0.live.subscribe() }
     }
 }
 
@@ -191,6 +269,44 @@ mod tests {
     use tokio::sync::broadcast::error::TryRecvError;
 
     use super::*;
+
+    #[test]
+    fn who_comes_back_gets_what_came_meanwhile_and_is_told_what_is_lost() {
+        let events = Events::default();
+        for generation in 1..=10 {
+            events.publish(reloaded(generation));
+        }
+        let numbers = |resumed: &Resumed| resumed.since.iter().map(|event| event.number).collect::<Vec<_>>();
+        let mut resumed = events.listen_after(7);
+        assert_eq!((numbers(&resumed), resumed.missed), (vec![8, 9, 10], 0));
+        events.publish(reloaded(11));
+        assert_eq!(resumed.live.try_recv().unwrap().number, 11);
+        assert!(numbers(&events.listen_after(11)).is_empty(), "nothing is told twice");
+        assert!(numbers(&events.listen_after(99)).is_empty(), "a number that is not out yet");
+        for generation in 12..=BEHIND_MAX as u64 + 20 {
+            events.publish(reloaded(generation));
+        }
+        let resumed = events.listen_after(5);
+        assert_eq!((resumed.since.len(), resumed.missed), (BEHIND_MAX, 15));
+        assert_eq!(resumed.since[0].number, 21);
+    }
+
+    #[test]
+    fn every_kind_has_its_name_also_in_json() {
+        let by_hand = EventKind::ByHand {
+            who: "uid 0".into(),
+            what: "drain".into(),
+            upstream: Some("users".into()),
+            backend: None,
+            from: "not drained".into(),
+            to: "drained".into(),
+        };
+        let failed = EventKind::ReloadFailed { generation: 1, problems: String::new() };
+        for kind in [by_hand, failed, reloaded(1)] {
+            assert!(EventKind::NAMES.contains(&kind.as_str()));
+            assert_eq!(serde_json::to_value(&kind).unwrap()["kind"], kind.as_str());
+        }
+    }
 
     fn reloaded(generation: u64) -> EventKind {
         EventKind::Reloaded { generation, changed: true }

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use tracing::Subscriber;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
@@ -11,6 +13,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use super::audit;
 use crate::config::{LogConfig, LogFormat};
 
 /// Begins to log. Where the process logs in a way of its own already (a test, a program that embeds isobar), that stays as
@@ -20,29 +23,117 @@ pub fn init(config: &LogConfig) -> Logging {
     let (subscriber, logging) = subscriber(config, io::stderr, colours);
     match tracing::subscriber::set_global_default(subscriber) {
         Ok(()) => logging,
-        Err(_) => Logging { filter: None },
+        Err(_) => Logging { filter: None, ..logging },
     }
 }
 
-/// Changes what is logged while it is.
+/// Changes what is logged while it is. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Logging {
     /// `None` where somebody else decides on it.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
+    levels: Arc<Mutex<Levels>>,
+}
+
+/// What is logged.
+#[derive(Clone, Debug)]
+pub struct Levels {
+    /// What the configuration says.
+    pub configured: String,
+    /// What somebody wants instead for a time.
+    pub raised: Option<Raised>,
+    /// How often it was raised: tells the ends of two apart.
+    times: u64,
+}
+
+/// A level for a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raised {
+    /// A level or a filter.
+    pub level: String,
+    /// Who wanted it.
+    pub by: String,
+    /// When.
+    pub since: SystemTime,
+    /// When it ends.
+    pub until: SystemTime,
+    number: u64,
+}
+
+impl Levels {
+    /// What is logged now.
+    pub fn level(&self) -> &str {
+        self.raised.as_ref().map_or(&self.configured, |raised| &raised.level)
+    }
+}
+
+#[cfg(test)]
+impl Logging {
+    /// That of a subscriber that nobody logs to.
+    pub(crate) fn apart(config: &LogConfig) -> Self {
+        subscriber(config, io::sink, false).1
+    }
 }
 
 impl Logging {
-    /// Logs from now on what `level` says: a level (`info`) or a `tracing` filter (`info,isobar::proxy=debug`).
+    /// Logs from now on what `level` says: a level (`info`) or a `tracing` filter (`info,isobar::proxy=debug`). A level that
+    /// was raised for a time stays for its time.
     ///
     /// # Errors
     /// When it is neither. Nothing is changed then.
     pub fn set_level(&self, level: &str) -> Result<(), BadLevel> {
-        let filter = parse(level)?;
+        let filter = parse(level, Floor::Off)?;
+        let mut levels = self.lock();
+        level.clone_into(&mut levels.configured);
+        if levels.raised.is_none() {
+            self.apply(filter);
+        }
+        Ok(())
+    }
+
+    /// Logs what `level` says until [`Logging::lower`] is called with what this returns, which the caller sees to.
+    ///
+    /// # Errors
+    /// When it is neither a level nor a filter. Nothing is changed then.
+    pub fn raise(&self, level: &str, by: &str, since: SystemTime, until: SystemTime) -> Result<Raised, BadLevel> {
+        let filter = parse(level, Floor::Audit)?;
+        let mut levels = self.lock();
+        levels.times += 1;
+        let raised = Raised { level: level.into(), by: by.into(), since, until, number: levels.times };
+        levels.raised = Some(raised.clone());
+        self.apply(filter);
+        Ok(raised)
+    }
+
+    /// Logs again what the configuration says. With `only`, if nothing else was wanted meanwhile. Says what was logged.
+    pub fn lower(&self, only: Option<&Raised>) -> Option<Raised> {
+        let mut levels = self.lock();
+        let ended = levels.raised.take_if(|raised| only.is_none_or(|only| only == raised))?;
+        if let Ok(filter) = parse(&levels.configured, Floor::Off) {
+            self.apply(filter);
+        }
+        Some(ended)
+    }
+
+    /// What is logged, and what would be.
+    pub fn levels(&self) -> Levels {
+        self.lock().clone()
+    }
+
+    /// Whether levels have any effect: not where the program around this logs in a way of its own.
+    pub fn decides(&self) -> bool {
+        self.filter.is_some()
+    }
+
+    fn apply(&self, filter: EnvFilter) {
         if let Some(handle) = &self.filter {
             // Fails only where the subscriber is gone, and then there is nothing to change.
             let _ = handle.reload(filter);
         }
-        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Levels> {
+        self.levels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,31 +161,49 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     // The check of the configuration has refused a level that does not parse.
-    let filter = parse(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = parse(&config.level, Floor::Off).unwrap_or_else(|_| EnvFilter::new("info"));
+    let levels = Levels { configured: config.level.clone(), raised: None, times: 0 };
     let (filter, handle) = reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
     let lines = match config.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
     };
-    (Registry::default().with(filter).with(lines), Logging { filter: Some(handle) })
+    (
+        Registry::default().with(filter).with(lines),
+        Logging { filter: Some(handle), levels: Arc::new(Mutex::new(levels)) },
+    )
 }
 
-/// Like [`EnvFilter::try_new`], but a lone word must be a level. `EnvFilter` takes `inof` for the name of a module and then
+/// Whether changes by hand may go unseen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Floor {
+    /// They may: the configuration that says so means it.
+    Off,
+    /// Whoever steers a running process cannot have it so.
+    Audit,
+}
+
+/// Like [`EnvFilter::try_new`], but changes by hand are logged whatever the level, unless the text speaks of them itself; and a lone word must be a level. `EnvFilter` takes `inof` for the name of a module and then
 /// logs nothing at all.
-fn parse(level: &str) -> Result<EnvFilter, BadLevel> {
+fn parse(level: &str, floor: Floor) -> Result<EnvFilter, BadLevel> {
     let bad = |source| BadLevel { level: level.into(), source };
     let lone_word = |part: &str| !part.contains(['=', '[']) && LevelFilter::from_str(part).is_err();
     if level.trim().is_empty() || level.split(',').map(str::trim).any(lone_word) {
         return Err(bad(None));
     }
-    EnvFilter::try_new(level).map_err(|source| bad(Some(source)))
+    let filter = EnvFilter::try_new(level).map_err(|source| bad(Some(source)))?;
+    let silent = level.trim().eq_ignore_ascii_case("off") || level.contains(audit::TARGET);
+    if silent && floor == Floor::Off {
+        return Ok(filter);
+    }
+    let audit = format!("{}=info", audit::TARGET).parse().map_err(|source| bad(Some(source)))?;
+    Ok(filter.add_directive(audit))
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::sync::{Arc, Mutex};
 
     use super::*;
 
@@ -143,6 +252,49 @@ mod tests {
             logging.set_level("error").unwrap();
             tracing::warn!("too little");
             assert_eq!(lines.take(), "");
+        });
+    }
+
+    #[test]
+    fn a_level_for_a_time_outlives_reloads_and_goes_back() {
+        logged(LogFormat::Text, "warn", false, |logging, lines| {
+            let debug_shown = || {
+                tracing::debug!("looked");
+                lines.take().contains("looked")
+            };
+            let now = SystemTime::now();
+            assert!(!debug_shown());
+            let first = logging.raise("debug", "uid 0", now, now).unwrap();
+            assert!(debug_shown());
+            logging.set_level("error").unwrap();
+            assert!(debug_shown(), "a reload does not end it");
+            assert_eq!(logging.levels().level(), "debug");
+            let second = logging.raise("debug", "uid 0", now, now).unwrap();
+            assert_eq!(logging.lower(Some(&first)), None, "another one has begun");
+            assert!(debug_shown());
+            assert_eq!(logging.lower(Some(&second)), Some(second.clone()));
+            assert!(!debug_shown());
+            assert_eq!((logging.levels().level(), logging.lower(None)), ("error", None));
+            assert!(logging.raise("loud", "uid 0", now, now).is_err());
+        });
+    }
+
+    #[test]
+    fn changes_by_hand_are_logged_whatever_the_level() {
+        logged(LogFormat::Text, "error", false, |logging, lines| {
+            let seen = || {
+                audit::refused("uid 0", "drain", "no");
+                lines.take().contains("isobar::audit")
+            };
+            assert!(seen());
+            let now = SystemTime::now();
+            logging.raise("off,isobar::audit=off", "uid 0", now, now).unwrap();
+            assert!(seen(), "and cannot be hidden by such a change");
+            logging.lower(None);
+            logging.set_level("off").unwrap();
+            assert!(!seen(), "but the file can switch everything off");
+            logging.set_level("info,isobar::audit=off").unwrap();
+            assert!(!seen());
         });
     }
 

@@ -5,6 +5,7 @@
 pub mod metrics;
 pub mod events;
 pub mod access_log;
+pub mod audit;
 pub mod logging;
 pub mod calendar;
 pub mod clock;

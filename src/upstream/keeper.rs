@@ -105,12 +105,13 @@ pub(super) fn keep(
     random: &mut dyn FnMut() -> u64,
 ) -> (Option<Instant>, Vec<EventKind>) {
     let mut kept = upstream.state.kept.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut told = ejections::judge(upstream, kept.occasion(upstream, now), now, random);
+    let mut told = upstream.state.expire_by_hand(now);
+    told.extend(ejections::judge(upstream, kept.occasion(upstream, now), now, random));
     upstream.refresh(now);
     let roster = upstream.roster();
     told.extend(panic::changes(upstream.name(), &kept.panic, &roster));
     kept.panic = roster.panic().to_vec();
-    ([roster.next(), kept.interval].into_iter().flatten().min(), told)
+    ([roster.next(), kept.interval, upstream.state.next_end_by_hand()].into_iter().flatten().min(), told)
 }
 
 impl Kept {

@@ -7,12 +7,13 @@
 //! [`Upstream::refresh`], which the upstream's [`keeper`] calls.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
+use crate::backend::by_hand::ByHand;
 use crate::backend::health::{Account, Health, Verdict};
 use crate::backend::outlier::Outcome;
 use crate::backend::permits::Permits;
@@ -22,6 +23,7 @@ use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
 use crate::strategy::{Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 
+pub mod by_hand;
 pub mod keeper;
 mod readiness;
 mod roster;
@@ -71,10 +73,9 @@ impl Upstream {
             let ramp = if joins { Ramp::joining() } else { Ramp::full() };
             (first_health(&config, joins), ramp)
         };
-        let backends = config.backends.iter().map(|backend| Backend {
-            weight: backend.weight,
-            place: backend.place.clone(),
-            state: state.backend(&backend.address, fresh),
+        let backends = config.backends.iter().map(|backend| {
+            let state = state.backend(&backend.address, fresh);
+            Backend { weight: by_hand::weight(backend, &state), place: backend.place.clone(), state }
         });
         let backends: Vec<_> = backends.collect();
         let layout = Layout::of(&backends, &config, Instant::now());
@@ -92,17 +93,21 @@ impl Upstream {
     pub fn refresh(&self, now: Instant) -> bool {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster.load_full();
-        for backend in before.backends() {
+        let mut backends = before.backends().to_vec();
+        for (backend, config) in backends.iter_mut().zip(&self.config.backends) {
+            backend.weight = by_hand::weight(config, &backend.state);
+        }
+        for backend in &backends {
             let readiness = Readiness::of(backend, &self.config, now);
             // Who was never checked was never used: that is a start and no return.
             if readiness != Readiness::Unchecked {
                 backend.state.ramp().note(readiness == Readiness::Ready, now);
             }
         }
-        let layout = Layout::of(before.backends(), &self.config, now);
-        let same = layout == *before.layout();
+        let layout = Layout::of(&backends, &self.config, now);
+        let weights = |backends: &[Backend]| backends.iter().map(|backend| backend.weight).collect::<Vec<_>>();
+        let same = layout == *before.layout() && weights(&backends) == weights(before.backends());
         if !same {
-            let backends = before.backends().to_vec();
             let roster = Roster::build(layout, backends, &self.config, &self.state.cursors, &self.factories);
             self.roster.store(Arc::new(roster));
             // One that is ready again may have room.
@@ -227,8 +232,22 @@ pub struct UpstreamState {
     /// What the keeper remembers from one time to the next. Control plane only.
     kept: Mutex<keeper::Kept>,
     shards: usize,
-    /// Every backend that somebody holds: a roster, or a lease that outlives it. Control plane only.
-    backends: Mutex<HashMap<Address, Weak<BackendState>>>,
+    /// Every backend that somebody holds, a roster or a lease that outlives it, and every address that something is set for by
+    /// hand. Control plane only.
+    backends: Mutex<HashMap<Address, Known>>,
+}
+
+/// What is found again by an address.
+#[derive(Debug)]
+struct Known {
+    state: Weak<BackendState>,
+    by_hand: Arc<ByHand>,
+}
+
+impl Known {
+    fn is_of_use(&self) -> bool {
+        self.state.strong_count() > 0 || self.by_hand.marks().any()
+    }
 }
 
 impl UpstreamState {
@@ -252,16 +271,22 @@ impl UpstreamState {
 
     /// The state of an address: the one somebody still holds, or a new one that begins as `fresh` says.
     pub fn backend(&self, address: &Address, fresh: impl FnOnce() -> (Health, Ramp)) -> Arc<BackendState> {
-        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
-        backends.retain(|_, state| state.strong_count() > 0);
-        if let Some(state) = backends.get(address).and_then(Weak::upgrade) {
+        let mut backends = self.lock();
+        backends.retain(|_, known| known.is_of_use());
+        let known = backends.get(address);
+        if let Some(state) = known.and_then(|known| known.state.upgrade()) {
             return state;
         }
+        let by_hand = known.map(|known| Arc::clone(&known.by_hand)).unwrap_or_default();
         let (health, ramp) = fresh();
-        let room = Arc::clone(&self.room);
-        let state = BackendState::with(self.name.clone(), address.clone(), self.shards, health, ramp, room);
-        backends.insert(address.clone(), Arc::downgrade(&state));
+        let (room, kept) = (Arc::clone(&self.room), Arc::clone(&by_hand));
+        let state = BackendState::with(self.name.clone(), address.clone(), self.shards, health, ramp, room, kept);
+        backends.insert(address.clone(), Known { state: Arc::downgrade(&state), by_hand });
         state
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Address, Known>> {
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What hedging has to know. Made when it is first asked for: most upstreams never do.
@@ -283,8 +308,8 @@ impl UpstreamState {
     }
 
     fn has_backends(&self) -> bool {
-        let backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
-        backends.values().any(|state| state.strong_count() > 0)
+        let backends = self.lock();
+        backends.values().any(|known| known.state.strong_count() > 0)
     }
 }
 

@@ -2,6 +2,7 @@ use std::time::Instant;
 
 use super::tiers::Standing;
 use crate::backend::Backend;
+use crate::backend::by_hand::Lever;
 use crate::backend::health::{Health, Verdict};
 use crate::backend::outlier::By;
 use crate::config::{InitialHealth, UpstreamConfig};
@@ -11,6 +12,10 @@ use crate::config::{InitialHealth, UpstreamConfig};
 pub enum Readiness {
     /// It may.
     Ready,
+    /// It is out of order by hand.
+    Disabled,
+    /// It is drained by hand.
+    Drained,
     /// Its weight is 0.
     NoWeight,
     /// It waits for its first check.
@@ -40,6 +45,14 @@ impl Readiness {
 
     /// The same without a look at ejections.
     pub(super) fn but_for_ejection(backend: &Backend, config: &UpstreamConfig) -> Self {
+        let by_hand = backend.state.by_hand.marks();
+        if by_hand.get(Lever::Disable).is_some() {
+            return Self::Disabled;
+        }
+        if by_hand.get(Lever::Drain).is_some() {
+            return Self::Drained;
+        }
+        drop(by_hand);
         if backend.weight == 0 {
             return Self::NoWeight;
         }
@@ -70,6 +83,8 @@ impl Readiness {
     pub fn until(self) -> Option<Instant> {
         match self {
             Self::Ejected { until, .. } => until,
+            // What was set by hand ends otherwise: see `UpstreamState::next_end_by_hand`.
+            Self::Disabled | Self::Drained => None,
             Self::Ready | Self::NoWeight | Self::Unchecked | Self::Unhealthy { .. } => None,
         }
     }
@@ -79,7 +94,7 @@ impl Readiness {
         let by_wish = config.health_check.as_ref().is_some_and(|check| check.initial == InitialHealth::Unhealthy);
         match self {
             Self::Ready => Standing::Ready,
-            Self::NoWeight => Standing::Out,
+            Self::NoWeight | Self::Disabled | Self::Drained => Standing::Out,
             // Of it nothing bad is known, so where there is nobody else it is asked rather than nobody.
             Self::Unchecked if any || by_wish => Standing::Out,
             Self::Unhealthy { unreachable: true } => Standing::Unreachable,
@@ -93,6 +108,8 @@ impl Readiness {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
+            Self::Disabled => "disabled by hand",
+            Self::Drained => "drained by hand",
             Self::NoWeight => "no weight",
             Self::Unchecked => "not checked yet",
             Self::Unhealthy { .. } => "unhealthy",

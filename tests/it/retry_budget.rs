@@ -63,7 +63,9 @@ async fn what_was_spent_is_spent_after_a_reload() {
     let pool = pool.each_ref();
     let seen = || pool.iter().map(|backend| backend.requests()).sum::<usize>();
     let text = |more: &str| {
-        let upstream = format!("outlier_detection = {{ enabled = false }}\nretry_budget = {{ percent = 50, per_second = 0 }}\n{more}");
+        let upstream = format!(
+            "outlier_detection = {{ enabled = false }}\nretry_budget = {{ percent = 50, per_second = 0 }}\n{more}"
+        );
         Keys { upstream: &upstream, ..Keys::default() }.text(&pool)
     };
     let proxy = TestProxy::with_config(text("")).await;

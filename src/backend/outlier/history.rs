@@ -194,6 +194,12 @@ impl History {
         self.ejection.take()
     }
 
+    /// Forgets what was seen and forgives what was decided. An ejection under way goes on.
+    pub fn reset(&mut self) {
+        self.forget();
+        self.times = 0;
+    }
+
     /// Ejects it for as long as the number of times asks for; `random` is any number. Returns until when.
     pub(super) fn eject(&mut self, reason: Reason, settings: &Settings, now: Instant, random: u64) -> Instant {
         self.times = (self.times + 1).min(settings.most_times());

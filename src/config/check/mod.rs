@@ -131,7 +131,7 @@ fn check(root: &Spanned<DeValue<'_>>, report: &Report<'_>, env: &Env<'_>, vocabu
     let file: raw::File = reader::read(root, report, env);
     let check = Check { report, vocabulary };
     let admin = process::admin(&check, &file.admin);
-    let listeners = listener::listeners(&check, &file.listener, admin);
+    let listeners = listener::listeners(&check, &file.listener, admin.as_ref().map(|admin| admin.address));
     let zone = picking::zone(&check, &file.zone);
     let upstreams = upstream::upstreams(&check, &file, &listeners, zone.as_ref());
     let routes = route::routes(&check, &file, &listeners, &upstreams);

@@ -12,8 +12,9 @@ use super::value::{choice, number, number_in};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
-use crate::config::report::quote;
+use crate::config::report::{Place, quote};
 use crate::config::{AccessLogConfig, AccessLogFormat, AccessLogOutput, LogConfig, LogFormat};
+use crate::config::{AdminConfig, Secret};
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9900);
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -35,11 +36,45 @@ pub(super) fn workers(check: &Check<'_>, field: &Field<raw::Workers>) -> Option<
     }
 }
 
-/// The admin address; `None` when switched off.
-pub(super) fn admin(check: &Check<'_>, field: &Field<raw::Admin>) -> Option<SocketAddr> {
-    let Some(admin) = field.value() else { return Some(ADMIN) };
+/// Shorter tokens can be guessed.
+const TOKEN_CHARACTERS_MIN: usize = 16;
+/// What the kernel takes for the path of a socket, less what is put behind it while it is made.
+const SOCKET_PATH_BYTES_MAX: usize = 96;
+
+/// `[admin]`; `None` when switched off.
+pub(super) fn admin(check: &Check<'_>, field: &Field<raw::Admin>) -> Option<AdminConfig> {
+    let plain = AdminConfig { address: ADMIN, token: None, unix_socket: None };
+    let Some(admin) = field.value() else { return Some(plain) };
     let address = admin.address.given().and_then(|(place, text)| socket_address(check, place, text));
-    admin.enabled.value().copied().unwrap_or(true).then(|| address.unwrap_or(ADMIN))
+    let token = admin.token.given().and_then(|(place, text)| token(check, place, text));
+    let unix_socket = admin.unix_socket.given().and_then(|(place, text)| unix_socket(check, place, text));
+    let on = admin.enabled.value().copied().unwrap_or(true);
+    on.then(|| AdminConfig { address: address.unwrap_or(ADMIN), token, unix_socket })
+}
+
+/// What is wrong with it is said without saying it.
+fn token(check: &Check<'_>, place: Place, text: &str) -> Option<Secret> {
+    let good = |c: char| c.is_ascii_graphic();
+    if text.len() >= TOKEN_CHARACTERS_MIN && text.chars().all(good) {
+        return Some(Secret::from(text));
+    }
+    let what = match text.len() {
+        0 => "the token is empty",
+        1..TOKEN_CHARACTERS_MIN => "the token is too short",
+        _ => "the token cannot be sent in a header",
+    };
+    let expected = format!("at least {TOKEN_CHARACTERS_MIN} letters, digits or signs, without spaces");
+    check.add(place, Problem::error(what).expected(expected));
+    None
+}
+
+fn unix_socket(check: &Check<'_>, place: Place, text: &str) -> Option<PathBuf> {
+    if !text.is_empty() && !text.ends_with('/') && !text.contains('\0') && text.len() <= SOCKET_PATH_BYTES_MAX {
+        return Some(PathBuf::from(text));
+    }
+    let expected = format!("a path of at most {SOCKET_PATH_BYTES_MAX} bytes, such as \"/run/isobar.sock\"");
+    check.add(place, Problem::error(format!("{} is not a socket's path", quote(text))).expected(expected));
+    None
 }
 
 /// `[log]`

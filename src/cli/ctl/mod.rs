@@ -1,0 +1,360 @@
+//! `isobar ctl`: looks into a running isobar and steers it, over its admin address or its Unix socket.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use super::{chain, healthcheck};
+use crate::config::{self, Secret, Vocabulary};
+use client::{Client, Failed, Place, encoded};
+
+mod client;
+mod show;
+mod table;
+
+/// The variable that the token may be in.
+const TOKEN: &str = "ISOBAR_ADMIN_TOKEN";
+/// How often `drain --wait` looks.
+const LOOK: Duration = Duration::from_millis(200);
+
+const HELP: &str = "\
+Where isobar is asked:
+  --admin, or what the file of --config says: its unix_socket if it is there, else its address; or 127.0.0.1:9900.
+  The token comes from --token (which others on the machine can see), ISOBAR_ADMIN_TOKEN, or the file.
+
+Examples:
+  isobar ctl backends
+  isobar ctl drain users 10.0.0.1:9001 --wait
+  isobar ctl weight users 10.0.0.1:9001 5 --for 1h
+  isobar ctl --admin unix:/run/isobar.sock events --kind health,by_hand
+
+Exit codes:
+  0   done, or so already
+  1   isobar refuses: no such backend, a wrong token, a file with mistakes
+  2   the command line is wrong
+  3   nobody answers there
+  4   what was waited for has not come in time";
+
+/// What `isobar ctl` is told.
+#[derive(Args, Debug)]
+#[command(after_help = HELP)]
+pub struct Options {
+    /// Where isobar is asked: an address, or unix:PATH
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    admin: Option<String>,
+    /// The token that changes need, where the configuration has one
+    #[arg(long, value_name = "TOKEN", global = true)]
+    token: Option<String>,
+    /// The configuration file that says where isobar is asked
+    #[arg(short, long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Print what isobar answers, as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// A backend of an upstream.
+#[derive(Args, Debug)]
+struct Backend {
+    /// The upstream's name
+    upstream: String,
+    /// The backend's address, as in the file
+    address: String,
+}
+
+/// For how long.
+#[derive(Args, Debug)]
+struct Time {
+    /// How long, such as 5m or 1h30m; without it, until it is undone
+    #[arg(long = "for", value_name = "TIME")]
+    time: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The upstreams
+    Upstreams,
+    /// The backends, of one upstream or of all, and what is set by hand
+    Backends {
+        /// Only this upstream's
+        upstream: Option<String>,
+    },
+    /// Take nothing new, finish what runs
+    Drain {
+        #[command(flatten)]
+        backend: Backend,
+        #[command(flatten)]
+        time: Time,
+        /// Wait until nothing is in flight there
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait
+        #[arg(long, value_name = "TIME", default_value = "5m", requires = "wait")]
+        timeout: String,
+    },
+    /// End a drain
+    Undrain(Backend),
+    /// Take nothing new and make no checks: it is being repaired
+    Disable {
+        #[command(flatten)]
+        backend: Backend,
+        #[command(flatten)]
+        time: Time,
+    },
+    /// End that; where there are health checks, the next one decides
+    Enable(Backend),
+    /// Take it out, as outlier detection does
+    Eject {
+        #[command(flatten)]
+        backend: Backend,
+        #[command(flatten)]
+        time: Time,
+    },
+    /// End an ejection, whoever made it
+    Uneject(Backend),
+    /// Give it another weight than the file does
+    Weight {
+        #[command(flatten)]
+        backend: Backend,
+        /// 0 to 65535, or "reset" for the weight of the file
+        weight: String,
+        #[command(flatten)]
+        time: Time,
+    },
+    /// Forget what was learnt from traffic; counters and what is set by hand stay
+    ResetStats {
+        /// Only this upstream's
+        upstream: Option<String>,
+    },
+    /// Show what is logged, or log something else for a time
+    Log {
+        /// A level, a filter such as info,isobar::proxy=debug, or "reset" for what the file says
+        level: Option<String>,
+        /// How long; 10m without it
+        #[arg(long = "for", value_name = "TIME", requires = "level")]
+        time: Option<String>,
+    },
+    /// Apply the file
+    Reload,
+    /// Show what happens, as it happens
+    Events {
+        /// Only these kinds, with commas between: health, reloaded, reload_failed, by_hand
+        #[arg(long, value_name = "KINDS")]
+        kind: Option<String>,
+        /// Begin with what has happened and is still known
+        #[arg(long)]
+        recent: bool,
+        /// End after so many
+        #[arg(long, value_name = "N")]
+        count: Option<usize>,
+    },
+    /// The configuration in force, as JSON
+    Config,
+}
+
+/// Does it. What is asked for goes to standard output, what is wrong to standard error.
+pub fn run(options: Options) -> ExitCode {
+    let done = client(&options).and_then(|client| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| Failed::Command(format!("could not begin: {error}")))?.block_on(obey(options, &client))
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            eprintln!("isobar: {}", chain(&failed));
+            ExitCode::from(match failed {
+                Failed::Refused { .. } => 1,
+                Failed::Command(_) => 2,
+                Failed::Unreachable { .. } => 3,
+                Failed::TimedOut(_) => 4,
+            })
+        }
+    }
+}
+
+/// Whom to ask, by the flags, the file and the environment.
+fn client(options: &Options) -> Result<Client, Failed> {
+    let asked_for = options.config.as_deref();
+    let file = asked_for.unwrap_or(Path::new("lb.toml"));
+    // Where both are told, the file has nothing to add.
+    let needed = options.admin.is_none() && (asked_for.is_some() || file.exists());
+    let loaded = needed.then(|| config::load(file, &Vocabulary::default()));
+    let admin = match loaded {
+        None => None,
+        Some(Ok(loaded)) => match loaded.config.admin {
+            Some(admin) => Some(admin),
+            None => return Err(Failed::Command(format!("{} has switched the admin address off", file.display()))),
+        },
+        Some(Err(problems)) if asked_for.is_some() => return Err(Failed::Command(problems.to_string())),
+        Some(Err(_)) => {
+            // A file with mistakes is no reason not to steer what runs.
+            eprintln!("isobar: {} has mistakes; asking at {}", file.display(), healthcheck::ADMIN_DEFAULT);
+            None
+        }
+    };
+    let token = options.token.clone().or_else(|| std::env::var(TOKEN).ok()).filter(|token| !token.is_empty());
+    let token = token.as_deref().map(Secret::from).or_else(|| admin.as_ref()?.token.clone());
+    let place = match (&options.admin, admin) {
+        (Some(admin), _) => Place::parse(admin),
+        (None, Some(admin)) => match admin.unix_socket.filter(|path| path.exists()) {
+            Some(path) => Place::Socket(path),
+            None => Place::Address(admin.address.to_string()),
+        },
+        (None, None) => Place::Address(healthcheck::ADMIN_DEFAULT.into()),
+    };
+    Ok(Client { place, token })
+}
+
+async fn obey(options: Options, client: &Client) -> Result<(), Failed> {
+    let json = options.json;
+    let plain = |answer: &Value, shown: fn(&Value) -> String| print(json, answer, shown);
+    match options.command {
+        Command::Upstreams => plain(&client.ask("GET", "/upstreams", None).await?, show::upstreams),
+        Command::Backends { upstream: None } => {
+            let answer = client.ask("GET", "/upstreams", None).await?;
+            plain(&answer, |answer| show::backends(answer["upstreams"].as_array().map_or(&[], Vec::as_slice)))
+        }
+        Command::Backends { upstream: Some(name) } => {
+            let answer = client.ask("GET", &format!("/upstreams/{}", encoded(&name)), None).await?;
+            plain(&answer, |answer| show::backends(std::slice::from_ref(answer)))
+        }
+        Command::Drain { backend, time, wait, timeout } => {
+            let limit = config::duration(&timeout)
+                .ok_or_else(|| Failed::Command(format!("{timeout:?} is no time to wait, such as 5m")))?;
+            plain(&backend.pull(client, "drain", time.body()).await?, show::pulled)?;
+            if wait { backend.wait(client, limit, json).await } else { Ok(()) }
+        }
+        Command::Undrain(backend) => plain(&backend.pull(client, "undrain", None).await?, show::pulled),
+        Command::Disable { backend, time } => plain(&backend.pull(client, "disable", time.body()).await?, show::pulled),
+        Command::Enable(backend) => plain(&backend.pull(client, "enable", None).await?, show::pulled),
+        Command::Eject { backend, time } => plain(&backend.pull(client, "eject", time.body()).await?, show::pulled),
+        Command::Uneject(backend) => plain(&backend.pull(client, "uneject", None).await?, show::pulled),
+        Command::Weight { backend, weight, time } => {
+            let path = backend.path("/weight");
+            let answer = match (weight.as_str(), weight.parse::<u16>()) {
+                ("reset", _) if time.time.is_some() => {
+                    return Err(Failed::Command("the weight of the file has no time: reset goes without --for".into()));
+                }
+                ("reset", _) => client.ask("DELETE", &path, None).await?,
+                (_, Ok(weight)) => {
+                    let mut body = time.body().unwrap_or_else(|| json!({}));
+                    body["weight"] = weight.into();
+                    client.ask("PUT", &path, Some(&body)).await?
+                }
+                (_, Err(_)) => {
+                    return Err(Failed::Command(format!("{weight:?} is not a weight: 0 to 65535, or reset")));
+                }
+            };
+            plain(&answer, show::pulled)
+        }
+        Command::ResetStats { upstream } => {
+            let body = upstream.map(|name| json!({ "upstream": name }));
+            plain(&client.ask("POST", "/stats/reset", body.as_ref()).await?, |answer| {
+                let names = answer["upstreams"].as_array().map_or(&[][..], Vec::as_slice);
+                let names: Vec<_> = names.iter().filter_map(Value::as_str).collect();
+                format!("forgotten what was learnt about {}\n", names.join(", "))
+            })
+        }
+        Command::Log { level, time } => {
+            let answer = match level.as_deref() {
+                None => client.ask("GET", "/log", None).await?,
+                Some("reset") => client.ask("DELETE", "/log", None).await?,
+                Some(level) => {
+                    let mut body = Time { time }.body().unwrap_or_else(|| json!({}));
+                    body["level"] = level.into();
+                    client.ask("PUT", "/log", Some(&body)).await?
+                }
+            };
+            plain(&answer, show::log)
+        }
+        Command::Reload => plain(&client.ask("POST", "/reload", None).await?, show::reloaded),
+        Command::Events { kind, recent, count } => {
+            follow(client, kind.as_deref(), recent, count.unwrap_or(usize::MAX), json).await
+        }
+        Command::Config => print(true, &client.ask("GET", "/config", None).await?, Value::to_string),
+    }
+}
+
+impl Time {
+    fn body(&self) -> Option<Value> {
+        self.time.as_ref().map(|time| json!({ "for": time }))
+    }
+}
+
+impl Backend {
+    fn path(&self, behind: &str) -> String {
+        format!("/upstreams/{}/backends/{}{behind}", encoded(&self.upstream), encoded(&self.address))
+    }
+
+    async fn pull(&self, client: &Client, lever: &str, body: Option<Value>) -> Result<Value, Failed> {
+        client.ask("POST", &self.path(&format!("/{lever}")), body.as_ref()).await
+    }
+
+    /// Looks until nothing is in flight there.
+    async fn wait(&self, client: &Client, limit: Duration, json: bool) -> Result<(), Failed> {
+        let begun = Instant::now();
+        loop {
+            let answer = client.ask("GET", &self.path(""), None).await?;
+            let in_flight = answer["in_flight"].as_u64().unwrap_or(0);
+            if in_flight == 0 {
+                return print(json, &answer, |answer| {
+                    format!("{}: nothing in flight\n", answer["address"].as_str().unwrap_or_default())
+                });
+            }
+            if begun.elapsed() >= limit {
+                let Self { upstream, address } = self;
+                return Err(Failed::TimedOut(format!("{upstream} {address}: still {in_flight} in flight")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// Shows events until there were so many, or the other side ends.
+async fn follow(client: &Client, kinds: Option<&str>, recent: bool, count: usize, json: bool) -> Result<(), Failed> {
+    let path = match kinds {
+        Some(kinds) => {
+            let kinds: Vec<_> = kinds.split(',').map(encoded).collect();
+            format!("/events?kind={}", kinds.join(","))
+        }
+        None => "/events".into(),
+    };
+    let from: &[(&'static str, &'static str)] = if recent { &[("last-event-id", "0")] } else { &[] };
+    let mut body = client.listen(&path, from).await?;
+    let (mut shown, mut bytes) = (0, Vec::new());
+    while shown < count {
+        let frame = body.frame().await.ok_or_else(|| client.unreachable(io::Error::other("isobar has ended")))?;
+        let frame = frame.map_err(|error| client.unreachable(error))?;
+        bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n').filter(|_| shown < count) {
+            let line: Vec<u8> = bytes.drain(..=end).collect();
+            let Some(data) = line.strip_prefix(b"data: ") else { continue };
+            if let Ok(event) = serde_json::from_slice::<Value>(data) {
+                let shown_as = if json { event.to_string() } else { show::event(&event) };
+                out(&format!("{shown_as}\n"))?;
+                shown += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print(json: bool, answer: &Value, shown: impl FnOnce(&Value) -> String) -> Result<(), Failed> {
+    out(&if json { format!("{answer:#}\n") } else { shown(answer) })
+}
+
+fn out(text: &str) -> Result<(), Failed> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        // Whoever reads has seen enough: `isobar ctl backends | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.map_err(|error| Failed::Command(format!("could not write the answer: {error}"))),
+    }
+}

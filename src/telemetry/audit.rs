@@ -1,0 +1,46 @@
+//! Who has changed what: a line in the log for each change that is made or tried by hand.
+//!
+//! Under a target of their own, `isobar::audit`, so that they can be told from the rest. They are logged at `info` whatever
+//! level the rest has: see [`logging`](super::logging).
+
+use tracing::info;
+
+/// The target of these lines.
+pub const TARGET: &str = "isobar::audit";
+
+/// A change, in words.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Who: a user over the socket, the holder of the token, an address.
+    pub who: &'a str,
+    /// What was done.
+    pub what: &'a str,
+    /// Of which upstream.
+    pub upstream: Option<&'a str>,
+    /// At which backend.
+    pub backend: Option<&'a str>,
+    /// What it was.
+    pub from: &'a str,
+    /// What it is.
+    pub to: &'a str,
+}
+
+/// It was done.
+pub fn changed(entry: &Entry<'_>) {
+    line(entry, "changed");
+}
+
+/// It was so already.
+pub fn unchanged(entry: &Entry<'_>) {
+    line(entry, "unchanged");
+}
+
+/// It was not done, and why.
+pub fn refused(who: &str, what: &str, why: &str) {
+    info!(target: "isobar::audit", who, what, why, outcome = "refused", "by hand");
+}
+
+fn line(entry: &Entry<'_>, outcome: &str) {
+    let Entry { who, what, upstream, backend, from, to } = entry;
+    info!(target: "isobar::audit", who, what, upstream, backend, from, to, outcome, "by hand");
+}
