@@ -10,9 +10,8 @@ use super::limits::{BackendLimitsView, LimitsView};
 use super::picking::{self, SetView, StandingView};
 use super::refusal::Refusal;
 use crate::backend::Backend;
-use crate::backend::by_hand::{Lever, Mark, Marks, Moment, Setting};
+use crate::backend::by_hand::{Lever, Mark, Marks, Setting};
 use crate::backend::health::Health;
-use crate::backend::outlier::{By, Ejection, Outlier};
 use crate::config::{Address, UpstreamConfig};
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -95,27 +94,6 @@ struct MarkView {
     until: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<u16>,
-}
-
-/// What outlier detection has seen of a backend.
-#[derive(Debug, Serialize)]
-struct OutlierView {
-    ejection: Option<EjectionView>,
-    /// Ejections that are not forgiven yet.
-    ejections: u32,
-    /// Gateway errors in succession.
-    gateway_errors: u32,
-    /// Attempts in succession without a response.
-    local_errors: u32,
-}
-
-#[derive(Debug, Serialize)]
-struct EjectionView {
-    by: &'static str,
-    reason: String,
-    since: String,
-    /// `null` is until somebody ends it.
-    until: Option<String>,
 }
 
 /// What health checks have made of a backend.
@@ -258,38 +236,6 @@ impl MarkView {
                 Setting::Weight(weight) => Some(weight),
                 Setting::Drained | Setting::Disabled | Setting::Ejected => None,
             },
-        }
-    }
-}
-
-impl OutlierView {
-    fn of(outlier: &Outlier) -> Self {
-        let streaks = outlier.streaks();
-        let history = outlier.history();
-        Self {
-            ejection: history.ejection().map(EjectionView::of),
-            ejections: history.times(),
-            gateway_errors: streaks.gateway,
-            local_errors: streaks.local,
-        }
-    }
-}
-
-impl EjectionView {
-    fn of(ejection: &Ejection) -> Self {
-        let now = Moment::now();
-        let shown = |instant: Instant| {
-            let ahead = instant.saturating_duration_since(now.instant);
-            rfc3339(now.time + ahead - now.instant.saturating_duration_since(instant))
-        };
-        Self {
-            by: match ejection.by {
-                By::Detection => "detection",
-                By::Hand => "hand",
-            },
-            reason: ejection.reason.to_string(),
-            since: shown(ejection.since),
-            until: ejection.until.map(shown),
         }
     }
 }

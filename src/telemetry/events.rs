@@ -72,6 +72,7 @@ pub enum EventKind {
         /// Which.
         backend: Address,
         /// For how long; `None` is until it is taken back.
+        #[serde(rename = "lasts_s", serialize_with = "some_seconds")]
         lasts: Option<Duration>,
         /// Ejections of it that are not forgiven, this one counted in.
         times: u32,
@@ -89,6 +90,7 @@ pub enum EventKind {
         /// Which.
         backend: Address,
         /// How long it was.
+        #[serde(rename = "after_s", serialize_with = "seconds")]
         after: Duration,
         /// Who had ejected it: `detection` or `hand`.
         by: &'static str,
@@ -139,9 +141,21 @@ pub enum EventKind {
     },
 }
 
+fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
+fn some_seconds<S: serde::Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => seconds(time, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 impl EventKind {
     /// The names of all kinds, as [`EventKind::as_str`] has them.
-    pub const NAMES: [&str; 4] = ["health", "reloaded", "reload_failed", "by_hand"];
+    pub const NAMES: [&str; 9] =
+        ["health", "ejected", "unejected", "panic", "breaker", "overload", "reloaded", "reload_failed", "by_hand"];
 
     /// Its name among events.
     pub fn as_str(&self) -> &'static str {

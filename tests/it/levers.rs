@@ -94,7 +94,9 @@ fn keys<'a>(upstream: &'a str) -> Keys<'a> {
 async fn each_lever_works_under_load_and_no_request_fails() {
     let brief = Duration::from_millis(2);
     let (a, b) = (TestBackend::slow("a", brief), TestBackend::slow("b", brief));
-    let proxy = TestProxy::with_keys(&[&a, &b], keys("strategy = \"weighted_round_robin\"")).await;
+    let proxy =
+        TestProxy::with_keys(&[&a, &b], keys("strategy = \"weighted_round_robin\"\nslow_start = { enabled = false }"))
+            .await;
     let load = Load::on(&proxy).await;
     for (take_out, body, give_back) in [
         ("drain", "", "undrain"),
@@ -239,7 +241,9 @@ async fn mistakes_are_told_with_the_nearest_name() {
 #[tokio::test]
 async fn a_hundred_changes_at_once_leave_one_state() {
     let (a, b) = (TestBackend::ok("a"), TestBackend::ok("b"));
-    let proxy = TestProxy::with_keys(&[&a, &b], keys("strategy = \"weighted_round_robin\"")).await;
+    let proxy =
+        TestProxy::with_keys(&[&a, &b], keys("strategy = \"weighted_round_robin\"\nslow_start = { enabled = false }"))
+            .await;
     let load = Load::on(&proxy).await;
     let admin = proxy.admin_address();
     let changes = (0..100).map(|n| {
