@@ -480,8 +480,17 @@ impl Serialize for Shown<&OverloadConfig> {
 
 impl Serialize for Shown<&RetryConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let RetryConfig { max, on, attempt_timeout, backoff_base, backoff_max, retry_after_max, body_buffer, hedge } =
-            self.0;
+        let RetryConfig {
+            max,
+            on,
+            attempt_timeout,
+            backoff_base,
+            backoff_max,
+            retry_after_max,
+            body_buffer,
+            response_buffer,
+            hedge,
+        } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("max", max)?;
         map.serialize_entry("on", &conditions(on))?;
@@ -490,6 +499,7 @@ impl Serialize for Shown<&RetryConfig> {
         let backoff = [("base", base), ("max", max), ("retry_after_max", duration(*retry_after_max))];
         map.serialize_entry("backoff", &Entries(backoff.map(|(key, text)| (key.to_owned(), text)).into()))?;
         map.serialize_entry("body_buffer", body_buffer)?;
+        map.serialize_entry("response_buffer", response_buffer)?;
         map.serialize_entry("hedge", &Switched { on: hedge.as_ref().map(Shown) })?;
         map.end()
     }
@@ -717,6 +727,7 @@ mod tests {
                     "attempt_timeout": "none",
                     "backoff": { "base": "25ms", "max": "250ms", "retry_after_max": "1s" },
                     "body_buffer": 65536,
+                    "response_buffer": 16384,
                     "hedge": { "enabled": true, "percentile": 95, "min_delay": "1ms", "budget_percent": 5 },
                 },
                 "request_headers": {
@@ -763,6 +774,7 @@ mod tests {
                         "attempt_timeout": "2s",
                         "backoff": { "base": "25ms", "max": "250ms", "retry_after_max": "1s" },
                         "body_buffer": 65536,
+                        "response_buffer": 16384,
                         "hedge": { "enabled": false },
                     },
                     "retry_budget": { "percent": 20, "per_second": 10 },

@@ -246,6 +246,7 @@ pub(super) struct RetriesTable {
     pub(super) attempt_timeout: Field<Duration>,
     pub(super) backoff: Field<Backoff>,
     pub(super) body_buffer: Field<Size>,
+    pub(super) response_buffer: Field<Size>,
     pub(super) hedge: Field<Hedge>,
 }
 

@@ -23,6 +23,9 @@ pub struct RetryConfig {
     pub retry_after_max: Duration,
     /// Bytes of a request's body that are kept so that it can be sent again; 0 is none.
     pub body_buffer: usize,
+    /// Bytes of the response to a request that may be sent again for which it waits, so that one which breaks off is no answer
+    /// yet; of larger ones, and those of unknown length, nothing is held back. 0 is none.
+    pub response_buffer: usize,
     /// Whether a second attempt is made while the first is slow.
     pub hedge: Option<HedgeConfig>,
 }
@@ -51,6 +54,7 @@ impl Default for RetryConfig {
             backoff_max: Duration::from_millis(250),
             retry_after_max: Duration::from_secs(1),
             body_buffer: 64 * 1024,
+            response_buffer: 16 * 1024,
             hedge: None,
         }
     }

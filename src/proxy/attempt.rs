@@ -173,6 +173,23 @@ pub(super) async fn forward(
                         continue;
                     }
                 }
+                // A small answer is held back until it is whole: of one that breaks off the client has seen nothing then.
+                if retries.max > 0
+                    && retries.on.reset
+                    && connection.gathers(retries.response_buffer)
+                    && attempts.may_repeat(&body)
+                    && let Some(Err(error)) = Box::pin(in_time(&client.watch, gathered(&connection))).await
+                {
+                    place.backend().metrics.of(proxy.worker).broken.add(1);
+                    place.failed(proxy, upstream);
+                    let error = ProxyError::Broken { backend: place.backend().address.clone(), error };
+                    outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
+                    drop((connection, place));
+                    place = again(&mut attempts, RetryCause::Reset, &mut parts, error).await?;
+                    begun = Instant::now();
+                    fresh = false;
+                    continue;
+                }
                 place.answered(proxy, upstream, status);
                 outcome::answered(upstream, place.lease(), proxy.worker, status, running.sent_since(begun));
                 attempts.answered(status);
@@ -213,6 +230,11 @@ pub(super) async fn forward(
             fresh = false;
         }
     }
+}
+
+/// The rest of a small answer.
+fn gathered(connection: &Connection) -> impl Future<Output = std::io::Result<()>> {
+    poll_fn(|cx| connection.poll_gather(cx))
 }
 
 /// The answer at a connection, as it comes.

@@ -329,6 +329,7 @@ fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &RetryConfig) {
     changes.time("retries.backoff.max", old.backoff_max, new.backoff_max);
     changes.time("retries.backoff.retry_after_max", old.retry_after_max, new.retry_after_max);
     changes.value("retries.body_buffer", &old.body_buffer, &new.body_buffer);
+    changes.value("retries.response_buffer", &old.response_buffer, &new.response_buffer);
     match (&old.hedge, &new.hedge) {
         (None, Some(_)) => changes.push_value("retries.hedge", "off", "on"),
         (Some(_), None) => changes.push_value("retries.hedge", "on", "off"),

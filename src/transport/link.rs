@@ -207,6 +207,25 @@ impl Link {
         inner.head.field(&inner.head_bytes, name)
     }
 
+    /// Whether the body of the response is of known length, of `limit` bytes at most, and not all there.
+    pub(super) fn gathers(&self, limit: usize) -> bool {
+        let inner = self.0.borrow();
+        matches!(inner.body, Incoming::Length(left) if left <= limit as u64 && left > inner.read.len() as u64)
+    }
+
+    /// Reads until all of such a body is there: [`Link::whole`] then has it.
+    pub(super) fn poll_gather(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let inner = &mut *self.0.borrow_mut();
+        while let Incoming::Length(left) = inner.body
+            && left > inner.read.len() as u64
+        {
+            if ready!(inner.poll_fill(cx, None))? == 0 {
+                return Poll::Ready(Err(closed()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Whether any byte of a response has come.
     pub(super) fn answered(&self) -> bool {
         self.0.borrow().answered

@@ -142,6 +142,19 @@ impl Connection {
         self.link.response(headers)
     }
 
+    /// Whether the response's body is of known length, of `limit` bytes at most, and not all there yet.
+    pub fn gathers(&self, limit: usize) -> bool {
+        self.link.gathers(limit)
+    }
+
+    /// Waits until all of such a body is there.
+    ///
+    /// # Errors
+    /// When the connection breaks before.
+    pub fn poll_gather(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.link.poll_gather(cx)
+    }
+
     /// The body of the response, where all of it has come with its head.
     pub fn whole(&self) -> Option<Bytes> {
         self.link.whole()

@@ -10,6 +10,7 @@ mod cancel;
 mod client_gone;
 mod ctl;
 mod errors;
+mod faults;
 mod file_edits;
 mod forwarding;
 mod headers;

@@ -36,7 +36,8 @@ pub(super) fn retries(check: &Check<'_>, field: &Field<raw::Retries>, before: &A
                 backoff_base,
                 backoff_max,
                 retry_after_max: zero_or_more(check, &backoff.retry_after_max, before.retry_after_max),
-                body_buffer: body_buffer(check, &raw.body_buffer, before.body_buffer),
+                body_buffer: buffer(check, &raw.body_buffer, before.body_buffer),
+                response_buffer: buffer(check, &raw.response_buffer, before.response_buffer),
                 hedge: hedge(check, &raw.hedge, before.hedge),
             })
         }
@@ -105,7 +106,7 @@ fn backoff_range(check: &Check<'_>, raw: &raw::Backoff, before: &RetryConfig) ->
     (base, max)
 }
 
-fn body_buffer(check: &Check<'_>, field: &Field<raw::Size>, before: usize) -> usize {
+fn buffer(check: &Check<'_>, field: &Field<raw::Size>, before: usize) -> usize {
     let Some((place, written)) = field.given() else { return before };
     let Some(bytes) = size(check, place, written, SIZE) else { return before };
     if bytes > BODY_BUFFER_MAX {
