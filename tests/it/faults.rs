@@ -97,7 +97,7 @@ fn backend(mode: Arc<AtomicU8>, seen: Seen) -> TestBackend {
             }
             *seen.lock().unwrap().entry(target.to_owned()).or_default() += 1;
             sleep(if mode == Mode::Slow as u8 { LATENCY * 20 } else { LATENCY }).await;
-            if mode == Mode::HalfFails as u8 && turn.fetch_add(1, SeqCst) % 2 == 0 {
+            if mode == Mode::HalfFails as u8 && turn.fetch_add(1, SeqCst).is_multiple_of(2) {
                 peer.respond("500 Internal Server Error", "no").await;
             } else if mode == Mode::ResetsInTheBody as u8 {
                 peer.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY_BYTES}\r\n\r\nbegun")).await;
