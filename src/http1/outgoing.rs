@@ -12,9 +12,9 @@ use tokio::io::AsyncWrite;
 use super::Framing;
 use super::chunked::{Chunked, Next};
 
-/// Header fields that tell the framing, or that make no sense behind a body: never taken from a trailer section (RFC 9110
-/// §6.5.1).
-const NOT_TRAILERS: [HeaderName; 12] = [
+/// Header fields that tell the framing, who asks, or what a recipient decides by before it reads a body: never taken from a
+/// trailer section (RFC 9110 §6.5.1), since some recipients merge that into the header section.
+const NOT_TRAILERS: [HeaderName; 24] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,
     header::CONNECTION,
@@ -22,11 +22,23 @@ const NOT_TRAILERS: [HeaderName; 12] = [
     header::CONTENT_LENGTH,
     header::CONTENT_RANGE,
     header::CONTENT_TYPE,
+    header::COOKIE,
+    header::EXPECT,
+    header::FORWARDED,
     header::HOST,
+    header::PROXY_AUTHORIZATION,
+    header::RANGE,
+    header::SET_COOKIE,
     header::TE,
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-proto"),
 ];
 
 /// A piece of a body up to this size is copied behind what is written before it: one plain write costs less than a vectored

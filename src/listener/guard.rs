@@ -1,11 +1,10 @@
-//! Strict framing of what a client sends, checked on the raw bytes before hyper sees them.
+//! Strict framing of what a client sends, checked on the raw bytes before they are parsed.
 //!
-//! hyper's parser is lenient where RFC 9112 lets a recipient be: it takes a lone LF for a line's end, prefers
-//! `Transfer-Encoding` when both lengths are given, folds equal `Content-Length` fields into one. Each is harmless alone and
-//! a request smuggled past an access rule when the next hop reads it differently (RFC 9112 §11.2). And once hyper has parsed
-//! a head, the evidence is gone. So the bytes pass through this machine first: it follows the framing, lets nothing
-//! ambiguous through, and says what was wrong. What it leaves to hyper, names and values with forbidden characters, hyper
-//! refuses itself.
+//! A recipient may be lenient (RFC 9112): take a lone LF for a line's end, prefer `Transfer-Encoding` when both lengths are
+//! given, fold equal `Content-Length` fields into one. Each is harmless alone and a request smuggled past an access rule when
+//! the next hop reads it differently (RFC 9112 §11.2). So the bytes pass through this machine first, which reads them
+//! independently of the parser behind it: it follows the framing, lets nothing ambiguous through, and says what was wrong. What
+//! it leaves to the parser are names and values with forbidden characters.
 //!
 //! Pure: bytes in, how many of them may pass out.
 
@@ -385,7 +384,7 @@ impl Head {
 }
 
 /// The value of `line` without the white space around it, if the line is the field `name`, which is lower case and ends with
-/// a colon. A name with white space before its colon is none: hyper refuses those.
+/// a colon. A name with white space before its colon is none: the parser refuses those.
 fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
     start.eq_ignore_ascii_case(name).then(|| value.trim_ascii())

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
@@ -178,7 +178,7 @@ pub(super) async fn forward(
                     && retries.on.reset
                     && connection.gathers(retries.response_buffer)
                     && attempts.may_repeat(&body)
-                    && let Some(Err(error)) = Box::pin(in_time(&client.watch, gathered(&connection))).await
+                    && let Err(error) = Box::pin(gathered(&connection)).await
                 {
                     place.backend().metrics.of(proxy.worker).broken.add(1);
                     place.failed(proxy, upstream);
@@ -232,9 +232,13 @@ pub(super) async fn forward(
     }
 }
 
-/// The rest of a small answer.
-fn gathered(connection: &Connection) -> impl Future<Output = std::io::Result<()>> {
-    poll_fn(|cx| connection.poll_gather(cx))
+/// How long a small answer is held back at most: one that trickles is passed on as it comes.
+const HELD_BACK: Duration = Duration::from_millis(100);
+
+/// Waits for the rest of a small answer, for a while.
+async fn gathered(connection: &Connection) -> std::io::Result<()> {
+    let whole = poll_fn(|cx| connection.poll_gather(cx));
+    tokio::time::timeout(HELD_BACK, whole).await.unwrap_or(Ok(()))
 }
 
 /// The answer at a connection, as it comes.

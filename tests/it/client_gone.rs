@@ -127,8 +127,7 @@ async fn while_its_next_requests_wait() {
         client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(3)).await;
         eventually(|| backend.requests() > requests).await;
         leave(client, reset);
-        // hyper does not look at a connection while it holds a further request of it, so that the first goes on until it
-        // is answered or late. It ends all the same.
+        // It is seen although further requests wait.
         nothing_is_left(&proxy, &backend).await;
     }
 }

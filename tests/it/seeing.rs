@@ -165,7 +165,11 @@ async fn access_log_tells_how_exchanges_went_wrong() {
         }
     });
     let route = r#"timeouts = { response_head = "200ms" }"#;
-    let proxy = TestProxy::with_keys(&[&backend], Keys { route, tables: &tables, ..Keys::default() }).await;
+    let proxy = TestProxy::with_keys(
+        &[&backend],
+        Keys { route, upstream: "retries = { response_buffer = 0 }", tables: &tables, ..Keys::default() },
+    )
+    .await;
     let mut n = 0;
     let mut line = async |client: Client| {
         drop(client);

@@ -1,6 +1,6 @@
 //! A response that is cut short behind the proxy is cut short before it: no client takes a part for the whole.
 
-use crate::harness::{After, TestBackend, TestProxy, body_of, eventually};
+use crate::harness::{After, Keys, TestBackend, TestProxy, body_of, eventually};
 
 #[tokio::test]
 async fn the_client_sees_the_cut() {
@@ -16,7 +16,9 @@ async fn the_client_sees_the_cut() {
             ("transfer-encoding: chunked\r\n\r\n5\r\nhello\r\nnonsense\r\n", "hello"),
         ] {
             let backend = TestBackend::raw(format!("HTTP/1.1 200 OK\r\n{framed}"), after);
-            let proxy = TestProxy::over(&[&backend]).await;
+            // Small as they are they would be held back.
+            let keys = Keys { upstream: "retries = { response_buffer = 0 }", ..Keys::default() };
+            let proxy = TestProxy::with_keys(&[&backend], keys).await;
             let mut client = proxy.client().await;
             client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
             let cut = client.cut().await;

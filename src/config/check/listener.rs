@@ -14,7 +14,7 @@ use crate::config::report::{Place, quote};
 use crate::config::{ListenerConfig, ListenerName};
 
 const HEADER_BYTES: u64 = 64 << 10;
-/// hyper's read buffer has at least the lower bound.
+/// Below the lower bound hardly a browser's request would pass.
 const HEADER_BYTES_RANGE: std::ops::RangeInclusive<u64> = (8 << 10)..=(16 << 20);
 const BODY_BYTES: u64 = 10 << 20;
 
