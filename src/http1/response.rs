@@ -28,6 +28,10 @@ pub struct Head {
     pub framing: Framing,
     /// Whether the connection goes on behind the response.
     pub keep_alive: bool,
+    /// Whether any field may be for this hop alone. Told here, where each name is looked at anyway.
+    pub hop_by_hop: bool,
+    /// Whether there is a `Date`.
+    pub dated: bool,
     reason: Range<usize>,
     /// Names and values, without the transfer coding. The space is used again.
     fields: Vec<(Range<usize>, Range<usize>)>,
@@ -62,11 +66,16 @@ impl Head {
         self.fields.clear();
         let (mut close, mut keep_alive) = (false, false);
         let (mut length, mut chunked) = (None, false);
+        (self.hop_by_hop, self.dated) = (false, false);
         for field in &*head.headers {
             let name = field.name.as_bytes();
             // Few names are of such a length.
             match name.len() {
+                4 => self.dated |= is(name, b"date"),
+                2 | 7 | 16 => self.hop_by_hop = true,
+                10 if is(name, b"keep-alive") => self.hop_by_hop = true,
                 10 if name.eq_ignore_ascii_case(b"connection") => {
+                    self.hop_by_hop = true;
                     for token in tokens(field.value) {
                         close |= is(token, b"close");
                         keep_alive |= is(token, b"keep-alive");

@@ -127,7 +127,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
             Err(end) => return end,
         };
         wire.begin();
-        let Head { parts, terms, .. } = *head;
+        let Head { parts, terms, .. } = head;
         let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
         let exchange = pin!(Rc::clone(proxy).handle(Rc::clone(client), parts, upload));
         let Handled { response, tunnel, .. } = match answered(wire, exchange).await {
@@ -157,29 +157,34 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
 }
 
 /// Waits for the next request.
-async fn next(wire: &Wire) -> Result<Box<Head>, End> {
+async fn next(wire: &Wire) -> Result<Head, End> {
     let watch = &wire.watch;
-    poll_fn(|cx| {
+    let mut slot = None;
+    let end = poll_fn(|cx| {
         watch.register(cx);
-        match wire.poll_request(cx) {
-            Poll::Ready(Asked::Head(head)) => return Poll::Ready(Ok(head)),
-            Poll::Ready(Asked::Closed) => return Poll::Ready(Err(End::Closed)),
-            Poll::Ready(Asked::Malformed(malformed)) => return Poll::Ready(Err(End::Malformed(malformed))),
+        match wire.poll_request(cx, &mut slot) {
+            Poll::Ready(Asked::Head) => return Poll::Ready(None),
+            Poll::Ready(Asked::Closed) => return Poll::Ready(Some(End::Closed)),
+            Poll::Ready(Asked::Malformed(malformed)) => return Poll::Ready(Some(End::Malformed(malformed))),
             Poll::Pending => {}
         }
         if watch.is_cut() {
-            return Poll::Ready(Err(End::Cut));
+            return Poll::Ready(Some(End::Cut));
         }
         if watch.expired() {
-            return Poll::Ready(Err(if watch.phase() == Phase::Head { End::HeadTimeout } else { End::Idle }));
+            return Poll::Ready(Some(if watch.phase() == Phase::Head { End::HeadTimeout } else { End::Idle }));
         }
         // Not in the middle of a head, nor when one has come and was not read yet: that request shall still be served.
         if watch.draining() && !wire.mid_head() && !wire.has_unread() {
-            return Poll::Ready(Err(End::Idle));
+            return Poll::Ready(Some(End::Idle));
         }
         Poll::Pending
     })
-    .await
+    .await;
+    match (slot, end) {
+        (Some(head), None) => Ok(head),
+        (_, end) => Err(end.unwrap_or(End::Closed)),
+    }
 }
 
 /// Waits for what the request comes to.

@@ -80,8 +80,8 @@ enum Upload {
 /// What became of waiting for a request.
 #[derive(Debug)]
 pub enum Asked {
-    /// Its head has come.
-    Head(Box<Head>),
+    /// Its head has come, and is where it was to be put.
+    Head,
     /// None comes: the client has closed its end, the connection broke, or what came is refused.
     Closed,
     /// What came is no head.
@@ -163,8 +163,8 @@ impl Wire {
         Pin::new(&mut *self.tcp.borrow_mut()).poll_shutdown(cx)
     }
 
-    /// Waits for the next request.
-    pub fn poll_request(&self, cx: &mut Context<'_>) -> Poll<Asked> {
+    /// Waits for the next request, and puts its head into `slot`: it is large, and so moved once.
+    pub fn poll_request(&self, cx: &mut Context<'_>, slot: &mut Option<Head>) -> Poll<Asked> {
         while self.heads.get() == 0 {
             if !matches!(ready!(self.poll_fill(cx, None)), Ok(1..)) {
                 return Poll::Ready(Asked::Closed);
@@ -185,7 +185,8 @@ impl Wire {
         };
         self.wanted.set(false);
         self.expects.set(head.expects);
-        Poll::Ready(Asked::Head(Box::new(head)))
+        *slot = Some(head);
+        Poll::Ready(Asked::Head)
     }
 
     /// Whether the request's body has been read to its end.

@@ -350,7 +350,7 @@ fn answer(
     let (mut head, ()) = response.into_parts();
     let status = head.status;
     lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
-    let dated = headers::to_client(&mut head.headers, &running.exchange.client);
+    let dated = headers::to_client(&mut head.headers, &running.exchange.client, connection.tells());
     if status != SWITCHING {
         let body = match connection.whole() {
             Some(bytes) => {

@@ -34,7 +34,6 @@ struct HopByHop {
     forwarded: bool,
     /// Any of `X-Forwarded-*`.
     x_forwarded: bool,
-    date: bool,
 }
 
 impl HopByHop {
@@ -47,7 +46,6 @@ impl HopByHop {
             // Length and first letter tell nearly all names apart from these without a comparison.
             match (name.len(), name.first()) {
                 (2, Some(b't')) => found.te |= name == b"te",
-                (4, Some(b'd')) => found.date |= name == b"date",
                 (6, Some(b'e')) => found.expect |= name == b"expect",
                 (7, Some(b'u')) => found.upgrade |= name == b"upgrade",
                 (9, Some(b'f')) => found.forwarded |= name == b"forwarded",
@@ -288,14 +286,17 @@ fn append_via(headers: &mut HeaderMap) {
     headers.append(header::VIA, HeaderValue::from_static("1.1 isobar"));
 }
 
-/// Makes a backend's headers the ones that go to the client. Whether they hold a date.
-pub(super) fn to_client(headers: &mut HeaderMap, client: &Client) -> bool {
-    let found = HopByHop::find(headers);
-    found.remove(headers);
+/// Makes a backend's headers the ones that go to the client. Whether they hold a date. What is known of them: whether there
+/// may be some for this hop alone, and whether there is a date.
+pub(super) fn to_client(headers: &mut HeaderMap, client: &Client, (hop_by_hop, dated): (bool, bool)) -> bool {
+    if hop_by_hop {
+        HopByHop::find(headers).remove(headers);
+    }
     if client.listener.via {
         append_via(headers);
     }
-    found.date
+    // A field that `Connection` names is gone, a date too.
+    dated && (!hop_by_hop || headers.contains_key(header::DATE))
 }
 
 /// The address of the client: the connection's, or the last one that the trusted proxies before us did not add themselves.

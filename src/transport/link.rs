@@ -188,6 +188,12 @@ impl Link {
         inner.head.response(&head_bytes, headers).map_err(malformed)
     }
 
+    /// Whether the response may have fields for this hop alone, and whether it has a date.
+    pub(super) fn tells(&self) -> (bool, bool) {
+        let inner = self.0.borrow();
+        (inner.head.hop_by_hop, inner.head.dated)
+    }
+
     /// The body of the response, where all of it has come with its head.
     pub(super) fn whole(&self) -> Option<Bytes> {
         let inner = &mut *self.0.borrow_mut();

@@ -155,6 +155,11 @@ impl Connection {
         self.link.poll_gather(cx)
     }
 
+    /// Whether the response may have fields for this hop alone, and whether it has a date.
+    pub fn tells(&self) -> (bool, bool) {
+        self.link.tells()
+    }
+
     /// The body of the response, where all of it has come with its head.
     pub fn whole(&self) -> Option<Bytes> {
         self.link.whole()
