@@ -63,8 +63,9 @@ pub(super) fn run(
     started: std_mpsc::Sender<std::io::Result<()>>,
 ) {
     let mut builder = Builder::new_current_thread();
-    // One look for events serves more requests; 256 polls are well below a millisecond.
-    builder.enable_all().event_interval(256);
+    // A connection that moves a large body wakes itself after each piece, so there may always be something to run: others'
+    // events are looked for after so many pieces all the same. With 256, every 10 kB upload beside others took 10 ms at p99.
+    builder.enable_all().event_interval(31);
     let runtime: LocalRuntime = match builder.build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
