@@ -14,6 +14,7 @@
 //! | [`transport`] | bytes to a backend and back: connections and their pools |
 //! | [`exchange`] | one request with its response: identity, deadlines, bodies |
 //! | [`http1`] | HTTP/1.1: bytes to messages and back |
+//! | [`socket`] | a connection's bytes, in the clear or by TLS |
 //! | [`listener`] | sockets to connections |
 //! | [`worker`] | a thread with its own event loop |
 //! | [`supervisor`] | owns everything that runs; applies a changed file |
@@ -37,6 +38,7 @@ pub mod listener;
 pub mod middleware;
 pub mod proxy;
 pub mod route;
+pub mod socket;
 pub mod strategy;
 pub mod supervisor;
 pub mod telemetry;

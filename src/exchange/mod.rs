@@ -37,10 +37,6 @@ pub struct Client {
     pub name: RefCell<(u64, ListenerName)>,
     /// What the listener counts.
     pub metrics: Arc<Sharded<ListenerMetrics>>,
-    /// What the connection waits for.
-    pub watch: Rc<Watch>,
-    /// The connection itself.
-    pub side: Rc<dyn ClientSide>,
 }
 
 impl Client {
@@ -75,7 +71,7 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// What an exchange asks of its client's connection.
+/// What an exchange asks of its client's side: of the connection, or of the stream where a connection has many.
 pub trait ClientSide {
     /// An exchange begins.
     fn begin(&self);
@@ -92,14 +88,27 @@ pub trait ClientSide {
 }
 
 /// One request with its response, as middleware sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Exchange {
     /// The connection it came by.
     pub client: Rc<Client>,
+    /// What it waits for.
+    pub watch: Rc<Watch>,
+    /// Where it came from and its answer goes.
+    pub side: Rc<dyn ClientSide>,
     /// When the request's head was read.
     pub started: Instant,
     /// The client's address: the connection's, or the one that a trusted proxy reports.
     pub client_ip: IpAddr,
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange")
+            .field("client", &self.client)
+            .field("client_ip", &self.client_ip)
+            .finish_non_exhaustive()
+    }
 }
 
 #[cfg(test)]
@@ -147,14 +156,13 @@ pub(crate) mod testing {
             name: RefCell::new((0, listener.name.clone())),
             listener: Arc::new(listener),
             metrics: Arc::new(Sharded::new(1)),
-            watch: Watch::new(&Clock::new(), Duration::from_secs(1), 0),
-            side: Rc::new(Nowhere),
         })
     }
 
     /// An exchange of that client.
     pub(crate) fn exchange() -> Exchange {
         let client = client(false, |_| {});
-        Exchange { client_ip: client.peer.ip(), client, started: Instant::now() }
+        let watch = Watch::new(&Clock::new(), Duration::from_secs(1), 0);
+        Exchange { client_ip: client.peer.ip(), client, watch, side: Rc::new(Nowhere), started: Instant::now() }
     }
 }

@@ -7,8 +7,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
+
+use crate::socket::Socket;
 
 use super::pipe::Pipe;
 
@@ -46,16 +47,17 @@ impl Space {
     /// The socket's.
     pub fn poll_read(
         &self,
-        tcp: &mut TcpStream,
+        socket: &mut Socket,
         cx: &mut Context<'_>,
         wanted: Option<u64>,
     ) -> Poll<io::Result<BytesMut>> {
-        match wanted {
-            Some(wanted) if wanted > ROOM_BYTES as u64 => {
+        match (wanted, &*socket) {
+            // By TLS it comes in records of 16 KiB anyway.
+            (Some(wanted), Socket::Plain(tcp)) if wanted > ROOM_BYTES as u64 => {
                 // Not before there is something to read.
                 ready!(tcp.poll_read_ready(cx))?;
                 let mut own = BytesMut::with_capacity(wanted.min(PIECE_BYTES as u64) as usize);
-                ready!(poll_read_buf(Pin::new(tcp), cx, &mut own))?;
+                ready!(poll_read_buf(Pin::new(socket), cx, &mut own))?;
                 Poll::Ready(Ok(own))
             }
             _ => {
@@ -63,7 +65,7 @@ impl Space {
                 if block.capacity() < ROOM_BYTES && !block.try_reclaim(BLOCK_BYTES) {
                     *block = BytesMut::with_capacity(BLOCK_BYTES);
                 }
-                ready!(poll_read_buf(Pin::new(tcp), cx, block))?;
+                ready!(poll_read_buf(Pin::new(socket), cx, block))?;
                 Poll::Ready(Ok(block.split()))
             }
         }

@@ -20,6 +20,7 @@ use crate::exchange::{Client, ClientSide};
 use crate::http1::request::{Head, Malformed, Terms};
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Handled, Proxy};
+use crate::socket::Socket;
 
 use super::guard::Refusal;
 use super::wire::{Asked, Wire};
@@ -58,7 +59,7 @@ pub async fn serve(
     if listener.draining.load(Ordering::Relaxed) {
         watch.drain();
     }
-    let wire = Wire::new(tcp, &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
+    let wire = Wire::new(Socket::Plain(tcp), &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
     let ip = peer.ip().to_canonical();
     let client = Rc::new(Client {
         peer,
@@ -67,8 +68,6 @@ pub async fn serve(
         lines: RefCell::new((None, Rc::from([]))),
         port_text: text(listener.address.port()),
         metrics: Arc::clone(&listener.metrics),
-        watch: Rc::clone(&watch),
-        side: Rc::clone(&wire) as Rc<dyn ClientSide>,
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
@@ -129,7 +128,11 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         wire.begin();
         let Head { parts, terms, .. } = head;
         let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
-        let exchange = pin!(Rc::clone(proxy).handle(Rc::clone(client), parts, upload));
+        let exchange = pin!(Rc::clone(proxy).handle(
+            (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _),
+            parts,
+            upload
+        ));
         let Handled { response, tunnel, .. } = match answered(wire, exchange).await {
             Ok(handled) => handled,
             Err(end) => return end,
@@ -245,6 +248,7 @@ async fn refuse(wire: &Rc<Wire>, refusal: Refusal) {
     let mut io = wire.io();
     let answer = async {
         io.write_all(refusal_text(refusal).as_bytes()).await?;
+        io.flush().await?;
         linger(wire).await
     };
     let _ = tokio::time::timeout(LINGER, answer).await;

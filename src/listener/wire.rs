@@ -13,7 +13,6 @@ use http::response;
 use http_body::{Body as _, Frame};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::config::ListenerConfig;
 use crate::exchange::ClientSide;
@@ -27,11 +26,12 @@ use crate::http1::request::{self, Head, Malformed, Terms};
 use crate::http1::space::{Space, join};
 use crate::http1::{Framing, response as head};
 use crate::listener::guard::{Guard, Refusal};
+use crate::socket::Socket;
 
 /// A client's socket with what is on its way there. Shared by the connection's task and by who reads a request's body.
 #[derive(Debug)]
 pub struct Wire {
-    tcp: RefCell<TcpStream>,
+    socket: RefCell<Socket>,
     space: Rc<Space>,
     guard: RefCell<Guard>,
     max_headers: usize,
@@ -97,9 +97,9 @@ const LARGE_BYTES: usize = 32 * 1024;
 
 impl Wire {
     /// The wire of an accepted socket.
-    pub fn new(tcp: TcpStream, config: &ListenerConfig, watch: Rc<Watch>, space: Rc<Space>) -> Rc<Self> {
+    pub fn new(socket: Socket, config: &ListenerConfig, watch: Rc<Watch>, space: Rc<Space>) -> Rc<Self> {
         Rc::new(Self {
-            tcp: RefCell::new(tcp),
+            socket: RefCell::new(socket),
             space,
             guard: RefCell::new(Guard::new(config)),
             max_headers: config.max_headers,
@@ -140,7 +140,7 @@ impl Wire {
     /// Whether the client has sent something that nobody has read. Asks the socket: the event loop may not have told yet.
     pub fn has_unread(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
-        matches!(SockRef::from(&*self.tcp.borrow()).peek(&mut byte), Ok(1..))
+        matches!(SockRef::from(self.socket.borrow().tcp()).peek(&mut byte), Ok(1..))
     }
 
     /// The exchange became a tunnel: what was held back belongs to it.
@@ -155,12 +155,12 @@ impl Wire {
 
     /// Reads without a guard: for tunnels, and for what is thrown away.
     pub fn poll_read_raw(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.dry.poll_read(&mut *self.tcp.borrow_mut(), cx, buf)
+        self.dry.poll_read(&mut *self.socket.borrow_mut(), cx, buf)
     }
 
     /// Ends what is sent.
     pub fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.tcp.borrow_mut()).poll_shutdown(cx)
+        Pin::new(&mut *self.socket.borrow_mut()).poll_shutdown(cx)
     }
 
     /// Waits for the next request, and puts its head into `slot`: it is large, and so moved once.
@@ -277,7 +277,7 @@ impl Wire {
                         // connection for one that was closed before, and may send its request once more.
                         while !out.is_written()
                             && matches!(self.poll_early(cx), Poll::Ready(Ok(())))
-                            && matches!(out.poll_write(&mut *self.tcp.borrow_mut(), cx), Poll::Ready(Ok(_)))
+                            && matches!(out.poll_write(&mut *self.socket.borrow_mut(), cx), Poll::Ready(Ok(_)))
                         {
                         }
                         return Poll::Ready(Err(io::Error::other(error)));
@@ -291,11 +291,12 @@ impl Wire {
             let large = out.len() > LARGE_BYTES;
             while !out.is_written() {
                 ready!(self.poll_early(cx))?;
-                ready!(out.poll_write(&mut *self.tcp.borrow_mut(), cx))?;
+                ready!(out.poll_write(&mut *self.socket.borrow_mut(), cx))?;
                 if self.watch.phase() == Phase::Body {
                     self.watch.extend(self.body_idle.get());
                 }
             }
+            ready!(self.poll_flush(cx))?;
             if pours {
                 over = ready!(self.poll_pour(cx, out, body))?;
                 if !over {
@@ -321,7 +322,7 @@ impl Wire {
     /// Whether the rest of the response's body is poured: it is large, and there is a pipe.
     fn pours_from(&self, body: &Body) -> bool {
         let mut pipe = self.pipe.borrow_mut();
-        if pipe.is_none() && body.pours() {
+        if pipe.is_none() && body.pours() && self.socket.borrow().plain().is_some() {
             *pipe = self.space.pipe();
         }
         pipe.is_some()
@@ -336,7 +337,7 @@ impl Wire {
             out.poured(bytes);
         }
         while pipe.held() > 0 {
-            ready!(pipe.poll_drain(&self.tcp.borrow(), cx))?;
+            ready!(pipe.poll_drain(self.socket.borrow().tcp(), cx))?;
             self.watch.extend(self.body_idle.get());
         }
         let last = out.framing == Framing::Length(0);
@@ -359,13 +360,18 @@ impl Wire {
 
     /// The connection has ended, even if somebody holds on to it who waits for a backend.
     pub fn close(&self) {
-        let _ = SockRef::from(&*self.tcp.borrow()).shutdown(std::net::Shutdown::Both);
+        let _ = SockRef::from(self.socket.borrow().tcp()).shutdown(std::net::Shutdown::Both);
     }
 
     /// Sends bytes that are no response to a request.
     pub fn poll_write_raw(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_early(cx))?;
-        Pin::new(&mut *self.tcp.borrow_mut()).poll_write(cx, bytes)
+        Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, bytes)
+    }
+
+    /// Sends what was written.
+    pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.socket.borrow_mut()).poll_flush(cx)
     }
 
     /// Reads what there is through the guard. `left` is what is left of a body. 0 is the end.
@@ -378,8 +384,8 @@ impl Wire {
             let ahead = self.held.take();
             let mut fresh = match ahead.is_empty() {
                 true => {
-                    let tcp = &mut *self.tcp.borrow_mut();
-                    ready!(self.dry.poll(cx, |cx| self.space.poll_read(tcp, cx, left)))?
+                    let socket = &mut *self.socket.borrow_mut();
+                    ready!(self.dry.poll(cx, |cx| self.space.poll_read(socket, cx, left)))?
                 }
                 false => BytesMut::from(&ahead[..]),
             };
@@ -471,7 +477,7 @@ impl Wire {
     fn poll_early(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut early = self.early.borrow_mut();
         while !early.is_empty() {
-            let n = ready!(Pin::new(&mut *self.tcp.borrow_mut()).poll_write(cx, &early))?;
+            let n = ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, &early))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -534,17 +540,18 @@ impl Source for Wire {
         matches!(*self.body.borrow(), Upload::Length(left) if left >= POURED_BYTES)
             && self.read.borrow().is_empty()
             && self.held.borrow().is_empty()
+            && self.socket.borrow().plain().is_some()
     }
 
     fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
         self.go_on();
-        let tcp = self.tcp.borrow();
+        let socket = self.socket.borrow();
         let mut guard = self.guard.borrow_mut();
         let left = guard.left();
         if matches!(*self.body.borrow(), Upload::Broken) {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
-        let poured = ready!(self.dry.poll(cx, |cx| pipe.poll_fill(&tcp, cx, left)));
+        let poured = ready!(self.dry.poll(cx, |cx| pipe.poll_fill(socket.tcp(), cx, left)));
         let body = &mut *self.body.borrow_mut();
         let broken = match (poured, &mut *body) {
             (Ok(bytes @ 1..), Upload::Length(left)) => {
@@ -598,7 +605,7 @@ impl ClientSide for Wire {
 
     fn abort(&self) {
         // Where this fails the connection is gone.
-        let _ = SockRef::from(&*self.tcp.borrow()).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(self.socket.borrow().tcp()).set_linger(Some(Duration::ZERO));
     }
 
     fn has_unsent(&self) -> bool {
@@ -608,7 +615,7 @@ impl ClientSide for Wire {
 
     fn inform(&self, head: &[u8]) {
         let mut early = self.early.borrow_mut();
-        let sent = if early.is_empty() { self.tcp.borrow().try_write(head).unwrap_or(0) } else { 0 };
+        let sent = if early.is_empty() { self.socket.borrow_mut().try_write(head).unwrap_or(0) } else { 0 };
         early.extend_from_slice(&head[sent..]);
     }
 }
@@ -628,8 +635,8 @@ impl AsyncWrite for WireIo {
         self.0.poll_write_raw(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

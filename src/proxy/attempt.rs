@@ -106,7 +106,7 @@ pub(super) async fn forward(
         body.rewind();
         connection.begin(&parts, &body, lines.as_deref());
         let mut ended = match attempts.hedge_delay() {
-            None => in_time(&client.watch, response(&connection, &mut body, running)).await,
+            None => in_time(&running.exchange.watch, response(&connection, &mut body, running)).await,
             Some(delay) => {
                 let lines = lines.as_deref();
                 let first = (&connection, &mut body);
@@ -129,7 +129,7 @@ pub(super) async fn forward(
         if ended.is_none()
             && let Some(limit) = limit.take()
             && running.upload() == Upload::Over
-            && !client.watch.is_capped()
+            && !running.exchange.watch.is_capped()
         {
             // Given up only for another attempt: the last one has all the time that the route allows.
             let next = match attempts.may_repeat(&body) {
@@ -147,7 +147,7 @@ pub(super) async fn forward(
                 continue;
             }
             running.await_head(head.saturating_sub(limit));
-            ended = in_time(&client.watch, response(&connection, &mut body, running)).await;
+            ended = in_time(&running.exchange.watch, response(&connection, &mut body, running)).await;
         }
         let failed = match ended {
             None => {
@@ -286,7 +286,7 @@ async fn dial(
     upstream: &Upstream,
     place: &Place,
 ) -> Result<Connection, ProxyError> {
-    let watch = &running.exchange.client.watch;
+    let watch = &running.exchange.watch;
     watch.enter(Phase::Connect, upstream.config.connect_timeout);
     let backend = place.backend();
     let metrics = backend.metrics.of(proxy.worker);
@@ -315,7 +315,7 @@ async fn dial(
 /// Who was too slow.
 fn late(running: &Running, place: &Place) -> ProxyError {
     let backend = place.backend();
-    if running.exchange.client.watch.is_capped() {
+    if running.exchange.watch.is_capped() {
         return ProxyError::ExchangeTimeout;
     }
     if running.upload() == Upload::Waiting {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use http::request::Parts;
 
+use crate::backend::outlier::Outcome;
 use crate::exchange::body::RequestBody;
 use crate::transport::{Connection, Failed, Informed, connect};
 
@@ -47,7 +48,7 @@ pub(super) async fn race(
     delay: Duration,
 ) -> Raced {
     let running = attempts.running;
-    let watch = &running.exchange.client.watch;
+    let watch = &running.exchange.watch;
     let mut wait = pin!(tokio::time::sleep(delay));
     let early = poll_fn(|cx| {
         if let Poll::Ready(outcome) = connection.poll_response(cx, body, running) {
@@ -109,6 +110,7 @@ async fn ask(
     let connection = match proxy.transport.checkout(place.backend(), config.pool) {
         Some(connection) => connection,
         None => {
+            let dialling = Instant::now();
             // The watch has the deadline of the first attempt.
             let dialled = connect::connect(&proxy.transport, place.backend(), config.pool);
             match tokio::time::timeout(config.connect_timeout, dialled).await {
@@ -119,6 +121,7 @@ async fn ask(
                 Ok(Err(_)) | Err(_) => {
                     metrics.connect_failures.add(1);
                     place.failed(proxy, attempts.upstream);
+                    attempts.upstream.note(&backend, proxy.worker, Outcome::Connect, dialling.elapsed());
                     return None;
                 }
             }
@@ -132,6 +135,7 @@ async fn ask(
             if !connection.reused || connection.answered() {
                 metrics.broken.add(1);
                 place.failed(proxy, attempts.upstream);
+                attempts.upstream.note(&backend, proxy.worker, Outcome::Reset, begun.elapsed());
             }
             None
         }

@@ -14,8 +14,8 @@ use http::request::Parts;
 use http::{Method, Response, Version};
 
 use crate::exchange::body::{Body, Source};
-use crate::exchange::watch::Clock;
-use crate::exchange::{Client, Exchange};
+use crate::exchange::watch::{Clock, Watch};
+use crate::exchange::{Client, ClientSide, Exchange};
 use crate::route::{self, Action, Forward, Route};
 use crate::strategy::Dice;
 use crate::telemetry::overload::Cause;
@@ -95,16 +95,18 @@ impl Proxy {
     }
 
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
-    /// its way. Whatever goes wrong comes to a response. `upload` is the request's body, where it has one.
+    /// its way. Whatever goes wrong comes to a response. The exchange waits by `watch` and has `side` sent its answer. `upload` is
+    /// the request's body, where it has one.
     pub async fn handle(
         self: Rc<Self>,
-        client: Rc<Client>,
+        (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
         mut parts: Parts,
         upload: Option<Rc<dyn Source>>,
     ) -> Handled {
         let started = Instant::now();
-        client.watch.clock().at(started);
-        let exchange = Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client };
+        watch.clock().at(started);
+        let exchange =
+            Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client, watch, side };
         let running = Running::begin(&self, self.current.get(), exchange, &parts);
         let chosen = match self.process.refuses(self.worker) {
             None => self.choose(&running, &mut parts),

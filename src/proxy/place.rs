@@ -167,7 +167,7 @@ fn admit_by_breaker(proxy: &Proxy, upstream: &Upstream, now: Instant) -> Result<
 /// Waits in line until there is a backend with room. The client that goes leaves the line, since this is dropped.
 async fn in_line(proxy: &Proxy, running: &Running, upstream: &Upstream, tried: &Tried) -> Result<Lease, ProxyError> {
     let metrics = upstream.state.metrics.of(proxy.worker);
-    let watch = &running.exchange.client.watch;
+    let watch = &running.exchange.watch;
     let entered = Instant::now();
     let Ok(mut waiter) = upstream.state.room.queue.enter(&upstream.limits.queue, now_ms(entered)) else {
         metrics.queue_full.add(1);

@@ -60,7 +60,7 @@ impl<'a> Attempts<'a> {
     ) -> Self {
         if config.max > 0 {
             // Set when the request came.
-            let now_ms = running.exchange.client.watch.clock().shared_ms();
+            let now_ms = running.exchange.watch.clock().shared_ms();
             upstream.state.retry_budget.deposit(proxy.worker, &BudgetSettings::RETRIES, now_ms);
         }
         Self { proxy, running, upstream, config, tried: Tried::default(), further: 0, repeatable }
@@ -137,7 +137,7 @@ impl<'a> Attempts<'a> {
             RetryCause::Reset => config.on.reset,
             RetryCause::Timeout | RetryCause::Status => true,
         };
-        let watch = &running.exchange.client.watch;
+        let watch = &running.exchange.watch;
         let left = self.further < config.max && self.tried.len() < Tried::CAPACITY;
         if !on || !left || watch.is_capped() || !upstream.has_untried(&self.tried) {
             return None;
@@ -218,7 +218,7 @@ impl<'a> Attempts<'a> {
     pub(super) fn hedge_delay(&self) -> Option<Duration> {
         let hedge = self.config.hedge.as_ref().filter(|_| self.repeatable && self.tried.len() == 1)?;
         let hedging = self.upstream.state.hedging();
-        let now_ms = self.running.exchange.client.watch.clock().shared_ms();
+        let now_ms = self.running.exchange.watch.clock().shared_ms();
         hedging.budget.deposit(self.proxy.worker, &BudgetSettings::HEDGING, now_ms);
         hedging.latencies.delay(&HedgingSettings::of(hedge), now_ms)
     }
@@ -227,7 +227,7 @@ impl<'a> Attempts<'a> {
     pub(super) fn hedge(&mut self) -> Option<Place> {
         let hedge = self.config.hedge.as_ref()?;
         let metrics = self.upstream.state.metrics.of(self.proxy.worker);
-        if self.running.exchange.client.watch.is_capped() || !self.upstream.has_untried(&self.tried) {
+        if self.running.exchange.watch.is_capped() || !self.upstream.has_untried(&self.tried) {
             return None;
         }
         let budget = &self.upstream.state.hedging().budget;

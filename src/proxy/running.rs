@@ -132,7 +132,7 @@ impl Running {
         self.response_head.set(timeouts.response_head);
         self.upload.set(upload);
         if let Some(limit) = timeouts.exchange {
-            self.exchange.client.watch.cap(limit);
+            self.exchange.watch.cap(limit);
         }
     }
 
@@ -140,7 +140,7 @@ impl Running {
     /// request is sent.
     pub(super) fn await_head(&self, limit: Duration) {
         self.response_head.set(limit);
-        self.exchange.client.watch.enter(Phase::Response, self.head_timeout());
+        self.exchange.watch.enter(Phase::Response, self.head_timeout());
     }
 
     fn head_timeout(&self) -> Duration {
@@ -168,7 +168,7 @@ impl Running {
 
     /// It is this backend whose answer is awaited, or has come.
     pub(super) fn serve(&self, backend: &Arc<BackendState>) {
-        self.exchange.client.watch.serve(Some(backend.id));
+        self.exchange.watch.serve(Some(backend.id));
         if let Some(logged) = &self.logged {
             *logged.backend.borrow_mut() = Some(Arc::clone(backend));
         }
@@ -258,7 +258,7 @@ impl Running {
                     Duration::ZERO => self.exchange.client.listener.idle_timeout,
                     idle => idle,
                 };
-                self.exchange.client.side.body(idle);
+                self.exchange.side.body(idle);
                 handled.response.body_mut().observe(self);
             }
         }
@@ -313,14 +313,14 @@ impl Running {
     /// Who cut a response or a tunnel short.
     #[cold]
     fn how_cut(&self) -> Cut {
-        let client = &self.exchange.client;
-        let tunnel = client.watch.phase() == Phase::Tunnel;
+        let Exchange { watch, side, .. } = &self.exchange;
+        let tunnel = watch.phase() == Phase::Tunnel;
         if self.broke.get() {
             Cut::BackendCutShort
-        } else if client.watch.is_cut() {
+        } else if watch.is_cut() {
             Cut::Drained
-        } else if client.watch.expired() {
-            match (tunnel, client.watch.is_capped(), client.side.has_unsent()) {
+        } else if watch.expired() {
+            match (tunnel, watch.is_capped(), side.has_unsent()) {
                 (true, _, _) => Cut::TunnelIdle,
                 (false, true, _) => Cut::OverTime,
                 (false, false, true) => Cut::ClientStalled,
@@ -343,9 +343,9 @@ impl Running {
         if !complete && self.reason.get().is_none() {
             self.cut(self.how_cut());
         }
-        client.side.end();
+        self.exchange.side.end();
         if !complete && self.http10 {
-            client.side.abort();
+            self.exchange.side.abort();
         }
         // One whose response was not read to its end is of no more use.
         drop(self.connection.take());
@@ -377,7 +377,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if !self.over.get() {
             if self.reason.get().is_none() {
-                self.cut(if self.exchange.client.watch.is_cut() { Cut::Drained } else { Cut::ClientGone });
+                self.cut(if self.exchange.watch.is_cut() { Cut::Drained } else { Cut::ClientGone });
             }
             self.close(false);
         }
@@ -392,7 +392,7 @@ impl Progress for Running {
             self.upload.set(Upload::TooLarge);
             return Err(BodyError::TooLarge);
         }
-        self.exchange.client.watch.extend(self.body_idle.get());
+        self.exchange.watch.extend(self.body_idle.get());
         Ok(())
     }
 
@@ -405,8 +405,8 @@ impl Progress for Running {
     fn request_ended(&self, complete: bool) {
         if matches!(self.upload.get(), Upload::Moving | Upload::Waiting) {
             self.upload.set(if complete { Upload::Over } else { Upload::Broken });
-            if complete && !self.over.get() && self.exchange.client.watch.phase() == Phase::Response {
-                self.exchange.client.watch.extend(self.response_head.get());
+            if complete && !self.over.get() && self.exchange.watch.phase() == Phase::Response {
+                self.exchange.watch.extend(self.response_head.get());
                 self.sent.set(Some(Instant::now()));
             }
         }
@@ -437,7 +437,7 @@ impl Informed for Running {
             && !self.over.get()
             && let Some(head) = headers::informational(head)
         {
-            self.exchange.client.side.inform(&head);
+            self.exchange.side.inform(&head);
         }
     }
 }

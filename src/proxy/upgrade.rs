@@ -39,7 +39,7 @@ impl Tunnel {
     /// told to end. `held` is what the client has sent already.
     pub async fn run(self, client: impl AsyncRead + AsyncWrite + Unpin, held: Vec<u8>) -> io::Result<()> {
         let rest = self.link.take_rest();
-        let watch = &*self.running.exchange.client.watch;
+        let watch = &*self.running.exchange.watch;
         watch.uncap();
         watch.enter(Phase::Tunnel, self.idle);
         let mut client = client;
@@ -122,6 +122,7 @@ impl Pump {
                 self.carried += n as u64;
                 self.moved = true;
             }
+            ready!(Pin::new(&mut *writer).poll_flush(cx))?;
             match self.state {
                 State::Closed => return Poll::Ready(Ok(())),
                 State::Closing => {

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::backend::{BackendState, Connected};
 use crate::config::{Address, PoolConfig};
+use crate::socket::Socket;
 
 use super::{Connection, Link, Transport};
 
@@ -29,6 +30,6 @@ pub async fn connect(
         Address::Name(host, port) => TcpStream::connect((&**host, *port)).await?,
     };
     tcp.set_nodelay(true)?;
-    let link = Link::new(tcp, Rc::clone(&transport.space), connected);
+    let link = Link::new(Socket::Plain(tcp), Rc::clone(&transport.space), connected);
     Ok(Connection::new(link, false, transport, backend, pool))
 }

@@ -17,7 +17,6 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::backend::Connected;
 use crate::exchange::body::{POURED_BYTES, RequestBody, Source};
@@ -27,6 +26,7 @@ use crate::http1::pipe::Pipe;
 use crate::http1::response::Head;
 use crate::http1::space::{Space, join};
 use crate::http1::{Framing, request};
+use crate::socket::Socket;
 
 /// Who is told of informational responses.
 pub trait Informed {
@@ -53,7 +53,7 @@ const LARGE_BYTES: usize = 32 * 1024;
 pub struct Link(RefCell<Inner>);
 
 struct Inner {
-    tcp: TcpStream,
+    socket: Socket,
     space: Rc<Space>,
     out: Outgoing,
     /// How long the head of the request is.
@@ -114,9 +114,9 @@ enum Incoming {
 }
 
 impl Link {
-    pub(super) fn new(tcp: TcpStream, space: Rc<Space>, connected: Connected) -> Rc<Self> {
+    pub(super) fn new(socket: Socket, space: Rc<Space>, connected: Connected) -> Rc<Self> {
         Rc::new(Self(RefCell::new(Inner {
-            tcp,
+            socket,
             space,
             out: Outgoing::default(),
             head_length: 0,
@@ -313,8 +313,7 @@ impl Link {
     /// Whether the backend has neither closed the idle connection nor said anything unasked. The socket is asked only if the
     /// event loop has seen something there.
     pub(super) fn is_open(&self) -> bool {
-        let mut byte = [0];
-        self.0.borrow().tcp.try_read(&mut byte).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        self.0.borrow_mut().socket.is_quiet()
     }
 
     /// What the backend has sent behind its agreement to another protocol.
@@ -410,7 +409,7 @@ impl Inner {
             }
         }
         while pipe.held() > 0 && matches!(written, Poll::Ready(Ok(()))) {
-            written = pipe.poll_drain(&self.tcp, cx).map_ok(|_| ());
+            written = pipe.poll_drain(self.socket.tcp(), cx).map_ok(|_| ());
         }
         match written {
             Poll::Ready(Ok(())) => {}
@@ -444,10 +443,10 @@ impl Inner {
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_written() {
-            ready!(self.out.poll_write(&mut self.tcp, cx))?;
+            ready!(self.out.poll_write(&mut self.socket, cx))?;
             self.written = true;
         }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     /// Reads until the head of the response is there.
@@ -546,7 +545,7 @@ impl Inner {
 
     /// Reads what there is. `left` is what is left of the body. 0 is the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>, left: Option<u64>) -> Poll<io::Result<usize>> {
-        let fresh = ready!(self.space.poll_read(&mut self.tcp, cx, left))?;
+        let fresh = ready!(self.space.poll_read(&mut self.socket, cx, left))?;
         let bytes = fresh.len();
         join(&mut self.read, fresh);
         Poll::Ready(Ok(bytes))
@@ -580,13 +579,15 @@ impl Source for Link {
 
     fn pours(&self) -> bool {
         let inner = self.0.borrow();
-        matches!(inner.body, Incoming::Length(left) if left >= POURED_BYTES) && inner.read.is_empty()
+        matches!(inner.body, Incoming::Length(left) if left >= POURED_BYTES)
+            && inner.read.is_empty()
+            && inner.socket.plain().is_some()
     }
 
     fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
         let inner = &mut *self.0.borrow_mut();
         let Incoming::Length(left) = &mut inner.body else { return Poll::Ready(Ok(0)) };
-        let broken = match ready!(pipe.poll_fill(&inner.tcp, cx, *left)) {
+        let broken = match ready!(pipe.poll_fill(inner.socket.tcp(), cx, *left)) {
             Ok(bytes @ 1..) => {
                 *left = left.saturating_sub(bytes as u64);
                 if *left == 0 {
@@ -622,7 +623,7 @@ fn closed() -> io::Error {
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let inner = self.0.borrow();
-        f.debug_struct("Link").field("tcp", &inner.tcp).field("body", &inner.body).finish_non_exhaustive()
+        f.debug_struct("Link").field("socket", inner.socket.tcp()).field("body", &inner.body).finish_non_exhaustive()
     }
 }
 
@@ -632,20 +633,20 @@ pub struct LinkIo(Rc<Link>);
 
 impl AsyncRead for LinkIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.0.borrow_mut().tcp).poll_read(cx, buf)
+        Pin::new(&mut self.0.0.borrow_mut().socket).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for LinkIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0.0.borrow_mut().tcp).poll_write(cx, buf)
+        Pin::new(&mut self.0.0.borrow_mut().socket).poll_write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.0.borrow_mut().socket).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.0.borrow_mut().tcp).poll_shutdown(cx)
+        Pin::new(&mut self.0.0.borrow_mut().socket).poll_shutdown(cx)
     }
 }

@@ -18,7 +18,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "backend", "config", "telemetry"]),
     ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry"]),
-    ("listener", &["proxy", "exchange", "http1", "config", "telemetry"]),
+    ("listener", &["proxy", "exchange", "http1", "socket", "config", "telemetry"]),
     // Of the strategies only what a pick takes: dice, and who was tried.
     (
         "proxy",
@@ -28,11 +28,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("middleware", &["exchange", "backend", "config", "telemetry"]),
     ("upstream", &["strategy", "backend", "config", "telemetry"]),
     ("strategy", &["backend", "config"]),
-    ("transport", &["exchange", "backend", "http1", "config", "telemetry"]),
+    ("transport", &["exchange", "backend", "http1", "socket", "config", "telemetry"]),
     ("exchange", &["backend", "http1", "config", "telemetry"]),
     ("backend", &["config", "telemetry"]),
-    // Bytes and messages, and nothing of ours.
-    ("http1", &[]),
+    // Bytes and messages.
+    ("http1", &["socket"]),
+    ("socket", &[]),
     ("telemetry", &["config"]),
     ("config", &[]),
 ];
