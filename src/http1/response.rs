@@ -7,9 +7,9 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::response::Parts;
-use http::{Response, StatusCode, Version};
+use http::{StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 
 use super::Framing;
@@ -122,27 +122,27 @@ impl Head {
         Some(bytes.slice(value.clone()))
     }
 
-    /// The head as a response, from the bytes that it was read from. `headers` is space for it.
+    /// Puts the head into `parts`, from the bytes that it was read from.
     ///
     /// # Errors
     /// When a field holds what is no text of HTTP.
-    pub fn response(&self, bytes: &Bytes, mut headers: HeaderMap) -> Result<Response<()>, &'static str> {
+    pub fn response(&self, bytes: &Bytes, parts: &mut Parts) -> Result<(), &'static str> {
+        let headers = &mut parts.headers;
         headers.clear();
         for (name, value) in &self.fields {
             let name = HeaderName::from_bytes(&bytes[name.clone()]).map_err(|_| "a field whose name is none")?;
             let value = HeaderValue::from_maybe_shared(bytes.slice(value.clone()));
             headers.append(name, value.map_err(|_| "a field with a forbidden character")?);
         }
-        let mut response = Response::new(());
-        *response.status_mut() = self.status;
-        *response.version_mut() = Version::HTTP_11;
-        *response.headers_mut() = headers;
+        parts.status = self.status;
+        parts.version = Version::HTTP_11;
+        parts.extensions.clear();
         if !self.reason.is_empty()
             && let Ok(reason) = ReasonPhrase::try_from(bytes.slice(self.reason.clone()))
         {
-            response.extensions_mut().insert(reason);
+            parts.extensions.insert(reason);
         }
-        Ok(response)
+        Ok(())
     }
 }
 
@@ -222,7 +222,15 @@ fn told(error: httparse::Error) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use http::Response;
+
     use super::*;
+
+    fn fill(head: &Head, bytes: &Bytes, response: &mut Response<()>) {
+        let (mut parts, ()) = std::mem::take(response).into_parts();
+        head.response(bytes, &mut parts).unwrap();
+        *response = Response::from_parts(parts, ());
+    }
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<Option<(Head, usize)>, &'static str> {
@@ -298,7 +306,8 @@ mod tests {
                     Content-Length: 3\r\n\r\nabc";
         let (head, end) = parse(text).unwrap().unwrap();
         let bytes = Bytes::from(text[..end].to_owned());
-        let response = head.response(&bytes, HeaderMap::new()).unwrap();
+        let mut response = Response::default();
+        fill(&head, &bytes, &mut response);
         assert_eq!(response.status(), 299);
         assert_eq!(response.extensions().get::<ReasonPhrase>().unwrap().as_bytes(), b"Fine By Me");
         assert_eq!(response.headers().get_all("set-cookie").iter().collect::<Vec<_>>(), ["a", "b"]);
@@ -377,7 +386,7 @@ mod tests {
             text.extend(bytes);
             let mut head = Head::default();
             if let Ok(Some(end)) = head.parse(&text, false) {
-                let _ = head.response(&Bytes::copy_from_slice(&text[..end]), HeaderMap::new());
+                let _ = head.response(&Bytes::copy_from_slice(&text[..end]), &mut Response::new(()).into_parts().0);
             }
         }
     }

@@ -120,32 +120,34 @@ fn refused(malformed: Malformed) -> Refusal {
 
 /// Speaks HTTP/1.1 until the connection ends or becomes a tunnel: one request after the other.
 async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
+    // Where a request's head and what it comes to are put: each is large, and so never moved.
+    let mut slot = None;
+    let mut handled = Handled::default();
     loop {
-        let head = match next(wire).await {
+        let Head { parts, terms, .. } = match next(wire, &mut slot).await {
             Ok(head) => head,
             Err(end) => return end,
         };
         wire.begin();
-        let Head { parts, terms, .. } = head;
+        let terms = *terms;
         let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
-        let exchange = pin!(Rc::clone(proxy).handle(
-            (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _),
-            parts,
-            upload
-        ));
-        let Handled { response, tunnel, .. } = match answered(wire, exchange).await {
-            Ok(handled) => handled,
-            Err(end) => return end,
-        };
-        let (parts, mut body) = response.into_parts();
-        let close = wire.respond(parts, &body, terms, wire.watch.draining());
-        if let Some(end) = sent(wire, &mut body, terms).await {
-            body.cut();
+        {
+            let side = (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _);
+            let exchange = pin!(Rc::clone(proxy).handle(side, parts, upload, &mut handled));
+            if let Some(end) = answered(wire, exchange).await {
+                return end;
+            }
+        }
+        // It holds the memory that it was read into.
+        slot = None;
+        let close = wire.respond(&mut handled.head, &handled.body, terms, wire.watch.draining());
+        if let Some(end) = sent(wire, &mut handled.body, terms).await {
+            handled.body.cut();
             return end;
         }
         // With it goes the account of the exchange, which is over.
-        drop(body);
-        if let Some(tunnel) = tunnel {
+        handled.body = Body::empty();
+        if let Some(tunnel) = handled.tunnel.take() {
             return End::Tunnel(tunnel);
         }
         if close {
@@ -159,13 +161,12 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
     }
 }
 
-/// Waits for the next request.
-async fn next(wire: &Wire) -> Result<Head, End> {
+/// Waits for the next request, whose head is put into `slot`.
+async fn next<'a>(wire: &Wire, slot: &'a mut Option<Head>) -> Result<&'a mut Head, End> {
     let watch = &wire.watch;
-    let mut slot = None;
     let end = poll_fn(|cx| {
         watch.register(cx);
-        match wire.poll_request(cx, &mut slot) {
+        match wire.poll_request(cx, slot) {
             Poll::Ready(Asked::Head) => return Poll::Ready(None),
             Poll::Ready(Asked::Closed) => return Poll::Ready(Some(End::Closed)),
             Poll::Ready(Asked::Malformed(malformed)) => return Poll::Ready(Some(End::Malformed(malformed))),
@@ -190,19 +191,19 @@ async fn next(wire: &Wire) -> Result<Head, End> {
     }
 }
 
-/// Waits for what the request comes to.
-async fn answered(wire: &Wire, mut exchange: Pin<&mut impl Future<Output = Handled>>) -> Result<Handled, End> {
+/// Waits for what the request comes to. How the connection ends, if it comes to nothing.
+async fn answered(wire: &Wire, mut exchange: Pin<&mut impl Future<Output = ()>>) -> Option<End> {
     let watch = &wire.watch;
     poll_fn(|cx| {
         watch.register(cx);
-        if let Poll::Ready(handled) = exchange.as_mut().poll(cx) {
-            return Poll::Ready(Ok(handled));
+        if exchange.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
         }
         if wire.poll_ahead(cx).is_ready() {
-            return Poll::Ready(Err(End::Gone));
+            return Poll::Ready(Some(End::Gone));
         }
         // Deadlines are seen by whoever waits for a backend.
-        if watch.is_cut() { Poll::Ready(Err(End::Cut)) } else { Poll::Pending }
+        if watch.is_cut() { Poll::Ready(Some(End::Cut)) } else { Poll::Pending }
     })
     .await
 }

@@ -228,16 +228,16 @@ impl Wire {
     }
 
     /// Takes the head of the response. With `close`, the connection ends with it in any case. Whether it does.
-    pub fn respond(&self, parts: response::Parts, body: &Body, terms: Terms, close: bool) -> bool {
+    pub fn respond(&self, parts: &mut response::Parts, body: &Body, terms: Terms, close: bool) -> bool {
         // No 100 comes behind the answer.
         self.expects.set(false);
         self.skip();
         // Nobody will read what the client still sends, and until that is over nothing else can be read.
         let close = close || (!self.is_read() && !self.wanted.get());
         let mut buffer = self.space.buffer();
-        let (framing, close) = head::write(&mut buffer, &parts, terms, body.size_hint().exact(), close);
+        let (framing, close) = head::write(&mut buffer, parts, terms, body.size_hint().exact(), close);
         self.out.borrow_mut().begin(buffer, framing);
-        self.space.give_map(parts.headers);
+        self.space.give_map(std::mem::take(&mut parts.headers));
         close
     }
 

@@ -6,9 +6,9 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use http::header::{self, HeaderMap, HeaderValue};
+use http::StatusCode;
+use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Response, StatusCode};
 use http_body::Body as _;
 
 use crate::config::RetryConfig;
@@ -31,9 +31,10 @@ pub(super) async fn forward(
     proxy: &Rc<Proxy>,
     running: &Rc<Running>,
     (route, forward): (&Route, &Forward),
-    mut parts: Parts,
+    parts: &mut Parts,
     upload: Option<Rc<dyn Source>>,
-) -> Result<Handled, ProxyError> {
+    handled: &mut Handled,
+) -> Result<(), ProxyError> {
     let client = &running.exchange.client;
     let has_body = upload.is_some();
     if let (Some(max), Some(length)) = (client.listener.max_body_bytes, upload.as_ref().and_then(|body| body.left()))
@@ -63,7 +64,7 @@ pub(super) async fn forward(
     let upstream = &*forward.upstream;
     let retries = &*forward.retries;
     // What may be sent again after a backend has perhaps seen it.
-    let repeatable = upgrade.is_none() && retry::is_repeatable(&parts);
+    let repeatable = upgrade.is_none() && retry::is_repeatable(parts);
     if has_body && repeatable && keeps(retries, &body) {
         body.keep(retries.body_buffer);
     }
@@ -94,7 +95,7 @@ pub(super) async fn forward(
                 place.failed(proxy, upstream);
                 outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
                 drop(place);
-                place = again(&mut attempts, RetryCause::ConnectFailure, &mut parts, error).await?;
+                place = again(&mut attempts, RetryCause::ConnectFailure, parts, error).await?;
                 begun = Instant::now();
                 fresh = false;
                 continue;
@@ -104,13 +105,13 @@ pub(super) async fn forward(
         let mut limit = attempts.limit(head);
         running.await_head(limit.unwrap_or(head));
         body.rewind();
-        connection.begin(&parts, &body, lines.as_deref());
+        connection.begin(parts, &body, lines.as_deref());
         let mut ended = match attempts.hedge_delay() {
             None => in_time(&running.exchange.watch, response(&connection, &mut body, running)).await,
             Some(delay) => {
                 let lines = lines.as_deref();
                 let first = (&connection, &mut body);
-                let raced = hedge::race(proxy, &mut attempts, (&mut parts, lines), first, delay);
+                let raced = hedge::race(proxy, &mut attempts, (&mut *parts, lines), first, delay);
                 match Box::pin(raced).await {
                     Raced::First(ended) => {
                         running.serve(place.backend());
@@ -140,7 +141,7 @@ pub(super) async fn forward(
                 place.backend().metrics.of(proxy.worker).timeouts.add(1);
                 place.failed(proxy, upstream);
                 outcome::slow(upstream, place.lease(), proxy.worker, begun);
-                attempts.number(&mut parts);
+                attempts.number(parts);
                 place = next;
                 begun = Instant::now();
                 fresh = false;
@@ -166,7 +167,7 @@ pub(super) async fn forward(
                         place.answered(proxy, upstream, status);
                         outcome::answered(upstream, place.lease(), proxy.worker, status, running.sent_since(begun));
                         connection.discard();
-                        attempts.number(&mut parts);
+                        attempts.number(parts);
                         place = next;
                         begun = Instant::now();
                         fresh = false;
@@ -185,7 +186,7 @@ pub(super) async fn forward(
                     let error = ProxyError::Broken { backend: place.backend().address.clone(), error };
                     outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
                     drop((connection, place));
-                    place = again(&mut attempts, RetryCause::Reset, &mut parts, error).await?;
+                    place = again(&mut attempts, RetryCause::Reset, parts, error).await?;
                     begun = Instant::now();
                     fresh = false;
                     continue;
@@ -194,7 +195,7 @@ pub(super) async fn forward(
                 outcome::answered(upstream, place.lease(), proxy.worker, status, running.sent_since(begun));
                 attempts.answered(status);
                 running.answered();
-                return answer(running, forward, upgrade, place, connection, body, parts.headers);
+                return answer(running, forward, upgrade, place, connection, body, (parts, handled));
             }
             Some(Err(failed)) => failed,
         };
@@ -225,7 +226,7 @@ pub(super) async fn forward(
         } else {
             drop((connection, place));
             let cause = if failed.unsent { RetryCause::ConnectFailure } else { RetryCause::Reset };
-            place = again(&mut attempts, cause, &mut parts, error).await?;
+            place = again(&mut attempts, cause, parts, error).await?;
             begun = Instant::now();
             fresh = false;
         }
@@ -330,8 +331,7 @@ fn class(status: StatusCode) -> usize {
     usize::from(status.as_u16() / 100 - 1).min(4)
 }
 
-/// Makes a backend's response the client's. What is left of the request's `body` goes on beside it; `space` is for the
-/// response's headers.
+/// Makes a backend's response the client's. What is left of the request's `body` goes on beside it.
 fn answer(
     running: &Rc<Running>,
     forward: &Forward,
@@ -339,20 +339,21 @@ fn answer(
     place: Place,
     connection: Connection,
     body: RequestBody,
-    space: HeaderMap,
-) -> Result<Handled, ProxyError> {
+    (parts, handled): (&mut Parts, &mut Handled),
+) -> Result<(), ProxyError> {
     let lease = place.into_lease();
-    let response = match connection.response(space) {
-        Ok(response) => response,
-        Err(error) => return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error }),
-    };
+    let head = &mut handled.head;
+    // The request is sent and not sent again: there is room for its answer.
+    std::mem::swap(&mut head.headers, &mut parts.headers);
+    if let Err(error) = connection.response(head) {
+        return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error });
+    }
     connection.upload(body, forward.timeouts.body_idle);
-    let (mut head, ()) = response.into_parts();
     let status = head.status;
     lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
-    let dated = headers::to_client(&mut head.headers, &running.exchange.client, connection.tells());
+    handled.dated = headers::to_client(&mut head.headers, &running.exchange.client, connection.tells());
     if status != SWITCHING {
-        let body = match connection.whole() {
+        handled.body = match connection.whole() {
             Some(bytes) => {
                 connection.release();
                 Body::whole(bytes, lease)
@@ -363,7 +364,7 @@ fn answer(
                 Body::leased(source, lease)
             }
         };
-        return Ok(Handled { response: Response::from_parts(head, body), tunnel: None, dated });
+        return Ok(());
     }
     let Some(protocol) = upgrade else {
         return Err(ProxyError::UnaskedUpgrade { backend: lease.backend().address.clone() });
@@ -372,7 +373,9 @@ fn answer(
     head.headers.entry(header::UPGRADE).or_insert(protocol);
     head.extensions.clear();
     let tunnel = Tunnel::new(Rc::clone(connection.link()), lease, Rc::clone(running), forward.timeouts.tunnel_idle);
-    Ok(Handled { response: Response::from_parts(head, Body::empty()), tunnel: Some(Box::new(tunnel)), dated: true })
+    handled.tunnel = Some(Box::new(tunnel));
+    handled.dated = true;
+    Ok(())
 }
 
 /// Waits for `future`, but not beyond the watch's deadline. Costs a look at a flag.

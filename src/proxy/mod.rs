@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use http::header;
 use http::request::Parts;
-use http::{Method, Response, Version};
+use http::{Method, Response, Version, response};
 
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Watch};
@@ -56,20 +56,29 @@ pub struct Proxy {
     dates: respond::Dates,
 }
 
-/// What a request comes to.
+/// What a request comes to. It is large, and so has one place that it is put into, and is never moved.
 #[derive(Debug)]
 pub struct Handled {
-    /// What the client is answered.
-    pub response: Response<Body>,
+    /// The head of what the client is answered.
+    pub head: response::Parts,
+    /// Its body.
+    pub body: Body,
     /// What the connection becomes once that is sent.
     pub tunnel: Option<Box<Tunnel>>,
     /// Whether the response needs no date of ours.
     dated: bool,
 }
 
+impl Default for Handled {
+    fn default() -> Self {
+        Response::default().into()
+    }
+}
+
 impl From<Response<Body>> for Handled {
     fn from(response: Response<Body>) -> Self {
-        Self { response, tunnel: None, dated: false }
+        let (head, body) = response.into_parts();
+        Self { head, body, tunnel: None, dated: false }
     }
 }
 
@@ -96,37 +105,34 @@ impl Proxy {
 
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
     /// its way. Whatever goes wrong comes to a response. The exchange waits by `watch` and has `side` sent its answer. `upload` is
-    /// the request's body, where it has one.
+    /// the request's body, where it has one; what it comes to is put into `handled`.
     pub async fn handle(
         self: Rc<Self>,
         (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
-        mut parts: Parts,
+        parts: &mut Parts,
         upload: Option<Rc<dyn Source>>,
-    ) -> Handled {
+        handled: &mut Handled,
+    ) {
         let started = Instant::now();
         watch.clock().at(started);
         let exchange =
             Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client, watch, side };
-        let running = Running::begin(&self, self.current.get(), exchange, &parts);
+        let running = Running::begin(&self, self.current.get(), exchange, parts);
         let chosen = match self.process.refuses(self.worker) {
-            None => self.choose(&running, &mut parts),
+            None => self.choose(&running, parts),
             Some(cause) => Err(self.overloaded(cause)),
         };
-        let mut handled = match chosen {
-            Ok(Choice::Answer(response)) => response.into(),
+        match chosen {
+            Ok(Choice::Answer(response)) => *handled = response.into(),
             Ok(Choice::Forward(route, forward)) => {
-                match attempt::forward(&self, &running, (route, forward), parts, upload).await {
-                    Ok(mut handled) => {
-                        running.finish(route, &mut handled);
-                        handled
-                    }
-                    Err(error) => running.failed(&error),
+                match attempt::forward(&self, &running, (route, forward), parts, upload, handled).await {
+                    Ok(()) => running.finish(route, handled),
+                    Err(error) => *handled = running.failed(&error),
                 }
             }
-            Err(error) => running.failed(&error),
-        };
-        running.respond(&mut handled);
-        handled
+            Err(error) => *handled = running.failed(&error),
+        }
+        running.respond(handled);
     }
 
     /// There is too much to do: refused while that costs little.
@@ -158,7 +164,7 @@ impl Proxy {
         };
         let mut handled = Handled::from(response);
         running.finish(route, &mut handled);
-        Ok(Choice::Answer(handled.response))
+        Ok(Choice::Answer(Response::from_parts(handled.head, handled.body)))
     }
 
     fn find<'a>(&self, running: &'a Running, parts: &Parts) -> Result<&'a Route, ProxyError> {

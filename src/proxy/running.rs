@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Response, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
 use crate::config::ListenerName;
@@ -237,9 +237,7 @@ impl Running {
         if route.chain.is_empty() {
             return;
         }
-        let (mut parts, body) = std::mem::take(&mut handled.response).into_parts();
-        route.chain.on_response(&mut parts, &self.exchange);
-        handled.response = Response::from_parts(parts, body);
+        route.chain.on_response(&mut handled.head, &self.exchange);
         // A hook may have taken the date away.
         handled.dated = false;
     }
@@ -247,9 +245,9 @@ impl Running {
     /// The head of the answer is known. From here on the account is kept by the response's body, or by the tunnel.
     pub(super) fn respond(self: Rc<Self>, handled: &mut Handled) {
         if !handled.dated {
-            self.proxy.dates.date(handled.response.headers_mut());
+            self.proxy.dates.date(&mut handled.head.headers);
         }
-        self.status.set(handled.response.status().as_u16());
+        self.status.set(handled.head.status.as_u16());
         match handled.tunnel {
             // The tunnel keeps the account.
             Some(_) => {}
@@ -259,7 +257,7 @@ impl Running {
                     idle => idle,
                 };
                 self.exchange.side.body(idle);
-                handled.response.body_mut().observe(self);
+                handled.body.observe(self);
             }
         }
     }

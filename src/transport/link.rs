@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::HeaderMap;
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::{Method, StatusCode, response};
 use http_body::{Body as _, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -181,11 +181,11 @@ impl Link {
         Poll::Ready(Err(inner.failed(error, body)))
     }
 
-    /// The response whose head has come. `headers` is space for its fields.
-    pub(super) fn response(&self, headers: HeaderMap) -> io::Result<Response<()>> {
+    /// Puts the head of the response that has come into `parts`.
+    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<()> {
         let inner = &mut *self.0.borrow_mut();
         let head_bytes = std::mem::take(&mut inner.head_bytes);
-        inner.head.response(&head_bytes, headers).map_err(malformed)
+        inner.head.response(&head_bytes, parts).map_err(malformed)
     }
 
     /// Whether the response may have fields for this hop alone, and whether it has a date.

@@ -11,9 +11,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::HeaderMap;
 use http::request::Parts;
-use http::{Response, StatusCode};
+use http::{StatusCode, response};
 
 use crate::backend::{BackendId, BackendState, Connected};
 use crate::config::PoolConfig;
@@ -134,12 +133,12 @@ impl Connection {
         self.link.poll_response(cx, body, informed)
     }
 
-    /// The response whose status is known. `headers` is space for its fields.
+    /// Puts the head of the response whose status is known into `parts`.
     ///
     /// # Errors
     /// When a field is malformed.
-    pub fn response(&self, headers: HeaderMap) -> io::Result<Response<()>> {
-        self.link.response(headers)
+    pub fn response(&self, parts: &mut response::Parts) -> io::Result<()> {
+        self.link.response(parts)
     }
 
     /// Whether the response's body is of known length, of `limit` bytes at most, and not all there yet.
