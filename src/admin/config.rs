@@ -15,8 +15,8 @@ use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
     BackendLimits, BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern,
     HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern,
-    PathRewrite, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig,
-    TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
+    PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn,
+    RouteConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -187,6 +187,7 @@ impl Serialize for Shown<&ListenerConfig> {
             trusted_proxies,
             forwarded,
             via,
+            paths,
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("name", name.as_str())?;
@@ -204,6 +205,19 @@ impl Serialize for Shown<&ListenerConfig> {
         map.serialize_entry("trusted_proxies", &texts(trusted_proxies))?;
         map.serialize_entry("forwarded", forwarded)?;
         map.serialize_entry("via", via)?;
+        map.serialize_entry("paths", &Shown(paths))?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&PathsConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let PathsConfig { dot_segments, encoded_slashes, duplicate_slashes, backslashes } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("dot_segments", dot_segments.as_str())?;
+        map.serialize_entry("encoded_slashes", encoded_slashes.as_str())?;
+        map.serialize_entry("duplicate_slashes", duplicate_slashes.as_str())?;
+        map.serialize_entry("backslashes", backslashes.as_str())?;
         map.end()
     }
 }

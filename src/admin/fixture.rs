@@ -16,8 +16,8 @@ use crate::config::{
     Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BodyMatch, BreakerConfig, Config,
     Forward, HeaderEdits, HeaderMatch, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth,
     LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OutlierConfig, OverloadConfig, PathPattern,
-    PathRewrite, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig,
-    RouteConfig, StrategyConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
+    PathRewrite, PathsConfig, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig,
+    RetryConfig, RouteConfig, StrategyConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -206,6 +206,7 @@ fn listener() -> ListenerConfig {
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         forwarded: false,
         via: false,
+        paths: PathsConfig::default(),
     }
 }
 

@@ -31,6 +31,7 @@ mod interpolate;
 mod units;
 mod check;
 mod retry;
+mod paths;
 mod picking;
 mod report;
 mod error;
@@ -41,6 +42,7 @@ pub use error::{Problem, Problems, Severity, nearest};
 pub use limits::{
     AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
 };
+pub use paths::{PathRule, PathsConfig};
 pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 pub use units::duration;
@@ -232,6 +234,8 @@ pub struct ListenerConfig {
     pub forwarded: bool,
     /// Whether to send `Via` (RFC 9110 §7.6.3) both ways.
     pub via: bool,
+    /// What is done with paths that servers read differently.
+    pub paths: PathsConfig,
 }
 
 /// `[[route]]`: which requests match and where they go.

@@ -101,6 +101,17 @@ pub(super) struct Listener {
     pub(super) trusted_proxies: Field<Vec<Field<String>>>,
     pub(super) forwarded: Field<bool>,
     pub(super) via: Field<bool>,
+    pub(super) paths: Field<Paths>,
+}
+
+/// `paths = { .. }`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Paths {
+    pub(super) dot_segments: Field<String>,
+    pub(super) encoded_slashes: Field<String>,
+    pub(super) duplicate_slashes: Field<String>,
+    pub(super) backslashes: Field<String>,
 }
 
 /// `[[route]]`

@@ -114,7 +114,7 @@ impl std::fmt::Debug for Exchange {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
-    use crate::config::ListenerConfig;
+    use crate::config::{ListenerConfig, PathsConfig};
     use watch::Clock;
 
     struct Nowhere;
@@ -145,6 +145,7 @@ pub(crate) mod testing {
             trusted_proxies: Vec::new(),
             forwarded: false,
             via: false,
+            paths: PathsConfig::default(),
         };
         change(&mut listener);
         Rc::new(Client {

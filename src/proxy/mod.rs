@@ -148,6 +148,12 @@ impl Proxy {
             return Err(ProxyError::Method);
         }
         name_host(parts)?;
+        if !route::path::is_plain(parts.uri.path().as_bytes()) {
+            let settled = route::path::settle(&parts.uri, &running.exchange.client.listener.paths);
+            if let Some(uri) = settled.map_err(ProxyError::BadRequest)? {
+                parts.uri = uri;
+            }
+        }
         let route = self.find(running, parts)?;
         if let ControlFlow::Break(response) = route.chain.on_request(parts, &running.exchange) {
             return Ok(Choice::Answer(response));

@@ -35,6 +35,7 @@ mod matcher;
 mod keys;
 mod host;
 mod query;
+pub mod path;
 pub mod rewrite;
 
 use keys::{Exact, Longest};

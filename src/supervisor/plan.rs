@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crate::config::{
     Action, AdminConfig, BackendConfig, BackendLimits, Config, Forward, HealthCheckConfig, ListenerConfig,
-    ListenerName, OutlierConfig, RetryConfig, RetryOn, RouteConfig, RouteName, TiersConfig, UpstreamConfig,
-    UpstreamName,
+    ListenerName, OutlierConfig, PathRule, PathsConfig, RetryConfig, RetryOn, RouteConfig, RouteName, TiersConfig,
+    UpstreamConfig, UpstreamName,
 };
 
 /// The difference between two configurations.
@@ -267,6 +267,14 @@ pub(super) fn keep_what_needs_a_restart(old: &Config, new: &mut Config) {
     new.log.format = old.log.format;
 }
 
+/// The rules for paths, by their keys.
+const PATHS: [(&str, fn(&PathsConfig) -> PathRule); 4] = [
+    ("paths.dot_segments", |paths| paths.dot_segments),
+    ("paths.encoded_slashes", |paths| paths.encoded_slashes),
+    ("paths.duplicate_slashes", |paths| paths.duplicate_slashes),
+    ("paths.backslashes", |paths| paths.backslashes),
+];
+
 fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     let mut changes = Changes::default();
     changes.value("name", &old.name, &new.name);
@@ -281,6 +289,9 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.members("trusted_proxies", &old.trusted_proxies, &new.trusted_proxies);
     changes.value("forwarded", &old.forwarded, &new.forwarded);
     changes.value("via", &old.via, &new.via);
+    for (key, of) in PATHS {
+        changes.value(key, of(&old.paths).as_str(), of(&new.paths).as_str());
+    }
     changes.0
 }
 
@@ -608,6 +619,7 @@ mod tests {
             trusted_proxies: vec![],
             forwarded: false,
             via: false,
+            paths: PathsConfig::default(),
         }
     }
 
@@ -739,10 +751,11 @@ mod tests {
                         it.idle_timeout = Duration::from_millis(1500);
                         it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
                         it.via = true;
+                        it.paths.encoded_slashes = PathRule::Keep;
                     })
                 },
                 &["listener web<0: max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, trusted_proxies +10.0.0.0/8, \
-                   via false -> true"],
+                   via false -> true, paths.encoded_slashes refuse -> keep"],
             ),
         ]);
     }

@@ -23,6 +23,7 @@ mod levers;
 mod limits;
 mod overload;
 mod outliers;
+mod paths;
 mod picking;
 mod process;
 mod queue;

@@ -6,12 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 
 use super::Check;
-use super::value::{SIZE, name, number, size, timeout};
+use super::value::{SIZE, choice, name, number, size, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{ListenerConfig, ListenerName};
+use crate::config::{ListenerConfig, ListenerName, PathRule, PathsConfig};
 
 const HEADER_BYTES: u64 = 64 << 10;
 /// Below the lower bound hardly a browser's request would pass.
@@ -82,6 +82,19 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         trusted_proxies: raw.trusted_proxies.members().filter_map(|(at, text)| network(check, at, text)).collect(),
         forwarded: raw.forwarded.value().copied().unwrap_or(false),
         via: raw.via.value().copied().unwrap_or(false),
+        paths: paths(check, &raw.paths),
+    }
+}
+
+fn paths(check: &Check<'_>, field: &Field<raw::Paths>) -> PathsConfig {
+    let default = raw::Paths::default();
+    let paths = field.value().unwrap_or(&default);
+    let rule = |field| choice(check, field, PathRule::default(), &PathRule::NAMES);
+    PathsConfig {
+        dot_segments: rule(&paths.dot_segments),
+        encoded_slashes: rule(&paths.encoded_slashes),
+        duplicate_slashes: rule(&paths.duplicate_slashes),
+        backslashes: rule(&paths.backslashes),
     }
 }
 
