@@ -31,6 +31,9 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
     let mut upstream = (*shown.config.upstreams[0]).clone();
     assert_eq!(plain.upstreams[0].health_check, None);
     let check = upstream.health_check.take().expect("the one shown");
+    // TLS is shown with files for examples, and is off by default.
+    let tls = upstream.tls.take().expect("the one shown");
+    assert_eq!((tls.server_name.as_deref(), tls.insecure_skip_verify), (Some("users.internal"), false));
     // Likewise, and what stands there is what the tables alone come to.
     let limits = std::mem::take(&mut upstream.limits);
     assert_eq!(limits, shown_limits());

@@ -13,10 +13,10 @@ use super::picking::place_keys;
 use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
-    BackendLimits, BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern,
-    HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern,
-    PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn,
-    RouteConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
+    BackendLimits, BackendTlsConfig, BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig,
+    HedgeConfig, HostPattern, HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile,
+    OverloadConfig, PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder,
+    RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -365,6 +365,7 @@ impl Serialize for Shown<&UpstreamConfig> {
             retries,
             retry_budget,
             pool,
+            tls,
             health_check,
             limits,
             outlier_detection,
@@ -378,6 +379,7 @@ impl Serialize for Shown<&UpstreamConfig> {
         map.serialize_entry("retries", &Shown(&**retries))?;
         map.serialize_entry("retry_budget", &Shown(retry_budget))?;
         map.serialize_entry("pool", &Shown(pool))?;
+        map.serialize_entry("tls", &Switched { on: tls.as_deref().map(Shown) })?;
         map.serialize_entry("panic_threshold", panic_percent)?;
         map.serialize_entry("overprovisioning", &(f64::from(*overprovisioning_percent) / 100.0))?;
         map.serialize_entry("health_check", &Switched { on: health_check.as_deref().map(Shown) })?;
@@ -625,6 +627,25 @@ impl Serialize for Shown<&PoolConfig> {
     }
 }
 
+impl Serialize for Shown<&BackendTlsConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let BackendTlsConfig { ca, server_name, client_certificate, insecure_skip_verify, spot: _ } = self.0;
+        let path = |file: &NamedFile| file.path.display().to_string();
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &true)?;
+        entry_if(&mut map, "ca", ca.as_ref().map(path).as_ref())?;
+        entry_if(&mut map, "server_name", server_name.as_deref().as_ref())?;
+        if let Some(shown) = client_certificate {
+            // Where they are is no secret; what is in them is not known here.
+            let files = [("certificate", path(&shown.certificate)), ("key", path(&shown.key))];
+            let files = files.into_iter().map(|(key, path)| (key.to_owned(), path)).collect();
+            map.serialize_entry("client_certificate", &Entries(files))?;
+        }
+        map.serialize_entry("insecure_skip_verify", insecure_skip_verify)?;
+        map.end()
+    }
+}
+
 /// A map in the order it was made in.
 pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
 
@@ -793,6 +814,13 @@ mod tests {
                     },
                     "retry_budget": { "percent": 20, "per_second": 10 },
                     "pool": { "max_idle": 64, "idle_timeout": "1m" },
+                    "tls": {
+                        "enabled": true,
+                        "ca": "ca.pem",
+                        "server_name": "users.internal",
+                        "client_certificate": { "certificate": "isobar.pem", "key": "isobar.key" },
+                        "insecure_skip_verify": false,
+                    },
                     "health_check": {
                         "enabled": true,
                         "type": "http",

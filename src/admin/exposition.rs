@@ -256,6 +256,15 @@ impl Scrape {
         let series = responses.iter().map(|(labels, count)| (&labels[..], *count));
         families.counter("backend_responses", "Its responses by the class of their status", None, series)?;
         families.counter("backend_connects", "Connections made to it", None, counters(|shard| &shard.connects))?;
+        let handshakes = labels.iter().zip(&backends).flat_map(|(&[upstream, backend], (.., it, _))| {
+            let metrics = &it.state.metrics;
+            let full = metrics.sum(|shard| &shard.handshakes_full);
+            let resumed = metrics.sum(|shard| &shard.handshakes_resumed);
+            [("full", full), ("resumed", resumed)].map(|(kind, count)| ([upstream, backend, ("kind", kind)], count))
+        });
+        let handshakes: Vec<_> = handshakes.collect();
+        let series = handshakes.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("backend_tls_handshakes", "Handshakes with it that made a connection", None, series)?;
         let help = "Connections to it that could not be made, timeouts included";
         families.counter("backend_connect_failures", help, None, counters(|shard| &shard.connect_failures))?;
         let help = "Attempts that were sent to it and brought no response head";

@@ -13,11 +13,12 @@ use http::{Method, StatusCode};
 
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
-    Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BodyMatch, BreakerConfig, Config,
-    Forward, HeaderEdits, HeaderMatch, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth,
-    LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OutlierConfig, OverloadConfig, PathPattern,
-    PathRewrite, PathsConfig, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig,
-    RetryConfig, RouteConfig, StrategyConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
+    Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyMatch,
+    BreakerConfig, ClientCertificateConfig, Config, Forward, HeaderEdits, HeaderMatch, HealthCheckConfig, HedgeConfig,
+    HostPattern, HttpProbe, InitialHealth, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile,
+    OutlierConfig, OverloadConfig, PathPattern, PathRewrite, PathsConfig, Place, PoolConfig, Probe, QueryMatch,
+    QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig, RouteConfig, Spot, StrategyConfig, TiersConfig,
+    Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -283,6 +284,10 @@ fn regex(text: &str) -> regex::Regex {
     regex::Regex::new(&format!("^(?:{text})$")).unwrap()
 }
 
+fn named(path: &str) -> NamedFile {
+    NamedFile { path: path.into(), spot: Spot::default() }
+}
+
 fn upstream() -> UpstreamConfig {
     UpstreamConfig {
         name: "users".into(),
@@ -315,6 +320,16 @@ fn upstream() -> UpstreamConfig {
         }),
         retry_budget: RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
+        tls: Some(Arc::new(BackendTlsConfig {
+            ca: Some(named("ca.pem")),
+            server_name: Some("users.internal".into()),
+            client_certificate: Some(ClientCertificateConfig {
+                certificate: named("isobar.pem"),
+                key: named("isobar.key"),
+            }),
+            insecure_skip_verify: false,
+            spot: Spot::default(),
+        })),
         health_check: Some(Arc::new(health_check())),
         outlier_detection: Some(OutlierConfig::default()),
         slow_start: None,

@@ -1,10 +1,11 @@
-//! `isobar check`: says whether a configuration could be used, without using it.
+//! `isobar check`: says whether a configuration could be used, without using it. The files that it names are read too.
 
 use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::config::{self, Config, Vocabulary};
+use crate::supervisor;
 
 /// Checks a file. What is wrong or odd goes to standard error, the good news to standard output.
 ///
@@ -14,6 +15,10 @@ pub fn run(path: &Path, vocabulary: &Vocabulary) -> ExitCode {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 eprintln!("{warning}");
+            }
+            if let Err(problems) = supervisor::check_files(&loaded.config) {
+                eprintln!("{problems}");
+                return ExitCode::FAILURE;
             }
             println!("{}: ok ({})", path.display(), Summary(&loaded.config));
             ExitCode::SUCCESS

@@ -110,6 +110,12 @@ impl fmt::Display for Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
+impl FromIterator<Problem> for Problems {
+    fn from_iter<I: IntoIterator<Item = Problem>>(problems: I) -> Self {
+        Self::new(problems.into_iter().collect())
+    }
+}
+
 impl Problems {
     /// Sorts them by where they are.
     pub(super) fn new(mut problems: Vec<Problem>) -> Self {

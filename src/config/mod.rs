@@ -25,6 +25,7 @@ use http::{Method, StatusCode};
 use ipnet::IpNet;
 
 mod raw;
+mod backend_tls;
 mod field;
 mod reader;
 mod interpolate;
@@ -37,6 +38,7 @@ mod report;
 mod error;
 mod limits;
 
+pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity, nearest};
 pub use limits::{
@@ -457,6 +459,8 @@ pub struct UpstreamConfig {
     pub retry_budget: RetryBudgetConfig,
     /// The idle connections that are kept.
     pub pool: PoolConfig,
+    /// How they are spoken to by TLS; `None` is in the clear.
+    pub tls: Option<Arc<BackendTlsConfig>>,
     /// How its backends are checked; `None` is not at all: they count as healthy.
     pub health_check: Option<Arc<HealthCheckConfig>>,
     /// How much is asked of its backends at a time, and what is done with the rest.

@@ -200,6 +200,7 @@ pub(super) struct Upstream {
     pub(super) retries: Field<Retries>,
     pub(super) retry_budget: Field<RetryBudget>,
     pub(super) pool: Field<Pool>,
+    pub(super) tls: Field<BackendTls>,
     pub(super) health_check: Field<HealthCheck>,
     pub(super) outlier_detection: Field<OutlierDetection>,
     pub(super) slow_start: Field<SlowStart>,
@@ -302,6 +303,25 @@ pub(super) struct RetryBudget {
 pub(super) struct Pool {
     pub(super) max_idle: Field<i64>,
     pub(super) idle_timeout: Field<Duration>,
+}
+
+/// `[upstream.NAME.tls]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct BackendTls {
+    pub(super) enabled: Field<bool>,
+    pub(super) ca: Field<String>,
+    pub(super) server_name: Field<String>,
+    pub(super) client_certificate: Field<ClientCertificate>,
+    pub(super) insecure_skip_verify: Field<bool>,
+}
+
+/// `client_certificate = { .. }`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ClientCertificate {
+    pub(super) certificate: Field<String>,
+    pub(super) key: Field<String>,
 }
 
 /// `[upstream.NAME.health_check]`

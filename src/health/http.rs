@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{CheckFailed, HealthCheck, connect};
 use crate::config::{Address, BodyMatch, HttpProbe};
+use crate::transport::tls::BackendTls;
 
 const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("isobar/", env!("CARGO_PKG_VERSION"), " health-check"));
@@ -83,11 +84,11 @@ impl Http {
 }
 
 impl HealthCheck for Http {
-    async fn check(&self, address: &Address, deadline: Instant) -> Result<(), CheckFailed> {
-        let tcp = connect(address, deadline).await?;
+    async fn check(&self, address: &Address, tls: Option<&BackendTls>, deadline: Instant) -> Result<(), CheckFailed> {
+        let socket = connect(address, tls, deadline).await?;
         let (mut sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
-            .handshake(TokioIo::new(tcp))
+            .handshake(TokioIo::new(socket))
             .await
             .map_err(CheckFailed::Broken)?;
         let asked = async {

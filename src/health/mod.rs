@@ -23,7 +23,9 @@ use tracing::debug;
 use crate::backend::health::{Change, LastCheck, Thresholds};
 use crate::backend::{BackendId, BackendState};
 use crate::config::{Address, HealthCheckConfig, Probe, UpstreamName};
+use crate::socket::Socket;
 use crate::telemetry::events::{EventKind, Events};
+use crate::transport::tls::{BackendTls, HandshakeFailed};
 use crate::upstream::{Upstream, UpstreamState};
 
 mod pace;
@@ -39,8 +41,13 @@ const CHECKS_MAX: usize = 256;
 
 /// A way to find out whether a backend is well.
 pub trait HealthCheck {
-    /// Asks the backend at `address`, and gives up at `deadline`.
-    fn check(&self, address: &Address, deadline: Instant) -> impl Future<Output = Result<(), CheckFailed>> + Send;
+    /// Asks the backend at `address`, by `tls` where there is one, and gives up at `deadline`.
+    fn check(
+        &self,
+        address: &Address,
+        tls: Option<&BackendTls>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<(), CheckFailed>> + Send;
 }
 
 /// Why a check has failed.
@@ -48,6 +55,8 @@ pub trait HealthCheck {
 pub enum CheckFailed {
     /// No connection could be made.
     Connect(io::Error),
+    /// A connection was made, and no secure one over it.
+    Handshake(HandshakeFailed),
     /// The connection broke, or brought something that is no response.
     Broken(hyper::Error),
     /// A response came, with a status that is not among the good ones.
@@ -65,6 +74,7 @@ impl fmt::Display for CheckFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => f.write_str(&plain(error)),
+            Self::Handshake(error) => error.fmt(f),
             Self::Broken(error) => match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
                 Some(source) => write!(f, "{error}: {}", plain(source)),
                 None => error.fmt(f),
@@ -86,8 +96,8 @@ fn plain(error: &io::Error) -> String {
     chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
-/// Connects as requests do: names are looked up each time, and their addresses tried in turn.
-async fn connect(address: &Address, deadline: Instant) -> Result<TcpStream, CheckFailed> {
+/// Connects as requests do: names are looked up each time, their addresses tried in turn, and TLS spoken where it is to be.
+async fn connect(address: &Address, tls: Option<&BackendTls>, deadline: Instant) -> Result<Socket, CheckFailed> {
     let connected = async {
         match address {
             Address::Ip(address) => TcpStream::connect(address).await,
@@ -95,7 +105,10 @@ async fn connect(address: &Address, deadline: Instant) -> Result<TcpStream, Chec
         }
     };
     let connected = timeout_at(deadline, connected).await;
-    connected.map_err(|_| CheckFailed::Timeout("connecting"))?.map_err(CheckFailed::Connect)
+    let tcp = connected.map_err(|_| CheckFailed::Timeout("connecting"))?.map_err(CheckFailed::Connect)?;
+    let Some(tls) = tls else { return Ok(Socket::Plain(tcp)) };
+    let secured = timeout_at(deadline, tls.handshake(address, tcp)).await;
+    secured.map_err(|_| CheckFailed::Timeout("in the tls handshake"))?.map_err(CheckFailed::Handshake)
 }
 
 /// Checks backends. Dropped, it checks no more.
@@ -119,6 +132,8 @@ struct Checked {
 #[derive(Debug)]
 struct Settings {
     config: Arc<HealthCheckConfig>,
+    /// As requests have it.
+    tls: Option<Arc<BackendTls>>,
     kind: Kind,
 }
 
@@ -158,9 +173,10 @@ impl Prober {
         for upstream in upstreams {
             let Some(config) = &upstream.config.health_check else { continue };
             let checked = match before.remove(upstream.name()) {
-                Some(checked) => checked.under(config),
+                Some(checked) => checked.under(config, upstream),
                 None => {
-                    Checked { settings: watch::Sender::new(Arc::new(Settings::new(config))), backends: HashMap::new() }
+                    let settings = Arc::new(Settings::new(config, upstream));
+                    Checked { settings: watch::Sender::new(settings), backends: HashMap::new() }
                 }
             };
             let checked = self.with_backends(checked, upstream);
@@ -205,9 +221,12 @@ impl Prober {
 
 impl Checked {
     /// The same under the settings of now. Where these differ, streaks begin anew.
-    fn under(self, config: &Arc<HealthCheckConfig>) -> Self {
-        if self.settings.borrow().config != *config {
-            self.settings.send_replace(Arc::new(Settings::new(config)));
+    fn under(self, config: &Arc<HealthCheckConfig>, upstream: &Upstream) -> Self {
+        let differs = |settings: &Settings| {
+            settings.config != *config || BackendTls::identity(settings.tls.as_deref()) != upstream.tls_identity()
+        };
+        if differs(&self.settings.borrow()) {
+            self.settings.send_replace(Arc::new(Settings::new(config, upstream)));
             self.backends.values().for_each(|task| task.backend.health.restart());
         }
         self
@@ -215,12 +234,12 @@ impl Checked {
 }
 
 impl Settings {
-    fn new(config: &Arc<HealthCheckConfig>) -> Self {
+    fn new(config: &Arc<HealthCheckConfig>, upstream: &Upstream) -> Self {
         let kind = match &config.probe {
             Probe::Http(probe) => Kind::Http(Box::new(Http::new(probe))),
             Probe::Tcp => Kind::Tcp,
         };
-        Self { config: Arc::clone(config), kind }
+        Self { config: Arc::clone(config), tls: upstream.tls.clone(), kind }
     }
 
     fn thresholds(&self) -> Thresholds {
@@ -233,9 +252,10 @@ impl Settings {
             Address::Name(host, _) => Address::Name(Arc::clone(host), port),
         });
         let address = elsewhere.as_ref().unwrap_or(address);
+        let tls = self.tls.as_deref();
         match &self.kind {
-            Kind::Http(http) => http.check(address, deadline).await,
-            Kind::Tcp => Tcp.check(address, deadline).await,
+            Kind::Http(http) => http.check(address, tls, deadline).await,
+            Kind::Tcp => Tcp.check(address, tls, deadline).await,
         }
     }
 }
@@ -301,7 +321,7 @@ impl Checking {
         let BackendState { upstream, address, health, .. } = &*self.backend;
         // Another port says nothing about the one that requests go to.
         let elsewhere = self.settings.borrow().config.port.is_some();
-        let unreachable = !elsewhere && matches!(outcome, Err(CheckFailed::Connect(_)));
+        let unreachable = !elsewhere && matches!(outcome, Err(CheckFailed::Connect(_) | CheckFailed::Handshake(_)));
         if health.note_unreachable(unreachable) {
             self.upstream.changed.notify_one();
         }

@@ -15,8 +15,9 @@ use crate::config::RetryConfig;
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch};
 use crate::route::{Forward, Route, rewrite};
-use crate::telemetry::metrics::RetryCause;
-use crate::transport::{Connection, Failed, connect};
+use crate::telemetry::metrics::{BackendMetrics, RetryCause};
+use crate::transport::connect::{self, NoConnection};
+use crate::transport::{Connection, Failed};
 use crate::upstream::Upstream;
 
 use super::hedge::{self, Raced};
@@ -77,7 +78,11 @@ pub(super) async fn forward(
     // When the attempt began: for the first one when the head was read, which is a moment before and saves a look at the clock.
     let mut begun = running.exchange.started;
     loop {
-        let idle = if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.config.pool) };
+        let idle = if fresh {
+            None
+        } else {
+            proxy.transport.checkout(place.backend(), upstream.config.pool, upstream.tls.as_deref())
+        };
         let connected = match idle {
             Some(connection) => Ok(connection),
             None => {
@@ -292,16 +297,21 @@ async fn dial(
     let backend = place.backend();
     let metrics = backend.metrics.of(proxy.worker);
     let began = running.now();
-    let dialled = connect::connect(&proxy.transport, backend, upstream.config.pool);
+    let dialled = connect::connect(&proxy.transport, backend, upstream.config.pool, upstream.tls.as_deref());
     match in_time(watch, dialled).await {
         Some(Ok(connection)) => {
             metrics.connects.add(1);
+            handshakes(metrics, &connection);
             running.connected(began);
             Ok(connection)
         }
         Some(Err(error)) => {
             metrics.connect_failures.add(1);
-            Err(ProxyError::Connect { backend: backend.address.clone(), error })
+            let backend = backend.address.clone();
+            Err(match error {
+                NoConnection::Tcp(error) => ProxyError::Connect { backend, error },
+                NoConnection::Tls(error) => ProxyError::Handshake { backend, error },
+            })
         }
         None => {
             metrics.connect_failures.add(1);
@@ -310,6 +320,14 @@ async fn dial(
                 false => ProxyError::ConnectTimeout { backend: backend.address.clone() },
             })
         }
+    }
+}
+
+/// Counts the handshake of a new connection, where there was one.
+pub(super) fn handshakes(metrics: &BackendMetrics, connection: &Connection) {
+    if let Some(resumed) = connection.resumed() {
+        let counter = if resumed { &metrics.handshakes_resumed } else { &metrics.handshakes_full };
+        counter.add(1);
     }
 }
 

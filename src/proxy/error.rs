@@ -8,6 +8,7 @@ use http::StatusCode;
 
 use crate::config::Address;
 use crate::telemetry::overload::Cause;
+use crate::transport::tls::HandshakeFailed;
 
 /// Why an exchange ends with a response of the proxy's own.
 #[derive(Debug)]
@@ -44,6 +45,13 @@ pub enum ProxyError {
         backend: Address,
         /// Why.
         error: io::Error,
+    },
+    /// A connection was made, and no secure one over it.
+    Handshake {
+        /// Where to.
+        backend: Address,
+        /// Why.
+        error: HandshakeFailed,
     },
     /// A connection was not made in time.
     ConnectTimeout {
@@ -107,7 +115,9 @@ impl ProxyError {
             | Self::QueueTimeout
             | Self::BreakerOpen { .. }
             | Self::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Connect { .. } | Self::Broken { .. } | Self::UnaskedUpgrade { .. } => StatusCode::BAD_GATEWAY,
+            Self::Connect { .. } | Self::Handshake { .. } | Self::Broken { .. } | Self::UnaskedUpgrade { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } | Self::ExchangeTimeout => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -121,6 +131,7 @@ impl ProxyError {
                 Blame::Client
             }
             Self::Connect { .. }
+            | Self::Handshake { .. }
             | Self::ConnectTimeout { .. }
             | Self::Broken { .. }
             | Self::UnaskedUpgrade { .. }
@@ -156,6 +167,7 @@ impl ProxyError {
             Self::BreakerOpen { .. } => "breaker_open",
             Self::Overloaded { .. } => "overloaded",
             Self::Connect { .. } => "connect_failed",
+            Self::Handshake { .. } => "tls_failed",
             Self::ConnectTimeout { .. } => "connect_timeout",
             Self::Broken { .. } => "backend_broke_off",
             Self::UnaskedUpgrade { .. } => "unasked_upgrade",
@@ -178,6 +190,8 @@ impl ProxyError {
             Self::BreakerOpen { .. } => "the backends fail and are not asked for a while",
             Self::Overloaded { .. } => "there is too much to do at the moment",
             Self::Connect { .. } => "no connection to a backend could be made",
+            Self::Handshake { error, .. } if error.kind.is_certificate() => "a backend's certificate is not good",
+            Self::Handshake { .. } => "no secure connection to a backend could be made",
             Self::ConnectTimeout { .. } => "no connection to a backend could be made in time",
             Self::Broken { .. } => "the backend broke off before it answered",
             Self::UnaskedUpgrade { .. } => "the backend answered in another protocol",
@@ -191,6 +205,7 @@ impl fmt::Display for ProxyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect { backend, .. } => write!(f, "could not connect to {backend}"),
+            Self::Handshake { backend, .. } => write!(f, "could not make a secure connection to {backend}"),
             Self::ConnectTimeout { backend } => write!(f, "could not connect to {backend} in time"),
             Self::Broken { backend, .. } => write!(f, "{backend} broke off before it answered"),
             Self::UnaskedUpgrade { backend } => write!(f, "{backend} switched protocols without being asked"),
@@ -204,6 +219,7 @@ impl std::error::Error for ProxyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Connect { error, .. } => Some(error),
+            Self::Handshake { error, .. } => Some(error),
             Self::Broken { error, .. } => Some(error),
             _ => None,
         }

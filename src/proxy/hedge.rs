@@ -17,7 +17,7 @@ use crate::exchange::body::RequestBody;
 use crate::transport::{Connection, Failed, Informed, connect};
 
 use super::Proxy;
-use super::attempt::in_time;
+use super::attempt::{handshakes, in_time};
 use super::place::Place;
 use super::retry::Attempts;
 
@@ -107,15 +107,17 @@ async fn ask(
     let config = &attempts.upstream.config;
     let backend = Arc::clone(place.backend());
     let metrics = backend.metrics.of(proxy.worker);
-    let connection = match proxy.transport.checkout(place.backend(), config.pool) {
+    let connection = match proxy.transport.checkout(place.backend(), config.pool, attempts.upstream.tls.as_deref()) {
         Some(connection) => connection,
         None => {
             let dialling = Instant::now();
             // The watch has the deadline of the first attempt.
-            let dialled = connect::connect(&proxy.transport, place.backend(), config.pool);
+            let tls = attempts.upstream.tls.as_deref();
+            let dialled = connect::connect(&proxy.transport, place.backend(), config.pool, tls);
             match tokio::time::timeout(config.connect_timeout, dialled).await {
                 Ok(Ok(connection)) => {
                     metrics.connects.add(1);
+                    handshakes(metrics, &connection);
                     connection
                 }
                 Ok(Err(_)) | Err(_) => {

@@ -26,7 +26,9 @@ pub(super) fn answered(upstream: &Upstream, lease: &Lease, worker: usize, status
 #[cold]
 pub(super) fn failed(upstream: &Upstream, lease: &Lease, worker: usize, error: &ProxyError, begun: Instant) {
     let outcome = match error {
-        ProxyError::Connect { .. } | ProxyError::ConnectTimeout { .. } => Outcome::Connect,
+        ProxyError::Connect { .. } | ProxyError::Handshake { .. } | ProxyError::ConnectTimeout { .. } => {
+            Outcome::Connect
+        }
         ProxyError::Broken { .. } | ProxyError::UnaskedUpgrade { .. } => Outcome::Reset,
         _ => return,
     };

@@ -18,6 +18,7 @@ use crate::strategy::Factories;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
 use crate::telemetry::process::Process;
+use crate::transport::tls::BackendTls;
 use crate::upstream::keeper::Keepers;
 use crate::upstream::{Upstream, UpstreamState};
 use crate::worker::Workers;
@@ -28,6 +29,7 @@ mod gauge;
 mod handle;
 pub mod plan;
 mod report;
+mod secured;
 mod signals;
 pub mod watch;
 
@@ -37,6 +39,7 @@ pub use error::Error;
 pub(crate) use handle::Shared;
 pub use handle::{Handle, LastError, Status};
 pub use plan::Plan;
+pub use secured::check_files;
 pub(crate) use signals::Signals;
 
 use gauge::Gauge;
@@ -103,12 +106,14 @@ impl Supervisor {
     pub fn start(config: Config, factories: Factories) -> Result<Self, Error> {
         let workers = workers(&config);
         let config = Arc::new(config);
-        let plan = plan::plan(&nothing_but_settings(&config), &config);
+        let mut plan = plan::plan(&nothing_but_settings(&config), &config);
+        let tls = secured::prepare(&config, &mut plan, &[])?;
         let Prepared { snapshot, lasting, bound } = prepare(
             &plan,
             1,
             &config,
             Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[] },
+            tls,
             Reopen::All,
         )?;
         let process = Process::new(workers);
@@ -135,20 +140,21 @@ impl Supervisor {
         let started = Instant::now();
         let workers = &self.shared.workers;
         let before = workers.snapshot();
-        let plan = plan::plan(&before.config, &config);
+        let mut plan = plan::plan(&before.config, &config);
         plan::keep_what_needs_a_restart(&before.config, &mut config);
         if plan.is_empty() && reopen == Reopen::Changed {
             return Ok(Applied { generation: before.generation, plan, warnings, took: started.elapsed() });
         }
 
         let config = Arc::new(config);
+        let tls = secured::prepare(&config, &mut plan, &before.upstreams)?;
         let running = Running {
             workers: workers.count(),
             factories: &self.factories,
             lasting: &self.lasting,
             before: &before.upstreams,
         };
-        let prepared = prepare(&plan, before.generation + 1, &config, running, reopen)?;
+        let prepared = prepare(&plan, before.generation + 1, &config, running, tls, reopen)?;
 
         let retired = self.commit(prepared);
         for listener in &retired {
@@ -212,6 +218,7 @@ fn prepare(
     generation: u64,
     config: &Arc<Config>,
     running: Running<'_>,
+    tls: Vec<Option<Arc<BackendTls>>>,
     reopen: Reopen,
 ) -> Result<Prepared, Error> {
     // Files and sockets first: what can fail should do so before work is spent on the rest.
@@ -219,13 +226,16 @@ fn prepare(
     let (listeners, bound) = bind_listeners(plan, config, &running)?;
 
     let mut states = HashMap::with_capacity(config.upstreams.len());
-    let upstreams = config.upstreams.iter().zip(&plan.upstreams.next).map(|(config, (name, step))| {
+    let steps = plan.upstreams.next.iter().zip(tls);
+    let upstreams = config.upstreams.iter().zip(steps).map(|(config, ((name, step), tls))| {
         let state = running.lasting.upstreams.get(name).cloned();
         let state = state.unwrap_or_else(|| UpstreamState::new(name.clone(), running.workers));
         states.insert(name.clone(), Arc::clone(&state));
         match step {
             Step::Kept { from } => Arc::clone(&running.before[*from]),
-            Step::Changed { .. } | Step::Added => Upstream::build(Arc::clone(config), state, running.factories),
+            Step::Changed { .. } | Step::Added => {
+                Upstream::build_with(Arc::clone(config), state, running.factories, tls)
+            }
         }
     });
     let upstreams: Vec<_> = upstreams.collect();

@@ -10,9 +10,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::{
-    Action, AdminConfig, BackendConfig, BackendLimits, Config, Forward, HealthCheckConfig, ListenerConfig,
-    ListenerName, OutlierConfig, PathRule, PathsConfig, RetryConfig, RetryOn, RouteConfig, RouteName, TiersConfig,
-    UpstreamConfig, UpstreamName,
+    Action, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, Config, Forward, HealthCheckConfig,
+    ListenerConfig, ListenerName, NamedFile, OutlierConfig, PathRule, PathsConfig, RetryConfig, RetryOn, RouteConfig,
+    RouteName, TiersConfig, UpstreamConfig, UpstreamName,
 };
 
 /// The difference between two configurations.
@@ -111,6 +111,15 @@ impl Plan {
             && self.routes.is_unchanged()
             && self.settings.is_empty()
             && self.restart.is_empty()
+    }
+
+    /// Notes that an upstream differs by what is in its files, though not in its keys. `place` counts in the new configuration.
+    pub(super) fn files_differ(&mut self, place: usize) {
+        if let Some((_, step)) = self.upstreams.next.get_mut(place)
+            && let Step::Kept { from } = *step
+        {
+            *step = Step::Changed { from, changes: vec![Change::Other("files of tls".into())] };
+        }
     }
 
     /// Whether the access log is to be opened anew.
@@ -315,6 +324,7 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
     changes.value("retry_budget.per_second", &old.retry_budget.per_second, &new.retry_budget.per_second);
     changes.value("pool.max_idle", &old.pool.max_idle, &new.pool.max_idle);
     changes.time("pool.idle_timeout", old.pool.idle_timeout, new.pool.idle_timeout);
+    tls_changes(&mut changes, old.tls.as_deref(), new.tls.as_deref());
     match (&old.health_check, &new.health_check) {
         (None, Some(_)) => changes.push_value("health_check", "off", "on"),
         (Some(_), None) => changes.push_value("health_check", "on", "off"),
@@ -324,6 +334,28 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
     limits_changes(&mut changes, old, new);
     picking_changes(&mut changes, old, new);
     changes.0
+}
+
+fn tls_changes(changes: &mut Changes, old: Option<&BackendTlsConfig>, new: Option<&BackendTlsConfig>) {
+    let (was, is) = match (old, new) {
+        (None, None) => return,
+        (None, Some(_)) => return changes.push_value("tls", "off", "on"),
+        (Some(_), None) => return changes.push_value("tls", "on", "off"),
+        (Some(was), Some(is)) => (was, is),
+    };
+    let path = |file: Option<&NamedFile>| file.map_or_else(|| "none".into(), |file| file.path.display().to_string());
+    let ca = |tls: &BackendTlsConfig| tls.ca.as_ref().map_or_else(|| "the system's".into(), |file| path(Some(file)));
+    changes.value("tls.ca", &ca(was), &ca(is));
+    let name = |tls: &BackendTlsConfig| tls.server_name.as_deref().unwrap_or("the host").to_owned();
+    changes.value("tls.server_name", &name(was), &name(is));
+    let shown = |tls: &BackendTlsConfig| {
+        let shown = tls.client_certificate.as_ref();
+        (path(shown.map(|shown| &shown.certificate)), path(shown.map(|shown| &shown.key)))
+    };
+    let ((certificate, key), (new_certificate, new_key)) = (shown(was), shown(is));
+    changes.value("tls.client_certificate.certificate", &certificate, &new_certificate);
+    changes.value("tls.client_certificate.key", &key, &new_key);
+    changes.value("tls.insecure_skip_verify", &was.insecure_skip_verify, &is.insecure_skip_verify);
 }
 
 fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &RetryConfig) {
@@ -662,6 +694,7 @@ mod tests {
             retries: Arc::new(RetryConfig { max: 1, ..RetryConfig::default() }),
             retry_budget: RetryBudgetConfig::default(),
             pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
+            tls: None,
             health_check: None,
             limits: LimitsConfig::default(),
             outlier_detection: None,
@@ -809,6 +842,21 @@ mod tests {
                     "upstream v<1: connect_timeout 3s -> 1s, retries.max 1 -> 0, retry_budget.percent 20 -> 10, pool.max_idle 64 -> 1, \
                    pool.idle_timeout 60s -> 1s",
                 ],
+            ),
+            (
+                "tls that begins",
+                |it| {
+                    edit(&mut it.upstreams[0], |it| {
+                        it.tls = Some(Arc::new(BackendTlsConfig {
+                            ca: None,
+                            server_name: None,
+                            client_certificate: None,
+                            insecure_skip_verify: true,
+                            spot: crate::config::Spot::default(),
+                        }));
+                    })
+                },
+                &["upstream u<0: tls off -> on"],
             ),
             (
                 "checks that begin",

@@ -64,6 +64,10 @@ pub struct BackendMetrics {
     pub responses: [Counter; 5],
     /// Connections made.
     pub connects: Counter,
+    /// Of these, connections by TLS whose handshake was a whole one.
+    pub handshakes_full: Counter,
+    /// Of these, connections by TLS that took up an earlier session.
+    pub handshakes_resumed: Counter,
     /// Connections that could not be made, timeouts included.
     pub connect_failures: Counter,
     /// Attempts that were sent and brought no response head.

@@ -1,5 +1,6 @@
 //! New connections to backends.
 
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,17 +11,46 @@ use crate::backend::{BackendState, Connected};
 use crate::config::{Address, PoolConfig};
 use crate::socket::Socket;
 
+use super::tls::{BackendTls, HandshakeFailed};
 use super::{Connection, Link, Transport};
 
-/// Connects to `backend`, as soon as there may be another connection to it. Names are looked up again each time, and their addresses tried in turn.
+/// Why there is no connection. Nothing of a request was sent.
+#[derive(Debug)]
+pub enum NoConnection {
+    /// The backend does not take it, or is not found.
+    Tcp(io::Error),
+    /// It takes it, and there is no secure one over it.
+    Tls(HandshakeFailed),
+}
+
+impl From<io::Error> for NoConnection {
+    fn from(error: io::Error) -> Self {
+        Self::Tcp(error)
+    }
+}
+
+impl fmt::Display for NoConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(error) => error.fmt(f),
+            Self::Tls(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for NoConnection {}
+
+/// Connects to `backend`, as soon as there may be another connection to it. Names are looked up again each time, and their
+/// addresses tried in turn. With `tls` it is ready when the handshake is over.
 ///
 /// # Errors
-/// The last address's, when none can be connected to.
+/// The last address's, when none can be connected to; or the handshake's.
 pub async fn connect(
     transport: &Rc<Transport>,
     backend: &Arc<BackendState>,
     pool: PoolConfig,
-) -> io::Result<Connection> {
+    tls: Option<&BackendTls>,
+) -> Result<Connection, NoConnection> {
     let connected = match Connected::try_new(backend) {
         Some(connected) => connected,
         None => transport.ask_back(backend).await,
@@ -30,6 +60,11 @@ pub async fn connect(
         Address::Name(host, port) => TcpStream::connect((&**host, *port)).await?,
     };
     tcp.set_nodelay(true)?;
-    let link = Link::new(Socket::Plain(tcp), Rc::clone(&transport.space), connected);
+    let socket = match tls {
+        None => Socket::Plain(tcp),
+        // Boxed, so that exchanges in the clear do not carry the room for it.
+        Some(tls) => Box::pin(tls.handshake(&backend.address, tcp)).await.map_err(NoConnection::Tls)?,
+    };
+    let link = Link::new(socket, BackendTls::identity(tls), Rc::clone(&transport.space), connected);
     Ok(Connection::new(link, false, transport, backend, pool))
 }

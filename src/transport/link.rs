@@ -54,6 +54,8 @@ pub struct Link(RefCell<Inner>);
 
 struct Inner {
     socket: Socket,
+    /// With whose TLS it was made, see [`BackendTls::identity`](super::tls::BackendTls::identity).
+    identity: u64,
     space: Rc<Space>,
     out: Outgoing,
     /// How long the head of the request is.
@@ -114,9 +116,10 @@ enum Incoming {
 }
 
 impl Link {
-    pub(super) fn new(socket: Socket, space: Rc<Space>, connected: Connected) -> Rc<Self> {
+    pub(super) fn new(socket: Socket, identity: u64, space: Rc<Space>, connected: Connected) -> Rc<Self> {
         Rc::new(Self(RefCell::new(Inner {
             socket,
+            identity,
             space,
             out: Outgoing::default(),
             head_length: 0,
@@ -310,6 +313,16 @@ impl Link {
         ask(&self.0.borrow().connected)
     }
 
+    /// With whose TLS it was made; 0 is in the clear.
+    pub(super) fn identity(&self) -> u64 {
+        self.0.borrow().identity
+    }
+
+    /// Whether its TLS took up an earlier session; `None` in the clear.
+    pub(super) fn resumed(&self) -> Option<bool> {
+        super::tls::resumed(&self.0.borrow().socket)
+    }
+
     /// Whether the backend has neither closed the idle connection nor said anything unasked. The socket is asked only if the
     /// event loop has seen something there.
     pub(super) fn is_open(&self) -> bool {
@@ -335,7 +348,11 @@ impl Inner {
     /// The client's.
     fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut RequestBody) -> Poll<io::Result<()>> {
         loop {
-            if matches!(self.upload, Upload::Open | Upload::Apart(_)) && (body.pours() || self.pipe.is_some()) {
+            // Poured past the encryption it would go in the clear.
+            if matches!(self.upload, Upload::Open | Upload::Apart(_))
+                && self.socket.plain().is_some()
+                && (body.pours() || self.pipe.is_some())
+            {
                 match ready!(self.poll_pour(cx, body))? {
                     Some(true) => {
                         cx.waker().wake_by_ref();

@@ -23,9 +23,11 @@ use crate::http1::space::Space;
 pub mod connect;
 pub mod link;
 mod pool;
+pub mod tls;
 
 pub use link::{Failed, Informed, Link};
 use pool::Pools;
+use tls::BackendTls;
 
 /// A worker's way to its backends.
 pub struct Transport {
@@ -57,9 +59,14 @@ impl Transport {
         Rc::new(Self { pools: RefCell::default(), space: Rc::default(), clock, short: RefCell::default() })
     }
 
-    /// An idle connection to `backend`, the one used last.
-    pub fn checkout(self: &Rc<Self>, backend: &BackendState, pool: PoolConfig) -> Option<Connection> {
-        let link = self.pools.borrow_mut().take(backend.id)?;
+    /// An idle connection to `backend` that was made with that TLS, the one used last.
+    pub fn checkout(
+        self: &Rc<Self>,
+        backend: &BackendState,
+        pool: PoolConfig,
+        tls: Option<&BackendTls>,
+    ) -> Option<Connection> {
+        let link = self.pools.borrow_mut().take(backend.id, BackendTls::identity(tls))?;
         Some(Connection::new(link, true, self, backend, pool))
     }
 
@@ -103,8 +110,9 @@ impl Transport {
         self.pools.borrow_mut().sweep(self.clock.now_ms());
     }
 
-    /// Closes the connections to backends that `keep` does not know any more.
-    pub fn retain(&self, keep: impl Fn(crate::backend::BackendId) -> bool) {
+    /// Closes the idle connections to backends that `keep` does not know any more, and those that were made with other TLS
+    /// than it says.
+    pub fn retain(&self, keep: impl Fn(BackendId) -> Option<u64>) {
         self.pools.borrow_mut().retain(keep);
     }
 }
@@ -196,6 +204,11 @@ impl Connection {
     /// Whether any byte of a response has come since the request was sent.
     pub fn answered(&self) -> bool {
         self.link.answered()
+    }
+
+    /// Whether its TLS took up an earlier session; `None` in the clear.
+    pub fn resumed(&self) -> Option<bool> {
+        self.link.resumed()
     }
 
     /// What the connection is behind.

@@ -26,11 +26,12 @@ pub(super) struct Idle {
 }
 
 impl Pools {
-    /// Takes a connection that is open.
-    pub(super) fn take(&mut self, id: BackendId) -> Option<Rc<Link>> {
+    /// Takes a connection that is open. One that was made with other TLS is closed: an exchange under an older configuration
+    /// may have given it back.
+    pub(super) fn take(&mut self, id: BackendId, identity: u64) -> Option<Rc<Link>> {
         let slot = self.0.get_mut(id.slot as usize).filter(|slot| slot.epoch == id.epoch)?;
         while let Some(idle) = slot.idle.pop() {
-            if idle.link.is_open() {
+            if idle.link.identity() == identity && idle.link.is_open() {
                 return Some(idle.link);
             }
         }
@@ -76,11 +77,13 @@ impl Pools {
         }
     }
 
-    /// Closes the connections to all backends but those that `keep` knows.
-    pub(super) fn retain(&mut self, keep: impl Fn(BackendId) -> bool) {
+    /// Closes the connections to all backends but those that `keep` knows, and those that were made with other TLS than it
+    /// says.
+    pub(super) fn retain(&mut self, keep: impl Fn(BackendId) -> Option<u64>) {
         for (index, slot) in self.0.iter_mut().enumerate() {
-            if !keep(BackendId { slot: index as u32, epoch: slot.epoch }) {
-                slot.idle = Vec::new();
+            match keep(BackendId { slot: index as u32, epoch: slot.epoch }) {
+                Some(identity) => slot.idle.retain(|idle| idle.link.identity() == identity),
+                None => slot.idle = Vec::new(),
             }
         }
     }

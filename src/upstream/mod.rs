@@ -22,6 +22,7 @@ use crate::backend::{Backend, BackendId, BackendState, Lease, Room};
 use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
 use crate::strategy::{Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
+use crate::transport::tls::BackendTls;
 
 pub mod by_hand;
 pub mod keeper;
@@ -59,6 +60,8 @@ pub struct Upstream {
     pub state: Arc<UpstreamState>,
     /// The settings of what limits it.
     pub limits: Limits,
+    /// How its backends are spoken to by TLS; `None` is in the clear.
+    pub tls: Option<Arc<BackendTls>>,
     factories: Factories,
     roster: ArcSwap<Roster>,
     /// Held while the roster is built anew. Control plane only.
@@ -66,8 +69,19 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Builds the pool that `config` describes on top of what is known already, which it does not change.
+    /// Builds the pool that `config` describes on top of what is known already, which it does not change, with backends that
+    /// are spoken to in the clear.
     pub fn build(config: Arc<UpstreamConfig>, state: Arc<UpstreamState>, factories: &Factories) -> Arc<Self> {
+        Self::build_with(config, state, factories, None)
+    }
+
+    /// The same, with `tls` as it was made from the configuration's.
+    pub fn build_with(
+        config: Arc<UpstreamConfig>,
+        state: Arc<UpstreamState>,
+        factories: &Factories,
+        tls: Option<Arc<BackendTls>>,
+    ) -> Arc<Self> {
         let joins = state.has_backends();
         let fresh = || {
             let ramp = if joins { Ramp::joining() } else { Ramp::full() };
@@ -85,7 +99,7 @@ impl Upstream {
         if let Some(settings) = &limits.adaptive {
             state.adaptive.get_or_init(|| Gradient::new(state.shards, settings));
         }
-        Arc::new(Self { config, state, limits, factories: factories.clone(), roster, writer: Mutex::new(()) })
+        Arc::new(Self { config, state, limits, tls, factories: factories.clone(), roster, writer: Mutex::new(()) })
     }
 
     /// Builds the roster anew from what is known of the backends at `now`, and swaps it in if it differs from the one before.
@@ -119,6 +133,11 @@ impl Upstream {
     /// Whether a backend is ready that was not tried yet.
     pub fn has_untried(&self, tried: &Tried) -> bool {
         self.roster.load().ready().iter().any(|backend| !tried.contains(backend.state.id))
+    }
+
+    /// With whose TLS connections to its backends are made; 0 is in the clear.
+    pub fn tls_identity(&self) -> u64 {
+        BackendTls::identity(self.tls.as_deref())
     }
 
     /// Its name.

@@ -1,7 +1,7 @@
 //! A worker's thread.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -277,7 +277,8 @@ impl Worker {
     fn let_go(&self) {
         let known = backends(&self.proxy.current.get());
         self.strays.set(self.strays(&known) > 0);
-        self.proxy.transport.retain(|id| known.contains(&id));
+        let identities = identities(&self.proxy.current.get());
+        self.proxy.transport.retain(|id| identities.get(&id).copied());
     }
 
     /// Exchanges that are served by a backend that is not known.
@@ -339,6 +340,17 @@ fn backends(snapshot: &Snapshot) -> HashSet<BackendId> {
         .iter()
         .flat_map(|upstream| upstream.roster().backends().iter().map(|backend| backend.state.id).collect::<Vec<_>>())
         .collect()
+}
+
+/// With whose TLS each backend is spoken to.
+fn identities(snapshot: &Snapshot) -> HashMap<BackendId, u64> {
+    let mut identities = HashMap::new();
+    for upstream in &snapshot.upstreams {
+        let ids =
+            upstream.roster().backends().iter().map(|it| (it.state.id, upstream.tls_identity())).collect::<Vec<_>>();
+        identities.extend(ids);
+    }
+    identities
 }
 
 fn shortest_timeout(snapshot: &Snapshot) -> Duration {

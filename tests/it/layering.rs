@@ -14,9 +14,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("embed", &["admin", "supervisor", "listener", "proxy", "strategy", "config", "telemetry"]),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
     ("admin", &["listener", "proxy", "route", "upstream", "backend", "config", "telemetry"]),
-    ("supervisor", &["worker", "health", "listener", "proxy", "route", "upstream", "strategy", "config", "telemetry"]),
+    (
+        "supervisor",
+        &["worker", "health", "listener", "proxy", "route", "upstream", "strategy", "transport", "config", "telemetry"],
+    ),
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
-    ("health", &["upstream", "backend", "config", "telemetry"]),
+    ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
     ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry"]),
     ("listener", &["proxy", "exchange", "http1", "socket", "config", "telemetry"]),
     // Of the strategies only what a pick takes: dice, and who was tried.
@@ -26,7 +29,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("route", &["middleware", "upstream", "config", "telemetry"]),
     ("middleware", &["exchange", "backend", "config", "telemetry"]),
-    ("upstream", &["strategy", "backend", "config", "telemetry"]),
+    // Of the transport only what TLS its backends are spoken to with.
+    ("upstream", &["strategy", "transport", "backend", "config", "telemetry"]),
     ("strategy", &["backend", "config"]),
     ("transport", &["exchange", "backend", "http1", "socket", "config", "telemetry"]),
     ("exchange", &["backend", "http1", "config", "telemetry"]),

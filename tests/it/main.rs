@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod backend_tls;
 mod breaker;
 mod cancel;
 mod client_gone;

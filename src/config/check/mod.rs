@@ -23,6 +23,7 @@ mod action;
 mod header;
 mod overlap;
 mod upstream;
+mod backend_tls;
 mod retries;
 mod health_check;
 mod limits;

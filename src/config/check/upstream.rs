@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Check;
+use super::backend_tls::backend_tls;
 use super::health_check::health_check;
 use super::limits::{backend_limits, limits, upstream_limits};
 use super::listener::reaches;
@@ -76,6 +77,7 @@ fn upstream(
         retries: retries(check, &raw.retries, &Arc::default()),
         retry_budget: retry_budget(check, &raw.retry_budget),
         pool: pool(check, &raw.pool),
+        tls: backend_tls(check, &raw.tls),
         health_check: health_check(check, &raw.health_check),
         outlier_detection: picking::outlier_detection(check, &raw.outlier_detection),
         slow_start: picking::slow_start(check, &raw.slow_start),
