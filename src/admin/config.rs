@@ -365,6 +365,7 @@ impl Serialize for Shown<&UpstreamConfig> {
             retries,
             retry_budget,
             pool,
+            protocol,
             tls,
             health_check,
             limits,
@@ -379,6 +380,7 @@ impl Serialize for Shown<&UpstreamConfig> {
         map.serialize_entry("retries", &Shown(&**retries))?;
         map.serialize_entry("retry_budget", &Shown(retry_budget))?;
         map.serialize_entry("pool", &Shown(pool))?;
+        map.serialize_entry("protocol", protocol.as_str())?;
         map.serialize_entry("tls", &Switched { on: tls.as_deref().map(Shown) })?;
         map.serialize_entry("panic_threshold", panic_percent)?;
         map.serialize_entry("overprovisioning", &(f64::from(*overprovisioning_percent) / 100.0))?;
@@ -787,8 +789,37 @@ mod tests {
                 "respond": { "status": 200, "content_type": "text/plain", "body": "pong" },
             })
         );
+        // Apart, or the macro goes too deep.
+        let tls = json!({
+            "enabled": true,
+            "ca": "ca.pem",
+            "server_name": "users.internal",
+            "client_certificate": { "certificate": "isobar.pem", "key": "isobar.key" },
+            "insecure_skip_verify": false,
+        });
+        let check = json!({
+            "enabled": true,
+            "type": "http",
+            "path": "/health?deep",
+            "method": "GET",
+            "headers": { "authorization": "(hidden)" },
+            "statuses": ["200-299"],
+            "body": "ok",
+            "body_limit": 1024,
+            "port": 9100,
+            "interval": "5s",
+            "interval_in_doubt": "1s",
+            "jitter_percent": 10,
+            "timeout": "2s",
+            "unhealthy_after": 3,
+            "healthy_after": 2,
+            "initial": "first_check",
+        });
+        let mut upstreams = config["upstream"].clone();
+        let protocol = upstreams["users"].as_object_mut().unwrap().remove("protocol");
+        assert_eq!(protocol, Some(json!("auto")));
         assert_eq!(
-            config["upstream"],
+            upstreams,
             json!({
                 "users": {
                     "strategy": "least_connections",
@@ -814,31 +845,8 @@ mod tests {
                     },
                     "retry_budget": { "percent": 20, "per_second": 10 },
                     "pool": { "max_idle": 64, "idle_timeout": "1m" },
-                    "tls": {
-                        "enabled": true,
-                        "ca": "ca.pem",
-                        "server_name": "users.internal",
-                        "client_certificate": { "certificate": "isobar.pem", "key": "isobar.key" },
-                        "insecure_skip_verify": false,
-                    },
-                    "health_check": {
-                        "enabled": true,
-                        "type": "http",
-                        "path": "/health?deep",
-                        "method": "GET",
-                        "headers": { "authorization": "(hidden)" },
-                        "statuses": ["200-299"],
-                        "body": "ok",
-                        "body_limit": 1024,
-                        "port": 9100,
-                        "interval": "5s",
-                        "interval_in_doubt": "1s",
-                        "jitter_percent": 10,
-                        "timeout": "2s",
-                        "unhealthy_after": 3,
-                        "healthy_after": 2,
-                        "initial": "first_check",
-                    },
+                    "tls": tls,
+                    "health_check": check,
                     "max_in_flight": 4,
                     "max_connections": 8,
                     "queue": { "length": 1024, "timeout": "1s", "order": "fifo" },

@@ -320,6 +320,7 @@ fn upstream() -> UpstreamConfig {
         }),
         retry_budget: RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
+        protocol: crate::config::Protocol::Auto,
         tls: Some(Arc::new(BackendTlsConfig {
             ca: Some(named("ca.pem")),
             server_name: Some("users.internal".into()),

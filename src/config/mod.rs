@@ -459,6 +459,8 @@ pub struct UpstreamConfig {
     pub retry_budget: RetryBudgetConfig,
     /// The idle connections that are kept.
     pub pool: PoolConfig,
+    /// What is spoken to them.
+    pub protocol: Protocol,
     /// How they are spoken to by TLS; `None` is in the clear.
     pub tls: Option<Arc<BackendTlsConfig>>,
     /// How its backends are checked; `None` is not at all: they count as healthy.
@@ -513,6 +515,29 @@ impl StrategyConfig {
     /// Whether a weight other than 1 makes a difference (a custom strategy may look at it).
     pub fn uses_weights(&self) -> bool {
         !matches!(self, Self::RoundRobin | Self::Random)
+    }
+}
+
+/// What is spoken to the backends of an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2; in the clear without asking first.
+    Http2,
+    /// By TLS what the backend takes, HTTP/2 if it does; HTTP/1.1 in the clear.
+    Auto,
+}
+
+impl Protocol {
+    /// As `lb.toml` writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+            Self::Auto => "auto",
+        }
     }
 }
 

@@ -200,6 +200,7 @@ pub(super) struct Upstream {
     pub(super) retries: Field<Retries>,
     pub(super) retry_budget: Field<RetryBudget>,
     pub(super) pool: Field<Pool>,
+    pub(super) protocol: Field<String>,
     pub(super) tls: Field<BackendTls>,
     pub(super) health_check: Field<HealthCheck>,
     pub(super) outlier_detection: Field<OutlierDetection>,

@@ -4,16 +4,18 @@ use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::uri::{PathAndQuery, Uri};
-use http::{Method, Request};
+use http::uri::{self, Authority, PathAndQuery, Uri};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::{CheckFailed, HealthCheck, connect};
-use crate::config::{Address, BodyMatch, HttpProbe};
+use crate::config::{Address, BodyMatch, HttpProbe, Protocol};
+use crate::socket::Socket;
 use crate::transport::tls::BackendTls;
 
 const USER_AGENT: HeaderValue =
@@ -32,10 +34,12 @@ pub(super) struct Http {
     headers: HeaderMap,
     statuses: Vec<RangeInclusive<u16>>,
     body: Option<BodyMatch>,
+    /// Whether HTTP/2 is spoken without asking.
+    http2: bool,
 }
 
 impl Http {
-    pub(super) fn new(probe: &HttpProbe) -> Self {
+    pub(super) fn new(probe: &HttpProbe, protocol: Protocol) -> Self {
         let mut headers = HeaderMap::new();
         headers.extend(probe.host.clone().map(|host| (header::HOST, host)));
         headers.insert(header::USER_AGENT, USER_AGENT);
@@ -55,6 +59,7 @@ impl Http {
             headers,
             statuses: probe.statuses.clone(),
             body: probe.body.clone(),
+            http2: protocol == Protocol::Http2,
         }
     }
 
@@ -66,6 +71,39 @@ impl Http {
         let host = || HeaderValue::try_from(address.to_string()).unwrap_or(HeaderValue::from_static("backend"));
         request.headers_mut().entry(header::HOST).or_insert_with(host);
         request
+    }
+
+    /// The same by HTTP/2. The connection is driven by a task that ends with the last handle to it.
+    async fn check_by_http2(&self, socket: Socket, address: &Address, deadline: Instant) -> Result<(), CheckFailed> {
+        let begun = http2::handshake(TokioExecutor::new(), TokioIo::new(socket));
+        let (mut sender, connection) = in_time(deadline, "connecting", begun).await?;
+        let driven = AbortOnDrop(tokio::spawn(connection));
+        let mut request = self.request(address);
+        let headers = request.headers_mut();
+        headers.remove(header::CONNECTION);
+        let host = headers.remove(header::HOST);
+        let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        let mut parts = uri::Parts::from(std::mem::take(request.uri_mut()));
+        parts.scheme = Some(uri::Scheme::HTTP);
+        parts.authority = Some(authority.unwrap_or(Authority::from_static("backend")));
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        let response = in_time(deadline, "waiting for the response", sender.send_request(request)).await?;
+        let outcome = self.judge(response, deadline).await;
+        drop(driven);
+        outcome
+    }
+
+    async fn judge(&self, response: Response<Incoming>, deadline: Instant) -> Result<(), CheckFailed> {
+        let (head, body) = response.into_parts();
+        if !self.statuses.iter().any(|good| good.contains(&head.status.as_u16())) {
+            return Err(CheckFailed::Status(head.status));
+        }
+        match &self.body {
+            None => Ok(()),
+            Some(wanted) => timeout_at(deadline, self.look_into(body, wanted))
+                .await
+                .unwrap_or(Err(CheckFailed::Timeout("reading the body"))),
+        }
     }
 
     async fn look_into(&self, mut body: Incoming, wanted: &BodyMatch) -> Result<(), CheckFailed> {
@@ -86,6 +124,9 @@ impl Http {
 impl HealthCheck for Http {
     async fn check(&self, address: &Address, tls: Option<&BackendTls>, deadline: Instant) -> Result<(), CheckFailed> {
         let socket = connect(address, tls, deadline).await?;
+        if self.http2 || socket.alpn() == Some(b"h2") {
+            return self.check_by_http2(socket, address, deadline).await;
+        }
         let (mut sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .handshake(TokioIo::new(socket))
@@ -93,16 +134,7 @@ impl HealthCheck for Http {
             .map_err(CheckFailed::Broken)?;
         let asked = async {
             let response = in_time(deadline, "waiting for the response", sender.send_request(self.request(address)));
-            let (head, body) = response.await?.into_parts();
-            if !self.statuses.iter().any(|good| good.contains(&head.status.as_u16())) {
-                return Err(CheckFailed::Status(head.status));
-            }
-            match &self.body {
-                None => Ok(()),
-                Some(wanted) => timeout_at(deadline, self.look_into(body, wanted))
-                    .await
-                    .unwrap_or(Err(CheckFailed::Timeout("reading the body"))),
-            }
+            self.judge(response.await?, deadline).await
         };
         // How the connection ends is told to whoever waits for a response on it.
         let driven = async {
@@ -113,6 +145,15 @@ impl HealthCheck for Http {
             outcome = asked => outcome,
             never = driven => match never {},
         }
+    }
+}
+
+/// A connection that is closed when nobody waits for it any more.
+struct AbortOnDrop(JoinHandle<hyper::Result<()>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

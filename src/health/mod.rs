@@ -22,7 +22,7 @@ use tracing::debug;
 
 use crate::backend::health::{Change, LastCheck, Thresholds};
 use crate::backend::{BackendId, BackendState};
-use crate::config::{Address, HealthCheckConfig, Probe, UpstreamName};
+use crate::config::{Address, HealthCheckConfig, Probe, Protocol, UpstreamName};
 use crate::socket::Socket;
 use crate::telemetry::events::{EventKind, Events};
 use crate::transport::tls::{BackendTls, HandshakeFailed};
@@ -107,7 +107,7 @@ async fn connect(address: &Address, tls: Option<&BackendTls>, deadline: Instant)
     let connected = timeout_at(deadline, connected).await;
     let tcp = connected.map_err(|_| CheckFailed::Timeout("connecting"))?.map_err(CheckFailed::Connect)?;
     let Some(tls) = tls else { return Ok(Socket::Plain(tcp)) };
-    let secured = timeout_at(deadline, tls.handshake(address, tcp)).await;
+    let secured = timeout_at(deadline, tls.handshake(address, tcp, false)).await;
     secured.map_err(|_| CheckFailed::Timeout("in the tls handshake"))?.map_err(CheckFailed::Handshake)
 }
 
@@ -134,6 +134,7 @@ struct Settings {
     config: Arc<HealthCheckConfig>,
     /// As requests have it.
     tls: Option<Arc<BackendTls>>,
+    protocol: Protocol,
     kind: Kind,
 }
 
@@ -223,7 +224,9 @@ impl Checked {
     /// The same under the settings of now. Where these differ, streaks begin anew.
     fn under(self, config: &Arc<HealthCheckConfig>, upstream: &Upstream) -> Self {
         let differs = |settings: &Settings| {
-            settings.config != *config || BackendTls::identity(settings.tls.as_deref()) != upstream.tls_identity()
+            settings.config != *config
+                || settings.protocol != upstream.config.protocol
+                || BackendTls::identity(settings.tls.as_deref()) != upstream.tls_identity()
         };
         if differs(&self.settings.borrow()) {
             self.settings.send_replace(Arc::new(Settings::new(config, upstream)));
@@ -236,10 +239,11 @@ impl Checked {
 impl Settings {
     fn new(config: &Arc<HealthCheckConfig>, upstream: &Upstream) -> Self {
         let kind = match &config.probe {
-            Probe::Http(probe) => Kind::Http(Box::new(Http::new(probe))),
+            Probe::Http(probe) => Kind::Http(Box::new(Http::new(probe, upstream.config.protocol))),
             Probe::Tcp => Kind::Tcp,
         };
-        Self { config: Arc::clone(config), tls: upstream.tls.clone(), kind }
+        let protocol = upstream.config.protocol;
+        Self { config: Arc::clone(config), tls: upstream.tls.clone(), protocol, kind }
     }
 
     fn thresholds(&self) -> Thresholds {

@@ -78,6 +78,7 @@ fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<
         retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
         retry_budget: crate::config::RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 1, idle_timeout: timeout },
+        protocol: crate::config::Protocol::Http1,
         tls: None,
         health_check: Some(Arc::new(check)),
         limits: LimitsConfig::default(),

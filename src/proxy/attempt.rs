@@ -11,7 +11,7 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http_body::Body as _;
 
-use crate::config::RetryConfig;
+use crate::config::{Protocol, RetryConfig};
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch};
 use crate::route::{Forward, Route, rewrite};
@@ -47,6 +47,9 @@ pub(super) async fn forward(
     let may_switch = !has_body && !running.http10();
     let headers::ToBackend { upgrade, lines, unnamed } =
         headers::to_backend(&mut parts.headers, client, &route.config.request_headers, may_switch);
+    if upgrade.is_some() && forward.upstream.config.protocol == Protocol::Http2 {
+        return Err(ProxyError::CannotSwitch);
+    }
     if let Some(host) = &forward.host {
         parts.headers.insert(header::HOST, host.clone());
     } else if unnamed {
@@ -78,15 +81,12 @@ pub(super) async fn forward(
     // When the attempt began: for the first one when the head was read, which is a moment before and saves a look at the clock.
     let mut begun = running.exchange.started;
     loop {
-        let idle = if fresh {
-            None
-        } else {
-            proxy.transport.checkout(place.backend(), upstream.config.pool, upstream.tls.as_deref())
-        };
+        let idle =
+            if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.manner(upgrade.is_some())) };
         let connected = match idle {
             Some(connection) => Ok(connection),
             None => {
-                let dialled = dial(proxy, running, upstream, &place).await;
+                let dialled = dial(proxy, running, (upstream, upgrade.is_some()), &place).await;
                 // Of what it takes to answer, connecting is no part.
                 begun = Instant::now();
                 dialled
@@ -214,7 +214,7 @@ pub(super) async fn forward(
         let may_repeat = failed.unsent || (attempts.may_repeat(&body) && !answered);
         // A connection that had been idle may have been closed by the backend just before: that says nothing about the
         // backend, and is no attempt.
-        let stale = connection.reused && !answered;
+        let stale = connection.was_stale(&failed);
         if !stale {
             metrics.broken.add(1);
             place.failed(proxy, upstream);
@@ -289,7 +289,7 @@ fn upstream_host(forward: &Forward) -> HeaderValue {
 async fn dial(
     proxy: &Rc<Proxy>,
     running: &Running,
-    upstream: &Upstream,
+    (upstream, switches): (&Upstream, bool),
     place: &Place,
 ) -> Result<Connection, ProxyError> {
     let watch = &running.exchange.watch;
@@ -297,7 +297,7 @@ async fn dial(
     let backend = place.backend();
     let metrics = backend.metrics.of(proxy.worker);
     let began = running.now();
-    let dialled = connect::connect(&proxy.transport, backend, upstream.config.pool, upstream.tls.as_deref());
+    let dialled = connect::connect(&proxy.transport, backend, upstream.manner(switches));
     match in_time(watch, dialled).await {
         Some(Ok(connection)) => {
             metrics.connects.add(1);
@@ -377,20 +377,20 @@ fn answer(
                 Body::whole(bytes, lease)
             }
             None => {
-                let source = Rc::clone(connection.link()) as Rc<dyn Source>;
+                let source = connection.source();
                 running.lend(connection);
                 Body::leased(source, lease)
             }
         };
         return Ok(());
     }
-    let Some(protocol) = upgrade else {
+    let (Some(protocol), Some(link)) = (upgrade, connection.link()) else {
         return Err(ProxyError::UnaskedUpgrade { backend: lease.backend().address.clone() });
     };
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     head.headers.entry(header::UPGRADE).or_insert(protocol);
     head.extensions.clear();
-    let tunnel = Tunnel::new(Rc::clone(connection.link()), lease, Rc::clone(running), forward.timeouts.tunnel_idle);
+    let tunnel = Tunnel::new(Rc::clone(link), lease, Rc::clone(running), forward.timeouts.tunnel_idle);
     handled.tunnel = Some(Box::new(tunnel));
     handled.dated = true;
     Ok(())

@@ -70,6 +70,8 @@ pub enum ProxyError {
         /// Which one.
         backend: Address,
     },
+    /// The request asks for another protocol, and the upstream's backends are spoken to by HTTP/2.
+    CannotSwitch,
     /// The head of a response did not come in time.
     ResponseTimeout {
         /// Where from.
@@ -110,6 +112,7 @@ impl ProxyError {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ClientTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::CannotSwitch => StatusCode::NOT_IMPLEMENTED,
             Self::NoBackend
             | Self::QueueFull
             | Self::QueueTimeout
@@ -137,6 +140,7 @@ impl ProxyError {
             | Self::UnaskedUpgrade { .. }
             | Self::ResponseTimeout { .. } => Blame::Backend,
             Self::NoBackend
+            | Self::CannotSwitch
             | Self::QueueFull
             | Self::QueueTimeout
             | Self::BreakerOpen { .. }
@@ -171,6 +175,7 @@ impl ProxyError {
             Self::ConnectTimeout { .. } => "connect_timeout",
             Self::Broken { .. } => "backend_broke_off",
             Self::UnaskedUpgrade { .. } => "unasked_upgrade",
+            Self::CannotSwitch => "upgrade_unsupported",
             Self::ResponseTimeout { .. } => "response_timeout",
             Self::ExchangeTimeout => "exchange_timeout",
         }
@@ -194,6 +199,7 @@ impl ProxyError {
             Self::Handshake { .. } => "no secure connection to a backend could be made",
             Self::ConnectTimeout { .. } => "no connection to a backend could be made in time",
             Self::Broken { .. } => "the backend broke off before it answered",
+            Self::CannotSwitch => "the backends are spoken to by HTTP/2 and cannot switch to another protocol",
             Self::UnaskedUpgrade { .. } => "the backend answered in another protocol",
             Self::ResponseTimeout { .. } => "the backend did not answer in time",
             Self::ExchangeTimeout => "the exchange took longer than this route allows",

@@ -107,13 +107,12 @@ async fn ask(
     let config = &attempts.upstream.config;
     let backend = Arc::clone(place.backend());
     let metrics = backend.metrics.of(proxy.worker);
-    let connection = match proxy.transport.checkout(place.backend(), config.pool, attempts.upstream.tls.as_deref()) {
+    let connection = match proxy.transport.checkout(place.backend(), attempts.upstream.manner(false)) {
         Some(connection) => connection,
         None => {
             let dialling = Instant::now();
             // The watch has the deadline of the first attempt.
-            let tls = attempts.upstream.tls.as_deref();
-            let dialled = connect::connect(&proxy.transport, place.backend(), config.pool, tls);
+            let dialled = connect::connect(&proxy.transport, place.backend(), attempts.upstream.manner(false));
             match tokio::time::timeout(config.connect_timeout, dialled).await {
                 Ok(Ok(connection)) => {
                     metrics.connects.add(1);
@@ -133,8 +132,8 @@ async fn ask(
     let begun = Instant::now();
     match poll_fn(|cx| connection.poll_response(cx, &mut body, &Silent)).await {
         Ok(status) => Some(Second { place, connection, body, status, begun }),
-        Err(_) => {
-            if !connection.reused || connection.answered() {
+        Err(failed) => {
+            if !connection.was_stale(&failed) {
                 metrics.broken.add(1);
                 place.failed(proxy, attempts.upstream);
                 attempts.upstream.note(&backend, proxy.worker, Outcome::Reset, begun.elapsed());

@@ -283,6 +283,7 @@ fn actions_are_resolved() {
             retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
             retry_budget: crate::config::RetryBudgetConfig::default(),
             pool: config::PoolConfig { max_idle: 1, idle_timeout: std::time::Duration::from_secs(1) },
+            protocol: crate::config::Protocol::Http1,
             tls: None,
             health_check: None,
             limits: crate::config::LimitsConfig::default(),

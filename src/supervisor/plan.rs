@@ -324,6 +324,7 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
     changes.value("retry_budget.per_second", &old.retry_budget.per_second, &new.retry_budget.per_second);
     changes.value("pool.max_idle", &old.pool.max_idle, &new.pool.max_idle);
     changes.time("pool.idle_timeout", old.pool.idle_timeout, new.pool.idle_timeout);
+    changes.value("protocol", old.protocol.as_str(), new.protocol.as_str());
     tls_changes(&mut changes, old.tls.as_deref(), new.tls.as_deref());
     match (&old.health_check, &new.health_check) {
         (None, Some(_)) => changes.push_value("health_check", "off", "on"),
@@ -694,6 +695,7 @@ mod tests {
             retries: Arc::new(RetryConfig { max: 1, ..RetryConfig::default() }),
             retry_budget: RetryBudgetConfig::default(),
             pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
+            protocol: crate::config::Protocol::Http1,
             tls: None,
             health_check: None,
             limits: LimitsConfig::default(),

@@ -50,7 +50,7 @@ fn read<'b>(
     let mut system = SystemRoots::default();
     let mut problems = Vec::new();
     let made = config.upstreams.iter().enumerate().map(|(place, upstream)| {
-        let made = BackendTls::prepare(upstream.tls.as_ref()?, before(place), &mut system);
+        let made = BackendTls::prepare(upstream.tls.as_ref()?, upstream.protocol, before(place), &mut system);
         made.map_err(|problem| problems.push(problem)).ok()
     });
     let made = made.collect();

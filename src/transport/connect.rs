@@ -8,11 +8,11 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use crate::backend::{BackendState, Connected};
-use crate::config::{Address, PoolConfig};
+use crate::config::Address;
 use crate::socket::Socket;
 
 use super::tls::{BackendTls, HandshakeFailed};
-use super::{Connection, Link, Transport};
+use super::{Connection, Link, Manner, Transport, multiplex};
 
 /// Why there is no connection. Nothing of a request was sent.
 #[derive(Debug)]
@@ -40,31 +40,36 @@ impl fmt::Display for NoConnection {
 
 impl std::error::Error for NoConnection {}
 
-/// Connects to `backend`, as soon as there may be another connection to it. Names are looked up again each time, and their
-/// addresses tried in turn. With `tls` it is ready when the handshake is over.
+/// Connects to `backend`, as soon as there may be another connection to it, or to a stream of one that is being made. Names are
+/// looked up again each time, and their addresses tried in turn. With TLS it is ready when the handshake is over.
 ///
 /// # Errors
 /// The last address's, when none can be connected to; or the handshake's.
 pub async fn connect(
     transport: &Rc<Transport>,
     backend: &Arc<BackendState>,
-    pool: PoolConfig,
-    tls: Option<&BackendTls>,
+    manner: Manner<'_>,
 ) -> Result<Connection, NoConnection> {
+    if manner.multiplexes() {
+        return Box::pin(multiplex::connect(transport, backend, manner)).await;
+    }
     let connected = match Connected::try_new(backend) {
         Some(connected) => connected,
         None => transport.ask_back(backend).await,
     };
+    let socket = reach(backend, manner).await?;
+    let link = Link::new(socket, BackendTls::identity(manner.tls), Rc::clone(&transport.space), connected);
+    Ok(Connection::new(link, false, transport, backend, manner.pool))
+}
+
+/// A socket to the backend, secure where it is to be.
+pub(super) async fn reach(backend: &BackendState, manner: Manner<'_>) -> Result<Socket, NoConnection> {
     let tcp = match &backend.address {
         Address::Ip(address) => TcpStream::connect(address).await?,
         Address::Name(host, port) => TcpStream::connect((&**host, *port)).await?,
     };
     tcp.set_nodelay(true)?;
-    let socket = match tls {
-        None => Socket::Plain(tcp),
-        // Boxed, so that exchanges in the clear do not carry the room for it.
-        Some(tls) => Box::pin(tls.handshake(&backend.address, tcp)).await.map_err(NoConnection::Tls)?,
-    };
-    let link = Link::new(socket, BackendTls::identity(tls), Rc::clone(&transport.space), connected);
-    Ok(Connection::new(link, false, transport, backend, pool))
+    let Some(tls) = manner.tls else { return Ok(Socket::Plain(tcp)) };
+    // Boxed, so that exchanges in the clear do not carry the room for it.
+    Box::pin(tls.handshake(&backend.address, tcp, manner.alone)).await.map_err(NoConnection::Tls)
 }

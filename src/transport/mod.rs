@@ -1,7 +1,7 @@
 //! Bytes to a backend and back.
 //!
 //! A worker has its own [`Transport`], with its own idle connections. HTTP/1.1 is spoken by [`Link`], in the task of the
-//! exchange that waits for the answer.
+//! exchange that waits for the answer, HTTP/2 by `multiplex`, whose connections exchanges share.
 
 use std::cell::RefCell;
 use std::io;
@@ -15,23 +15,28 @@ use http::request::Parts;
 use http::{StatusCode, response};
 
 use crate::backend::{BackendId, BackendState, Connected};
-use crate::config::PoolConfig;
-use crate::exchange::body::RequestBody;
+use crate::config::{PoolConfig, Protocol};
+use crate::exchange::body::{RequestBody, Source};
 use crate::exchange::watch::Clock;
 use crate::http1::space::Space;
 
 pub mod connect;
 pub mod link;
+mod multiplex;
 mod pool;
+mod stream;
 pub mod tls;
 
 pub use link::{Failed, Informed, Link};
+use multiplex::Sessions;
 use pool::Pools;
+use stream::Stream;
 use tls::BackendTls;
 
 /// A worker's way to its backends.
 pub struct Transport {
     pools: RefCell<Pools>,
+    sessions: RefCell<Sessions>,
     /// What messages need while they are under way.
     pub space: Rc<Space>,
     clock: Rc<Clock>,
@@ -42,9 +47,43 @@ pub struct Transport {
 /// Told of a backend to which there may be no further connection, and none is here.
 pub type Short = Box<dyn Fn(BackendId)>;
 
+/// How connections to the backends of an upstream are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner<'a> {
+    /// The idle ones that are kept.
+    pub pool: PoolConfig,
+    /// By which they are secure; `None` is in the clear.
+    pub tls: Option<&'a BackendTls>,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Whether it has to be HTTP/1.1, because the exchange may switch to another protocol and then have it for itself.
+    pub alone: bool,
+}
+
+impl Manner<'_> {
+    /// Whether exchanges may share a connection.
+    fn multiplexes(&self) -> bool {
+        let by_protocol = match self.protocol {
+            Protocol::Http1 => false,
+            Protocol::Http2 => true,
+            Protocol::Auto => self.tls.is_some(),
+        };
+        by_protocol && !self.alone
+    }
+}
+
+/// What an attempt is made on.
+enum Line {
+    /// A connection of its own.
+    Http1(Rc<Link>),
+    /// A part of one.
+    Http2(Rc<Stream>),
+}
+
 /// A connection to a backend, taken out for one attempt.
 pub struct Connection {
-    link: Rc<Link>,
+    line: Line,
+    resumed: Option<bool>,
     /// Whether it has served a request before: then it may turn out to be closed already.
     pub reused: bool,
     transport: Rc<Transport>,
@@ -56,18 +95,28 @@ pub struct Connection {
 impl Transport {
     /// No connections yet.
     pub fn new(clock: Rc<Clock>) -> Rc<Self> {
-        Rc::new(Self { pools: RefCell::default(), space: Rc::default(), clock, short: RefCell::default() })
+        Rc::new(Self {
+            pools: RefCell::default(),
+            sessions: RefCell::default(),
+            space: Rc::default(),
+            clock,
+            short: RefCell::default(),
+        })
     }
 
-    /// An idle connection to `backend` that was made with that TLS, the one used last.
-    pub fn checkout(
-        self: &Rc<Self>,
-        backend: &BackendState,
-        pool: PoolConfig,
-        tls: Option<&BackendTls>,
-    ) -> Option<Connection> {
-        let link = self.pools.borrow_mut().take(backend.id, BackendTls::identity(tls))?;
-        Some(Connection::new(link, true, self, backend, pool))
+    /// An idle connection to `backend` that was made in that manner, the one used last; or a stream of one that is shared.
+    pub fn checkout(self: &Rc<Self>, backend: &BackendState, manner: Manner<'_>) -> Option<Connection> {
+        let identity = BackendTls::identity(manner.tls);
+        if manner.multiplexes() {
+            if let Some(stream) = self.sessions.borrow_mut().take(backend.id, identity) {
+                return Some(Connection::multiplexed(stream, true, self, backend, manner.pool));
+            }
+            if manner.protocol == Protocol::Http2 {
+                return None;
+            }
+        }
+        let link = self.pools.borrow_mut().take(backend.id, identity)?;
+        Some(Connection::new(link, true, self, backend, manner.pool))
     }
 
     /// Idle connections held now.
@@ -90,14 +139,16 @@ impl Transport {
 
     /// Closes an idle connection to a backend, if somebody misses it.
     pub fn spare(&self, backend: BackendId) {
-        self.pools.borrow_mut().spare(backend);
+        if !self.pools.borrow_mut().spare(backend) {
+            self.sessions.borrow_mut().spare(backend);
+        }
     }
 
     /// The right to another connection, as soon as there may be one: an idle one is closed for it, here or elsewhere.
     #[cold]
     async fn ask_back(&self, backend: &Arc<BackendState>) -> Connected {
         let ask = || {
-            let here = self.pools.borrow_mut().spare(backend.id);
+            let here = self.pools.borrow_mut().spare(backend.id) || self.sessions.borrow_mut().spare(backend.id);
             if let (Some(short), false) = (&*self.short.borrow(), here) {
                 short(backend.id);
             }
@@ -108,23 +159,41 @@ impl Transport {
     /// Closes what was idle for too long, and what the other side has closed.
     pub fn sweep(&self) {
         self.pools.borrow_mut().sweep(self.clock.now_ms());
+        self.sessions.borrow_mut().sweep(self.clock.now_ms());
     }
 
     /// Closes the idle connections to backends that `keep` does not know any more, and those that were made with other TLS
     /// than it says.
     pub fn retain(&self, keep: impl Fn(BackendId) -> Option<u64>) {
-        self.pools.borrow_mut().retain(keep);
+        self.pools.borrow_mut().retain(&keep);
+        self.sessions.borrow_mut().retain(keep);
     }
 }
 
 impl Connection {
     fn new(link: Rc<Link>, reused: bool, transport: &Rc<Transport>, backend: &BackendState, pool: PoolConfig) -> Self {
-        Self { link, reused, transport: Rc::clone(transport), slot: backend.id, pool, released: false }
+        let resumed = if reused { None } else { link.resumed() };
+        let transport = Rc::clone(transport);
+        Self { line: Line::Http1(link), resumed, reused, transport, slot: backend.id, pool, released: false }
+    }
+
+    fn multiplexed(
+        stream: Rc<Stream>,
+        reused: bool,
+        transport: &Rc<Transport>,
+        backend: &BackendState,
+        pool: PoolConfig,
+    ) -> Self {
+        let transport = Rc::clone(transport);
+        Self { line: Line::Http2(stream), resumed: None, reused, transport, slot: backend.id, pool, released: false }
     }
 
     /// Takes a request, with `lines` put in behind its request line. It is sent by [`Connection::poll_response`].
     pub fn begin(&self, parts: &Parts, body: &RequestBody, lines: Option<&[u8]>) {
-        self.link.begin(parts, body, lines);
+        match &self.line {
+            Line::Http1(link) => link.begin(parts, body, lines),
+            Line::Http2(stream) => stream.begin(parts, body, lines),
+        }
     }
 
     /// Sends the request and waits for the head of the response: its status, with which it may be decided whether it is
@@ -138,7 +207,10 @@ impl Connection {
         body: &mut RequestBody,
         informed: &dyn Informed,
     ) -> Poll<Result<StatusCode, Failed>> {
-        self.link.poll_response(cx, body, informed)
+        match &self.line {
+            Line::Http1(link) => link.poll_response(cx, body, informed),
+            Line::Http2(stream) => stream.poll_response(cx, body),
+        }
     }
 
     /// Puts the head of the response whose status is known into `parts`.
@@ -146,12 +218,18 @@ impl Connection {
     /// # Errors
     /// When a field is malformed.
     pub fn response(&self, parts: &mut response::Parts) -> io::Result<()> {
-        self.link.response(parts)
+        match &self.line {
+            Line::Http1(link) => link.response(parts),
+            Line::Http2(stream) => stream.response(parts),
+        }
     }
 
     /// Whether the response's body is of known length, of `limit` bytes at most, and not all there yet.
     pub fn gathers(&self, limit: usize) -> bool {
-        self.link.gathers(limit)
+        match &self.line {
+            Line::Http1(link) => link.gathers(limit),
+            Line::Http2(stream) => stream.gathers(limit),
+        }
     }
 
     /// Waits until all of such a body is there.
@@ -159,22 +237,34 @@ impl Connection {
     /// # Errors
     /// When the connection breaks before.
     pub fn poll_gather(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.link.poll_gather(cx)
+        match &self.line {
+            Line::Http1(link) => link.poll_gather(cx),
+            Line::Http2(stream) => stream.poll_gather(cx),
+        }
     }
 
     /// Whether the response may have fields for this hop alone, and whether it has a date.
     pub fn tells(&self) -> (bool, bool) {
-        self.link.tells()
+        match &self.line {
+            Line::Http1(link) => link.tells(),
+            Line::Http2(stream) => stream.tells(),
+        }
     }
 
     /// The body of the response, where all of it has come with its head.
     pub fn whole(&self) -> Option<Bytes> {
-        self.link.whole()
+        match &self.line {
+            Line::Http1(link) => link.whole(),
+            Line::Http2(stream) => stream.whole(),
+        }
     }
 
     /// A field of the response whose status is known, before [`Connection::response`] takes the head.
     pub fn field(&self, name: &str) -> Option<Bytes> {
-        self.link.field(name)
+        match &self.line {
+            Line::Http1(link) => link.field(name),
+            Line::Http2(stream) => stream.field(name),
+        }
     }
 
     /// The response whose status is known is not wanted. Where all of it is there, the connection may take its next request;
@@ -188,10 +278,19 @@ impl Connection {
     /// What is left of a request's body whose response has begun is sent on beside it, as long as the backend takes a piece
     /// of it within `idle`.
     pub fn upload(&self, body: RequestBody, idle: Duration) {
-        if !self.link.uploading() {
+        let link = match &self.line {
+            Line::Http1(link) => Rc::clone(link),
+            Line::Http2(stream) if stream.uploading() => {
+                let stream = Rc::clone(stream);
+                tokio::task::spawn_local(async move { stream.upload(body, idle).await });
+                return;
+            }
+            Line::Http2(_) => return,
+        };
+        if !link.uploading() {
             return;
         }
-        let (link, transport, slot, pool) = (Rc::clone(&self.link), Rc::clone(&self.transport), self.slot, self.pool);
+        let (transport, slot, pool) = (Rc::clone(&self.transport), self.slot, self.pool);
         tokio::task::spawn_local(async move {
             link.upload(body, idle).await;
             // The exchange has been over for longer, and left the connection to this task.
@@ -203,24 +302,50 @@ impl Connection {
 
     /// Whether any byte of a response has come since the request was sent.
     pub fn answered(&self) -> bool {
-        self.link.answered()
+        match &self.line {
+            Line::Http1(link) => link.answered(),
+            Line::Http2(stream) => stream.answered(),
+        }
     }
 
-    /// Whether its TLS took up an earlier session; `None` in the clear.
+    /// Whether its TLS took up an earlier session, where the handshake was made for this attempt.
     pub fn resumed(&self) -> Option<bool> {
-        self.link.resumed()
+        self.resumed
     }
 
-    /// What the connection is behind.
-    pub fn link(&self) -> &Rc<Link> {
-        &self.link
+    /// Whether an attempt that has failed in this way says nothing about the backend: the connection was there already, and had
+    /// been closed or given up just before.
+    pub fn was_stale(&self, failed: &Failed) -> bool {
+        let closed = match &self.line {
+            Line::Http1(_) => true,
+            Line::Http2(_) => failed.unsent || failed.error.kind() != io::ErrorKind::InvalidData,
+        };
+        self.reused && closed && !self.answered()
+    }
+
+    /// Where the rest of the response's body comes from.
+    pub fn source(&self) -> Rc<dyn Source> {
+        match &self.line {
+            Line::Http1(link) => Rc::clone(link) as Rc<dyn Source>,
+            Line::Http2(stream) => Rc::clone(stream) as Rc<dyn Source>,
+        }
+    }
+
+    /// The connection itself, where it can become a tunnel.
+    pub fn link(&self) -> Option<&Rc<Link>> {
+        match &self.line {
+            Line::Http1(link) => Some(link),
+            Line::Http2(_) => None,
+        }
     }
 
     /// The response has been read: the connection may take its next request, once all of this one has been sent.
     pub fn release(mut self) {
         self.released = true;
-        if !self.link.uploading() {
-            self.transport.keep(self.slot, self.pool, Rc::clone(&self.link));
+        if let Line::Http1(link) = &self.line
+            && !link.uploading()
+        {
+            self.transport.keep(self.slot, self.pool, Rc::clone(link));
         }
     }
 }
@@ -228,7 +353,10 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if !self.released {
-            self.link.abandon();
+            match &self.line {
+                Line::Http1(link) => link.abandon(),
+                Line::Http2(stream) => stream.abandon(),
+            }
         }
     }
 }

@@ -20,7 +20,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, HandshakeKin
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::config::{Address, BackendTlsConfig, NamedFile, Problem};
+use crate::config::{Address, BackendTlsConfig, NamedFile, Problem, Protocol};
 use crate::socket::Socket;
 
 /// Names whose sessions are kept: with a thousand backends each, and a few kilobytes for those that are used.
@@ -33,7 +33,10 @@ pub struct BackendTls {
     config: Arc<BackendTlsConfig>,
     /// Of the bytes it was made from. No copy of them: there may be a key among them.
     bytes: u64,
+    protocol: Protocol,
     client: Arc<ClientConfig>,
+    /// For connections that have to speak HTTP/1.1, as those that may switch do.
+    http1: Arc<ClientConfig>,
     server_name: Option<ServerName<'static>>,
 }
 
@@ -48,6 +51,7 @@ impl BackendTls {
     /// What is wrong with a file, and which key names it.
     pub fn prepare(
         config: &Arc<BackendTlsConfig>,
+        protocol: Protocol,
         before: Option<&Arc<Self>>,
         system: &mut SystemRoots,
     ) -> Result<Arc<Self>, Problem> {
@@ -74,7 +78,9 @@ impl BackendTls {
             }
         };
         let bytes = hash(&bytes);
-        if let Some(before) = before.filter(|before| before.bytes == bytes && before.config == *config) {
+        if let Some(before) =
+            before.filter(|before| before.bytes == bytes && before.protocol == protocol && before.config == *config)
+        {
             return Ok(Arc::clone(before));
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -102,13 +108,25 @@ impl BackendTls {
         };
         client.alpn_protocols = vec![b"http/1.1".to_vec()];
         client.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+        let http1 = Arc::new(client.clone());
+        let client = match protocol {
+            Protocol::Http1 => Arc::clone(&http1),
+            Protocol::Http2 | Protocol::Auto => {
+                client.alpn_protocols = match protocol {
+                    Protocol::Http2 => vec![b"h2".to_vec()],
+                    _ => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+                };
+                client.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+                Arc::new(client)
+            }
+        };
         let server_name = match &config.server_name {
             None => None,
             Some(name) => Some(named(name).ok_or_else(|| config.spot.problem("server_name is not a name"))?),
         };
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self { id, config: Arc::clone(config), bytes, client: Arc::new(client), server_name }))
+        Ok(Arc::new(Self { id, config: Arc::clone(config), bytes, protocol, client, http1, server_name }))
     }
 
     /// What connections were made with: those of another identity are no use. 0 is in the clear.
@@ -116,18 +134,19 @@ impl BackendTls {
         tls.map_or(0, |tls| tls.id)
     }
 
-    /// Makes a connection to the backend at `address` a secure one.
+    /// Makes a connection to the backend at `address` a secure one, by which what the upstream's protocol says is spoken, or
+    /// `http1`.
     ///
     /// # Errors
     /// Why it cannot be. Nothing but the handshake was sent.
-    pub async fn handshake(&self, address: &Address, tcp: TcpStream) -> Result<Socket, HandshakeFailed> {
+    pub async fn handshake(&self, address: &Address, tcp: TcpStream, http1: bool) -> Result<Socket, HandshakeFailed> {
         let name = self.server_name.clone().or_else(|| match address {
             Address::Ip(address) => Some(address.ip().into()),
             Address::Name(host, _) => named(host.trim_end_matches('.')),
         });
         let name =
             name.ok_or_else(|| HandshakeFailed::new(io::Error::other("its host is no name for a certificate")))?;
-        let connector = TlsConnector::from(Arc::clone(&self.client));
+        let connector = TlsConnector::from(Arc::clone(if http1 { &self.http1 } else { &self.client }));
         let stream = connector.connect(name, tcp).await.map_err(HandshakeFailed::new)?;
         Ok(Socket::Tls(Box::new(stream.into())))
     }

@@ -22,6 +22,7 @@ use crate::backend::{Backend, BackendId, BackendState, Lease, Room};
 use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
 use crate::strategy::{Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
+use crate::transport::Manner;
 use crate::transport::tls::BackendTls;
 
 pub mod by_hand;
@@ -133,6 +134,12 @@ impl Upstream {
     /// Whether a backend is ready that was not tried yet.
     pub fn has_untried(&self, tried: &Tried) -> bool {
         self.roster.load().ready().iter().any(|backend| !tried.contains(backend.state.id))
+    }
+
+    /// How connections to its backends are made, for an exchange that may switch to another protocol or for any.
+    pub fn manner(&self, switches: bool) -> Manner<'_> {
+        let config = &self.config;
+        Manner { pool: config.pool, tls: self.tls.as_deref(), protocol: config.protocol, alone: switches }
     }
 
     /// With whose TLS connections to its backends are made; 0 is in the clear.

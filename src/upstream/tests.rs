@@ -33,6 +33,7 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
         retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
         retry_budget: crate::config::RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 1, idle_timeout: S },
+        protocol: crate::config::Protocol::Http1,
         tls: None,
         limits: LimitsConfig::default(),
         health_check: initial.map(|initial| {

@@ -15,6 +15,7 @@ use rustls::{HandshakeKind, RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use crate::backend_http2::{Backend as Http2Backend, Script};
 use crate::harness::{Client, Scratch, TestBackend, TestProxy, body_of, eventually, soon};
 
 /// Issues certificates.
@@ -74,8 +75,22 @@ impl Front {
         Self::asking(backend, certified, None).await
     }
 
+    /// One behind which HTTP/2 is spoken too, elsewhere.
+    async fn of_both(backend: &TestBackend, http2: SocketAddr, certified: &Certified) -> Self {
+        Self::start(backend, Some(http2), certified, None).await
+    }
+
     /// One that asks for a certificate of somebody's.
     async fn asking(backend: &TestBackend, certified: &Certified, clients: Option<&Ca>) -> Self {
+        Self::start(backend, None, certified, clients).await
+    }
+
+    async fn start(
+        backend: &TestBackend,
+        http2: Option<SocketAddr>,
+        certified: &Certified,
+        clients: Option<&Ca>,
+    ) -> Self {
         let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
         let builder = builder.with_safe_default_protocol_versions().unwrap();
         let builder = match clients {
@@ -91,7 +106,11 @@ impl Front {
         let chain = vec![CertificateDer::from_pem_slice(certified.certificate.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(certified.key.as_bytes()).unwrap();
         let mut config = builder.with_single_cert(chain, key).unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        if http2.is_some() {
+            config.alpn_protocols.push(b"h2".to_vec());
+            config.alpn_protocols.reverse();
+        }
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -112,6 +131,7 @@ impl Front {
                         counts.alpn.fetch_add(1, SeqCst);
                     }
                     counts.open.fetch_add(1, SeqCst);
+                    let to = http2.filter(|_| tls.get_ref().1.alpn_protocol() == Some(b"h2")).unwrap_or(to);
                     if let Ok(mut backend) = TcpStream::connect(to).await {
                         let _ = tokio::io::copy_bidirectional(&mut tls, &mut backend).await;
                     }
@@ -331,6 +351,42 @@ async fn web_sockets_go_through() {
     }
     drop(client);
     eventually(|| proxy.in_flight() == 0 && front.open() == 0).await;
+}
+
+#[tokio::test]
+async fn auto_speaks_what_the_backend_takes_and_http1_to_switch() {
+    let scratch = Scratch::new();
+    let (ca, tls) = trusted(&scratch);
+    let (backend, http2) = (TestBackend::upgrading(), Http2Backend::new(Script::default()).await);
+    let certified = ca.issue("127.0.0.1");
+    let both = Front::of_both(&backend, http2.address, &certified).await;
+    let check = "health_check = { interval = \"20ms\", initial = \"unhealthy\" }";
+    for protocol in ["auto", "http2"] {
+        let keys = format!("protocol = {protocol:?}\n{check}\n{tls}");
+        let proxy = TestProxy::with_config(text(&[by_ip(&both)], &keys)).await;
+        let roster = || proxy.snapshot().upstream("u").unwrap().roster();
+        eventually(|| roster().backends()[0].state.health.verdict().as_str() == "healthy").await;
+        let response = proxy.post("/", "by http/2").await;
+        assert_eq!((response.status(), response.text()), (200, "by http/2".into()));
+        assert_eq!(backend.requests(), 0);
+    }
+    let proxy = TestProxy::with_config(text(&[by_ip(&both)], &format!("protocol = \"auto\"\n{tls}"))).await;
+    let mut client = proxy.client().await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+    assert_eq!(soon(client.stream.head()).await.unwrap().unwrap().status(), 101);
+    client.send("hello").await;
+    assert_eq!(client.exact(5).await, b"hello");
+    drop(client);
+    eventually(|| proxy.in_flight() == 0).await;
+    let plain = TestBackend::ok("by http/1.1");
+    let one = Front::new(&plain, &certified).await;
+    let proxy = TestProxy::with_config(text(&[by_ip(&one)], &format!("protocol = \"auto\"\n{tls}"))).await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/").await.text(), "by http/1.1");
+    }
+    assert_eq!(one.handshakes(), (1, 0));
+    let proxy = TestProxy::with_config(text(&[by_ip(&one)], &format!("protocol = \"http2\"\n{tls}"))).await;
+    assert_eq!(proxy.get("/").await.status(), 502);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 
 mod harness;
 mod backend_tls;
+mod backend_http2;
 mod breaker;
 mod cancel;
 mod client_gone;

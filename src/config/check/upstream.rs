@@ -11,13 +11,13 @@ use super::limits::{backend_limits, limits, upstream_limits};
 use super::listener::reaches;
 use super::picking;
 use super::retries::{retries, retry_budget};
-use super::value::{name, number, timeout};
+use super::value::{choice, name, number, timeout};
 use crate::config::error::Problem;
 use crate::config::field::{Entry, Field};
 use crate::config::raw;
 use crate::config::report::{Place, quote};
 use crate::config::{
-    self, Address, BackendConfig, BackendLimits, ListenerConfig, PoolConfig, StrategyConfig, UpstreamConfig,
+    self, Address, BackendConfig, BackendLimits, ListenerConfig, PoolConfig, Protocol, StrategyConfig, UpstreamConfig,
     UpstreamName,
 };
 
@@ -77,12 +77,18 @@ fn upstream(
         retries: retries(check, &raw.retries, &Arc::default()),
         retry_budget: retry_budget(check, &raw.retry_budget),
         pool: pool(check, &raw.pool),
+        protocol: protocol(check, &raw.protocol),
         tls: backend_tls(check, &raw.tls),
         health_check: health_check(check, &raw.health_check),
         outlier_detection: picking::outlier_detection(check, &raw.outlier_detection),
         slow_start: picking::slow_start(check, &raw.slow_start),
         tiers,
     })
+}
+
+fn protocol(check: &Check<'_>, field: &Field<String>) -> Protocol {
+    let all = [Protocol::Http1, Protocol::Http2, Protocol::Auto];
+    choice(check, field, Protocol::Http1, &all.map(|it| (it.as_str(), it)))
 }
 
 fn strategy(check: &Check<'_>, field: &Field<String>) -> StrategyConfig {

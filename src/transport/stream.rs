@@ -1,0 +1,490 @@
+//! One exchange on a connection that others share: a stream of HTTP/2.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::client::ResponseFuture;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Response, StatusCode, Uri, Version, response};
+use http_body::{Body as _, Frame};
+
+use crate::exchange::body::{RequestBody, Source};
+use crate::http1::pipe::Pipe;
+
+use super::Failed;
+use super::multiplex::Session;
+
+/// Of a request's body so much is held until the response comes, so that it can be given back if the stream is refused.
+const HELD_BYTES: usize = 64 * 1024;
+
+/// Only a body of at most so many bytes is looked for with its head.
+const WHOLE_BYTES: u64 = 32 * 1024;
+
+/// A stream, from before its request to the end of its response.
+pub(super) struct Stream(RefCell<State>);
+
+struct State {
+    /// Where it is counted. Behind the handles, whose end is the stream's.
+    exchange: Option<Handles>,
+    /// Why it could not even begin.
+    refused: Option<h2::Error>,
+    upload: Upload,
+    /// What was taken of the request's body, and what of it waits for room.
+    taken: Taken,
+    head: Option<Response<()>>,
+    /// What was read of the response's body and is not taken yet.
+    ahead: BytesMut,
+    /// Bytes of the body to come, where that was said.
+    left: Option<u64>,
+    incoming: Incoming,
+    session: Rc<Session>,
+}
+
+struct Handles {
+    response: Option<ResponseFuture>,
+    send: SendStream<Bytes>,
+    receive: Option<RecvStream>,
+}
+
+#[derive(Default)]
+struct Taken {
+    waits: Bytes,
+    held: Vec<Bytes>,
+    bytes: usize,
+    /// Whether all of it can be given back.
+    lost: bool,
+}
+
+enum Upload {
+    Open,
+    /// A task of its own goes on with it. Woken when the exchange is given up.
+    Apart(Option<Waker>),
+    Over,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Incoming {
+    Head,
+    Body,
+    Done,
+    Broken,
+}
+
+impl Stream {
+    /// To be begun on that connection, where it counts from now on.
+    pub(super) fn new(session: Rc<Session>) -> Rc<Self> {
+        session.opened();
+        Rc::new(Self(RefCell::new(State {
+            exchange: None,
+            refused: None,
+            upload: Upload::Over,
+            taken: Taken::default(),
+            head: None,
+            ahead: BytesMut::new(),
+            left: None,
+            incoming: Incoming::Head,
+            session,
+        })))
+    }
+
+    pub(super) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Option<&[u8]>) {
+        let state = &mut *self.0.borrow_mut();
+        let ends = body.is_end_stream();
+        let length = body.size_hint().exact().filter(|_| !ends);
+        match state.session.sender().send_request(request(parts, lines, length, state.session.secure()), ends) {
+            Ok((response, send)) => {
+                state.exchange = Some(Handles { response: Some(response), send, receive: None });
+                state.upload = if ends { Upload::Over } else { Upload::Open };
+            }
+            Err(error) => state.refused = Some(error),
+        }
+    }
+
+    pub(super) fn poll_response(
+        &self,
+        cx: &mut Context<'_>,
+        body: &mut RequestBody,
+    ) -> Poll<Result<StatusCode, Failed>> {
+        let state = &mut *self.0.borrow_mut();
+        if let Some(error) = state.refused.take() {
+            state.session.spend();
+            return Poll::Ready(Err(Failed { error: broken(error), unsent: true }));
+        }
+        if let Poll::Ready(Err(error)) = state.poll_send(cx, body) {
+            return Poll::Ready(Err(Failed { error, unsent: false }));
+        }
+        let Some(handles) = &mut state.exchange else {
+            return Poll::Ready(Err(Failed { error: closed(), unsent: false }));
+        };
+        let Some(response) = &mut handles.response else {
+            return Poll::Ready(Err(Failed { error: closed(), unsent: false }));
+        };
+        match ready!(Pin::new(response).poll(cx)) {
+            Ok(response) => {
+                let (mut head, receive) = response.into_parts();
+                head.version = Version::HTTP_11;
+                let status = head.status;
+                let length = head.headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok());
+                state.incoming = if receive.is_end_stream() { Incoming::Done } else { Incoming::Body };
+                state.left = if state.incoming == Incoming::Done { Some(0) } else { length };
+                handles.response = None;
+                handles.receive = Some(receive);
+                state.head = Some(Response::from_parts(head, ()));
+                state.taken.held = Vec::new();
+                state.taken.lost = true;
+                Poll::Ready(Ok(status))
+            }
+            Err(error) => {
+                let refused =
+                    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
+                if error.is_go_away() || error.is_io() {
+                    state.session.spend();
+                }
+                let unsent = refused && !state.taken.lost;
+                if unsent {
+                    body.unread(state.taken.all());
+                }
+                Poll::Ready(Err(Failed { error: broken(error), unsent }))
+            }
+        }
+    }
+
+    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<()> {
+        let head = self.0.borrow_mut().head.take().ok_or_else(closed)?;
+        (*parts, ()) = head.into_parts();
+        // How it came is no matter of the client's.
+        parts.version = Version::HTTP_11;
+        Ok(())
+    }
+
+    /// HTTP/2 has no fields for this hop alone: h2 takes a response with one for malformed.
+    pub(super) fn tells(&self) -> (bool, bool) {
+        let state = self.0.borrow();
+        (false, state.head.as_ref().is_some_and(|head| head.headers().contains_key(header::DATE)))
+    }
+
+    pub(super) fn field(&self, name: &str) -> Option<Bytes> {
+        let state = self.0.borrow();
+        let value = state.head.as_ref()?.headers().get(name)?;
+        Some(Bytes::copy_from_slice(value.as_bytes()))
+    }
+
+    pub(super) fn whole(&self) -> Option<Bytes> {
+        let state = &mut *self.0.borrow_mut();
+        if state.left.is_some_and(|left| left <= WHOLE_BYTES) || state.incoming == Incoming::Done {
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = state.poll_ahead(&mut cx);
+        }
+        if state.incoming != Incoming::Done {
+            return None;
+        }
+        state.left = Some(0);
+        Some(state.ahead.split().freeze())
+    }
+
+    pub(super) fn gathers(&self, limit: usize) -> bool {
+        let state = self.0.borrow();
+        state.incoming == Incoming::Body && state.left.is_some_and(|left| left <= limit as u64)
+    }
+
+    pub(super) fn poll_gather(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_ahead(cx)
+    }
+
+    pub(super) fn answered(&self) -> bool {
+        self.0.borrow().incoming != Incoming::Head
+    }
+
+    pub(super) fn uploading(&self) -> bool {
+        !matches!(self.0.borrow().upload, Upload::Over)
+    }
+
+    /// As a link does it.
+    pub(super) async fn upload(&self, mut body: RequestBody, idle: Duration) {
+        if !self.uploading() {
+            return;
+        }
+        let mut wait = std::pin::pin!(tokio::time::sleep(idle));
+        poll_fn(|cx| {
+            let state = &mut *self.0.borrow_mut();
+            if matches!(state.upload, Upload::Over) {
+                return Poll::Ready(());
+            }
+            let before = state.taken.bytes - state.taken.waits.len();
+            match state.poll_send(cx, &mut body) {
+                Poll::Ready(_) => {
+                    state.end_upload();
+                    return Poll::Ready(());
+                }
+                Poll::Pending => {}
+            }
+            if before != state.taken.bytes - state.taken.waits.len() {
+                wait.as_mut().reset(tokio::time::Instant::now() + idle);
+            }
+            if wait.as_mut().poll(cx).is_ready() {
+                state.reset();
+                return Poll::Ready(());
+            }
+            state.upload = Upload::Apart(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The exchange is given up: the backend is told to stop.
+    pub(super) fn abandon(&self) {
+        self.0.borrow_mut().reset();
+    }
+}
+
+impl State {
+    fn end_upload(&mut self) {
+        if let Upload::Apart(Some(waker)) = std::mem::replace(&mut self.upload, Upload::Over) {
+            waker.wake();
+        }
+    }
+
+    fn reset(&mut self) {
+        self.end_upload();
+        if self.incoming != Incoming::Done {
+            self.incoming = Incoming::Broken;
+        }
+        if let Some(mut handles) = self.exchange.take() {
+            // Nothing goes out for a stream that is over on both sides.
+            handles.send.send_reset(Reason::CANCEL);
+        }
+    }
+
+    /// Sends as much of the request's body as there is and the backend takes. Ready when all of it is sent.
+    ///
+    /// # Errors
+    /// The client's.
+    fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut RequestBody) -> Poll<io::Result<()>> {
+        while !matches!(self.upload, Upload::Over) {
+            let Some(handles) = &mut self.exchange else { break };
+            if self.taken.waits.is_empty() {
+                match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => self.taken.take(&data),
+                        Err(frame) => {
+                            self.taken.lost = true;
+                            let trailers = frame.into_trailers().unwrap_or_default();
+                            let _ = handles.send.send_trailers(trailers);
+                            self.end_upload();
+                            break;
+                        }
+                    },
+                    Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                    None => {
+                        let _ = handles.send.send_data(Bytes::new(), true);
+                        self.end_upload();
+                        break;
+                    }
+                }
+                continue;
+            }
+            handles.send.reserve_capacity(self.taken.waits.len());
+            if handles.send.capacity() == 0 {
+                match ready!(handles.send.poll_capacity(cx)) {
+                    Some(Ok(_)) => continue,
+                    // The backend takes no more; why is for the response to say.
+                    Some(Err(_)) | None => {
+                        self.end_upload();
+                        break;
+                    }
+                }
+            }
+            let room = handles.send.capacity().min(self.taken.waits.len());
+            let piece = self.taken.waits.split_to(room);
+            let last = self.taken.waits.is_empty() && body.is_end_stream();
+            if handles.send.send_data(piece, last).is_err() || last {
+                self.end_upload();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads all of the body into memory; only where it is known to be short.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.incoming == Incoming::Body && self.left != Some(0) {
+            match ready!(self.poll_data(cx)) {
+                Some(Ok(data)) => self.ahead.extend_from_slice(&data),
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next piece as it comes; `None` before trailers or the end.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        let Some(receive) = self.exchange.as_mut().and_then(|handles| handles.receive.as_mut()) else {
+            self.incoming = Incoming::Broken;
+            return Poll::Ready(Some(Err(closed())));
+        };
+        let data = match ready!(receive.poll_data(cx)) {
+            Some(Ok(data)) => {
+                let _ = receive.flow_control().release_capacity(data.len());
+                if let Some(left) = &mut self.left {
+                    *left = left.saturating_sub(data.len() as u64);
+                }
+                Some(Ok(data))
+            }
+            Some(Err(error)) => {
+                self.incoming = Incoming::Broken;
+                return Poll::Ready(Some(Err(broken(error))));
+            }
+            None => None,
+        };
+        if receive.is_end_stream() {
+            self.incoming = Incoming::Done;
+        }
+        Poll::Ready(data)
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if !self.ahead.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(self.ahead.split().freeze()))));
+        }
+        if self.incoming != Incoming::Body {
+            return Poll::Ready(None);
+        }
+        match ready!(self.poll_data(cx)) {
+            Some(data) => return Poll::Ready(Some(data.map(Frame::data))),
+            None if self.incoming == Incoming::Done => return Poll::Ready(None),
+            None => {}
+        }
+        let receive = self.exchange.as_mut().and_then(|handles| handles.receive.as_mut());
+        let Some(receive) = receive else { return Poll::Ready(None) };
+        match ready!(receive.poll_trailers(cx)) {
+            Ok(trailers) => {
+                self.incoming = Incoming::Done;
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+            }
+            Err(error) => {
+                self.incoming = Incoming::Broken;
+                Poll::Ready(Some(Err(broken(error))))
+            }
+        }
+    }
+}
+
+impl Taken {
+    fn take(&mut self, data: &Bytes) {
+        self.waits = data.clone();
+        self.bytes += data.len();
+        if self.bytes > HELD_BYTES {
+            self.lost = true;
+            self.held = Vec::new();
+        } else if !self.lost {
+            self.held.push(data.clone());
+        }
+    }
+
+    /// All that was taken.
+    fn all(&mut self) -> Bytes {
+        let held = std::mem::take(&mut self.held);
+        match held.as_slice() {
+            [one] => one.clone(),
+            many => many.concat().into(),
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        drop(self.exchange.take());
+        self.session.closed();
+    }
+}
+
+impl Source for Stream {
+    fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.0.borrow_mut().poll_piece(cx)
+    }
+
+    fn is_done(&self) -> bool {
+        let state = self.0.borrow();
+        state.incoming == Incoming::Done && state.ahead.is_empty()
+    }
+
+    fn want(&self, _: bool) {}
+
+    fn pours(&self) -> bool {
+        false
+    }
+
+    fn poll_pour(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(0))
+    }
+
+    fn left(&self) -> Option<u64> {
+        let state = self.0.borrow();
+        let ahead = state.ahead.len() as u64;
+        if state.incoming == Incoming::Done { Some(ahead) } else { state.left.map(|left| left + ahead) }
+    }
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").finish_non_exhaustive()
+    }
+}
+
+/// The request as HTTP/2 has it: the host in `:authority`, and no fields for one hop alone (RFC 9113 §8.2.2).
+fn request(parts: &Parts, lines: Option<&[u8]>, length: Option<u64>, secure: bool) -> Request<()> {
+    let mut headers = parts.headers.clone();
+    for line in lines.unwrap_or_default().split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if let Some(colon) = memchr::memchr(b':', line)
+            && let Ok(name) = HeaderName::from_bytes(&line[..colon])
+            && let Ok(value) = HeaderValue::from_bytes(line[colon + 1..].trim_ascii())
+        {
+            headers.append(name, value);
+        }
+    }
+    let host = headers.remove(header::HOST);
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let alone = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::CONTENT_LENGTH];
+    for name in alone {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+    if headers.remove(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
+    uri.authority = Some(authority.unwrap_or(Authority::from_static("backend")));
+    uri.path_and_query = Some(parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")));
+    let mut request = Request::new(());
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+    *request.headers_mut() = headers;
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    if error.is_io() {
+        return error.into_io().unwrap_or_else(closed);
+    }
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "closed the connection")
+}
