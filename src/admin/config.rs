@@ -13,10 +13,11 @@ use super::picking::place_keys;
 use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
-    BackendLimits, BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern,
-    HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern,
-    PathRewrite, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig,
-    TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
+    BackendLimits, BodyMatch, BreakerConfig, CertificateConfig, Config, Forward, HeaderEdits, HealthCheckConfig,
+    HedgeConfig, HostPattern, HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat,
+    OverloadConfig, PathPattern, PathRewrite, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig,
+    RetryConfig, RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames, UpstreamConfig,
+    ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -187,6 +188,7 @@ impl Serialize for Shown<&ListenerConfig> {
             trusted_proxies,
             forwarded,
             via,
+            tls,
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("name", name.as_str())?;
@@ -204,6 +206,40 @@ impl Serialize for Shown<&ListenerConfig> {
         map.serialize_entry("trusted_proxies", &texts(trusted_proxies))?;
         map.serialize_entry("forwarded", forwarded)?;
         map.serialize_entry("via", via)?;
+        entry_if(&mut map, "tls", tls.as_deref().map(Shown).as_ref())?;
+        map.end()
+    }
+}
+
+/// Of the files, where they are.
+impl Serialize for Shown<&TlsConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let TlsConfig { certificates, unknown_names, profile, handshake_timeout, max_handshakes } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("certificates", &shown(certificates.iter()))?;
+        let unknown_names = match unknown_names {
+            UnknownNames::Default => "default",
+            UnknownNames::Refuse => "refuse",
+        };
+        map.serialize_entry("unknown_names", unknown_names)?;
+        let profile = match profile {
+            TlsProfile::Intermediate => "intermediate",
+            TlsProfile::Modern => "modern",
+        };
+        map.serialize_entry("profile", profile)?;
+        map.serialize_entry("handshake_timeout", &Shown(*handshake_timeout))?;
+        map.serialize_entry("max_handshakes", max_handshakes)?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&CertificateConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let CertificateConfig { certificate, key, ocsp } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("certificate", &certificate.path)?;
+        map.serialize_entry("key", &key.path)?;
+        entry_if(&mut map, "ocsp", ocsp.as_ref().map(|file| &file.path).as_ref())?;
         map.end()
     }
 }

@@ -35,6 +35,7 @@ mod picking;
 mod report;
 mod error;
 mod limits;
+mod tls;
 
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity, nearest};
@@ -43,6 +44,7 @@ pub use limits::{
 };
 pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
+pub use tls::{CertificateConfig, FileKey, TlsConfig, TlsProfile, UnknownNames};
 pub use units::duration;
 
 macro_rules! names {
@@ -232,6 +234,8 @@ pub struct ListenerConfig {
     pub forwarded: bool,
     /// Whether to send `Via` (RFC 9110 §7.6.3) both ways.
     pub via: bool,
+    /// How it speaks TLS; `None` is in the clear.
+    pub tls: Option<Arc<TlsConfig>>,
 }
 
 /// `[[route]]`: which requests match and where they go.

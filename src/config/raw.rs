@@ -101,6 +101,27 @@ pub(super) struct Listener {
     pub(super) trusted_proxies: Field<Vec<Field<String>>>,
     pub(super) forwarded: Field<bool>,
     pub(super) via: Field<bool>,
+    pub(super) tls: Field<Tls>,
+}
+
+/// `[listener.tls]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Tls {
+    pub(super) certificates: Field<Tables<Certificate>>,
+    pub(super) unknown_names: Field<String>,
+    pub(super) profile: Field<String>,
+    pub(super) handshake_timeout: Field<Duration>,
+    pub(super) max_handshakes: Field<i64>,
+}
+
+/// `certificates = [{ .. }]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Certificate {
+    pub(super) certificate: Field<String>,
+    pub(super) key: Field<String>,
+    pub(super) ocsp: Field<String>,
 }
 
 /// `[[route]]`

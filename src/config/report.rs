@@ -49,12 +49,18 @@ impl<'a> Report<'a> {
     }
 
     /// Adds a problem.
-    pub(super) fn add(&self, place: Place, mut problem: Problem) {
+    pub(super) fn add(&self, place: Place, problem: Problem) {
+        let problem = self.located(place, problem);
+        self.problems.borrow_mut().push(problem);
+    }
+
+    /// A problem that says where it is.
+    pub(super) fn located(&self, place: Place, mut problem: Problem) -> Problem {
         let offset = self.places.borrow().get(place.0).map_or(0, |(_, offset)| *offset);
         (problem.line, problem.column) = self.position(offset);
         problem.file = self.file.to_owned();
         problem.key = self.path(place);
-        self.problems.borrow_mut().push(problem);
+        problem
     }
 
     /// Adds a problem of a key that is missing from the table at `place`.

@@ -30,6 +30,8 @@ pub struct Client {
     pub peer_text: HeaderValue,
     /// The port it came to, as a header holds it.
     pub port_text: HeaderValue,
+    /// By which it came: `http` or `https`.
+    pub scheme: &'static str,
     /// The settings of the listener when the connection was accepted. Not where its name is to be looked for: see
     /// [`Client::listener_name`].
     pub listener: Arc<ListenerConfig>,
@@ -145,6 +147,7 @@ pub(crate) mod testing {
             trusted_proxies: Vec::new(),
             forwarded: false,
             via: false,
+            tls: None,
         };
         change(&mut listener);
         Rc::new(Client {
@@ -153,6 +156,7 @@ pub(crate) mod testing {
             lines: RefCell::new((None, Rc::from([]))),
             peer_text: HeaderValue::from_static("192.0.2.1"),
             port_text: HeaderValue::from_static("8080"),
+            scheme: "http",
             name: RefCell::new((0, listener.name.clone())),
             listener: Arc::new(listener),
             metrics: Arc::new(Sharded::new(1)),

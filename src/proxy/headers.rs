@@ -193,7 +193,7 @@ fn forwarded_lines(client: &Client, host: Option<&HeaderValue>) -> Rc<[u8]> {
             lines.extend_from_slice(b"\r\n");
         };
         line(&X_FORWARDED_FOR, client.peer_text.as_bytes());
-        line(&X_FORWARDED_PROTO, b"http");
+        line(&X_FORWARDED_PROTO, client.scheme.as_bytes());
         if let Some(host) = host {
             line(&X_FORWARDED_HOST, host.as_bytes());
         }
@@ -222,7 +222,7 @@ fn x_forwarded(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits) {
             None => drop(headers.remove(name)),
         }
     };
-    put(X_FORWARDED_PROTO, Some(HeaderValue::from_static("http")));
+    put(X_FORWARDED_PROTO, Some(HeaderValue::from_static(client.scheme)));
     put(X_FORWARDED_HOST, asked);
     put(X_FORWARDED_PORT, Some(client.port_text.clone()));
     if edited(&X_FORWARDED_FOR) {
@@ -277,7 +277,8 @@ fn forwarded_element(client: &Client, host: Option<&HeaderValue>) -> String {
             false => write!(text, ";host=\"{host}\""),
         };
     }
-    text.push_str(";proto=http");
+    text.push_str(";proto=");
+    text.push_str(client.scheme);
     text
 }
 

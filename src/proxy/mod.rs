@@ -150,7 +150,7 @@ impl Proxy {
             Action::Forward(forward) => return Ok(Choice::Forward(route, forward)),
             Action::Redirect(redirect) => {
                 let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
-                let location = route::rewrite::location(redirect, "http", host, &parts.uri)
+                let location = route::rewrite::location(redirect, running.exchange.client.scheme, host, &parts.uri)
                     .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
                 respond::redirect(redirect.status, location)
             }

@@ -7,9 +7,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::config::{Config, Problem, RouteName, UpstreamName};
+use crate::config::{Config, Problem, Problems, RouteName, UpstreamName};
 use crate::health::Prober;
 use crate::listener::{self, Bound, Listener};
 use crate::proxy::Snapshot;
@@ -18,6 +18,7 @@ use crate::strategy::Factories;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
 use crate::telemetry::process::Process;
+use crate::tls::Tls;
 use crate::upstream::keeper::Keepers;
 use crate::upstream::{Upstream, UpstreamState};
 use crate::worker::Workers;
@@ -50,6 +51,8 @@ pub struct Supervisor {
     lasting: Lasting,
     keepers: Keepers,
     prober: Prober,
+    /// Of the start.
+    warnings: Vec<Problem>,
     _gauge: Gauge,
 }
 
@@ -69,6 +72,10 @@ struct Prepared {
     snapshot: Arc<Snapshot>,
     lasting: Lasting,
     bound: Vec<Bound>,
+    /// What the listeners make handshakes with, in the order of the configuration.
+    tls: Vec<Option<Arc<Tls>>>,
+    /// What is odd about their files.
+    warnings: Vec<Problem>,
 }
 
 /// Whether the files that are written to are opened anew although their configuration is the same, as is expected of a
@@ -104,7 +111,7 @@ impl Supervisor {
         let workers = workers(&config);
         let config = Arc::new(config);
         let plan = plan::plan(&nothing_but_settings(&config), &config);
-        let Prepared { snapshot, lasting, bound } = prepare(
+        let Prepared { snapshot, lasting, bound, tls, warnings } = prepare(
             &plan,
             1,
             &config,
@@ -114,6 +121,9 @@ impl Supervisor {
         let process = Process::new(workers);
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         let workers = Workers::start(workers, snapshot, &process).map_err(Error::Thread)?;
+        for (listener, tls) in lasting.listeners.iter().zip(tls) {
+            listener.tls.store(tls);
+        }
         for bound in bound {
             workers.listen(bound);
         }
@@ -122,7 +132,7 @@ impl Supervisor {
         let events = &shared.process.events;
         let (prober, keepers) = (Prober::new(events.clone()), Keepers::new(events.clone()));
         let gauge = Gauge::start(&shared);
-        let mut supervisor = Self { shared, factories, lasting, keepers, prober, _gauge: gauge };
+        let mut supervisor = Self { shared, factories, lasting, keepers, prober, warnings, _gauge: gauge };
         supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
         Ok(supervisor)
     }
@@ -130,8 +140,8 @@ impl Supervisor {
     /// Serves from now on as `config` says, or changes nothing.
     ///
     /// # Errors
-    /// When an added listener cannot be bound or the access log cannot be opened.
-    pub fn apply(&mut self, mut config: Config, warnings: Vec<Problem>, reopen: Reopen) -> Result<Applied, Error> {
+    /// When an added listener cannot be bound, a certificate not read or the access log not opened.
+    pub fn apply(&mut self, mut config: Config, mut warnings: Vec<Problem>, reopen: Reopen) -> Result<Applied, Error> {
         let started = Instant::now();
         let workers = &self.shared.workers;
         let before = workers.snapshot();
@@ -148,7 +158,8 @@ impl Supervisor {
             lasting: &self.lasting,
             before: &before.upstreams,
         };
-        let prepared = prepare(&plan, before.generation + 1, &config, running, reopen)?;
+        let mut prepared = prepare(&plan, before.generation + 1, &config, running, reopen)?;
+        warnings.append(&mut prepared.warnings);
 
         let retired = self.commit(prepared);
         for listener in &retired {
@@ -159,13 +170,14 @@ impl Supervisor {
 
     /// The point of no return. Gives back the listeners that are no longer wanted.
     fn commit(&mut self, prepared: Prepared) -> Vec<Arc<Listener>> {
-        let Prepared { snapshot, lasting, bound } = prepared;
+        let Prepared { snapshot, lasting, bound, tls, warnings: _ } = prepared;
         let workers = &self.shared.workers;
         // Before the first request that knows of them: a backend never sees more than its limit.
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         workers.publish(Arc::clone(&snapshot));
-        for (listener, config) in lasting.listeners.iter().zip(&snapshot.config.listeners) {
+        for ((listener, config), tls) in lasting.listeners.iter().zip(&snapshot.config.listeners).zip(tls) {
             listener.config.store(Arc::clone(config));
+            listener.tls.store(tls);
         }
         for bound in bound {
             workers.listen(bound);
@@ -216,6 +228,7 @@ fn prepare(
 ) -> Result<Prepared, Error> {
     // Files and sockets first: what can fail should do so before work is spent on the rest.
     let access_log = open_access_log(plan, config, running.lasting, reopen)?;
+    let (tls, warnings) = load_certificates(plan, config, running.lasting)?;
     let (listeners, bound) = bind_listeners(plan, config, &running)?;
 
     let mut states = HashMap::with_capacity(config.upstreams.len());
@@ -245,7 +258,26 @@ fn prepare(
         access_log: access_log.clone(),
     });
     let lasting = Lasting { upstreams: states, routes: metrics, listeners, access_log };
-    Ok(Prepared { snapshot, lasting, bound })
+    Ok(Prepared { snapshot, lasting, bound, tls, warnings })
+}
+
+/// Reads the certificates of all listeners, also of those that are kept: the files may be others.
+fn load_certificates(
+    plan: &Plan,
+    config: &Config,
+    lasting: &Lasting,
+) -> Result<(Vec<Option<Arc<Tls>>>, Vec<Problem>), Error> {
+    let (mut all, mut problems) = (Vec::with_capacity(config.listeners.len()), Vec::new());
+    for (config, (_, step)) in config.listeners.iter().zip(&plan.listeners.next) {
+        let before = match step {
+            Step::Kept { from } | Step::Changed { from, .. } => lasting.listeners[*from].tls.load_full(),
+            Step::Added => None,
+        };
+        let load = |tls| Tls::load(tls, before.as_deref(), SystemTime::now(), &mut problems);
+        all.push(config.tls.as_ref().and_then(load).map(Arc::new));
+    }
+    let problems = Problems::new(problems);
+    if problems.refuse() { Err(Error::Config(problems)) } else { Ok((all, problems.into_vec())) }
 }
 
 fn bind_listeners(

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::config::{
     Action, AdminConfig, BackendConfig, BackendLimits, Config, Forward, HealthCheckConfig, ListenerConfig,
-    ListenerName, OutlierConfig, RetryConfig, RetryOn, RouteConfig, RouteName, TiersConfig, UpstreamConfig,
+    ListenerName, OutlierConfig, RetryConfig, RetryOn, RouteConfig, RouteName, TiersConfig, TlsConfig, UpstreamConfig,
     UpstreamName,
 };
 
@@ -281,7 +281,27 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.members("trusted_proxies", &old.trusted_proxies, &new.trusted_proxies);
     changes.value("forwarded", &old.forwarded, &new.forwarded);
     changes.value("via", &old.via, &new.via);
+    match (&old.tls, &new.tls) {
+        (None, Some(_)) => changes.push_value("tls", "off", "on"),
+        (Some(_), None) => changes.push_value("tls", "on", "off"),
+        (Some(was), Some(is)) => tls_changes(&mut changes, was, is),
+        (None, None) => {}
+    }
     changes.0
+}
+
+fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
+    let files = |tls: &TlsConfig| {
+        tls.certificates.iter().map(|it| it.certificate.path.display().to_string()).collect::<Vec<_>>()
+    };
+    changes.members("tls.certificates", &files(old), &files(new));
+    if files(old) == files(new) {
+        changes.other("tls.certificates", &old.certificates, &new.certificates);
+    }
+    changes.debug("tls.unknown_names", &old.unknown_names, &new.unknown_names);
+    changes.debug("tls.profile", &old.profile, &new.profile);
+    changes.time("tls.handshake_timeout", old.handshake_timeout, new.handshake_timeout);
+    changes.value("tls.max_handshakes", &old.max_handshakes, &new.max_handshakes);
 }
 
 fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
@@ -608,6 +628,7 @@ mod tests {
             trusted_proxies: vec![],
             forwarded: false,
             via: false,
+            tls: None,
         }
     }
 

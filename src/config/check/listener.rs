@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::Check;
+use super::tls::tls;
 use super::value::{SIZE, name, number, size, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
@@ -82,10 +84,16 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         trusted_proxies: raw.trusted_proxies.members().filter_map(|(at, text)| network(check, at, text)).collect(),
         forwarded: raw.forwarded.value().copied().unwrap_or(false),
         via: raw.via.value().copied().unwrap_or(false),
+        tls: tls(check, &raw.tls).map(Arc::new),
     }
 }
 
-fn count(check: &Check<'_>, field: &Field<i64>, default: i64, range: std::ops::RangeInclusive<i64>) -> usize {
+pub(super) fn count(
+    check: &Check<'_>,
+    field: &Field<i64>,
+    default: i64,
+    range: std::ops::RangeInclusive<i64>,
+) -> usize {
     usize::try_from(number(check, field, default, range)).unwrap_or_default()
 }
 

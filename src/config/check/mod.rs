@@ -18,6 +18,7 @@ use super::report::{Place, Report, quote};
 
 mod process;
 mod listener;
+mod tls;
 mod route;
 mod action;
 mod header;

@@ -1,0 +1,410 @@
+//! TLS to clients: who is shown which certificate, what is spoken behind it, and what goes wrong.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256,
+};
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore, SignatureScheme};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+
+use crate::harness::{Client, Keys, Scratch, TestBackend, TestProxy, body_of, eventually, soon};
+
+/// Who signs the certificates of a test.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+}
+
+/// A certificate with its key, in PEM.
+#[derive(Clone)]
+struct Pair {
+    certificate: String,
+    key: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "the test's own");
+        let root = params.self_signed(&key).unwrap();
+        Self { root: root.der().clone(), issuer: Issuer::new(params, key) }
+    }
+
+    fn pair(&self, names: &[&str], rsa: bool) -> Pair {
+        self.signed(CertificateParams::new(names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()).unwrap(), rsa)
+    }
+
+    fn signed(&self, params: CertificateParams, rsa: bool) -> Pair {
+        let kind = if rsa { &PKCS_RSA_SHA256 } else { &PKCS_ECDSA_P256_SHA256 };
+        let key = KeyPair::generate_for(kind).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Pair { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+
+    /// A client that trusts it.
+    fn client(&self, versions: &[&'static rustls::SupportedProtocolVersion]) -> ClientConfig {
+        self.client_by(aws_lc_rs::default_provider(), versions)
+    }
+
+    fn client_by(
+        &self,
+        provider: rustls::crypto::CryptoProvider,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.clone()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions).unwrap();
+        builder.with_root_certificates(roots).with_no_client_auth()
+    }
+}
+
+impl Pair {
+    /// Writes its two files, and tells how `certificates` lists them.
+    fn write(&self, scratch: &Scratch, name: &str) -> String {
+        let certificate = scratch.write(format!("{name}.pem"), &self.certificate);
+        let key = scratch.write(format!("{name}.key"), &self.key);
+        listed(&certificate, &key)
+    }
+
+    fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.certificate.as_bytes()).unwrap()
+    }
+}
+
+fn listed(certificate: &Path, key: &Path) -> String {
+    format!("{{ certificate = \"{}\", key = \"{}\" }}", certificate.display(), key.display())
+}
+
+/// A client's side of a handshake.
+struct Secure {
+    /// Speaks in the clear to a relay, which speaks TLS.
+    client: Client,
+    shown: CertificateDer<'static>,
+    version: ProtocolVersion,
+    resumed: bool,
+    alpn: Option<Vec<u8>>,
+    /// Ends with whether close_notify came.
+    relay: tokio::task::JoinHandle<bool>,
+}
+
+async fn connect(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> std::io::Result<Secure> {
+    let tcp = soon(TcpStream::connect(address)).await?;
+    tcp.set_nodelay(true)?;
+    let connector = TlsConnector::from(Arc::clone(config));
+    let name = name.to_owned().try_into().map_err(std::io::Error::other)?;
+    let mut tls = soon(connector.connect(name, tcp)).await?;
+    let session = tls.get_ref().1;
+    let shown = session.peer_certificates().unwrap()[0].clone().into_owned();
+    let version = session.protocol_version().unwrap();
+    let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+    let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let client = Client::connect(listener.local_addr()?).await;
+    let (mut near, _) = listener.accept().await?;
+    near.set_nodelay(true)?;
+    // An end without close_notify is an error of the stream.
+    let relay = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut tls).await.is_ok() });
+    Ok(Secure { client, shown, version, resumed, alpn, relay })
+}
+
+/// A proxy with a listener of these certificates and further keys of `[listener.tls]`.
+async fn proxy(pool: &[&TestBackend], certificates: &[String], keys: &str) -> TestProxy {
+    TestProxy::with_config(text(pool, certificates, keys)).await
+}
+
+fn text(pool: &[&TestBackend], certificates: &[String], keys: &str) -> String {
+    let listener = format!("[listener.tls]\ncertificates = [{}]\n{keys}\n", certificates.join(", "));
+    Keys { listener: &listener, ..Keys::default() }.text(pool)
+}
+
+const BOTH: &[&rustls::SupportedProtocolVersion] = &[&TLS13, &TLS12];
+
+#[tokio::test]
+async fn speaks_both_versions_and_tells_backends_https() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let pair = authority.pair(&["localhost"], false);
+    let proxy = proxy(&[&backend], &[pair.write(&scratch, "a")], "").await;
+    for (version, expected) in [(&TLS12, ProtocolVersion::TLSv1_2), (&TLS13, ProtocolVersion::TLSv1_3)] {
+        let mut config = authority.client(&[version]);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let mut secure = connect(proxy.address(), &Arc::new(config), "localhost").await.unwrap();
+        assert_eq!((secure.version, secure.resumed), (expected, false));
+        assert_eq!(secure.alpn.as_deref(), Some(&b"http/1.1"[..]));
+        for _ in 0..3 {
+            assert_eq!(secure.client.get("/").await.status(), 200);
+            assert_eq!(backend.last_head().get("x-forwarded-proto"), Some("https"));
+        }
+    }
+    eventually(|| proxy.counted(|it| &it.handshakes[0]) == 1 && proxy.counted(|it| &it.handshakes[2]) == 1).await;
+    let plain = TestProxy::over(&[&backend]).await;
+    plain.get("/").await;
+    assert_eq!(backend.last_head().get("x-forwarded-proto"), Some("http"));
+}
+
+#[tokio::test]
+async fn modern_takes_no_older_version() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let pair = authority.pair(&["localhost"], false);
+    let proxy = proxy(&[&backend], &[pair.write(&scratch, "a")], "profile = \"modern\"").await;
+    assert!(connect(proxy.address(), &Arc::new(authority.client(&[&TLS12])), "localhost").await.is_err());
+    assert!(connect(proxy.address(), &Arc::new(authority.client(&[&TLS13])), "localhost").await.is_ok());
+    eventually(|| proxy.counted(|it| &it.handshake_failures[2]) == 1).await;
+}
+
+#[tokio::test]
+async fn the_name_chooses_the_certificate() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let first = authority.pair(&["first.example", "other.example"], false);
+    let wild = authority.pair(&["*.example.com"], false);
+    let exact = authority.pair(&["a.example.com"], false);
+    let listed = [first.write(&scratch, "first"), wild.write(&scratch, "wild"), exact.write(&scratch, "exact")];
+    let proxy = proxy(&[&backend], &listed, "unknown_names = \"refuse\"").await;
+    let config = Arc::new(authority.client(BOTH));
+    for (name, expected) in [
+        ("first.example", Some(&first)),
+        ("other.example", Some(&first)),
+        ("A.example.com", Some(&exact)),
+        ("b.example.com", Some(&wild)),
+        ("b.c.example.com", None),
+        ("nobody.example", None),
+    ] {
+        let shown = connect(proxy.address(), &config, name).await.ok().map(|secure| secure.shown);
+        assert_eq!(shown, expected.map(Pair::der), "{name}");
+    }
+    eventually(|| proxy.counted(|it| &it.handshake_failures[1]) == 2).await;
+}
+
+/// A client that takes any certificate, as one has to that looks at what it is shown.
+#[derive(Debug)]
+struct Trusting(Vec<SignatureScheme>);
+
+impl rustls::client::danger::ServerCertVerifier for Trusting {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        self.verify_tls12_signature(message, certificate, signed)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
+    }
+}
+
+#[tokio::test]
+async fn signatures_choose_between_two_kinds_of_key() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let (rsa, ec) = (authority.pair(&["localhost"], true), authority.pair(&["localhost"], false));
+    let proxy = proxy(&[&backend], &[rsa.write(&scratch, "rsa"), ec.write(&scratch, "ec")], "").await;
+    for (schemes, expected) in [
+        (vec![SignatureScheme::RSA_PSS_SHA256], &rsa),
+        (vec![SignatureScheme::ECDSA_NISTP256_SHA256], &ec),
+        (vec![SignatureScheme::RSA_PSS_SHA256, SignatureScheme::ECDSA_NISTP256_SHA256], &ec),
+    ] {
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let builder = builder.with_protocol_versions(BOTH).unwrap().dangerous();
+        let config = builder.with_custom_certificate_verifier(Arc::new(Trusting(schemes))).with_no_client_auth();
+        let config = Arc::new(config);
+        for name in ["localhost", "unknown.example"] {
+            assert!(connect(proxy.address(), &config, name).await.unwrap().shown == expected.der());
+        }
+    }
+}
+
+#[tokio::test]
+async fn sessions_are_resumed_at_any_worker_and_over_reloads() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let listed = [authority.pair(&["localhost"], false).write(&scratch, "a")];
+    let text = |keys: &str| text(&[&backend], &listed, keys).replace("workers = 1", "workers = 3");
+    let proxy = TestProxy::with_config(text("")).await;
+    for version in [&TLS12, &TLS13] {
+        let mut config = authority.client(&[version]);
+        config.resumption = Resumption::in_memory_sessions(64);
+        let config = Arc::new(config);
+        for round in 0..8 {
+            if round == 4 {
+                proxy.apply(text("handshake_timeout = \"9s\"")).await.unwrap();
+                proxy.apply(text("")).await.unwrap();
+            }
+            let mut secure = connect(proxy.address(), &config, "localhost").await.unwrap();
+            assert_eq!(secure.resumed, round > 0, "{round}");
+            // The tickets of TLS 1.3 come behind the handshake.
+            assert_eq!(secure.client.get("/").await.status(), 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn plain_http_is_told_so() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let proxy = proxy(&[&backend], &[authority.pair(&["localhost"], false).write(&scratch, "a")], "").await;
+    let answer = proxy.raw("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.ends_with("this port speaks TLS: use https\n"), "{answer}");
+    assert_eq!(proxy.raw([0; 100]).await.matches("HTTP").count(), 0);
+    eventually(|| proxy.counted(|it| &it.handshake_failures[6]) == 1).await;
+    eventually(|| proxy.counted(|it| &it.handshake_failures[5]) == 1).await;
+    assert_eq!(backend.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_handshake_takes_its_time_at_most() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let listed = [authority.pair(&["localhost"], false).write(&scratch, "a")];
+    let proxy = proxy(&[&backend], &listed, "handshake_timeout = \"300ms\"\nmax_handshakes = 1").await;
+    let silent = proxy.client().await;
+    let mut begun = proxy.client().await;
+    begun.send([22, 3, 1]).await;
+    // It waits for its turn, which comes in time where the one before has failed.
+    let config = Arc::new(authority.client(BOTH));
+    eventually(|| proxy.connections() == [2]).await;
+    let waited = connect(proxy.address(), &config, "localhost").await;
+    drop(waited);
+    begun.closed().await;
+    drop(silent);
+    eventually(|| proxy.counted(|it| &it.handshake_failures[0]) >= 2).await;
+    let mut secure = connect(proxy.address(), &config, "localhost").await.unwrap();
+    assert_eq!(secure.client.get("/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn large_bodies_go_both_ways() {
+    let body = body_of(6_000_000);
+    let sent = body.clone();
+    let backend = TestBackend::scripted(async move |peer| {
+        while let Some(request) = peer.request().await {
+            assert!(request.body == sent);
+            peer.respond("200 OK", &request.body).await;
+        }
+    });
+    let (authority, scratch) = (Authority::new(), Scratch::new());
+    let proxy = proxy(&[&backend], &[authority.pair(&["localhost"], false).write(&scratch, "a")], "").await;
+    let config = Arc::new(authority.client(BOTH));
+    let mut secure = connect(proxy.address(), &config, "localhost").await.unwrap();
+    for _ in 0..3 {
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+        secure.client.send([head.as_bytes(), &body].concat()).await;
+        assert!(secure.client.response().await.body == body);
+    }
+    let head = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunk = format!("{:x}\r\n", body.len());
+    secure.client.send([head.as_bytes(), chunk.as_bytes(), &body, b"\r\n0\r\n\r\n"].concat()).await;
+    assert!(secure.client.response().await.body == body);
+}
+
+#[tokio::test]
+async fn the_client_is_asked_for_its_body() {
+    let backend = TestBackend::scripted(async |peer| {
+        while let Some(request) = peer.request().await {
+            peer.respond("200 OK", &request.body).await;
+        }
+    });
+    let (authority, scratch) = (Authority::new(), Scratch::new());
+    let proxy = proxy(&[&backend], &[authority.pair(&["localhost"], false).write(&scratch, "a")], "").await;
+    let mut secure = connect(proxy.address(), &Arc::new(authority.client(BOTH)), "localhost").await.unwrap();
+    secure.client.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n").await;
+    let head = soon(secure.client.stream.head()).await.unwrap().unwrap();
+    assert_eq!(head.status(), 100);
+    secure.client.send("hello").await;
+    assert_eq!(secure.client.response().await.body, b"hello");
+}
+
+#[tokio::test]
+async fn tunnels_go_through() {
+    let backend = TestBackend::upgrading();
+    let (authority, scratch) = (Authority::new(), Scratch::new());
+    let proxy = proxy(&[&backend], &[authority.pair(&["localhost"], false).write(&scratch, "a")], "").await;
+    let mut secure = connect(proxy.address(), &Arc::new(authority.client(BOTH)), "localhost").await.unwrap();
+    let ask = "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    secure.client.send(ask).await;
+    assert_eq!(soon(secure.client.stream.head()).await.unwrap().unwrap().status(), 101);
+    for text in ["a".to_owned(), "hello".to_owned(), "x".repeat(300_000)] {
+        secure.client.send(&text).await;
+        assert!(secure.client.exact(text.len()).await == text.as_bytes());
+    }
+    drop(secure);
+    eventually(|| proxy.in_flight() == 0 && proxy.connections() == [0]).await;
+}
+
+#[tokio::test]
+async fn the_end_is_told_where_it_is_one() {
+    let backend = TestBackend::scripted(async |peer| {
+        while let Some(head) = peer.head().await {
+            match head.target() {
+                "/cut" => {
+                    peer.write("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nonly this").await;
+                    return;
+                }
+                _ => peer.respond("200 OK", "whole").await,
+            }
+        }
+    });
+    let (authority, scratch) = (Authority::new(), Scratch::new());
+    let proxy = proxy(&[&backend], &[authority.pair(&["localhost"], false).write(&scratch, "a")], "").await;
+    let config = Arc::new(authority.client(BOTH));
+    for (target, told) in [("/", true), ("/cut", false)] {
+        let mut secure = connect(proxy.address(), &config, "localhost").await.unwrap();
+        secure.client.send(format!("GET {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+        secure.client.read_to_end().await;
+        drop(secure.client);
+        assert_eq!(soon(secure.relay).await.unwrap(), told, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn a_reload_with_bad_certificates_changes_nothing() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let (good, other) = (authority.pair(&["localhost"], false), authority.pair(&["localhost"], false));
+    let proxy = proxy(&[&backend], &[good.write(&scratch, "a")], "").await;
+    let mixed = Pair { certificate: good.certificate.clone(), key: other.key.clone() };
+    for (listed, expected) in [
+        (mixed.write(&scratch, "mixed"), "listener[0].tls.certificates[0].key: the key is not that of the certificate"),
+        (listed(Path::new("/nowhere.pem"), &scratch.path("a.key")), "certificate: could not read /nowhere.pem"),
+        (listed(&scratch.path("a.key"), &scratch.path("a.key")), "certificate: there is no certificate in"),
+        (listed(&scratch.path("a.pem"), &scratch.path("a.pem")), "key: there is no private key in"),
+    ] {
+        let error = proxy.apply(text(&[&backend], &[listed], "")).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let config = Arc::new(authority.client(BOTH));
+    assert!(connect(proxy.address(), &config, "localhost").await.unwrap().shown == good.der());
+    // And TLS may come and go: connections that are open keep what they have.
+    let mut secure = connect(proxy.address(), &config, "localhost").await.unwrap();
+    let address = proxy.address();
+    proxy.apply(Keys::default().text(&[&backend])).await.unwrap();
+    assert_eq!(proxy.get("/").await.status(), 200);
+    assert_eq!(secure.client.get("/").await.status(), 200);
+    proxy.apply(text(&[&backend], &[other.write(&scratch, "b")], "")).await.unwrap();
+    assert_eq!(proxy.address(), address);
+    assert!(connect(proxy.address(), &config, "localhost").await.unwrap().shown == other.der());
+}
