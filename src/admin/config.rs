@@ -188,6 +188,7 @@ impl Serialize for Shown<&ListenerConfig> {
             trusted_proxies,
             forwarded,
             via,
+            redirect_to_https,
             tls,
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
@@ -206,6 +207,14 @@ impl Serialize for Shown<&ListenerConfig> {
         map.serialize_entry("trusted_proxies", &texts(trusted_proxies))?;
         map.serialize_entry("forwarded", forwarded)?;
         map.serialize_entry("via", via)?;
+        map.serialize_entry("redirect_to_https", &redirect_to_https.is_some())?;
+        if let Some(redirect) = redirect_to_https {
+            let port = redirect.location.iter().find_map(|part| match part {
+                LocationPart::Text(text) => text.strip_prefix(':')?.parse::<u16>().ok(),
+                _ => None,
+            });
+            map.serialize_entry("https_port", &port.unwrap_or(443))?;
+        }
         entry_if(&mut map, "tls", tls.as_deref().map(Shown).as_ref())?;
         map.end()
     }
@@ -214,7 +223,7 @@ impl Serialize for Shown<&ListenerConfig> {
 /// Of the files, where they are.
 impl Serialize for Shown<&TlsConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let TlsConfig { certificates, unknown_names, profile, handshake_timeout, max_handshakes } = self.0;
+        let TlsConfig { certificates, unknown_names, profile, handshake_timeout, max_handshakes, hsts } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("certificates", &shown(certificates.iter()))?;
         let unknown_names = match unknown_names {
@@ -229,6 +238,9 @@ impl Serialize for Shown<&TlsConfig> {
         map.serialize_entry("profile", profile)?;
         map.serialize_entry("handshake_timeout", &Shown(*handshake_timeout))?;
         map.serialize_entry("max_handshakes", max_handshakes)?;
+        let age = hsts.as_ref().and_then(|hsts| hsts.to_str().ok()?.strip_prefix("max-age=")?.parse().ok());
+        let age = age.map(|seconds| duration(Duration::from_secs(seconds)));
+        map.serialize_entry("hsts", age.as_deref().unwrap_or("none"))?;
         map.end()
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! A new metric has a line in `docs/metrics.md`; a test compares the two.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -178,7 +178,19 @@ impl Scrape {
             }
         }
         let failed = failed.iter().map(|(labels, count)| (&labels[..], *count));
-        families.counter("tls_handshake_failures", "TLS handshakes that failed, by why", None, failed)
+        families.counter("tls_handshake_failures", "TLS handshakes that failed, by why", None, failed)?;
+        // A file may be named twice, and a series is there once.
+        let mut ends = BTreeMap::new();
+        for (name, _, tls) in &all {
+            ends.extend(tls.certificates.iter().map(|it| ((*name, it.file.display().to_string()), it.at)));
+        }
+        let ends: Vec<_> = ends.iter().map(|((name, file), at)| ([("listener", *name), ("file", file)], *at)).collect();
+        let ends = ends.iter().map(|(labels, at)| (&labels[..], *at as f64));
+        let help = "When the certificate expires";
+        families.gauge("tls_certificate_expiry_timestamp", help, Some(&Unit::Seconds), ends)?;
+        let labels: Vec<_> = all.iter().map(|(name, it, _)| ([("listener", *name)], *it)).collect();
+        let refused = labels.iter().map(|(labels, it)| (&labels[..], it.certificates_refused.load(Ordering::Relaxed)));
+        families.counter("tls_certificates_refused", "Changed certificates that could not be used", None, refused)
     }
 
     fn routes(&self, families: &mut Families<'_>) -> fmt::Result {

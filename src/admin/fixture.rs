@@ -229,6 +229,7 @@ fn listener() -> ListenerConfig {
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         forwarded: false,
         via: false,
+        redirect_to_https: None,
         tls: None,
     }
 }

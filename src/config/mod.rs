@@ -234,6 +234,8 @@ pub struct ListenerConfig {
     pub forwarded: bool,
     /// Whether to send `Via` (RFC 9110 §7.6.3) both ways.
     pub via: bool,
+    /// Answers every request with this; `None` where routes answer.
+    pub redirect_to_https: Option<Redirect>,
     /// How it speaks TLS; `None` is in the clear.
     pub tls: Option<Arc<TlsConfig>>,
 }

@@ -101,6 +101,8 @@ pub(super) struct Listener {
     pub(super) trusted_proxies: Field<Vec<Field<String>>>,
     pub(super) forwarded: Field<bool>,
     pub(super) via: Field<bool>,
+    pub(super) redirect_to_https: Field<bool>,
+    pub(super) https_port: Field<i64>,
     pub(super) tls: Field<Tls>,
 }
 
@@ -113,6 +115,7 @@ pub(super) struct Tls {
     pub(super) profile: Field<String>,
     pub(super) handshake_timeout: Field<Duration>,
     pub(super) max_handshakes: Field<i64>,
+    pub(super) hsts: Field<Duration>,
 }
 
 /// `certificates = [{ .. }]`

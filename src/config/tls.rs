@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use super::error::{Problem, Severity};
 
 /// How a listener speaks TLS. The files are named here and read elsewhere.
@@ -19,6 +21,8 @@ pub struct TlsConfig {
     pub handshake_timeout: Duration,
     /// Handshakes at a time, over all workers; further ones wait.
     pub max_handshakes: usize,
+    /// `Strict-Transport-Security` of the responses; `None` sends none.
+    pub hsts: Option<HeaderValue>,
 }
 
 /// A certificate with its key.

@@ -147,6 +147,7 @@ pub(crate) mod testing {
             trusted_proxies: Vec::new(),
             forwarded: false,
             via: false,
+            redirect_to_https: None,
             tls: None,
         };
         change(&mut listener);

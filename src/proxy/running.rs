@@ -249,6 +249,12 @@ impl Running {
         if !handled.dated {
             self.proxy.dates.date(handled.response.headers_mut());
         }
+        if let Some(tls) = &self.exchange.client.listener.tls
+            && let Some(hsts) = &tls.hsts
+        {
+            // What a route or a backend says of it stands.
+            handled.response.headers_mut().entry(header::STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
+        }
         self.status.set(handled.response.status().as_u16());
         match handled.tunnel {
             // The tunnel keeps the account.

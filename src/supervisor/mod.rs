@@ -23,6 +23,7 @@ use crate::upstream::keeper::Keepers;
 use crate::upstream::{Upstream, UpstreamState};
 use crate::worker::Workers;
 
+mod certificates;
 mod control;
 mod error;
 mod gauge;
@@ -40,6 +41,7 @@ pub use handle::{Handle, LastError, Status};
 pub use plan::Plan;
 pub(crate) use signals::Signals;
 
+use certificates::Certificates;
 use gauge::Gauge;
 use plan::Step;
 
@@ -54,6 +56,7 @@ pub struct Supervisor {
     /// Of the start.
     warnings: Vec<Problem>,
     _gauge: Gauge,
+    _certificates: Certificates,
 }
 
 /// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
@@ -131,8 +134,9 @@ impl Supervisor {
         let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone(), lasting.access_log.clone()));
         let events = &shared.process.events;
         let (prober, keepers) = (Prober::new(events.clone()), Keepers::new(events.clone()));
-        let gauge = Gauge::start(&shared);
-        let mut supervisor = Self { shared, factories, lasting, keepers, prober, warnings, _gauge: gauge };
+        let (gauge, certificates) = (Gauge::start(&shared), Certificates::start(&shared));
+        let mut supervisor =
+            Self { shared, factories, lasting, keepers, prober, warnings, _gauge: gauge, _certificates: certificates };
         supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
         Ok(supervisor)
     }

@@ -281,6 +281,7 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.members("trusted_proxies", &old.trusted_proxies, &new.trusted_proxies);
     changes.value("forwarded", &old.forwarded, &new.forwarded);
     changes.value("via", &old.via, &new.via);
+    changes.switched("redirect_to_https", &old.redirect_to_https, &new.redirect_to_https);
     match (&old.tls, &new.tls) {
         (None, Some(_)) => changes.push_value("tls", "off", "on"),
         (Some(_), None) => changes.push_value("tls", "on", "off"),
@@ -302,6 +303,7 @@ fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
     changes.debug("tls.profile", &old.profile, &new.profile);
     changes.time("tls.handshake_timeout", old.handshake_timeout, new.handshake_timeout);
     changes.value("tls.max_handshakes", &old.max_handshakes, &new.max_handshakes);
+    changes.switched("tls.hsts", &old.hsts, &new.hsts);
 }
 
 fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
@@ -628,6 +630,7 @@ mod tests {
             trusted_proxies: vec![],
             forwarded: false,
             via: false,
+            redirect_to_https: None,
             tls: None,
         }
     }

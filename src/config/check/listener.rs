@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use http::StatusCode;
 use ipnet::IpNet;
 
 use super::Check;
@@ -13,7 +14,7 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{ListenerConfig, ListenerName};
+use crate::config::{ListenerConfig, ListenerName, LocationPart, Redirect};
 
 const HEADER_BYTES: u64 = 64 << 10;
 /// Below the lower bound hardly a browser's request would pass.
@@ -84,8 +85,34 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         trusted_proxies: raw.trusted_proxies.members().filter_map(|(at, text)| network(check, at, text)).collect(),
         forwarded: raw.forwarded.value().copied().unwrap_or(false),
         via: raw.via.value().copied().unwrap_or(false),
+        redirect_to_https: redirect_to_https(check, raw),
         tls: tls(check, &raw.tls).map(Arc::new),
     }
+}
+
+/// To the same host and path by https.
+fn redirect_to_https(check: &Check<'_>, raw: &raw::Listener) -> Option<Redirect> {
+    let port = number(check, &raw.https_port, 443, 1..=65_535);
+    let Some((place, true)) = raw.redirect_to_https.given() else {
+        if let (Some(place), true) = (raw.https_port.place(), port != 443) {
+            let problem = Problem::warning("says where redirect_to_https leads, which is off");
+            check.add(place, problem);
+        }
+        return None;
+    };
+    if raw.tls.place().is_some() {
+        let problem = Problem::error("this listener speaks TLS itself: the redirect would lead back to it");
+        check.add(place, problem.expected("it in a listener without tls"));
+    }
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let location = [
+        LocationPart::Text("https://".into()),
+        LocationPart::Host,
+        LocationPart::Text(port),
+        LocationPart::Path,
+        LocationPart::Query,
+    ];
+    Some(Redirect { status: StatusCode::PERMANENT_REDIRECT, location: location.into() })
 }
 
 pub(super) fn count(

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use http::HeaderValue;
+
 use super::Check;
 use super::listener::count;
-use super::value::{choice, timeout};
+use super::value::{choice, optional_timeout, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
@@ -22,6 +24,8 @@ pub(super) fn tls(check: &Check<'_>, field: &Field<raw::Tls>) -> Option<TlsConfi
         profile: choice(check, &raw.profile, TlsProfile::Intermediate, &profiles),
         handshake_timeout: timeout(check, &raw.handshake_timeout, "10s"),
         max_handshakes: count(check, &raw.max_handshakes, 1000, 1..=1_000_000),
+        hsts: optional_timeout(check, &raw.hsts)
+            .and_then(|age| HeaderValue::try_from(format!("max-age={}", age.as_secs())).ok()),
     })
 }
 
