@@ -67,7 +67,8 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
 fn shown_tls() -> TlsConfig {
     let tls =
         "[listener.tls]\ncertificates = [{ certificate = \"cert.pem\", key = \"key.pem\", ocsp = \"ocsp.der\" }]\n";
-    let text = format!("{LISTENER}{tls}{ROUTE}[upstream.users]\nbackends = [\"10.0.0.1:80\"]\n");
+    let clients = "client_certificates = { ca = \"ca.pem\", mode = \"required\", crl = [\"crl.pem\"] }\n";
+    let text = format!("{LISTENER}{tls}{clients}{ROUTE}[upstream.users]\nbackends = [\"10.0.0.1:80\"]\n");
     let listeners = parse_here(&text, "lb.toml").unwrap_or_else(|problems| panic!("{problems}")).config.listeners;
     (**listeners[0].tls.as_ref().expect("TLS")).clone()
 }

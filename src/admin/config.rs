@@ -13,11 +13,11 @@ use super::picking::place_keys;
 use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
-    BackendLimits, BodyMatch, BreakerConfig, CertificateConfig, Config, Forward, HeaderEdits, HealthCheckConfig,
-    HedgeConfig, HostPattern, HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat,
-    OverloadConfig, PathPattern, PathRewrite, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig,
-    RetryConfig, RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames, UpstreamConfig,
-    ValueMatch,
+    BackendLimits, BodyMatch, BreakerConfig, CertificateConfig, ClientCertificates, ClientCertificatesConfig, Config,
+    Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, LimitsConfig, ListenerConfig,
+    LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern, PathRewrite, PoolConfig, Probe, QueueConfig,
+    QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile,
+    UnknownNames, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -74,6 +74,7 @@ impl Serialize for Shown<&Config> {
             access_log,
             overload,
             listeners,
+            tells_identity: _,
             routes,
             upstreams,
         } = self.0;
@@ -223,7 +224,15 @@ impl Serialize for Shown<&ListenerConfig> {
 /// Of the files, where they are.
 impl Serialize for Shown<&TlsConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let TlsConfig { certificates, unknown_names, profile, handshake_timeout, max_handshakes, hsts } = self.0;
+        let TlsConfig {
+            certificates,
+            unknown_names,
+            profile,
+            handshake_timeout,
+            max_handshakes,
+            hsts,
+            client_certificates,
+        } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("certificates", &shown(certificates.iter()))?;
         let unknown_names = match unknown_names {
@@ -241,6 +250,22 @@ impl Serialize for Shown<&TlsConfig> {
         let age = hsts.as_ref().and_then(|hsts| hsts.to_str().ok()?.strip_prefix("max-age=")?.parse().ok());
         let age = age.map(|seconds| duration(Duration::from_secs(seconds)));
         map.serialize_entry("hsts", age.as_deref().unwrap_or("none"))?;
+        entry_if(&mut map, "client_certificates", client_certificates.as_ref().map(Shown).as_ref())?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&ClientCertificatesConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let ClientCertificatesConfig { ca, mode, crl } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("ca", &ca.path)?;
+        let mode = match mode {
+            ClientCertificates::Required => "required",
+            ClientCertificates::Optional => "optional",
+        };
+        map.serialize_entry("mode", mode)?;
+        map.serialize_entry("crl", &crl.iter().map(|file| &file.path).collect::<Vec<_>>())?;
         map.end()
     }
 }

@@ -209,6 +209,7 @@ pub(super) fn config() -> Config {
         log: LogConfig { level: "info".into(), format: LogFormat::Text },
         access_log: None,
         overload: OverloadConfig::default(),
+        tells_identity: false,
         listeners: vec![Arc::new(listener())],
         routes: routes().into_iter().map(Arc::new).collect(),
         upstreams: vec![Arc::new(upstream())],

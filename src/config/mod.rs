@@ -44,7 +44,9 @@ pub use limits::{
 };
 pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
-pub use tls::{CertificateConfig, FileKey, TlsConfig, TlsProfile, UnknownNames};
+pub use tls::{
+    CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, TlsConfig, TlsProfile, UnknownNames,
+};
 pub use units::duration;
 
 macro_rules! names {
@@ -110,6 +112,8 @@ pub struct Config {
     pub overload: OverloadConfig,
     /// In the order of the file. Names and addresses are unique.
     pub listeners: Vec<Arc<ListenerConfig>>,
+    /// Whether any of them asks clients for certificates, so that what tells backends of these may come from nowhere else.
+    pub tells_identity: bool,
     /// In the order of the file, which decides only between patterns.
     pub routes: Vec<Arc<RouteConfig>>,
     /// Sorted by name.

@@ -116,6 +116,16 @@ pub(super) struct Tls {
     pub(super) handshake_timeout: Field<Duration>,
     pub(super) max_handshakes: Field<i64>,
     pub(super) hsts: Field<Duration>,
+    pub(super) client_certificates: Field<ClientCertificates>,
+}
+
+/// `client_certificates = { .. }`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ClientCertificates {
+    pub(super) ca: Field<String>,
+    pub(super) mode: Field<String>,
+    pub(super) crl: Field<Vec<Field<String>>>,
 }
 
 /// `certificates = [{ .. }]`

@@ -23,6 +23,28 @@ pub struct TlsConfig {
     pub max_handshakes: usize,
     /// `Strict-Transport-Security` of the responses; `None` sends none.
     pub hsts: Option<HeaderValue>,
+    /// Which certificates of clients are asked for; `None` asks for none.
+    pub client_certificates: Option<ClientCertificatesConfig>,
+}
+
+/// Certificates of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificatesConfig {
+    /// PEM: who may have issued them.
+    pub ca: FileKey,
+    /// Whether a client needs one.
+    pub mode: ClientCertificates,
+    /// PEM: those that are revoked.
+    pub crl: Vec<FileKey>,
+}
+
+/// Whether a client needs a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// Without one, there is no connection.
+    Required,
+    /// One that it shows must be good.
+    Optional,
 }
 
 /// A certificate with its key.
@@ -39,7 +61,9 @@ pub struct CertificateConfig {
 impl TlsConfig {
     /// Every file that is named.
     pub fn files(&self) -> impl Iterator<Item = &FileKey> {
-        self.certificates.iter().flat_map(|it| [Some(&it.certificate), Some(&it.key), it.ocsp.as_ref()]).flatten()
+        let own = self.certificates.iter().flat_map(|it| [Some(&it.certificate), Some(&it.key), it.ocsp.as_ref()]);
+        let clients = self.client_certificates.iter().flat_map(|it| it.crl.iter().chain([&it.ca]));
+        own.flatten().chain(clients)
     }
 }
 

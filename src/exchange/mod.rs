@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
 use crate::config::{Config, ListenerConfig, ListenerName};
 use crate::telemetry::metrics::{ListenerMetrics, Sharded};
@@ -32,6 +32,8 @@ pub struct Client {
     pub port_text: HeaderValue,
     /// By which it came: `http` or `https`.
     pub scheme: &'static str,
+    /// What backends are told of its certificate: headers. Empty where it has shown none.
+    pub identity: Vec<(HeaderName, HeaderValue)>,
     /// The settings of the listener when the connection was accepted. Not where its name is to be looked for: see
     /// [`Client::listener_name`].
     pub listener: Arc<ListenerConfig>,
@@ -158,6 +160,7 @@ pub(crate) mod testing {
             peer_text: HeaderValue::from_static("192.0.2.1"),
             port_text: HeaderValue::from_static("8080"),
             scheme: "http",
+            identity: Vec::new(),
             name: RefCell::new((0, listener.name.clone())),
             listener: Arc::new(listener),
             metrics: Arc::new(Sharded::new(1)),

@@ -60,6 +60,7 @@ pub async fn serve(
     }
     let Some(socket) = handshake::socket(tcp, &listener, &watch, proxy.worker).await else { return };
     let secure = socket.plain().is_none();
+    let identity = handshake::identity(&socket);
     watch.enter(Phase::Idle, config.idle_timeout.min(config.header_timeout));
     let wire = Wire::new(socket, &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
     let ip = peer.ip().to_canonical();
@@ -70,6 +71,7 @@ pub async fn serve(
         lines: RefCell::new((None, Rc::from([]))),
         port_text: text(listener.address.port()),
         scheme: if secure { "https" } else { "http" },
+        identity,
         metrics: Arc::clone(&listener.metrics),
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
 use rustls::{Error, HandshakeKind, PeerIncompatible, ProtocolVersion};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
@@ -48,6 +49,13 @@ pub(super) async fn socket(tcp: TcpStream, listener: &Listener, watch: &Watch, w
             None
         }
     }
+}
+
+/// What backends are told of the client's certificate.
+pub(super) fn identity(socket: &Socket) -> Vec<(HeaderName, HeaderValue)> {
+    let Socket::Tls(tls) = socket else { return Vec::new() };
+    let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    shown.map(crate::tls::identity).unwrap_or_default()
 }
 
 /// A handshake that came to nothing.

@@ -45,6 +45,10 @@ pub(super) async fn forward(
     let may_switch = !has_body && !running.http10();
     let headers::ToBackend { upgrade, lines, unnamed } =
         headers::to_backend(&mut parts.headers, client, &route.config.request_headers, may_switch);
+    // Behind that, or a client could have it removed by naming it in `Connection`.
+    if running.snapshot.config.tells_identity {
+        headers::identity(&mut parts.headers, client);
+    }
     if let Some(host) = &forward.host {
         parts.headers.insert(header::HOST, host.clone());
     } else if unnamed {

@@ -8,6 +8,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::HeaderEdits;
 use crate::exchange::Client;
+use crate::tls::tells_identity;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -177,6 +178,22 @@ pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &Heade
         }
     };
     ToBackend { upgrade, lines, unnamed }
+}
+
+/// Tells of the client's certificate, and lets nobody else do so: but a trusted proxy, of its own client, at a listener that does
+/// not ask for certificates itself.
+#[cold]
+pub(super) fn identity(headers: &mut HeaderMap, client: &Client) {
+    let asks = client.listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
+    if asks || !client.trusted {
+        let forged: Vec<HeaderName> = headers.keys().filter(|name| tells_identity(name)).cloned().collect();
+        for name in forged {
+            headers.remove(name);
+        }
+    }
+    for (name, value) in &client.identity {
+        headers.insert(name, value.clone());
+    }
 }
 
 /// `X-Forwarded-*` as lines. For a client that is not trusted they depend on nothing but its connection and the host it asks

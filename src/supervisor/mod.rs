@@ -76,10 +76,13 @@ struct Prepared {
     lasting: Lasting,
     bound: Vec<Bound>,
     /// What the listeners make handshakes with, in the order of the configuration.
-    tls: Vec<Option<Arc<Tls>>>,
+    tls: TlsOfEach,
     /// What is odd about their files.
     warnings: Vec<Problem>,
 }
+
+/// Of each listener; `None` where it is in the clear.
+type TlsOfEach = Vec<Option<Arc<Tls>>>;
 
 /// Whether the files that are written to are opened anew although their configuration is the same, as is expected of a
 /// reload that somebody asks for: log rotation moves files away and says so.
@@ -266,11 +269,7 @@ fn prepare(
 }
 
 /// Reads the certificates of all listeners, also of those that are kept: the files may be others.
-fn load_certificates(
-    plan: &Plan,
-    config: &Config,
-    lasting: &Lasting,
-) -> Result<(Vec<Option<Arc<Tls>>>, Vec<Problem>), Error> {
+fn load_certificates(plan: &Plan, config: &Config, lasting: &Lasting) -> Result<(TlsOfEach, Vec<Problem>), Error> {
     let (mut all, mut problems) = (Vec::with_capacity(config.listeners.len()), Vec::new());
     for (config, (_, step)) in config.listeners.iter().zip(&plan.listeners.next) {
         let before = match step {

@@ -304,6 +304,7 @@ fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
     changes.time("tls.handshake_timeout", old.handshake_timeout, new.handshake_timeout);
     changes.value("tls.max_handshakes", &old.max_handshakes, &new.max_handshakes);
     changes.switched("tls.hsts", &old.hsts, &new.hsts);
+    changes.switched("tls.client_certificates", &old.client_certificates, &new.client_certificates);
 }
 
 fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
@@ -610,6 +611,7 @@ mod tests {
             log: LogConfig { level: "info".into(), format: LogFormat::Text },
             access_log: None,
             overload: OverloadConfig::default(),
+            tells_identity: false,
             listeners: vec![Arc::new(listener("web", 8080)), Arc::new(listener("api", 8081))],
             routes: ["a", "b", "c"].map(|name| Arc::new(route(name))).into(),
             upstreams: ["u", "v"].map(|name| Arc::new(upstream(name))).into(),

@@ -18,9 +18,12 @@ use tokio::sync::Semaphore;
 use crate::config::{FileKey, Problem, Severity, TlsConfig, TlsProfile};
 
 mod certificate;
+mod clients;
 mod names;
 
 use certificate::Loaded;
+use clients::Verifier;
+pub use clients::{identity, tells_identity};
 use names::Names;
 
 /// What may be spoken behind a handshake, the best first (ALPN). Whoever adds one here has `listener::connection` speak it.
@@ -39,6 +42,8 @@ pub struct Tls {
     /// Of all that was in the files: whether they are others is told by it.
     digest: u64,
     tickets: Arc<dyn ProducesTickets>,
+    /// What clients are let in by: tickets are those of clients that were.
+    clients: Vec<Vec<u8>>,
 }
 
 /// Until when a certificate is valid.
@@ -94,12 +99,15 @@ impl Tls {
         let mut files = Files::default();
         let loaded: Vec<Loaded> =
             settings.certificates.iter().filter_map(|it| certificate::load(it, &mut files, now, problems)).collect();
+        let asked = settings.client_certificates.as_ref();
+        let verifier = asked.and_then(|config| clients::verifier(config, &mut files, problems));
         if problems[known..].iter().any(|problem| problem.severity == Severity::Error) {
             return None;
         }
         // Nothing can be said against the rest but by the key that the listener has in any case.
         let key = &settings.certificates.first()?.certificate;
-        let built = server(settings, &loaded, before);
+        let clients = verifier.as_ref().map(|(_, material)| material.clone()).unwrap_or_default();
+        let built = server(settings, &loaded, verifier, before);
         let (server, tickets) = built.map_err(|error| problems.push(key.error(error.to_string()))).ok()?;
         let turns = match before {
             Some(before) if before.settings.max_handshakes == settings.max_handshakes => Arc::clone(&before.turns),
@@ -112,6 +120,7 @@ impl Tls {
             turns,
             digest: files.digest.finish(),
             tickets,
+            clients,
         })
     }
 
@@ -124,6 +133,7 @@ impl Tls {
 fn server(
     settings: &TlsConfig,
     loaded: &[Loaded],
+    verifier: Option<Verifier>,
     before: Option<&Tls>,
 ) -> Result<(Arc<ServerConfig>, Arc<dyn ProducesTickets>), rustls::Error> {
     // The suites of the provider are those of Mozilla's intermediate profile but for DHE, which is slow and hardly used. The
@@ -133,14 +143,19 @@ fn server(
         TlsProfile::Modern => &[&TLS13],
     };
     let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
-    let builder = builder.with_protocol_versions(versions)?.with_no_client_auth();
+    let builder = builder.with_protocol_versions(versions)?;
+    let (builder, clients) = match verifier {
+        Some((verifier, clients)) => (builder.with_client_cert_verifier(verifier), clients),
+        None => (builder.with_no_client_auth(), Vec::new()),
+    };
     let mut server = builder.with_cert_resolver(Arc::new(Names::new(loaded, settings.unknown_names)));
     server.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
     // A session is in the ticket that the client keeps, under keys that all workers have and that change every six hours. They
-    // belong to the listener: what one listener asks of its clients is not got round by a ticket of another.
+    // belong to the listener: what one listener asks of its clients is not got round by a ticket of another,
+    // nor what is asked from now by a ticket from before.
     let tickets = match before {
-        Some(before) => Arc::clone(&before.tickets),
-        None => aws_lc_rs::Ticketer::new()?,
+        Some(before) if before.clients == clients => Arc::clone(&before.tickets),
+        _ => aws_lc_rs::Ticketer::new()?,
     };
     server.ticketer = Arc::clone(&tickets);
     server.session_storage = Arc::new(NoServerSessionStorage {});

@@ -25,7 +25,18 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Of the strategies only what a pick takes: dice, and who was tried.
     (
         "proxy",
-        &["route", "middleware", "upstream", "strategy", "transport", "exchange", "backend", "config", "telemetry"],
+        &[
+            "route",
+            "middleware",
+            "upstream",
+            "strategy",
+            "transport",
+            "exchange",
+            "backend",
+            "tls",
+            "config",
+            "telemetry",
+        ],
     ),
     ("route", &["middleware", "upstream", "config", "telemetry"]),
     ("middleware", &["exchange", "backend", "config", "telemetry"]),

@@ -11,7 +11,9 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{CertificateConfig, FileKey, TlsConfig, TlsProfile, UnknownNames};
+use crate::config::{
+    CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, TlsConfig, TlsProfile, UnknownNames,
+};
 
 /// How a listener speaks TLS; `None` where it does not.
 pub(super) fn tls(check: &Check<'_>, field: &Field<raw::Tls>) -> Option<TlsConfig> {
@@ -26,7 +28,16 @@ pub(super) fn tls(check: &Check<'_>, field: &Field<raw::Tls>) -> Option<TlsConfi
         max_handshakes: count(check, &raw.max_handshakes, 1000, 1..=1_000_000),
         hsts: optional_timeout(check, &raw.hsts)
             .and_then(|age| HeaderValue::try_from(format!("max-age={}", age.as_secs())).ok()),
+        client_certificates: client_certificates(check, &raw.client_certificates),
     })
+}
+
+fn client_certificates(check: &Check<'_>, field: &Field<raw::ClientCertificates>) -> Option<ClientCertificatesConfig> {
+    let (place, raw) = field.given()?;
+    let modes = [("required", ClientCertificates::Required), ("optional", ClientCertificates::Optional)];
+    let mode = choice(check, &raw.mode, ClientCertificates::Required, &modes);
+    let crl = raw.crl.members().filter_map(|(place, text)| file(check, place, text)).collect();
+    Some(ClientCertificatesConfig { ca: needed(check, place, "ca", &raw.ca)?, mode, crl })
 }
 
 fn certificates(check: &Check<'_>, tls: Place, field: &Field<raw::Tables<raw::Certificate>>) -> Vec<CertificateConfig> {
@@ -60,7 +71,7 @@ fn needed(check: &Check<'_>, table: Place, key: &str, field: &Field<String>) -> 
 }
 
 /// The path of a file, which is looked at by who reads it.
-pub(super) fn file(check: &Check<'_>, place: Place, text: &str) -> Option<FileKey> {
+fn file(check: &Check<'_>, place: Place, text: &str) -> Option<FileKey> {
     if text.is_empty() || text.contains('\0') {
         check.add(place, Problem::error(format!("{} is not a file's path", quote(text))));
         return None;
