@@ -15,6 +15,7 @@
 //! | [`exchange`] | one request with its response: identity, deadlines, bodies |
 //! | [`http1`] | HTTP/1.1: bytes to messages and back |
 //! | [`socket`] | a connection's bytes, in the clear or by TLS |
+//! | [`tls`] | certificates and keys from their files to handshakes |
 //! | [`listener`] | sockets to connections |
 //! | [`worker`] | a thread with its own event loop |
 //! | [`supervisor`] | owns everything that runs; applies a changed file |
@@ -42,6 +43,7 @@ pub mod socket;
 pub mod strategy;
 pub mod supervisor;
 pub mod telemetry;
+pub mod tls;
 pub mod transport;
 pub mod upstream;
 pub mod worker;

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
-use isobar::config::{Config, HealthCheckConfig, LimitsConfig, Loaded, Probe, Problems, Vocabulary, load, parse};
+use isobar::config::{
+    Config, HealthCheckConfig, LimitsConfig, Loaded, Probe, Problems, TlsConfig, Vocabulary, load, parse,
+};
 use proptest::prelude::*;
 
 #[test]
@@ -43,7 +45,11 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
     assert_eq!((plain.zone.as_deref(), shown.config.zone.as_deref()), (None, Some("eu-1a")));
     assert_eq!(upstream, *plain.upstreams[0]);
     assert_eq!(*check, shown_check());
-    assert_eq!(shown.config.listeners, plain.listeners);
+    // TLS is shown, and is off by default.
+    let mut listener = (*shown.config.listeners[0]).clone();
+    let tls = listener.tls.take().expect("the one shown");
+    assert_eq!(*tls, shown_tls());
+    assert_eq!(listener, *plain.listeners[0]);
     assert_eq!(shown.config.log, plain.log);
     // A token and a socket are shown, and are none by default.
     let mut admin = shown.config.admin.expect("an admin address");
@@ -58,6 +64,16 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
         (shown.config.workers, shown.config.shutdown_grace, shown.config.drain_limit),
         (plain.workers, plain.shutdown_grace, plain.drain_limit)
     );
+}
+
+/// The defaults of TLS, and what the reference shows for an example.
+fn shown_tls() -> TlsConfig {
+    let tls =
+        "[listener.tls]\ncertificates = [{ certificate = \"cert.pem\", key = \"key.pem\", ocsp = \"ocsp.der\" }]\n";
+    let clients = "client_certificates = { ca = \"ca.pem\", mode = \"required\", crl = [\"crl.pem\"] }\n";
+    let text = format!("{LISTENER}{tls}{clients}{ROUTE}[upstream.users]\nbackends = [\"10.0.0.1:80\"]\n");
+    let listeners = parse_here(&text, "lb.toml").unwrap_or_else(|problems| panic!("{problems}")).config.listeners;
+    (**listeners[0].tls.as_ref().expect("TLS")).clone()
 }
 
 /// The defaults of what limits an upstream, where it is switched on.

@@ -13,10 +13,11 @@ use super::picking::place_keys;
 use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
-    BackendLimits, BackendTlsConfig, BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig,
-    HedgeConfig, HostPattern, HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile,
-    OverloadConfig, PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder,
-    RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
+    BackendLimits, BackendTlsConfig, BodyMatch, BreakerConfig, CertificateConfig, ClientCertificates,
+    ClientCertificatesConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe,
+    LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile, OverloadConfig, PathPattern,
+    PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn,
+    RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -73,6 +74,7 @@ impl Serialize for Shown<&Config> {
             access_log,
             overload,
             listeners,
+            tells_identity: _,
             routes,
             upstreams,
         } = self.0;
@@ -188,6 +190,8 @@ impl Serialize for Shown<&ListenerConfig> {
             forwarded,
             via,
             paths,
+            redirect_to_https,
+            tls,
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("name", name.as_str())?;
@@ -206,6 +210,15 @@ impl Serialize for Shown<&ListenerConfig> {
         map.serialize_entry("forwarded", forwarded)?;
         map.serialize_entry("via", via)?;
         map.serialize_entry("paths", &Shown(paths))?;
+        map.serialize_entry("redirect_to_https", &redirect_to_https.is_some())?;
+        if let Some(redirect) = redirect_to_https {
+            let port = redirect.location.iter().find_map(|part| match part {
+                LocationPart::Text(text) => text.strip_prefix(':')?.parse::<u16>().ok(),
+                _ => None,
+            });
+            map.serialize_entry("https_port", &port.unwrap_or(443))?;
+        }
+        entry_if(&mut map, "tls", tls.as_deref().map(Shown).as_ref())?;
         map.end()
     }
 }
@@ -218,6 +231,66 @@ impl Serialize for Shown<&PathsConfig> {
         map.serialize_entry("encoded_slashes", encoded_slashes.as_str())?;
         map.serialize_entry("duplicate_slashes", duplicate_slashes.as_str())?;
         map.serialize_entry("backslashes", backslashes.as_str())?;
+        map.end()
+    }
+}
+
+/// Of the files, where they are.
+impl Serialize for Shown<&TlsConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let TlsConfig {
+            certificates,
+            unknown_names,
+            profile,
+            handshake_timeout,
+            max_handshakes,
+            hsts,
+            client_certificates,
+        } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("certificates", &shown(certificates.iter()))?;
+        let unknown_names = match unknown_names {
+            UnknownNames::Default => "default",
+            UnknownNames::Refuse => "refuse",
+        };
+        map.serialize_entry("unknown_names", unknown_names)?;
+        let profile = match profile {
+            TlsProfile::Intermediate => "intermediate",
+            TlsProfile::Modern => "modern",
+        };
+        map.serialize_entry("profile", profile)?;
+        map.serialize_entry("handshake_timeout", &Shown(*handshake_timeout))?;
+        map.serialize_entry("max_handshakes", max_handshakes)?;
+        let age = hsts.as_ref().and_then(|hsts| hsts.to_str().ok()?.strip_prefix("max-age=")?.parse().ok());
+        let age = age.map(|seconds| duration(Duration::from_secs(seconds)));
+        map.serialize_entry("hsts", age.as_deref().unwrap_or("none"))?;
+        entry_if(&mut map, "client_certificates", client_certificates.as_ref().map(Shown).as_ref())?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&ClientCertificatesConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let ClientCertificatesConfig { ca, mode, crl } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("ca", &ca.path)?;
+        let mode = match mode {
+            ClientCertificates::Required => "required",
+            ClientCertificates::Optional => "optional",
+        };
+        map.serialize_entry("mode", mode)?;
+        map.serialize_entry("crl", &crl.iter().map(|file| &file.path).collect::<Vec<_>>())?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&CertificateConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let CertificateConfig { certificate, key, ocsp } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("certificate", &certificate.path)?;
+        map.serialize_entry("key", &key.path)?;
+        entry_if(&mut map, "ocsp", ocsp.as_ref().map(|file| &file.path).as_ref())?;
         map.end()
     }
 }

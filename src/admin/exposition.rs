@@ -6,7 +6,7 @@
 //!
 //! A new metric has a line in `docs/metrics.md`; a test compares the two.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,12 +23,13 @@ use super::{Control, Status};
 use crate::backend::Backend;
 use crate::backend::health::{Health, Verdict};
 use crate::backend::outlier::Reason;
-use crate::config::Tier;
+use crate::config::{ListenerName, Tier};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::{
-    BUCKET_BOUNDS_US, BackendMetrics, Counter, Histogram, RetryCause, Sharded, UpstreamMetrics,
+    BUCKET_BOUNDS_US, BackendMetrics, Counter, HandshakeFailure, Histogram, RetryCause, Sharded, UpstreamMetrics,
+    handshake_index,
 };
 use crate::telemetry::process::Process;
 use crate::upstream::Readiness;
@@ -146,7 +147,50 @@ impl Scrape {
             let closed = it.metrics.sum(|shard| &shard.tunnels_closed);
             it.metrics.sum(|shard| &shard.tunnels_opened).saturating_sub(closed)
         });
-        families.gauge("listener_tunnels", "Upgraded connections (WebSockets) open", None, tunnels)
+        families.gauge("listener_tunnels", "Upgraded connections (WebSockets) open", None, tunnels)?;
+        self.handshakes(families, &names)
+    }
+
+    /// Of listeners that speak TLS.
+    fn handshakes(&self, families: &mut Families<'_>, names: &[ListenerName]) -> fmt::Result {
+        let listeners: Vec<_> = names.iter().map(ListenerName::as_str).zip(&self.listeners).collect();
+        let all = listeners.iter().filter_map(|(name, it)| Some((*name, *it, it.tls.load_full()?)));
+        let all: Vec<_> = all.collect();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let mut done = Vec::new();
+        for &(name, listener, _) in &all {
+            for (new, version) in [(false, "1.2"), (true, "1.3")] {
+                for (resumed, word) in [(false, "false"), (true, "true")] {
+                    let labels = [("listener", name), ("version", version), ("resumed", word)];
+                    done.push((labels, listener.metrics.sum(|it| &it.handshakes[handshake_index(new, resumed)])));
+                }
+            }
+        }
+        let done = done.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("tls_handshakes", "TLS handshakes that succeeded", None, done)?;
+        let mut failed = Vec::new();
+        for &(name, listener, _) in &all {
+            for (index, failure) in HandshakeFailure::ALL.iter().enumerate() {
+                let labels = [("listener", name), ("reason", failure.as_str())];
+                failed.push((labels, listener.metrics.sum(|it| &it.handshake_failures[index])));
+            }
+        }
+        let failed = failed.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("tls_handshake_failures", "TLS handshakes that failed, by why", None, failed)?;
+        // A file may be named twice, and a series is there once.
+        let mut ends = BTreeMap::new();
+        for (name, _, tls) in &all {
+            ends.extend(tls.certificates.iter().map(|it| ((*name, it.file.display().to_string()), it.at)));
+        }
+        let ends: Vec<_> = ends.iter().map(|((name, file), at)| ([("listener", *name), ("file", file)], *at)).collect();
+        let ends = ends.iter().map(|(labels, at)| (&labels[..], *at as f64));
+        let help = "When the certificate expires";
+        families.gauge("tls_certificate_expiry_timestamp", help, Some(&Unit::Seconds), ends)?;
+        let labels: Vec<_> = all.iter().map(|(name, it, _)| ([("listener", *name)], *it)).collect();
+        let refused = labels.iter().map(|(labels, it)| (&labels[..], it.certificates_refused.load(Ordering::Relaxed)));
+        families.counter("tls_certificates_refused", "Changed certificates that could not be used", None, refused)
     }
 
     fn routes(&self, families: &mut Families<'_>) -> fmt::Result {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
@@ -18,7 +18,7 @@ use crate::config::{
     HostPattern, HttpProbe, InitialHealth, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile,
     OutlierConfig, OverloadConfig, PathPattern, PathRewrite, PathsConfig, Place, PoolConfig, Probe, QueryMatch,
     QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig, RouteConfig, Spot, StrategyConfig, TiersConfig,
-    Timeouts, UpstreamConfig, ValueMatch,
+    Timeouts, UpstreamConfig, ValueMatch, Vocabulary,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -28,6 +28,7 @@ use crate::telemetry;
 use crate::telemetry::events::Events;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Sharded;
+use crate::tls::Tls;
 use crate::upstream::{Upstream, UpstreamState};
 
 pub(super) const WORKERS: usize = 2;
@@ -78,6 +79,8 @@ impl Process {
             Snapshot { generation: 7, config, routes, upstreams: upstreams.to_vec(), access_log: None }
         };
         let listener = Arc::new(Listener {
+            tls: ArcSwapOption::from_pointee(tls()),
+            certificates_refused: AtomicU64::new(0),
             address: config.listeners[0].address,
             config: ArcSwap::new(Arc::clone(&config.listeners[0])),
             open: AtomicUsize::new(0),
@@ -99,6 +102,26 @@ impl Process {
             events: Events::default(),
         })
     }
+}
+
+/// Of a certificate that is made for it.
+fn tls() -> Option<Tls> {
+    let folder =
+        std::env::temp_dir().join(format!("isobar-fixture-{}-{:?}", std::process::id(), std::thread::current().id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
+    std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    let text = format!(
+        "[[listener]]\naddress = \"0.0.0.0:80\"\ntls = {{ certificates = [{{ certificate = \"{0}/cert.pem\", key = \"{0}/key.pem\" }}] }}\n\
+         [[route]]\nrespond = {{ body = \"a\" }}\n",
+        folder.display()
+    );
+    let config = crate::config::parse(&text, "lb.toml", &|_| None, &Vocabulary::default()).unwrap().config;
+    let settings = config.listeners[0].tls.as_ref().unwrap();
+    let tls = Tls::load(settings, None, std::time::SystemTime::now(), &mut Vec::new());
+    std::fs::remove_dir_all(&folder).unwrap();
+    tls
 }
 
 impl Process {
@@ -187,6 +210,7 @@ pub(super) fn config() -> Config {
         log: LogConfig { level: "info".into(), format: LogFormat::Text },
         access_log: None,
         overload: OverloadConfig::default(),
+        tells_identity: false,
         listeners: vec![Arc::new(listener())],
         routes: routes().into_iter().map(Arc::new).collect(),
         upstreams: vec![Arc::new(upstream())],
@@ -208,6 +232,8 @@ fn listener() -> ListenerConfig {
         forwarded: false,
         via: false,
         paths: PathsConfig::default(),
+        redirect_to_https: None,
+        tls: None,
     }
 }
 

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
-use crate::config::{self, Config, Vocabulary};
+use crate::config::{self, Config, Problems, Vocabulary};
 use crate::supervisor;
+use crate::tls::Tls;
 
 /// Checks a file. What is wrong or odd goes to standard error, the good news to standard output.
 ///
@@ -13,8 +15,17 @@ use crate::supervisor;
 pub fn run(path: &Path, vocabulary: &Vocabulary) -> ExitCode {
     match config::load(path, vocabulary) {
         Ok(loaded) => {
-            for warning in &loaded.warnings {
-                eprintln!("{warning}");
+            let mut problems = loaded.warnings;
+            for tls in loaded.config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+                // What comes of it is not used.
+                let _ = Tls::load(tls, None, SystemTime::now(), &mut problems);
+            }
+            let problems = Problems::new(problems);
+            for problem in &problems {
+                eprintln!("{problem}");
+            }
+            if problems.refuse() {
+                return ExitCode::FAILURE;
             }
             if let Err(problems) = supervisor::check_files(&loaded.config) {
                 eprintln!("{problems}");

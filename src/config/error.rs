@@ -56,7 +56,7 @@ impl Problem {
     }
 
     /// Says what would be right.
-    pub(super) fn expected(mut self, expected: impl Into<String>) -> Self {
+    pub fn expected(mut self, expected: impl Into<String>) -> Self {
         self.expected = Some(expected.into());
         self
     }
@@ -118,7 +118,7 @@ impl FromIterator<Problem> for Problems {
 
 impl Problems {
     /// Sorts them by where they are.
-    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
+    pub fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| (problem.line, problem.column));
         Self(problems)
     }
@@ -139,12 +139,12 @@ impl Problems {
     }
 
     /// Whether one of them refuses the configuration.
-    pub(super) fn refuse(&self) -> bool {
+    pub fn refuse(&self) -> bool {
         self.iter().any(|problem| problem.severity == Severity::Error)
     }
 
     /// As a list.
-    pub(super) fn into_vec(self) -> Vec<Problem> {
+    pub fn into_vec(self) -> Vec<Problem> {
         self.0
     }
 }

@@ -37,6 +37,7 @@ mod picking;
 mod report;
 mod error;
 mod limits;
+mod tls;
 
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use check::{Loaded, Vocabulary, load, parse};
@@ -47,6 +48,9 @@ pub use limits::{
 pub use paths::{PathRule, PathsConfig};
 pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
+pub use tls::{
+    CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, TlsConfig, TlsProfile, UnknownNames,
+};
 pub use units::duration;
 
 macro_rules! names {
@@ -112,6 +116,8 @@ pub struct Config {
     pub overload: OverloadConfig,
     /// In the order of the file. Names and addresses are unique.
     pub listeners: Vec<Arc<ListenerConfig>>,
+    /// Whether any of them asks clients for certificates, so that what tells backends of these may come from nowhere else.
+    pub tells_identity: bool,
     /// In the order of the file, which decides only between patterns.
     pub routes: Vec<Arc<RouteConfig>>,
     /// Sorted by name.
@@ -238,6 +244,10 @@ pub struct ListenerConfig {
     pub via: bool,
     /// What is done with paths that servers read differently.
     pub paths: PathsConfig,
+    /// Answers every request with this; `None` where routes answer.
+    pub redirect_to_https: Option<Redirect>,
+    /// How it speaks TLS; `None` is in the clear.
+    pub tls: Option<Arc<TlsConfig>>,
 }
 
 /// `[[route]]`: which requests match and where they go.

@@ -102,6 +102,9 @@ pub(super) struct Listener {
     pub(super) forwarded: Field<bool>,
     pub(super) via: Field<bool>,
     pub(super) paths: Field<Paths>,
+    pub(super) redirect_to_https: Field<bool>,
+    pub(super) https_port: Field<i64>,
+    pub(super) tls: Field<Tls>,
 }
 
 /// `paths = { .. }`
@@ -112,6 +115,37 @@ pub(super) struct Paths {
     pub(super) encoded_slashes: Field<String>,
     pub(super) duplicate_slashes: Field<String>,
     pub(super) backslashes: Field<String>,
+}
+
+/// `[listener.tls]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Tls {
+    pub(super) certificates: Field<Tables<Certificate>>,
+    pub(super) unknown_names: Field<String>,
+    pub(super) profile: Field<String>,
+    pub(super) handshake_timeout: Field<Duration>,
+    pub(super) max_handshakes: Field<i64>,
+    pub(super) hsts: Field<Duration>,
+    pub(super) client_certificates: Field<ClientCertificates>,
+}
+
+/// `client_certificates = { .. }`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ClientCertificates {
+    pub(super) ca: Field<String>,
+    pub(super) mode: Field<String>,
+    pub(super) crl: Field<Vec<Field<String>>>,
+}
+
+/// `certificates = [{ .. }]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Certificate {
+    pub(super) certificate: Field<String>,
+    pub(super) key: Field<String>,
+    pub(super) ocsp: Field<String>,
 }
 
 /// `[[route]]`

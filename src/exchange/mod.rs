@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
 use crate::config::{Config, ListenerConfig, ListenerName};
 use crate::telemetry::metrics::{ListenerMetrics, Sharded};
@@ -30,6 +30,10 @@ pub struct Client {
     pub peer_text: HeaderValue,
     /// The port it came to, as a header holds it.
     pub port_text: HeaderValue,
+    /// By which it came: `http` or `https`.
+    pub scheme: &'static str,
+    /// What backends are told of its certificate: headers. Empty where it has shown none.
+    pub identity: Vec<(HeaderName, HeaderValue)>,
     /// The settings of the listener when the connection was accepted. Not where its name is to be looked for: see
     /// [`Client::listener_name`].
     pub listener: Arc<ListenerConfig>,
@@ -146,6 +150,8 @@ pub(crate) mod testing {
             forwarded: false,
             via: false,
             paths: PathsConfig::default(),
+            redirect_to_https: None,
+            tls: None,
         };
         change(&mut listener);
         Rc::new(Client {
@@ -154,6 +160,8 @@ pub(crate) mod testing {
             lines: RefCell::new((None, Rc::from([]))),
             peer_text: HeaderValue::from_static("192.0.2.1"),
             port_text: HeaderValue::from_static("8080"),
+            scheme: "http",
+            identity: Vec::new(),
             name: RefCell::new((0, listener.name.clone())),
             listener: Arc::new(listener),
             metrics: Arc::new(Sharded::new(1)),

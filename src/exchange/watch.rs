@@ -32,6 +32,8 @@ pub struct Clock {
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// The end of the TLS handshake.
+    Handshake,
     /// The first byte of the next request.
     Idle,
     /// The rest of a request's head.

@@ -20,11 +20,10 @@ use crate::exchange::{Client, ClientSide};
 use crate::http1::request::{Head, Malformed, Terms};
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Handled, Proxy};
-use crate::socket::Socket;
 
 use super::guard::Refusal;
 use super::wire::{Asked, Wire};
-use super::{Listener, Open};
+use super::{Listener, Open, handshake};
 
 /// How the HTTP part of a connection ended.
 enum End {
@@ -59,7 +58,11 @@ pub async fn serve(
     if listener.draining.load(Ordering::Relaxed) {
         watch.drain();
     }
-    let wire = Wire::new(Socket::Plain(tcp), &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
+    let Some(socket) = handshake::socket(tcp, &listener, &watch, proxy.worker).await else { return };
+    let secure = socket.plain().is_none();
+    let identity = handshake::identity(&socket);
+    watch.enter(Phase::Idle, config.idle_timeout.min(config.header_timeout));
+    let wire = Wire::new(socket, &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
     let ip = peer.ip().to_canonical();
     let client = Rc::new(Client {
         peer,
@@ -67,13 +70,20 @@ pub async fn serve(
         peer_text: text(ip),
         lines: RefCell::new((None, Rc::from([]))),
         port_text: text(listener.address.port()),
+        scheme: if secure { "https" } else { "http" },
+        identity,
         metrics: Arc::clone(&listener.metrics),
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
     let end = speak(&wire, &client, &proxy).await;
     let shared = wire.abandon();
+    // An answer that was cut short must not look whole.
+    let well = !matches!(end, End::Gone | End::Cut);
     finish(end, &wire, &listener, &proxy).await;
+    if secure && well {
+        let _ = tokio::time::timeout(handshake::CLOSE, poll_fn(|cx| wire.poll_shutdown(cx))).await;
+    }
     if shared {
         wire.close();
     }
@@ -289,8 +299,11 @@ fn refusal_text(refusal: Refusal) -> String {
 
 /// Turns a connection away, and tells why.
 pub async fn turn_away(tcp: TcpStream, reason: &'static str) {
-    let mut tcp = tcp;
-    let refusal = Refusal { status: 503, reason };
+    tell(tcp, Refusal { status: 503, reason }).await;
+}
+
+/// Answers whatever a client asks, in the clear, and ends its connection.
+pub(super) async fn tell(mut tcp: TcpStream, refusal: Refusal) {
     let linger = async {
         tcp.write_all(refusal_text(refusal).as_bytes()).await?;
         tcp.shutdown().await?;

@@ -3,15 +3,17 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{ListenerConfig, ListenerName};
 use crate::telemetry::metrics::{ListenerMetrics, Sharded};
+use crate::tls::Tls;
 
 pub mod connection;
+mod handshake;
 pub mod guard;
 pub mod wire;
 
@@ -22,6 +24,10 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Its settings; new connections take the ones of the moment.
     pub config: ArcSwap<ListenerConfig>,
+    /// What its handshakes are made with; new connections take the one of the moment. `None` is in the clear.
+    pub tls: ArcSwapOption<Tls>,
+    /// Times that changed certificates were read and could not be used.
+    pub certificates_refused: AtomicU64,
     /// Client connections open now, over all workers.
     pub open: AtomicUsize,
     /// Set when it was removed: its connections end as soon as they are idle.
@@ -68,6 +74,8 @@ pub fn bind(config: &Arc<ListenerConfig>, workers: usize) -> io::Result<Bound> {
     let listener = Arc::new(Listener {
         address,
         config: ArcSwap::from(Arc::clone(config)),
+        tls: ArcSwapOption::empty(),
+        certificates_refused: AtomicU64::new(0),
         open: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         metrics: Arc::new(Sharded::new(workers)),
@@ -132,6 +140,11 @@ impl Open {
             return Err(open);
         }
         Ok(open)
+    }
+
+    /// Whether its client speaks TLS, and would not understand an answer in the clear.
+    pub fn is_tls(&self) -> bool {
+        self.listener.tls.load().is_some()
     }
 
     /// Counts it at worker number `index`, which serves it and drops this: mostly the one it was meant for.

@@ -50,6 +50,10 @@ pub(super) async fn forward(
     if upgrade.is_some() && forward.upstream.config.protocol == Protocol::Http2 {
         return Err(ProxyError::CannotSwitch);
     }
+    // Behind that, or a client could have it removed by naming it in `Connection`.
+    if running.snapshot.config.tells_identity {
+        headers::identity(&mut parts.headers, client);
+    }
     if let Some(host) = &forward.host {
         parts.headers.insert(header::HOST, host.clone());
     } else if unnamed {

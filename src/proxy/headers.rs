@@ -8,6 +8,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::HeaderEdits;
 use crate::exchange::Client;
+use crate::tls::tells_identity;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -179,6 +180,22 @@ pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &Heade
     ToBackend { upgrade, lines, unnamed }
 }
 
+/// Tells of the client's certificate, and lets nobody else do so: but a trusted proxy, of its own client, at a listener that does
+/// not ask for certificates itself.
+#[cold]
+pub(super) fn identity(headers: &mut HeaderMap, client: &Client) {
+    let asks = client.listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
+    if asks || !client.trusted {
+        let forged: Vec<HeaderName> = headers.keys().filter(|name| tells_identity(name)).cloned().collect();
+        for name in forged {
+            headers.remove(name);
+        }
+    }
+    for (name, value) in &client.identity {
+        headers.insert(name, value.clone());
+    }
+}
+
 /// `X-Forwarded-*` as lines. For a client that is not trusted they depend on nothing but its connection and the host it asks
 /// for, so they are made once; putting them into each request's map would cost four hashed inserts, and again their
 /// encoding: 1 500 instructions a request.
@@ -193,7 +210,7 @@ fn forwarded_lines(client: &Client, host: Option<&HeaderValue>) -> Rc<[u8]> {
             lines.extend_from_slice(b"\r\n");
         };
         line(&X_FORWARDED_FOR, client.peer_text.as_bytes());
-        line(&X_FORWARDED_PROTO, b"http");
+        line(&X_FORWARDED_PROTO, client.scheme.as_bytes());
         if let Some(host) = host {
             line(&X_FORWARDED_HOST, host.as_bytes());
         }
@@ -222,7 +239,7 @@ fn x_forwarded(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits) {
             None => drop(headers.remove(name)),
         }
     };
-    put(X_FORWARDED_PROTO, Some(HeaderValue::from_static("http")));
+    put(X_FORWARDED_PROTO, Some(HeaderValue::from_static(client.scheme)));
     put(X_FORWARDED_HOST, asked);
     put(X_FORWARDED_PORT, Some(client.port_text.clone()));
     if edited(&X_FORWARDED_FOR) {
@@ -277,7 +294,8 @@ fn forwarded_element(client: &Client, host: Option<&HeaderValue>) -> String {
             false => write!(text, ";host=\"{host}\""),
         };
     }
-    text.push_str(";proto=http");
+    text.push_str(";proto=");
+    text.push_str(client.scheme);
     text
 }
 

@@ -13,6 +13,7 @@ use http::header;
 use http::request::Parts;
 use http::{Method, Response, Version, response};
 
+use crate::config::Redirect;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Watch};
 use crate::exchange::{Client, ClientSide, Exchange};
@@ -148,6 +149,9 @@ impl Proxy {
             return Err(ProxyError::Method);
         }
         name_host(parts)?;
+        if let Some(redirect) = &running.exchange.client.listener.redirect_to_https {
+            return to_https(redirect, parts).map(Choice::Answer);
+        }
         if !route::path::is_plain(parts.uri.path().as_bytes()) {
             let settled = route::path::settle(&parts.uri, &running.exchange.client.listener.paths);
             if let Some(uri) = settled.map_err(ProxyError::BadRequest)? {
@@ -162,7 +166,7 @@ impl Proxy {
             Action::Forward(forward) => return Ok(Choice::Forward(route, forward)),
             Action::Redirect(redirect) => {
                 let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
-                let location = route::rewrite::location(redirect, "http", host, &parts.uri)
+                let location = route::rewrite::location(redirect, running.exchange.client.scheme, host, &parts.uri)
                     .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
                 respond::redirect(redirect.status, location)
             }
@@ -180,6 +184,18 @@ impl Proxy {
         running.routed(index);
         Ok(routes.get(index))
     }
+}
+
+/// To the host without its port, which is that of a listener in the clear.
+fn to_https(redirect: &Redirect, parts: &Parts) -> Result<Response<Body>, ProxyError> {
+    let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let location = route::rewrite::location(redirect, "http", host, &parts.uri)
+        .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
+    Ok(respond::redirect(redirect.status, location))
 }
 
 /// A target with a host in it outweighs the `Host` field (RFC 9112 §3.2.2); from here on the field is right and the target

@@ -247,6 +247,12 @@ impl Running {
         if !handled.dated {
             self.proxy.dates.date(&mut handled.head.headers);
         }
+        if let Some(tls) = &self.exchange.client.listener.tls
+            && let Some(hsts) = &tls.hsts
+        {
+            // What a route or a backend says of it stands.
+            handled.head.headers.entry(header::STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
+        }
         self.status.set(handled.head.status.as_u16());
         match handled.tunnel {
             // The tunnel keeps the account.

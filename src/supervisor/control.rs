@@ -111,6 +111,7 @@ impl Control {
         logging: Option<Logging>,
         warnings: &[Problem],
     ) -> (Self, Handle) {
+        let warnings = &[warnings, &supervisor.warnings].concat()[..];
         let (command, commands) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (stop, stops) = mpsc::unbounded_channel();
         report::warnings(warnings);

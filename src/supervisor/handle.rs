@@ -29,7 +29,7 @@ pub struct Handle {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(super) workers: Workers,
-    listeners: ArcSwap<Vec<Arc<Listener>>>,
+    pub(super) listeners: ArcSwap<Vec<Arc<Listener>>>,
     access_log: ArcSwapOption<AccessLog>,
     /// Lines that access logs of former generations dropped.
     dropped_before: AtomicU64,

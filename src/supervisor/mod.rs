@@ -7,9 +7,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::config::{Config, Problem, RouteName, UpstreamName};
+use crate::config::{Config, Problem, Problems, RouteName, UpstreamName};
 use crate::health::Prober;
 use crate::listener::{self, Bound, Listener};
 use crate::proxy::Snapshot;
@@ -18,11 +18,13 @@ use crate::strategy::Factories;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
 use crate::telemetry::process::Process;
+use crate::tls::Tls;
 use crate::transport::tls::BackendTls;
 use crate::upstream::keeper::Keepers;
 use crate::upstream::{Upstream, UpstreamState};
 use crate::worker::Workers;
 
+mod certificates;
 mod control;
 mod error;
 mod gauge;
@@ -42,6 +44,7 @@ pub use plan::Plan;
 pub use secured::check_files;
 pub(crate) use signals::Signals;
 
+use certificates::Certificates;
 use gauge::Gauge;
 use plan::Step;
 
@@ -53,7 +56,10 @@ pub struct Supervisor {
     lasting: Lasting,
     keepers: Keepers,
     prober: Prober,
+    /// Of the start.
+    warnings: Vec<Problem>,
     _gauge: Gauge,
+    _certificates: Certificates,
 }
 
 /// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
@@ -72,7 +78,14 @@ struct Prepared {
     snapshot: Arc<Snapshot>,
     lasting: Lasting,
     bound: Vec<Bound>,
+    /// What the listeners make handshakes with, in the order of the configuration.
+    tls: TlsOfEach,
+    /// What is odd about their files.
+    warnings: Vec<Problem>,
 }
+
+/// Of each listener; `None` where it is in the clear.
+type TlsOfEach = Vec<Option<Arc<Tls>>>;
 
 /// Whether the files that are written to are opened anew although their configuration is the same, as is expected of a
 /// reload that somebody asks for: log rotation moves files away and says so.
@@ -107,18 +120,21 @@ impl Supervisor {
         let workers = workers(&config);
         let config = Arc::new(config);
         let mut plan = plan::plan(&nothing_but_settings(&config), &config);
-        let tls = secured::prepare(&config, &mut plan, &[])?;
-        let Prepared { snapshot, lasting, bound } = prepare(
+        let backend_tls = secured::prepare(&config, &mut plan, &[])?;
+        let Prepared { snapshot, lasting, bound, tls, warnings } = prepare(
             &plan,
             1,
             &config,
             Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[] },
-            tls,
+            backend_tls,
             Reopen::All,
         )?;
         let process = Process::new(workers);
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         let workers = Workers::start(workers, snapshot, &process).map_err(Error::Thread)?;
+        for (listener, tls) in lasting.listeners.iter().zip(tls) {
+            listener.tls.store(tls);
+        }
         for bound in bound {
             workers.listen(bound);
         }
@@ -126,8 +142,9 @@ impl Supervisor {
         let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone(), lasting.access_log.clone()));
         let events = &shared.process.events;
         let (prober, keepers) = (Prober::new(events.clone()), Keepers::new(events.clone()));
-        let gauge = Gauge::start(&shared);
-        let mut supervisor = Self { shared, factories, lasting, keepers, prober, _gauge: gauge };
+        let (gauge, certificates) = (Gauge::start(&shared), Certificates::start(&shared));
+        let mut supervisor =
+            Self { shared, factories, lasting, keepers, prober, warnings, _gauge: gauge, _certificates: certificates };
         supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
         Ok(supervisor)
     }
@@ -135,8 +152,8 @@ impl Supervisor {
     /// Serves from now on as `config` says, or changes nothing.
     ///
     /// # Errors
-    /// When an added listener cannot be bound or the access log cannot be opened.
-    pub fn apply(&mut self, mut config: Config, warnings: Vec<Problem>, reopen: Reopen) -> Result<Applied, Error> {
+    /// When an added listener cannot be bound, a certificate not read or the access log not opened.
+    pub fn apply(&mut self, mut config: Config, mut warnings: Vec<Problem>, reopen: Reopen) -> Result<Applied, Error> {
         let started = Instant::now();
         let workers = &self.shared.workers;
         let before = workers.snapshot();
@@ -147,14 +164,15 @@ impl Supervisor {
         }
 
         let config = Arc::new(config);
-        let tls = secured::prepare(&config, &mut plan, &before.upstreams)?;
+        let backend_tls = secured::prepare(&config, &mut plan, &before.upstreams)?;
         let running = Running {
             workers: workers.count(),
             factories: &self.factories,
             lasting: &self.lasting,
             before: &before.upstreams,
         };
-        let prepared = prepare(&plan, before.generation + 1, &config, running, tls, reopen)?;
+        let mut prepared = prepare(&plan, before.generation + 1, &config, running, backend_tls, reopen)?;
+        warnings.append(&mut prepared.warnings);
 
         let retired = self.commit(prepared);
         for listener in &retired {
@@ -165,13 +183,14 @@ impl Supervisor {
 
     /// The point of no return. Gives back the listeners that are no longer wanted.
     fn commit(&mut self, prepared: Prepared) -> Vec<Arc<Listener>> {
-        let Prepared { snapshot, lasting, bound } = prepared;
+        let Prepared { snapshot, lasting, bound, tls, warnings: _ } = prepared;
         let workers = &self.shared.workers;
         // Before the first request that knows of them: a backend never sees more than its limit.
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         workers.publish(Arc::clone(&snapshot));
-        for (listener, config) in lasting.listeners.iter().zip(&snapshot.config.listeners) {
+        for ((listener, config), tls) in lasting.listeners.iter().zip(&snapshot.config.listeners).zip(tls) {
             listener.config.store(Arc::clone(config));
+            listener.tls.store(tls);
         }
         for bound in bound {
             workers.listen(bound);
@@ -218,15 +237,16 @@ fn prepare(
     generation: u64,
     config: &Arc<Config>,
     running: Running<'_>,
-    tls: Vec<Option<Arc<BackendTls>>>,
+    backend_tls: Vec<Option<Arc<BackendTls>>>,
     reopen: Reopen,
 ) -> Result<Prepared, Error> {
     // Files and sockets first: what can fail should do so before work is spent on the rest.
     let access_log = open_access_log(plan, config, running.lasting, reopen)?;
+    let (tls, warnings) = load_certificates(plan, config, running.lasting)?;
     let (listeners, bound) = bind_listeners(plan, config, &running)?;
 
     let mut states = HashMap::with_capacity(config.upstreams.len());
-    let steps = plan.upstreams.next.iter().zip(tls);
+    let steps = plan.upstreams.next.iter().zip(backend_tls);
     let upstreams = config.upstreams.iter().zip(steps).map(|(config, ((name, step), tls))| {
         let state = running.lasting.upstreams.get(name).cloned();
         let state = state.unwrap_or_else(|| UpstreamState::new(name.clone(), running.workers));
@@ -255,7 +275,22 @@ fn prepare(
         access_log: access_log.clone(),
     });
     let lasting = Lasting { upstreams: states, routes: metrics, listeners, access_log };
-    Ok(Prepared { snapshot, lasting, bound })
+    Ok(Prepared { snapshot, lasting, bound, tls, warnings })
+}
+
+/// Reads the certificates of all listeners, also of those that are kept: the files may be others.
+fn load_certificates(plan: &Plan, config: &Config, lasting: &Lasting) -> Result<(TlsOfEach, Vec<Problem>), Error> {
+    let (mut all, mut problems) = (Vec::with_capacity(config.listeners.len()), Vec::new());
+    for (config, (_, step)) in config.listeners.iter().zip(&plan.listeners.next) {
+        let before = match step {
+            Step::Kept { from } | Step::Changed { from, .. } => lasting.listeners[*from].tls.load_full(),
+            Step::Added => None,
+        };
+        let load = |tls| Tls::load(tls, before.as_deref(), SystemTime::now(), &mut problems);
+        all.push(config.tls.as_ref().and_then(load).map(Arc::new));
+    }
+    let problems = Problems::new(problems);
+    if problems.refuse() { Err(Error::Config(problems)) } else { Ok((all, problems.into_vec())) }
 }
 
 fn bind_listeners(

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::config::{
     Action, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, Config, Forward, HealthCheckConfig,
     ListenerConfig, ListenerName, NamedFile, OutlierConfig, PathRule, PathsConfig, RetryConfig, RetryOn, RouteConfig,
-    RouteName, TiersConfig, UpstreamConfig, UpstreamName,
+    RouteName, TiersConfig, TlsConfig, UpstreamConfig, UpstreamName,
 };
 
 /// The difference between two configurations.
@@ -301,7 +301,30 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     for (key, of) in PATHS {
         changes.value(key, of(&old.paths).as_str(), of(&new.paths).as_str());
     }
+    changes.switched("redirect_to_https", &old.redirect_to_https, &new.redirect_to_https);
+    match (&old.tls, &new.tls) {
+        (None, Some(_)) => changes.push_value("tls", "off", "on"),
+        (Some(_), None) => changes.push_value("tls", "on", "off"),
+        (Some(was), Some(is)) => tls_changes(&mut changes, was, is),
+        (None, None) => {}
+    }
     changes.0
+}
+
+fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
+    let files = |tls: &TlsConfig| {
+        tls.certificates.iter().map(|it| it.certificate.path.display().to_string()).collect::<Vec<_>>()
+    };
+    changes.members("tls.certificates", &files(old), &files(new));
+    if files(old) == files(new) {
+        changes.other("tls.certificates", &old.certificates, &new.certificates);
+    }
+    changes.debug("tls.unknown_names", &old.unknown_names, &new.unknown_names);
+    changes.debug("tls.profile", &old.profile, &new.profile);
+    changes.time("tls.handshake_timeout", old.handshake_timeout, new.handshake_timeout);
+    changes.value("tls.max_handshakes", &old.max_handshakes, &new.max_handshakes);
+    changes.switched("tls.hsts", &old.hsts, &new.hsts);
+    changes.switched("tls.client_certificates", &old.client_certificates, &new.client_certificates);
 }
 
 fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
@@ -325,7 +348,7 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
     changes.value("pool.max_idle", &old.pool.max_idle, &new.pool.max_idle);
     changes.time("pool.idle_timeout", old.pool.idle_timeout, new.pool.idle_timeout);
     changes.value("protocol", old.protocol.as_str(), new.protocol.as_str());
-    tls_changes(&mut changes, old.tls.as_deref(), new.tls.as_deref());
+    backend_tls_changes(&mut changes, old.tls.as_deref(), new.tls.as_deref());
     match (&old.health_check, &new.health_check) {
         (None, Some(_)) => changes.push_value("health_check", "off", "on"),
         (Some(_), None) => changes.push_value("health_check", "on", "off"),
@@ -337,7 +360,7 @@ fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
     changes.0
 }
 
-fn tls_changes(changes: &mut Changes, old: Option<&BackendTlsConfig>, new: Option<&BackendTlsConfig>) {
+fn backend_tls_changes(changes: &mut Changes, old: Option<&BackendTlsConfig>, new: Option<&BackendTlsConfig>) {
     let (was, is) = match (old, new) {
         (None, None) => return,
         (None, Some(_)) => return changes.push_value("tls", "off", "on"),
@@ -632,6 +655,7 @@ mod tests {
             log: LogConfig { level: "info".into(), format: LogFormat::Text },
             access_log: None,
             overload: OverloadConfig::default(),
+            tells_identity: false,
             listeners: vec![Arc::new(listener("web", 8080)), Arc::new(listener("api", 8081))],
             routes: ["a", "b", "c"].map(|name| Arc::new(route(name))).into(),
             upstreams: ["u", "v"].map(|name| Arc::new(upstream(name))).into(),
@@ -653,6 +677,8 @@ mod tests {
             forwarded: false,
             via: false,
             paths: PathsConfig::default(),
+            redirect_to_https: None,
+            tls: None,
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 use tracing::{info, warn};
 
 use super::audit;
-use crate::config::{Address, UpstreamName};
+use crate::config::{Address, ListenerName, UpstreamName};
 
 /// Events that a reader may be behind before it loses some, and that one who comes back finds.
 const BEHIND_MAX: usize = 1024;
@@ -124,6 +124,15 @@ pub enum EventKind {
         /// Why: a line for each problem.
         problems: String,
     },
+    /// The files of a listener's certificates are others.
+    Certificates {
+        /// Whose.
+        listener: ListenerName,
+        /// Whether they are used from now; if not, those before still are.
+        replaced: bool,
+        /// Until when they are valid, or what is wrong with them: a line for each problem.
+        evidence: String,
+    },
     /// An operator has changed something, or what he changed is over by itself.
     ByHand {
         /// Who, as far as it is known: a user over the socket, the holder of the token, an address.
@@ -154,8 +163,18 @@ fn some_seconds<S: serde::Serializer>(time: &Option<Duration>, serializer: S) ->
 
 impl EventKind {
     /// The names of all kinds, as [`EventKind::as_str`] has them.
-    pub const NAMES: [&str; 9] =
-        ["health", "ejected", "unejected", "panic", "breaker", "overload", "reloaded", "reload_failed", "by_hand"];
+    pub const NAMES: [&str; 10] = [
+        "health",
+        "ejected",
+        "unejected",
+        "panic",
+        "breaker",
+        "overload",
+        "reloaded",
+        "reload_failed",
+        "certificates",
+        "by_hand",
+    ];
 
     /// Its name among events.
     pub fn as_str(&self) -> &'static str {
@@ -168,11 +187,12 @@ impl EventKind {
             Self::Panic { .. } => "panic",
             Self::Reloaded { .. } => "reloaded",
             Self::ReloadFailed { .. } => "reload_failed",
+            Self::Certificates { .. } => "certificates",
             Self::ByHand { .. } => "by_hand",
         }
     }
 
-    /// Its line in the log. A reload has told its own story there, in as many lines as it takes.
+    /// Its line in the log. A reload or new certificates have told their own story there, in as many lines as it takes.
     fn log(&self) {
         match self {
             Self::Health { upstream, backend, from, to, evidence } => {
@@ -204,7 +224,7 @@ impl EventKind {
                 from,
                 to,
             }),
-            Self::Reloaded { .. } | Self::ReloadFailed { .. } => {}
+            Self::Reloaded { .. } | Self::ReloadFailed { .. } | Self::Certificates { .. } => {}
         }
     }
 }

@@ -176,6 +176,64 @@ pub struct ListenerMetrics {
     pub tunnels_opened: Counter,
     /// Upgraded connections ended.
     pub tunnels_closed: Counter,
+    /// TLS handshakes that succeeded, by [`handshake_index`].
+    pub handshakes: [Counter; 4],
+    /// TLS handshakes that failed, by why: those of [`HandshakeFailure`] in its order.
+    pub handshake_failures: [Counter; HandshakeFailure::ALL.len()],
+}
+
+/// Where a handshake is counted: whether it was of TLS 1.3, not 1.2, and whether a session was resumed.
+pub fn handshake_index(new: bool, resumed: bool) -> usize {
+    usize::from(new) * 2 + usize::from(resumed)
+}
+
+/// Why a TLS handshake failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// It took too long, waiting for its turn included.
+    Timeout,
+    /// The client named a host that no certificate is for, or there is none that it can verify.
+    NoCertificate,
+    /// No version, cipher suite, group or protocol in common.
+    Incompatible,
+    /// The client ended it by an alert: mostly it does not trust the certificate.
+    Alert,
+    /// The client's certificate is missing or not to be trusted.
+    ClientCertificate,
+    /// What came is not TLS, or not as it should be.
+    Protocol,
+    /// What came is HTTP in the clear.
+    PlainHttp,
+    /// The connection ended.
+    Closed,
+}
+
+impl HandshakeFailure {
+    /// All of them, in the order that they are counted in.
+    pub const ALL: [Self; 8] = [
+        Self::Timeout,
+        Self::NoCertificate,
+        Self::Incompatible,
+        Self::Alert,
+        Self::ClientCertificate,
+        Self::Protocol,
+        Self::PlainHttp,
+        Self::Closed,
+    ];
+
+    /// In metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::NoCertificate => "no_certificate",
+            Self::Incompatible => "incompatible",
+            Self::Alert => "alert",
+            Self::ClientCertificate => "client_certificate",
+            Self::Protocol => "protocol",
+            Self::PlainHttp => "plain_http",
+            Self::Closed => "closed",
+        }
+    }
 }
 
 /// Upper bounds of the buckets, in microseconds; one more bucket holds the rest.

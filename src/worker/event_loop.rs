@@ -213,7 +213,8 @@ impl Worker {
 
     /// Tells a connection why it is not served.
     pub(super) fn turn_away(self: &Rc<Self>, tcp: TcpStream, refused: Open, reason: &'static str) {
-        if self.turned_away.get() >= TURNED_AWAY {
+        // To tell it by TLS would take the handshake that there is no room for.
+        if self.turned_away.get() >= TURNED_AWAY || refused.is_tls() {
             return;
         }
         let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
@@ -372,5 +373,6 @@ fn shortest_timeout(snapshot: &Snapshot) -> Duration {
         }
         _ => Vec::new(),
     });
-    listeners.chain(upstreams).chain(routes).min().unwrap_or(Duration::MAX)
+    let handshakes = config.listeners.iter().filter_map(|listener| Some(listener.tls.as_ref()?.handshake_timeout));
+    listeners.chain(handshakes).chain(upstreams).chain(routes).min().unwrap_or(Duration::MAX)
 }

@@ -9,23 +9,46 @@ use std::path::{Path, PathBuf};
 
 /// What each module may name, itself apart. From the top down; whoever builds a thing may also name what it is made of.
 const MAY_NAME: &[(&str, &[&str])] = &[
-    ("cli", &["embed", "supervisor", "config"]),
+    ("cli", &["embed", "supervisor", "tls", "config"]),
     // A program that embeds the library joins the admin address to the supervisor, and shows one what the other has.
     ("embed", &["admin", "supervisor", "listener", "proxy", "strategy", "config", "telemetry"]),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
     ("admin", &["listener", "proxy", "route", "upstream", "backend", "config", "telemetry"]),
     (
         "supervisor",
-        &["worker", "health", "listener", "proxy", "route", "upstream", "strategy", "transport", "config", "telemetry"],
+        &[
+            "worker",
+            "health",
+            "listener",
+            "proxy",
+            "route",
+            "upstream",
+            "strategy",
+            "transport",
+            "tls",
+            "config",
+            "telemetry",
+        ],
     ),
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
     ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry"]),
-    ("listener", &["proxy", "exchange", "http1", "socket", "config", "telemetry"]),
+    ("listener", &["proxy", "exchange", "http1", "socket", "tls", "config", "telemetry"]),
     // Of the strategies only what a pick takes: dice, and who was tried.
     (
         "proxy",
-        &["route", "middleware", "upstream", "strategy", "transport", "exchange", "backend", "config", "telemetry"],
+        &[
+            "route",
+            "middleware",
+            "upstream",
+            "strategy",
+            "transport",
+            "exchange",
+            "backend",
+            "tls",
+            "config",
+            "telemetry",
+        ],
     ),
     ("route", &["middleware", "upstream", "config", "telemetry"]),
     ("middleware", &["exchange", "backend", "config", "telemetry"]),
@@ -38,6 +61,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Bytes and messages.
     ("http1", &["socket"]),
     ("socket", &[]),
+    // Files to what handshakes are made with.
+    ("tls", &["config"]),
     ("telemetry", &["config"]),
     ("config", &[]),
 ];

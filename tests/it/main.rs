@@ -43,6 +43,7 @@ mod storm;
 mod survives_a_reload;
 mod strategies;
 mod timeouts;
+mod tls;
 mod truncated;
 mod upgrade;
 mod workers;

@@ -145,7 +145,7 @@ enum Command {
     Reload,
     /// Show what happens, as it happens
     Events {
-        /// Only these kinds, with commas between: health, ejected, unejected, panic, breaker, overload, reloaded, reload_failed, by_hand
+        /// Only these kinds, with commas between: health, ejected, unejected, panic, breaker, overload, reloaded, reload_failed, certificates, by_hand
         #[arg(long, value_name = "KINDS")]
         kind: Option<String>,
         /// Begin with what has happened and is still known

@@ -2,16 +2,19 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
+use http::StatusCode;
 use ipnet::IpNet;
 
 use super::Check;
+use super::tls::tls;
 use super::value::{SIZE, choice, name, number, size, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{ListenerConfig, ListenerName, PathRule, PathsConfig};
+use crate::config::{ListenerConfig, ListenerName, LocationPart, PathRule, PathsConfig, Redirect};
 
 const HEADER_BYTES: u64 = 64 << 10;
 /// Below the lower bound hardly a browser's request would pass.
@@ -83,6 +86,8 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         forwarded: raw.forwarded.value().copied().unwrap_or(false),
         via: raw.via.value().copied().unwrap_or(false),
         paths: paths(check, &raw.paths),
+        redirect_to_https: redirect_to_https(check, raw),
+        tls: tls(check, &raw.tls).map(Arc::new),
     }
 }
 
@@ -98,7 +103,37 @@ fn paths(check: &Check<'_>, field: &Field<raw::Paths>) -> PathsConfig {
     }
 }
 
-fn count(check: &Check<'_>, field: &Field<i64>, default: i64, range: std::ops::RangeInclusive<i64>) -> usize {
+/// To the same host and path by https.
+fn redirect_to_https(check: &Check<'_>, raw: &raw::Listener) -> Option<Redirect> {
+    let port = number(check, &raw.https_port, 443, 1..=65_535);
+    let Some((place, true)) = raw.redirect_to_https.given() else {
+        if let (Some(place), true) = (raw.https_port.place(), port != 443) {
+            let problem = Problem::warning("says where redirect_to_https leads, which is off");
+            check.add(place, problem);
+        }
+        return None;
+    };
+    if raw.tls.place().is_some() {
+        let problem = Problem::error("this listener speaks TLS itself: the redirect would lead back to it");
+        check.add(place, problem.expected("it in a listener without tls"));
+    }
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let location = [
+        LocationPart::Text("https://".into()),
+        LocationPart::Host,
+        LocationPart::Text(port),
+        LocationPart::Path,
+        LocationPart::Query,
+    ];
+    Some(Redirect { status: StatusCode::PERMANENT_REDIRECT, location: location.into() })
+}
+
+pub(super) fn count(
+    check: &Check<'_>,
+    field: &Field<i64>,
+    default: i64,
+    range: std::ops::RangeInclusive<i64>,
+) -> usize {
     usize::try_from(number(check, field, default, range)).unwrap_or_default()
 }
 

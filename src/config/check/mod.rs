@@ -18,6 +18,7 @@ use super::report::{Place, Report, quote};
 
 mod process;
 mod listener;
+mod tls;
 mod route;
 mod action;
 mod header;
@@ -145,6 +146,7 @@ fn check(root: &Spanned<DeValue<'_>>, report: &Report<'_>, env: &Env<'_>, vocabu
         log: process::log(&check, &file.log),
         access_log: process::access_log(&check, &file.access_log),
         overload: limits::overload(&check, &file.overload),
+        tells_identity: listeners.iter().filter_map(|it| it.tls.as_ref()).any(|tls| tls.client_certificates.is_some()),
         listeners: listeners.into_iter().map(Arc::new).collect(),
         routes: routes.into_iter().map(Arc::new).collect(),
         upstreams: upstreams.into_iter().map(Arc::new).collect(),

@@ -1,0 +1,122 @@
+//! `[listener.tls]`
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use super::error::{Problem, Severity};
+
+/// How a listener speaks TLS. The files are named here and read elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// At least one; the first is the default.
+    pub certificates: Vec<CertificateConfig>,
+    /// What a client gets that names a host that no certificate is for, or none.
+    pub unknown_names: UnknownNames,
+    /// Which versions and cipher suites are spoken.
+    pub profile: TlsProfile,
+    /// From the connection to the end of its handshake.
+    pub handshake_timeout: Duration,
+    /// Handshakes at a time, over all workers; further ones wait.
+    pub max_handshakes: usize,
+    /// `Strict-Transport-Security` of the responses; `None` sends none.
+    pub hsts: Option<HeaderValue>,
+    /// Which certificates of clients are asked for; `None` asks for none.
+    pub client_certificates: Option<ClientCertificatesConfig>,
+}
+
+/// Certificates of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificatesConfig {
+    /// PEM: who may have issued them.
+    pub ca: FileKey,
+    /// Whether a client needs one.
+    pub mode: ClientCertificates,
+    /// PEM: those that are revoked.
+    pub crl: Vec<FileKey>,
+}
+
+/// Whether a client needs a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// Without one, there is no connection.
+    Required,
+    /// One that it shows must be good.
+    Optional,
+}
+
+/// A certificate with its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateConfig {
+    /// PEM: the certificate, and behind it those that lead to a root.
+    pub certificate: FileKey,
+    /// PEM: its private key.
+    pub key: FileKey,
+    /// DER: an OCSP response to staple.
+    pub ocsp: Option<FileKey>,
+}
+
+impl TlsConfig {
+    /// Every file that is named.
+    pub fn files(&self) -> impl Iterator<Item = &FileKey> {
+        let own = self.certificates.iter().flat_map(|it| [Some(&it.certificate), Some(&it.key), it.ocsp.as_ref()]);
+        let clients = self.client_certificates.iter().flat_map(|it| it.crl.iter().chain([&it.ca]));
+        own.flatten().chain(clients)
+    }
+}
+
+/// A client that names a host that no certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownNames {
+    /// It gets the first certificate.
+    Default,
+    /// Its handshake fails.
+    Refuse,
+}
+
+/// Versions and cipher suites, as Mozilla calls them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsProfile {
+    /// TLS 1.2 with forward secrecy and AEAD, and TLS 1.3.
+    Intermediate,
+    /// TLS 1.3.
+    Modern,
+}
+
+/// A key that names a file, and where it stands: what is wrong with the file is said there.
+#[derive(Clone)]
+pub struct FileKey {
+    /// The file.
+    pub path: PathBuf,
+    /// Says where the key is, and nothing yet.
+    pub(super) place: Box<Problem>,
+}
+
+impl FileKey {
+    /// A problem of this key that refuses the configuration.
+    pub fn error(&self, what: impl Into<String>) -> Problem {
+        Problem { severity: Severity::Error, what: what.into(), ..(*self.place).clone() }
+    }
+
+    /// A problem of this key that does not.
+    pub fn warning(&self, what: impl Into<String>) -> Problem {
+        Problem { severity: Severity::Warning, ..self.error(what) }
+    }
+}
+
+/// Another place in the file is no difference.
+impl PartialEq for FileKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+impl Eq for FileKey {}
+
+impl fmt::Debug for FileKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.fmt(f)
+    }
+}

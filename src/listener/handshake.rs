@@ -1,0 +1,141 @@
+//! From an accepted socket to one that HTTP is spoken on: the TLS handshake, where the listener has one.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use rustls::{Error, HandshakeKind, PeerIncompatible, ProtocolVersion};
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsStream, server};
+use tracing::debug;
+
+use super::Listener;
+use super::connection::tell;
+use super::guard::Refusal;
+use crate::exchange::watch::{Phase, Watch};
+use crate::socket::Socket;
+use crate::telemetry::metrics::{HandshakeFailure, handshake_index};
+use crate::tls::Tls;
+
+/// What a client is told that speaks HTTP in the clear where TLS is spoken.
+const PLAIN: Refusal = Refusal { status: 400, reason: "this port speaks TLS: use https" };
+
+/// The socket of a connection, once the handshake is over; `None` when it has failed, which is counted. Worker number `worker`
+/// serves it.
+pub(super) async fn socket(tcp: TcpStream, listener: &Listener, watch: &Watch, worker: usize) -> Option<Socket> {
+    let Some(tls) = listener.tls.load_full() else { return Some(Socket::Plain(tcp)) };
+    watch.enter(Phase::Handshake, tls.settings.handshake_timeout);
+    let peer = tcp.peer_addr();
+    let metrics = listener.metrics.of(worker);
+    match shake(tcp, &tls, watch).await {
+        Ok(stream) => {
+            let connection = stream.get_ref().1;
+            let new = connection.protocol_version() == Some(ProtocolVersion::TLSv1_3);
+            let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+            metrics.handshakes[handshake_index(new, resumed)].add(1);
+            Some(Socket::Tls(Box::new(TlsStream::Server(stream))))
+        }
+        Err(Failed { failure, error, plain }) => {
+            metrics.handshake_failures[failure as usize].add(1);
+            let client = peer.ok().map(|peer| peer.to_string());
+            debug!(listener = %listener.name(), client, reason = failure.as_str(), error, "TLS handshake failed");
+            if let Some(tcp) = plain {
+                tell(tcp, PLAIN).await;
+            }
+            None
+        }
+    }
+}
+
+/// What backends are told of the client's certificate.
+pub(super) fn identity(socket: &Socket) -> Vec<(HeaderName, HeaderValue)> {
+    let Socket::Tls(tls) = socket else { return Vec::new() };
+    let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    shown.map(crate::tls::identity).unwrap_or_default()
+}
+
+/// A handshake that came to nothing.
+struct Failed {
+    failure: HandshakeFailure,
+    error: Option<String>,
+    /// The socket of a client that speaks HTTP in the clear.
+    plain: Option<TcpStream>,
+}
+
+impl From<HandshakeFailure> for Failed {
+    fn from(failure: HandshakeFailure) -> Self {
+        Self { failure, error: None, plain: None }
+    }
+}
+
+async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsStream<TcpStream>, Failed> {
+    // Who says nothing takes no turn from those who do.
+    let first = in_time(watch, true, first_byte(&tcp)).await?;
+    match first {
+        Ok(Some(byte)) if byte.is_ascii_alphabetic() => {
+            // The first byte of TLS is 22: a letter begins a method of HTTP.
+            return Err(Failed { plain: Some(tcp), ..HandshakeFailure::PlainHttp.into() });
+        }
+        Ok(Some(_)) => {}
+        Ok(None) | Err(_) => return Err(HandshakeFailure::Closed.into()),
+    }
+    // Nobody closes the semaphore.
+    let _turn = in_time(watch, false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
+    let acceptor = TlsAcceptor::from(std::sync::Arc::clone(&tls.server));
+    in_time(watch, false, acceptor.accept(tcp)).await?.map_err(|error| Failed {
+        failure: failure(&error),
+        error: Some(error.to_string()),
+        plain: None,
+    })
+}
+
+/// The first byte that the client sends, which stays unread.
+async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
+    let mut byte = [0];
+    poll_fn(|cx| {
+        let mut byte = ReadBuf::new(&mut byte);
+        tcp.poll_peek(cx, &mut byte).map_ok(|bytes| byte.filled().first().copied().filter(|_| bytes > 0))
+    })
+    .await
+}
+
+/// Waits until the deadline. With `leaves`, not while the connection is to end when it is idle.
+async fn in_time<T>(watch: &Watch, leaves: bool, what: impl Future<Output = T>) -> Result<T, HandshakeFailure> {
+    let mut what = pin!(what);
+    poll_fn(|cx| {
+        watch.register(cx);
+        if let Poll::Ready(done) = what.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        if watch.is_cut() || (leaves && watch.draining()) {
+            return Poll::Ready(Err(HandshakeFailure::Closed));
+        }
+        if watch.expired() { Poll::Ready(Err(HandshakeFailure::Timeout)) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Why a handshake has failed.
+fn failure(error: &io::Error) -> HandshakeFailure {
+    let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
+        return HandshakeFailure::Closed;
+    };
+    match error {
+        // rustls has no kind of its own for it.
+        Error::General(what) if what == "no server certificate chain resolved" => HandshakeFailure::NoCertificate,
+        Error::PeerIncompatible(PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon)
+        | Error::NoCertificatesPresented
+        | Error::InvalidCertificate(_)
+        | Error::InvalidCertRevocationList(_) => HandshakeFailure::ClientCertificate,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => HandshakeFailure::Incompatible,
+        Error::AlertReceived(_) => HandshakeFailure::Alert,
+        _ => HandshakeFailure::Protocol,
+    }
+}
+
+/// How long the end of a connection may take to be told.
+pub(super) const CLOSE: Duration = Duration::from_secs(1);

@@ -1,0 +1,64 @@
+//! Which certificate a client is shown: by the host that it names, and by the signatures that it can verify.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{SignatureAlgorithm, SignatureScheme};
+
+use super::certificate::Loaded;
+use crate::config::UnknownNames;
+
+/// Certificates by the names that they are for.
+#[derive(Debug)]
+pub(super) struct Names {
+    exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    /// By what stands behind `*.`, which is for one label.
+    wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    /// The first, and those that are for the same names: its twin with another kind of key.
+    default: Vec<Arc<CertifiedKey>>,
+    unknown: UnknownNames,
+}
+
+impl Names {
+    /// Of certificates in the order of the configuration.
+    pub(super) fn new(loaded: &[Loaded], unknown: UnknownNames) -> Self {
+        let (mut exact, mut wildcard) = (HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new());
+        // To sign with an elliptic curve costs a tenth of RSA: who can verify it gets that. Else the first in the file.
+        let mut sorted: Vec<&Loaded> = loaded.iter().collect();
+        sorted.sort_by_key(|loaded| loaded.certified.key.algorithm() == SignatureAlgorithm::RSA);
+        for loaded in &sorted {
+            for name in &loaded.names {
+                let (names, name) = match name.strip_prefix("*.") {
+                    Some(parent) => (&mut wildcard, parent),
+                    None => (&mut exact, name.as_str()),
+                };
+                names.entry(name.to_owned()).or_default().push(Arc::clone(&loaded.certified));
+            }
+        }
+        let twins = sorted.iter().filter(|it| loaded.first().is_some_and(|first| first.names == it.names));
+        Self { exact, wildcard, default: twins.map(|it| Arc::clone(&it.certified)).collect(), unknown }
+    }
+
+    fn find(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let none = Vec::new();
+        let name = name.map(str::to_ascii_lowercase);
+        let exact = name.as_ref().and_then(|name| self.exact.get(name)).unwrap_or(&none);
+        let parent = name.as_ref().and_then(|name| Some(name.split_once('.')?.1));
+        let wildcard = parent.and_then(|parent| self.wildcard.get(parent)).unwrap_or(&none);
+        let mut known = exact.iter().chain(wildcard).peekable();
+        let fits = |it: &&Arc<CertifiedKey>| it.key.choose_scheme(schemes).is_some();
+        match (known.peek().is_some(), self.unknown) {
+            (true, _) => known.find(fits).cloned(),
+            (false, UnknownNames::Default) => self.default.iter().find(fits).cloned(),
+            (false, UnknownNames::Refuse) => None,
+        }
+    }
+}
+
+impl ResolvesServerCert for Names {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.find(hello.server_name(), hello.signature_schemes())
+    }
+}
