@@ -46,8 +46,8 @@ impl Spot {
     }
 
     /// Something that is wrong with what is named there.
-    pub fn problem(&self, what: impl Into<String>) -> Problem {
-        Problem { what: what.into(), ..(*self.0).clone() }
+    pub fn problem(&self, what: impl Into<String>) -> Box<Problem> {
+        Box::new(Problem { what: what.into(), ..(*self.0).clone() })
     }
 }
 

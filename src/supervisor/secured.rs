@@ -51,7 +51,7 @@ fn read<'b>(
     let mut problems = Vec::new();
     let made = config.upstreams.iter().enumerate().map(|(place, upstream)| {
         let made = BackendTls::prepare(upstream.tls.as_ref()?, upstream.protocol, before(place), &mut system);
-        made.map_err(|problem| problems.push(problem)).ok()
+        made.map_err(|problem| problems.push(*problem)).ok()
     });
     let made = made.collect();
     (made, problems)

@@ -54,7 +54,7 @@ impl BackendTls {
         protocol: Protocol,
         before: Option<&Arc<Self>>,
         system: &mut SystemRoots,
-    ) -> Result<Arc<Self>, Problem> {
+    ) -> Result<Arc<Self>, Box<Problem>> {
         let mut bytes = Vec::new();
         let verifier = match &config.ca {
             _ if config.insecure_skip_verify => Verifier::None,
@@ -172,7 +172,7 @@ enum Verifier {
 }
 
 impl SystemRoots {
-    fn read(&mut self, config: &BackendTlsConfig) -> Result<(Arc<RootCertStore>, u64), Problem> {
+    fn read(&mut self, config: &BackendTlsConfig) -> Result<(Arc<RootCertStore>, u64), Box<Problem>> {
         if let Some((roots, hash)) = &self.0 {
             return Ok((Arc::clone(roots), *hash));
         }
@@ -206,11 +206,11 @@ fn hash<T: std::hash::Hash + ?Sized>(bytes: &T) -> u64 {
     KEYS.hash_one(bytes)
 }
 
-fn read(file: &NamedFile) -> Result<Vec<u8>, Problem> {
+fn read(file: &NamedFile) -> Result<Vec<u8>, Box<Problem>> {
     fs::read(&file.path).map_err(|error| file.spot.problem(format!("could not read {}: {error}", file.path.display())))
 }
 
-fn roots_in(file: &NamedFile, pem: &[u8]) -> Result<Arc<RootCertStore>, Problem> {
+fn roots_in(file: &NamedFile, pem: &[u8]) -> Result<Arc<RootCertStore>, Box<Problem>> {
     let mut roots = RootCertStore::empty();
     for certificate in chain_in(file, pem)? {
         roots.add(certificate).map_err(|error| unusable(file, &error))?;
@@ -218,7 +218,7 @@ fn roots_in(file: &NamedFile, pem: &[u8]) -> Result<Arc<RootCertStore>, Problem>
     Ok(Arc::new(roots))
 }
 
-fn chain_in(file: &NamedFile, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Problem> {
+fn chain_in(file: &NamedFile, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Box<Problem>> {
     let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|error| unusable(file, &error))?;
     if chain.is_empty() {
@@ -227,7 +227,7 @@ fn chain_in(file: &NamedFile, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>
     Ok(chain)
 }
 
-fn key_in(file: &NamedFile, pem: &[u8]) -> Result<PrivateKeyDer<'static>, Problem> {
+fn key_in(file: &NamedFile, pem: &[u8]) -> Result<PrivateKeyDer<'static>, Box<Problem>> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
         rustls::pki_types::pem::Error::NoItemsFound => {
             file.spot.problem(format!("{} has no private key in it, in PEM", file.path.display()))
@@ -236,7 +236,7 @@ fn key_in(file: &NamedFile, pem: &[u8]) -> Result<PrivateKeyDer<'static>, Proble
     })
 }
 
-fn unusable(file: &NamedFile, error: &dyn fmt::Display) -> Problem {
+fn unusable(file: &NamedFile, error: &dyn fmt::Display) -> Box<Problem> {
     file.spot.problem(format!("{} cannot be used: {error}", file.path.display()))
 }
 
