@@ -134,7 +134,8 @@ impl Stream {
                 head.version = Version::HTTP_11;
                 let status = head.status;
                 let length = head.headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok());
-                state.incoming = if receive.is_end_stream() { Incoming::Done } else { Incoming::Body };
+                let over = receive.is_end_stream() || length == Some(0);
+                state.incoming = if over { Incoming::Done } else { Incoming::Body };
                 state.left = if state.incoming == Incoming::Done { Some(0) } else { length };
                 handles.response = None;
                 handles.receive = Some(receive);
@@ -345,7 +346,8 @@ impl State {
             }
             None => None,
         };
-        if receive.is_end_stream() {
+        // The length that was said is all there can be, whether or not the frame that ends the stream has come.
+        if receive.is_end_stream() || self.left == Some(0) {
             self.incoming = Incoming::Done;
         }
         Poll::Ready(data)

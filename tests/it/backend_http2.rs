@@ -129,7 +129,11 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
         bytes.extend_from_slice(&data);
     }
     let trailers = body.trailers().await.ok().flatten();
-    let Ok(mut send) = respond.send_response(Response::new(()), false) else { return };
+    let mut response = Response::new(());
+    if path == "/length" {
+        response.headers_mut().insert("content-length", bytes.len().into());
+    }
+    let Ok(mut send) = respond.send_response(response, false) else { return };
     let mut left = Bytes::from(bytes);
     while !left.is_empty() {
         send.reserve_capacity(left.len());
@@ -273,6 +277,22 @@ async fn a_client_that_goes_has_its_stream_reset_and_no_other() {
     assert_eq!(proxy.get("/").await.status(), 200);
     assert_eq!(backend.connections(), 1);
     eventually(|| proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn a_length_ends_a_response_before_the_stream_does() {
+    let backend = Backend::new(Script::default()).await;
+    let proxy = backend.proxy("").await;
+    let mut client = proxy.client().await;
+    for size in [0, 5, 200_000] {
+        let body = body_of(size);
+        let head = format!("POST /length HTTP/1.1\r\nhost: a\r\ncontent-length: {size}\r\n\r\n");
+        client.send([head.as_bytes(), &body].concat()).await;
+        // One that counts as cut would end the connection.
+        let response = client.response().await;
+        assert!(response.status() == 200 && response.body == body);
+    }
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
 }
 
 #[tokio::test]
