@@ -24,6 +24,7 @@ class Workload:
     upload: int = 0
     browser: bool = False
     close: bool = False
+    tls: bool = False
 
     @property
     def path(self) -> str:
@@ -47,6 +48,13 @@ WORKLOADS = [
     # Fewer connections: what is half done when the clock stops is not counted.
     Workload("1m-down", "1 MB down", connections=16, down=1_000_000),
     Workload("1m-up", "1 MB up", connections=16, upload=1_000_000),
+]
+# TLS 1.3 with a P-256 certificate.
+TLS = [
+    Workload("tls", "small GET by TLS", tls=True),
+    Workload("tls-1m-down", "1 MB down by TLS", connections=16, down=1_000_000, tls=True),
+    # wrk takes up no session, so each is a full handshake.
+    Workload("tls-handshake", "small GET, a handshake each", connections=16, close=True, tls=True),
 ]
 CLOSE = Workload("close", "small GET, a connection each", close=True)
 
@@ -101,7 +109,7 @@ POLL = "epoll_wait epoll_pwait epoll_pwait2 poll ppoll select".split()
 def load(proxy: Proxy, workload: Workload, seconds: int) -> tuple[dict, int]:
     """Loads it for so long; what wrk says, and the memory held while it ran."""
     command = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{workload.connections}", f"-d{seconds}s", "--timeout"]
-    command += ["10s", "-s", str(HERE / "load.lua"), proxy.url(workload.path)]
+    command += ["10s", "-s", str(HERE / "load.lua"), proxy.url(workload.path, workload.tls)]
     environment = {**os.environ, **workload.environment()}
     wrk = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     resident = 0
@@ -139,7 +147,7 @@ def measure_quietly(proxy: Proxy, workload: Workload, seconds: int, patience: in
 
 
 def check_workload(proxy: Proxy, workload: Workload) -> None:
-    answer = get(proxy.port, workload.path, workload.upload)
+    answer = get(proxy.tls if workload.tls else proxy.port, workload.path, workload.upload, workload.tls)
     if not 200 <= answer.status < 300 or len(answer.body) != workload.down:
         raise Failed(
             f"{proxy.name}, {workload.title}: answers {answer.status} with {len(answer.body)} bytes,"
@@ -258,7 +266,7 @@ def call_rows(calls: dict[tuple[str, str], Calls]) -> list[list[str]]:
 
 
 def choose(keys: str) -> list[Workload]:
-    known = {it.key: it for it in [*WORKLOADS, CLOSE]}
+    known = {it.key: it for it in [*WORKLOADS, *TLS, CLOSE]}
     unknown = [key for key in keys.split(",") if key not in known]
     if unknown:
         raise Failed(f"no such workload: {', '.join(unknown)}; there are {', '.join(known)}")
@@ -269,7 +277,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.sh", description=__doc__)
     parser.add_argument("--binary", help="the isobar to measure; without it, cargo builds one")
     parser.add_argument("--only", help="proxies, by commas: isobar,nginx", type=lambda text: text.split(","))
-    parser.add_argument("--workloads", help=f"by commas: {','.join(it.key for it in [*WORKLOADS, CLOSE])}")
+    parser.add_argument("--workloads", help=f"by commas: {','.join(it.key for it in [*WORKLOADS, *TLS, CLOSE])}")
     parser.add_argument("--connections-close", action="store_true", help="also a connection for each request")
     parser.add_argument("--rounds", type=int, default=3, help="how often each load is repeated (3)")
     parser.add_argument("--seconds", type=int, default=1, help="of one load on one proxy (1)")
@@ -292,6 +300,8 @@ def run() -> None:
 
     with Bench() as bench:
         bench.start_origin()
+        if any(workload.tls for workload in workloads):
+            bench.certify()
         proxies = [bench.start_proxy(KINDS[name], program) for name, program in found.items()]
         for proxy in proxies:
             check(proxy)

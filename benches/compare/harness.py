@@ -80,13 +80,15 @@ class Proxy:
     process: subprocess.Popen
     port: int
     metrics: int
+    # Where it speaks TLS, if it was asked to.
+    tls: int
 
     @property
     def name(self) -> str:
         return self.kind.name
 
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+    def url(self, path: str, tls: bool = False) -> str:
+        return f"https://127.0.0.1:{self.tls}{path}" if tls else f"http://127.0.0.1:{self.port}{path}"
 
     def processes(self) -> list[int]:
         """It and its children: they are in a process group of their own."""
@@ -137,6 +139,7 @@ class Bench:
         # Workers that run as somebody else have to get at their files.
         self.directory.chmod(0o755)
         self.origins = (0, 0)
+        self.certified = False
 
     def __enter__(self) -> "Bench":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -161,6 +164,19 @@ class Bench:
         for port in self.origins:
             wait_for(port, child, self.directory / "origin.log")
 
+    def certify(self) -> None:
+        """Makes a certificate, with which proxies that are started from now on speak TLS too."""
+        if not shutil.which("openssl"):
+            raise Failed("there is no openssl to make a certificate with")
+        certificate, key = self.directory / "certificate.pem", self.directory / "key.pem"
+        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=bench"
+        command += " -addext subjectAltName=DNS:bench.example,IP:127.0.0.1"
+        subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        (self.directory / "both.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
+        for path in (key, self.directory / "both.pem"):
+            path.chmod(0o644)
+        self.certified = True
+
     def origin_requests(self) -> int:
         """How many requests have come through to the origin."""
         return int(get(self.origins[0], "/count").body)
@@ -169,11 +185,15 @@ class Bench:
         self, kind: Kind, program: str, wrap: list[str] | None = None, connections: int = 10_000, patience: float = 10
     ) -> Proxy:
         """Starts it and waits until it answers; under the command `wrap` it is one process."""
-        port, metrics = free_port(), free_port()
+        port, metrics, tls = free_port(), free_port(), free_port()
         config = self.directory / kind.config
         words = {
             "@PORT@": port,
             "@METRICS@": metrics,
+            "@TLS_PORT@": tls,
+            "@CERTIFICATE@": self.directory / "certificate.pem",
+            "@KEY@": self.directory / "key.pem",
+            "@BOTH@": self.directory / "both.pem",
             "@ORIGIN_A@": self.origins[0],
             "@ORIGIN_B@": self.origins[1],
             "@CONNECTIONS@": connections,
@@ -186,13 +206,21 @@ class Bench:
                 text = text.replace(word, str(value))
             return text
 
-        config.write_text(filled((HERE / "configs" / kind.config).read_text()))
+        text = (HERE / "configs" / kind.config).read_text()
+        if self.certified:
+            # Lines for TLS: within the file, or behind it.
+            text = text.replace("#@TLS@ ", "")
+            behind = HERE / "configs" / f"tls.{kind.config}"
+            text += behind.read_text() if behind.exists() else ""
+        config.write_text(filled(text))
         command = kind.single if wrap and kind.single else kind.command
         command = [*(wrap or []), program, *(filled(word) for word in command[1:])]
         environment = {name: filled(value) for name, value in kind.environment.items()}
         child = self.spawn(command, PROXY_CORE, kind.name, environment)
         wait_for(port, child, self.directory / f"{kind.name}.log", patience)
-        return Proxy(kind, program, child, port, metrics)
+        if self.certified:
+            wait_for(tls, child, self.directory / f"{kind.name}.log", patience)
+        return Proxy(kind, program, child, port, metrics, tls)
 
     def spawn(
         self, command: list[str], core: int, name: str, environment: dict[str, str] | None = None
@@ -258,10 +286,15 @@ class Answer:
     body: bytes
 
 
-def get(port: int, path: str, upload: int = 0) -> Answer:
+def get(port: int, path: str, upload: int = 0, tls: bool = False) -> Answer:
     import http.client
+    import ssl
 
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    if tls:
+        context = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("POST" if upload else "GET", path, body=b"u" * upload if upload else None)
         response = connection.getresponse()
