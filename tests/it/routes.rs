@@ -127,7 +127,8 @@ async fn prefixes_are_stripped_and_replaced() {
         ),
         ("path = \"/old\"\nreplace_prefix = \"/new\"", &[("/old?y", "/new?y")]),
     ] {
-        let proxy = TestProxy::with_keys(&[&backend], Keys { route, ..Keys::default() }).await;
+        let listener = r#"paths = { encoded_slashes = "keep", duplicate_slashes = "keep" }"#;
+        let proxy = TestProxy::with_keys(&[&backend], Keys { listener, route, ..Keys::default() }).await;
         for (target, seen) in pairs {
             assert_eq!(proxy.get(target).await.json()["target"], *seen, "{route}: {target}");
         }
