@@ -14,7 +14,7 @@ use super::chunked::{Chunked, Next};
 
 /// Header fields that tell the framing, who asks, or what a recipient decides by before it reads a body: never taken from a
 /// trailer section (RFC 9110 §6.5.1), since some recipients merge that into the header section.
-const NOT_TRAILERS: [HeaderName; 24] = [
+pub(crate) const NOT_TRAILERS: [HeaderName; 24] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,
     header::CONNECTION,

@@ -82,6 +82,8 @@ pub(super) async fn forward(
         None => attempts.in_line().await?,
     };
     let mut fresh = false;
+    // Connections that may turn out to be of no use before it is the backend's fault.
+    let mut spare = 4_u8;
     // When the attempt began: for the first one when the head was read, which is a moment before and saves a look at the clock.
     let mut begun = running.exchange.started;
     loop {
@@ -218,7 +220,7 @@ pub(super) async fn forward(
         let may_repeat = failed.unsent || (attempts.may_repeat(&body) && !answered);
         // A connection that had been idle may have been closed by the backend just before: that says nothing about the
         // backend, and is no attempt.
-        let stale = connection.was_stale(&failed);
+        let stale = spare > 0 && connection.was_stale(&failed);
         if !stale {
             metrics.broken.add(1);
             place.failed(proxy, upstream);
@@ -231,7 +233,9 @@ pub(super) async fn forward(
             return Err(attempts.failed(error));
         }
         if stale {
-            fresh = true;
+            spare -= 1;
+            // Where a backend takes no more streams on a connection, there may be room on another that is there.
+            fresh = connection.link().is_some() || !failed.unsent;
         } else {
             drop((connection, place));
             let cause = if failed.unsent { RetryCause::ConnectFailure } else { RetryCause::Reset };

@@ -276,8 +276,10 @@ pub(super) fn keep_what_needs_a_restart(old: &Config, new: &mut Config) {
     new.log.format = old.log.format;
 }
 
+type RuleOf = fn(&PathsConfig) -> PathRule;
+
 /// The rules for paths, by their keys.
-const PATHS: [(&str, fn(&PathsConfig) -> PathRule); 4] = [
+const PATHS: [(&str, RuleOf); 4] = [
     ("paths.dot_segments", |paths| paths.dot_segments),
     ("paths.encoded_slashes", |paths| paths.encoded_slashes),
     ("paths.duplicate_slashes", |paths| paths.duplicate_slashes),

@@ -242,7 +242,13 @@ impl Link {
 
     /// Whether the request's body is still being sent.
     pub(super) fn uploading(&self) -> bool {
-        matches!(self.0.borrow().upload, Upload::Open | Upload::Apart(_))
+        let inner = self.0.borrow();
+        match inner.upload {
+            Upload::Open | Upload::Apart(_) => true,
+            // All of it has been taken; the end of it may wait for room, and belongs to this request.
+            Upload::Over => !inner.out.is_written(),
+            Upload::Refused(_) | Upload::Abandoned => false,
+        }
     }
 
     /// Goes on sending a request's body whose response has begun, until it is over, no byte of it is taken for as long as
@@ -299,6 +305,7 @@ impl Link {
     pub(super) fn rest(&self) -> bool {
         let inner = &mut *self.0.borrow_mut();
         let fit = matches!((&inner.body, &inner.upload), (Incoming::Done, Upload::Over))
+            && inner.out.is_written()
             && inner.head.keep_alive
             && inner.read.is_empty();
         inner.space.give_buffer(inner.out.rest());

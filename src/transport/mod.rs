@@ -316,11 +316,12 @@ impl Connection {
     /// Whether an attempt that has failed in this way says nothing about the backend: the connection was there already, and had
     /// been closed or given up just before.
     pub fn was_stale(&self, failed: &Failed) -> bool {
-        let closed = match &self.line {
-            Line::Http1(_) => true,
-            Line::Http2(_) => failed.unsent || failed.error.kind() != io::ErrorKind::InvalidData,
+        let stale = match &self.line {
+            Line::Http1(_) => self.reused,
+            // Before a backend has said how many streams it takes, it may refuse some on a new connection too.
+            Line::Http2(_) => failed.unsent || (self.reused && failed.error.kind() != io::ErrorKind::InvalidData),
         };
-        self.reused && closed && !self.answered()
+        stale && !self.answered()
     }
 
     /// Where the rest of the response's body comes from.

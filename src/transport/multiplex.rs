@@ -231,6 +231,9 @@ pub(super) async fn connect(
     Ok(connection)
 }
 
+/// So many streams are remembered that were given up: what comes late for one that is forgotten counts against the backend.
+const RESET_STREAMS: usize = 4096;
+
 /// Begins to speak HTTP/2 and has it driven.
 async fn begin(
     transport: &Rc<Transport>,
@@ -244,6 +247,11 @@ async fn begin(
     builder.initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     builder.max_header_list_size(HEAD_BYTES);
     builder.enable_push(false);
+    // Small frames of clients that do not read are bounded by the windows. What h2 does besides against a peer that floods it
+    // would end a connection that others share.
+    builder.data_frame_budget(256 * STREAM_WINDOW_BYTES as usize * 128);
+    builder.max_concurrent_reset_streams(RESET_STREAMS);
+    builder.max_local_error_reset_streams(None);
     let begun = builder.handshake::<_, Bytes>(socket).await;
     let (sender, mut connection) = begun.map_err(|error| NoConnection::Tcp(io::Error::other(error)))?;
     let connected = Rc::new(connected);

@@ -18,6 +18,7 @@ use http::{Request, Response, StatusCode, Uri, Version, response};
 use http_body::{Body as _, Frame};
 
 use crate::exchange::body::{RequestBody, Source};
+use crate::http1::outgoing::NOT_TRAILERS;
 use crate::http1::pipe::Pipe;
 
 use super::Failed;
@@ -278,8 +279,12 @@ impl State {
                         Ok(data) => self.taken.take(&data),
                         Err(frame) => {
                             self.taken.lost = true;
-                            let trailers = frame.into_trailers().unwrap_or_default();
-                            let _ = handles.send.send_trailers(trailers);
+                            let mut trailers = frame.into_trailers().unwrap_or_default();
+                            NOT_TRAILERS.iter().for_each(|name| drop(trailers.remove(name)));
+                            // What h2 does not take must not leave the stream open.
+                            if trailers.is_empty() || handles.send.send_trailers(trailers).is_err() {
+                                let _ = handles.send.send_data(Bytes::new(), true);
+                            }
                             self.end_upload();
                             break;
                         }
@@ -357,8 +362,11 @@ impl State {
         if !self.ahead.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(self.ahead.split().freeze()))));
         }
-        if self.incoming != Incoming::Body {
-            return Poll::Ready(None);
+        match self.incoming {
+            Incoming::Body => {}
+            Incoming::Done => return Poll::Ready(None),
+            // Given up, or broken before somebody looked: not the end of the body.
+            Incoming::Head | Incoming::Broken => return Poll::Ready(Some(Err(closed()))),
         }
         match ready!(self.poll_data(cx)) {
             Some(data) => return Poll::Ready(Some(data.map(Frame::data))),
