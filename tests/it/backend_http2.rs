@@ -209,23 +209,27 @@ async fn a_connection_that_goes_away_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_refused_stream_goes_to_another_connection_whatever_it_was() {
-    let backend = Backend::new(Script::default()).await;
-    let proxy = backend.proxy("retries = 0").await;
-    assert_eq!(proxy.get("/").await.status(), 200);
-    drop(proxy);
+async fn a_refused_stream_is_no_attempt_whatever_it_was() {
     let refusing = Backend::new(Script { refuses: 1, ..Script::default() }).await;
-    let proxy = refusing.proxy("").await;
-    // On its first connection it is an attempt, which any request survives that was not sent.
-    let response = proxy.post("/", "a body").await;
-    assert_eq!((response.status(), refusing.requests()), (502, 0), "there is no other backend");
-    let response = proxy.post("/", "a body").await;
-    assert_eq!((response.status(), response.text()), (200, "a body"));
-    // On one that was there already it is none.
-    refusing.counts.refused.store(0, SeqCst);
-    let response = proxy.post("/", "a body").await;
-    assert_eq!((response.status(), response.text()), (200, "a body"));
-    assert_eq!((refusing.connections(), refusing.requests()), (2, 2));
+    let proxy = refusing.proxy("retries = 0").await;
+    // On a new connection, before the backend has said how many it takes, and on one that was there already.
+    for requests in 1..=2 {
+        refusing.counts.refused.store(0, SeqCst);
+        let response = proxy.post("/", "a body").await;
+        assert_eq!((response.status(), response.text()), (200, "a body"));
+        assert_eq!(refusing.requests(), requests);
+    }
+    let roster = proxy.snapshot().upstream("u").unwrap().roster();
+    assert_eq!(roster.backends()[0].state.metrics.sum(|metrics| &metrics.broken), 0);
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_every_stream_is_not_asked_without_end() {
+    let refusing = Backend::new(Script { refuses: 1_000_000, ..Script::default() }).await;
+    let proxy = refusing.proxy("retries = 0\nmax_connections = 1").await;
+    assert_eq!(proxy.post("/", "a body").await.status(), 502);
+    assert!(refusing.counts.refused.load(SeqCst) <= 8, "{:?}", refusing.counts.refused);
+    assert_eq!(refusing.requests(), 0);
 }
 
 #[tokio::test]
