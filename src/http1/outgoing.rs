@@ -14,7 +14,7 @@ use super::chunked::{Chunked, Next};
 
 /// Header fields that tell the framing, who asks, or what a recipient decides by before it reads a body: never taken from a
 /// trailer section (RFC 9110 §6.5.1), since some recipients merge that into the header section.
-pub(crate) const NOT_TRAILERS: [HeaderName; 24] = [
+const NOT_TRAILERS: [HeaderName; 24] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,
     header::CONNECTION,
@@ -40,6 +40,17 @@ pub(crate) const NOT_TRAILERS: [HeaderName; 24] = [
     HeaderName::from_static("x-forwarded-port"),
     HeaderName::from_static("x-forwarded-proto"),
 ];
+
+/// What tells a backend of a client's certificate is the proxy's to say, wherever it stands. Some backends take `_` for `-`.
+const IDENTITY: &[u8] = b"x-client-cert-";
+
+/// Whether a field may stand in a trailer section that is passed on.
+pub fn may_trail(name: &HeaderName) -> bool {
+    let bytes = name.as_str().as_bytes();
+    let tells =
+        bytes.len() >= IDENTITY.len() && bytes.iter().zip(IDENTITY).all(|(&a, &b)| a == b || (a == b'_' && b == b'-'));
+    !tells && !NOT_TRAILERS.contains(name)
+}
 
 /// A piece of a body up to this size is copied behind what is written before it: one plain write costs less than a vectored
 /// one.
@@ -134,7 +145,7 @@ impl Outgoing {
                 };
                 end.extend_from_slice(b"0\r\n");
                 for (name, value) in trailers.into_iter().flatten() {
-                    if !NOT_TRAILERS.contains(name) {
+                    if may_trail(name) {
                         line(end, name, value.as_bytes());
                     }
                 }
@@ -298,6 +309,20 @@ mod tests {
         let mut out = Outgoing::default();
         out.begin(Vec::new(), framing);
         out
+    }
+
+    #[test]
+    fn who_asks_is_not_told_in_trailers() {
+        for (name, may) in [
+            ("x-client-cert-subject", false),
+            ("x_client-cert_sha256", false),
+            ("x-client-cert", true),
+            ("x-forwarded-for", false),
+            ("te", false),
+            ("grpc-status", true),
+        ] {
+            assert_eq!(may_trail(&HeaderName::from_static(name)), may, "{name}");
+        }
     }
 
     #[test]

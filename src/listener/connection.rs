@@ -79,8 +79,7 @@ pub async fn serve(
     let end = speak(&wire, &client, &proxy).await;
     let shared = wire.abandon();
     // An answer that was cut short must not look whole.
-    let well = !matches!(end, End::Gone | End::Cut);
-    finish(end, &wire, &listener, &proxy).await;
+    let well = finish(end, &wire, &listener, &proxy).await;
     if secure && well {
         let _ = tokio::time::timeout(handshake::CLOSE, poll_fn(|cx| wire.poll_shutdown(cx))).await;
     }
@@ -90,13 +89,12 @@ pub async fn serve(
     drop(open);
 }
 
-/// What follows when HTTP has ended on a connection.
-async fn finish(end: End, wire: &Rc<Wire>, listener: &Listener, proxy: &Proxy) {
+/// What follows when HTTP has ended on a connection. Whether the client got all that was for it.
+async fn finish(end: End, wire: &Rc<Wire>, listener: &Listener, proxy: &Proxy) -> bool {
     let refusal = match end {
         End::Tunnel(tunnel) => {
             let held = wire.into_tunnel();
-            let _ = tunnel.run(wire.io(), held).await;
-            return;
+            return tunnel.run(wire.io(), held).await.is_ok();
         }
         End::Said => {
             // What the client has sent beyond would turn the end of the connection into a reset, and that may overtake the
@@ -104,9 +102,10 @@ async fn finish(end: End, wire: &Rc<Wire>, listener: &Listener, proxy: &Proxy) {
             if wire.mid_body() || wire.has_unread() {
                 let _ = tokio::time::timeout(LINGER, linger(wire)).await;
             }
-            return;
+            return true;
         }
-        End::Gone | End::Idle | End::Cut => return,
+        End::Idle => return true,
+        End::Gone | End::Cut => return false,
         End::Closed => wire.refusal(),
         End::HeadTimeout => Some(Refusal { status: 408, reason: "the request head did not arrive in time" }),
         End::Malformed(malformed) => Some(refused(malformed)),
@@ -115,6 +114,7 @@ async fn finish(end: End, wire: &Rc<Wire>, listener: &Listener, proxy: &Proxy) {
         listener.metrics.of(proxy.worker).rejected.add(1);
         refuse(wire, refusal).await;
     }
+    true
 }
 
 /// What is said to a head that is none.

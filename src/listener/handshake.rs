@@ -2,12 +2,14 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use rustls::{Error, HandshakeKind, PeerIncompatible, ProtocolVersion};
+use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsStream, server};
@@ -74,7 +76,7 @@ impl From<HandshakeFailure> for Failed {
 
 async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsStream<TcpStream>, Failed> {
     // Who says nothing takes no turn from those who do.
-    let first = in_time(watch, true, first_byte(&tcp)).await?;
+    let first = in_time(watch, || !has_unread(&tcp), first_byte(&tcp)).await?;
     match first {
         Ok(Some(byte)) if byte.is_ascii_alphabetic() => {
             // The first byte of TLS is 22: a letter begins a method of HTTP.
@@ -84,9 +86,9 @@ async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsSt
         Ok(None) | Err(_) => return Err(HandshakeFailure::Closed.into()),
     }
     // Nobody closes the semaphore.
-    let _turn = in_time(watch, false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
+    let _turn = in_time(watch, || false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
     let acceptor = TlsAcceptor::from(std::sync::Arc::clone(&tls.server));
-    in_time(watch, false, acceptor.accept(tcp)).await?.map_err(|error| Failed {
+    in_time(watch, || false, acceptor.accept(tcp)).await?.map_err(|error| Failed {
         failure: failure(&error),
         error: Some(error.to_string()),
         plain: None,
@@ -103,15 +105,25 @@ async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
     .await
 }
 
-/// Waits until the deadline. With `leaves`, not while the connection is to end when it is idle.
-async fn in_time<T>(watch: &Watch, leaves: bool, what: impl Future<Output = T>) -> Result<T, HandshakeFailure> {
+/// Whether the client has sent something. Asks the socket: the event loop may not have told yet.
+fn has_unread(tcp: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    matches!(SockRef::from(tcp).peek(&mut byte), Ok(1..))
+}
+
+/// Waits until the deadline. Where `leaves` says so, not while the connection is to end when it is idle.
+async fn in_time<T>(
+    watch: &Watch,
+    leaves: impl Fn() -> bool,
+    what: impl Future<Output = T>,
+) -> Result<T, HandshakeFailure> {
     let mut what = pin!(what);
     poll_fn(|cx| {
         watch.register(cx);
         if let Poll::Ready(done) = what.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));
         }
-        if watch.is_cut() || (leaves && watch.draining()) {
+        if watch.is_cut() || (watch.draining() && leaves()) {
             return Poll::Ready(Err(HandshakeFailure::Closed));
         }
         if watch.expired() { Poll::Ready(Err(HandshakeFailure::Timeout)) } else { Poll::Pending }

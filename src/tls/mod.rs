@@ -157,7 +157,12 @@ fn server(
         Some(before) if before.clients == clients => Arc::clone(&before.tickets),
         _ => aws_lc_rs::Ticketer::new()?,
     };
-    server.ticketer = Arc::clone(&tickets);
+    match settings.client_certificates {
+        None => server.ticketer = Arc::clone(&tickets),
+        // A session that is resumed brings its certificate along unverified, and gets a new ticket: who resumes often enough
+        // would be let in long after it has expired.
+        Some(_) => server.send_tls13_tickets = 0,
+    }
     server.session_storage = Arc::new(NoServerSessionStorage {});
     Ok((Arc::new(server), tickets))
 }

@@ -18,7 +18,7 @@ use http::{Request, Response, StatusCode, Uri, Version, response};
 use http_body::{Body as _, Frame};
 
 use crate::exchange::body::{RequestBody, Source};
-use crate::http1::outgoing::NOT_TRAILERS;
+use crate::http1::outgoing::may_trail;
 use crate::http1::pipe::Pipe;
 
 use super::Failed;
@@ -280,7 +280,8 @@ impl State {
                         Err(frame) => {
                             self.taken.lost = true;
                             let mut trailers = frame.into_trailers().unwrap_or_default();
-                            NOT_TRAILERS.iter().for_each(|name| drop(trailers.remove(name)));
+                            let barred: Vec<_> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
+                            barred.iter().for_each(|name| drop(trailers.remove(name)));
                             // What h2 does not take must not leave the stream open.
                             if trailers.is_empty() || handles.send.send_trailers(trailers).is_err() {
                                 let _ = handles.send.send_data(Bytes::new(), true);

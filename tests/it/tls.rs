@@ -596,7 +596,9 @@ async fn clients_show_certificates_and_forge_nothing() {
     assert!(!is_served(address, &nobody).await, "no ticket gets round it");
     assert!(!is_served(address, &with(&authority, &stranger)).await);
     assert!(is_served(address, &known).await);
-    assert!(is_served(address, &known).await, "resumed");
+    let again = connect(address, &known, "localhost").await.unwrap();
+    assert!(!again.resumed, "each connection shows its certificate");
+    drop(again);
     eventually(|| proxy.counted(|it| &it.handshake_failures[4]) == 2).await;
 
     let forged = "GET / HTTP/1.1\r\nhost: a\r\nx-client-cert-subject: CN=root\r\nX_Client_Cert_Sha256: 00\r\n\
