@@ -14,9 +14,9 @@ use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
     BackendLimits, BodyMatch, BreakerConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern,
-    HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig, PathPattern,
-    PathRewrite, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig,
-    TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
+    Http2Config, HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, OverloadConfig,
+    PathPattern, PathRewrite, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn,
+    RouteConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -187,6 +187,7 @@ impl Serialize for Shown<&ListenerConfig> {
             trusted_proxies,
             forwarded,
             via,
+            http2,
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("name", name.as_str())?;
@@ -204,6 +205,29 @@ impl Serialize for Shown<&ListenerConfig> {
         map.serialize_entry("trusted_proxies", &texts(trusted_proxies))?;
         map.serialize_entry("forwarded", forwarded)?;
         map.serialize_entry("via", via)?;
+        map.serialize_entry("http2", &Shown(http2))?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&Option<Http2Config>> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &self.0.is_some())?;
+        if let Some(http2) = self.0 {
+            let Http2Config {
+                max_concurrent_streams,
+                stream_window,
+                connection_window,
+                resets_per_second,
+                control_frames_per_second,
+            } = http2;
+            map.serialize_entry("max_concurrent_streams", max_concurrent_streams)?;
+            map.serialize_entry("stream_window", stream_window)?;
+            map.serialize_entry("connection_window", connection_window)?;
+            map.serialize_entry("resets_per_second", resets_per_second)?;
+            map.serialize_entry("control_frames_per_second", control_frames_per_second)?;
+        }
         map.end()
     }
 }

@@ -28,7 +28,7 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::{
-    BUCKET_BOUNDS_US, BackendMetrics, Counter, Histogram, RetryCause, Sharded, UpstreamMetrics,
+    BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, Histogram, RetryCause, Sharded, UpstreamMetrics,
 };
 use crate::telemetry::process::Process;
 use crate::upstream::Readiness;
@@ -146,7 +146,48 @@ impl Scrape {
             let closed = it.metrics.sum(|shard| &shard.tunnels_closed);
             it.metrics.sum(|shard| &shard.tunnels_opened).saturating_sub(closed)
         });
-        families.gauge("listener_tunnels", "Upgraded connections (WebSockets) open", None, tunnels)
+        families.gauge("listener_tunnels", "Upgraded connections (WebSockets) open", None, tunnels)?;
+        self.http2(families)
+    }
+
+    fn http2(&self, families: &mut Families<'_>) -> fmt::Result {
+        let names: Vec<_> = self.listeners.iter().map(|it| it.name()).collect();
+        let labels: Vec<_> = names.iter().map(|name| [("listener", name.as_str())]).collect();
+        let rows = || labels.iter().zip(&self.listeners).map(|(labels, it)| (labels, &it.metrics));
+
+        let open = rows().map(|(labels, it)| {
+            let closed = it.sum(|shard| &shard.http2_closed);
+            (&labels[..], it.sum(|shard| &shard.http2_opened).saturating_sub(closed) as f64)
+        });
+        families.gauge(
+            "listener_http2_connections",
+            "Client connections open on which HTTP/2 is spoken",
+            None,
+            open,
+        )?;
+        let streams = rows().map(|(labels, it)| (&labels[..], it.sum(|shard| &shard.http2_streams)));
+        families.counter("listener_http2_streams", "Streams of HTTP/2 begun", None, streams)?;
+        let open = rows().map(|(labels, it)| {
+            let ended = it.sum(|shard| &shard.http2_streams_ended);
+            (&labels[..], it.sum(|shard| &shard.http2_streams).saturating_sub(ended) as f64)
+        });
+        families.gauge("listener_http2_streams_open", "Streams of HTTP/2 that have not ended", None, open)?;
+        let resets = rows().flat_map(|(&[listener], it)| {
+            let (client, proxy) =
+                (it.sum(|shard| &shard.http2_resets_client), it.sum(|shard| &shard.http2_resets_proxy));
+            [("client", client), ("proxy", proxy)].map(|(by, count)| ([listener, ("by", by)], count))
+        });
+        let resets: Vec<_> = resets.collect();
+        let series = resets.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("listener_http2_resets", "Streams of HTTP/2 that were cut short, by whom", None, series)?;
+        let floods = rows().flat_map(|(&[listener], it)| {
+            FloodKind::ALL
+                .map(|kind| ([listener, ("kind", kind.as_str())], it.sum(|shard| &shard.http2_floods[kind as usize])))
+        });
+        let floods: Vec<_> = floods.collect();
+        let series = floods.iter().map(|(labels, count)| (&labels[..], *count));
+        let help = "Connections of HTTP/2 ended because of a flood, by what was too much";
+        families.counter("listener_http2_floods", help, None, series)
     }
 
     fn routes(&self, families: &mut Families<'_>) -> fmt::Result {

@@ -206,6 +206,7 @@ fn listener() -> ListenerConfig {
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         forwarded: false,
         via: false,
+        http2: Some(crate::config::Http2Config::default()),
     }
 }
 

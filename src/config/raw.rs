@@ -101,6 +101,19 @@ pub(super) struct Listener {
     pub(super) trusted_proxies: Field<Vec<Field<String>>>,
     pub(super) forwarded: Field<bool>,
     pub(super) via: Field<bool>,
+    pub(super) http2: Field<Http2>,
+}
+
+/// `http2` of a listener.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Http2 {
+    pub(super) enabled: Field<bool>,
+    pub(super) max_concurrent_streams: Field<i64>,
+    pub(super) stream_window: Field<Size>,
+    pub(super) connection_window: Field<Size>,
+    pub(super) resets_per_second: Field<i64>,
+    pub(super) control_frames_per_second: Field<i64>,
 }
 
 /// `[[route]]`

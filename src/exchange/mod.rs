@@ -145,6 +145,7 @@ pub(crate) mod testing {
             trusted_proxies: Vec::new(),
             forwarded: false,
             via: false,
+            http2: Some(crate::config::Http2Config::default()),
         };
         change(&mut listener);
         Rc::new(Client {

@@ -23,6 +23,7 @@ use crate::proxy::{Handled, Proxy};
 use crate::socket::Socket;
 
 use super::guard::Refusal;
+use super::http2;
 use super::wire::{Asked, Wire};
 use super::{Listener, Open};
 
@@ -71,9 +72,18 @@ pub async fn serve(
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
-    let end = speak(&wire, &client, &proxy).await;
+    let mut end = End::Closed;
+    if !wire.is_http2() {
+        end = speak(&wire, &client, &proxy).await;
+    }
     let shared = wire.abandon();
-    finish(end, &wire, &listener, &proxy).await;
+    if wire.is_http2() {
+        if http2::serve(&wire, &client, &proxy).await {
+            let _ = tokio::time::timeout(LINGER, linger(&wire)).await;
+        }
+    } else {
+        finish(end, &wire, &listener, &proxy).await;
+    }
     if shared {
         wire.close();
     }

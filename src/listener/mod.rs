@@ -13,6 +13,7 @@ use crate::telemetry::metrics::{ListenerMetrics, Sharded};
 
 pub mod connection;
 pub mod guard;
+mod http2;
 pub mod wire;
 
 /// A bound socket and its protocol settings, shared by the workers that accept on it.

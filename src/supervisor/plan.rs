@@ -281,6 +281,19 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.members("trusted_proxies", &old.trusted_proxies, &new.trusted_proxies);
     changes.value("forwarded", &old.forwarded, &new.forwarded);
     changes.value("via", &old.via, &new.via);
+    match (&old.http2, &new.http2) {
+        (None, Some(_)) => changes.push_value("http2", "off", "on"),
+        (Some(_), None) => changes.push_value("http2", "on", "off"),
+        (Some(was), Some(is)) => {
+            changes.value("http2.max_concurrent_streams", &was.max_concurrent_streams, &is.max_concurrent_streams);
+            changes.value("http2.stream_window", &was.stream_window, &is.stream_window);
+            changes.value("http2.connection_window", &was.connection_window, &is.connection_window);
+            changes.value("http2.resets_per_second", &was.resets_per_second, &is.resets_per_second);
+            let (before, after) = (&was.control_frames_per_second, &is.control_frames_per_second);
+            changes.value("http2.control_frames_per_second", before, after);
+        }
+        (None, None) => {}
+    }
     changes.0
 }
 
@@ -608,6 +621,7 @@ mod tests {
             trusted_proxies: vec![],
             forwarded: false,
             via: false,
+            http2: Some(crate::config::Http2Config::default()),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{ListenerConfig, ListenerName};
+use crate::config::{Http2Config, ListenerConfig, ListenerName};
 
 const HEADER_BYTES: u64 = 64 << 10;
 /// Below the lower bound hardly a browser's request would pass.
@@ -82,7 +82,45 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         trusted_proxies: raw.trusted_proxies.members().filter_map(|(at, text)| network(check, at, text)).collect(),
         forwarded: raw.forwarded.value().copied().unwrap_or(false),
         via: raw.via.value().copied().unwrap_or(false),
+        http2: http2(check, &raw.http2),
     }
+}
+
+fn http2(check: &Check<'_>, field: &Field<raw::Http2>) -> Option<Http2Config> {
+    let default = Http2Config::default();
+    let Some(raw) = field.value() else { return Some(default) };
+    let most =
+        |field, default: u32, range| u32::try_from(number(check, field, default.into(), range)).unwrap_or(default);
+    let config = Http2Config {
+        max_concurrent_streams: most(&raw.max_concurrent_streams, default.max_concurrent_streams, 1..=10_000),
+        stream_window: window(check, &raw.stream_window, default.stream_window),
+        connection_window: window(check, &raw.connection_window, default.connection_window),
+        resets_per_second: most(&raw.resets_per_second, default.resets_per_second, 1..=1_000_000),
+        control_frames_per_second: most(
+            &raw.control_frames_per_second,
+            default.control_frames_per_second,
+            10..=1_000_000,
+        ),
+    };
+    if let (Some(place), true) = (raw.connection_window.place(), config.connection_window < config.stream_window) {
+        let problem = Problem::error(format!("below stream_window, which is {}", config.stream_window));
+        check.add(place, problem.expected("stream_window at least"));
+    }
+    raw.enabled.value().copied().unwrap_or(true).then_some(config)
+}
+
+/// A window of HTTP/2. Its connections begin with 64 KiB, and a window cannot have more than 31 bits.
+fn window(check: &Check<'_>, field: &Field<raw::Size>, default: u32) -> u32 {
+    const RANGE: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
+    let bytes = field.given().and_then(|(place, written)| {
+        let bytes = size(check, place, written, SIZE)?;
+        if RANGE.contains(&bytes) {
+            return u32::try_from(bytes).ok();
+        }
+        check.add(place, Problem::error(format!("{bytes} bytes are out of range")).expected("\"64KiB\" to \"1GiB\""));
+        None
+    });
+    bytes.unwrap_or(default)
 }
 
 fn count(check: &Check<'_>, field: &Field<i64>, default: i64, range: std::ops::RangeInclusive<i64>) -> usize {
