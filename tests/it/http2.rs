@@ -12,7 +12,7 @@ use http::{HeaderMap, Method, Request, Response};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Keys, TestBackend, TestProxy, backends, body_of, eventually, soon};
+use crate::harness::{Keys, Scratch, TestBackend, TestProxy, backends, body_of, eventually, soon};
 
 /// A connection that speaks HTTP/2 from its first byte.
 struct Client {
@@ -488,4 +488,25 @@ async fn a_backend_that_does_not_switch_is_no_tunnel() {
     let (response, _stream) = client.begin(websocket("websocket"), false).await;
     assert_eq!(soon(response).await.unwrap().status(), 403);
     eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn the_access_log_and_the_metrics_tell_of_it() {
+    let backend = TestBackend::ok("good");
+    let scratch = Scratch::new();
+    let log = scratch.path("access.log");
+    let tables = format!("[access_log]\nenabled = true\nformat = \"json\"\noutput = {log:?}");
+    let proxy = TestProxy::with_keys(&[&backend], Keys { tables: &tables, ..Keys::default() }).await;
+    let mut client = Client::connect(&proxy).await;
+    assert_eq!(client.get("/p").await.1, "good");
+    let read = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually(|| read().ends_with('\n')).await;
+    let line: serde_json::Value = serde_json::from_str(&read()).unwrap();
+    assert_eq!(
+        (&line["protocol"], &line["host"], &line["target"]),
+        (&"HTTP/2.0".into(), &"a.example".into(), &"/p".into())
+    );
+    assert_eq!((&line["status"], &line["bytes_out"]), (&200.into(), &4.into()));
+    let open = proxy.counted(|it| &it.http2_opened) - proxy.counted(|it| &it.http2_closed);
+    assert_eq!((open, proxy.counted(|it| &it.http2_streams)), (1, 1));
 }

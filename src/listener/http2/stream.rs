@@ -218,6 +218,7 @@ impl Stream {
                         Err(frame) => {
                             let mut trailers = frame.into_trailers().unwrap_or_default();
                             strip(&mut trailers);
+                            trailers.remove(header::CONTENT_LENGTH);
                             return Poll::Ready(send.send_trailers(trailers).map_err(gone));
                         }
                     },
