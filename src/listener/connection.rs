@@ -138,7 +138,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         wire.begin();
         let Head { parts, terms, .. } = head;
         let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
-        let exchange = pin!(Rc::clone(proxy).handle(
+        let exchange = pin!(Rc::clone(proxy).handle::<false>(
             (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _),
             parts,
             upload

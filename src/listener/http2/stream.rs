@@ -94,7 +94,7 @@ pub(super) async fn serve(
             let websocket = ask == Ask::WebSocket;
             let upload = (!whole && !websocket).then(|| Rc::clone(&stream) as Rc<dyn Source>);
             let side = (Rc::clone(&shared.client), Rc::clone(&stream.watch), Rc::clone(&stream) as Rc<dyn ClientSide>);
-            let answered = stream.answered(pin!(Rc::clone(&shared.proxy).handle(side, parts, upload))).await;
+            let answered = stream.answered(pin!(Rc::clone(&shared.proxy).handle::<true>(side, parts, upload))).await;
             match answered {
                 Err(cut) => Err(cut),
                 Ok(Handled { response, tunnel: Some(tunnel), .. }) if websocket => {
