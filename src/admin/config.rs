@@ -14,10 +14,10 @@ use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
     BackendLimits, BackendTlsConfig, BodyMatch, BreakerConfig, CertificateConfig, ClientCertificates,
-    ClientCertificatesConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe,
-    LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile, OverloadConfig, PathPattern,
-    PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig, RetryOn,
-    RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames, UpstreamConfig, ValueMatch,
+    ClientCertificatesConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, Http2Config,
+    HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile, OverloadConfig,
+    PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig,
+    RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -192,6 +192,7 @@ impl Serialize for Shown<&ListenerConfig> {
             paths,
             redirect_to_https,
             tls,
+            http2,
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("name", name.as_str())?;
@@ -219,6 +220,29 @@ impl Serialize for Shown<&ListenerConfig> {
             map.serialize_entry("https_port", &port.unwrap_or(443))?;
         }
         entry_if(&mut map, "tls", tls.as_deref().map(Shown).as_ref())?;
+        map.serialize_entry("http2", &Shown(http2))?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<&Option<Http2Config>> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("enabled", &self.0.is_some())?;
+        if let Some(http2) = self.0 {
+            let Http2Config {
+                max_concurrent_streams,
+                stream_window,
+                connection_window,
+                resets_per_second,
+                control_frames_per_second,
+            } = http2;
+            map.serialize_entry("max_concurrent_streams", max_concurrent_streams)?;
+            map.serialize_entry("stream_window", stream_window)?;
+            map.serialize_entry("connection_window", connection_window)?;
+            map.serialize_entry("resets_per_second", resets_per_second)?;
+            map.serialize_entry("control_frames_per_second", control_frames_per_second)?;
+        }
         map.end()
     }
 }
@@ -246,6 +270,7 @@ impl Serialize for Shown<&TlsConfig> {
             max_handshakes,
             hsts,
             client_certificates,
+            http2: _,
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("certificates", &shown(certificates.iter()))?;

@@ -28,8 +28,8 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::{
-    BUCKET_BOUNDS_US, BackendMetrics, Counter, HandshakeFailure, Histogram, RetryCause, Sharded, UpstreamMetrics,
-    handshake_index,
+    BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, HandshakeFailure, Histogram, RetryCause, Sharded,
+    UpstreamMetrics, handshake_index,
 };
 use crate::telemetry::process::Process;
 use crate::upstream::Readiness;
@@ -148,7 +148,8 @@ impl Scrape {
             it.metrics.sum(|shard| &shard.tunnels_opened).saturating_sub(closed)
         });
         families.gauge("listener_tunnels", "Upgraded connections (WebSockets) open", None, tunnels)?;
-        self.handshakes(families, &names)
+        self.handshakes(families, &names)?;
+        self.http2(families)
     }
 
     /// Of listeners that speak TLS.
@@ -191,6 +192,46 @@ impl Scrape {
         let labels: Vec<_> = all.iter().map(|(name, it, _)| ([("listener", *name)], *it)).collect();
         let refused = labels.iter().map(|(labels, it)| (&labels[..], it.certificates_refused.load(Ordering::Relaxed)));
         families.counter("tls_certificates_refused", "Changed certificates that could not be used", None, refused)
+    }
+
+    fn http2(&self, families: &mut Families<'_>) -> fmt::Result {
+        let names: Vec<_> = self.listeners.iter().map(|it| it.name()).collect();
+        let labels: Vec<_> = names.iter().map(|name| [("listener", name.as_str())]).collect();
+        let rows = || labels.iter().zip(&self.listeners).map(|(labels, it)| (labels, &it.metrics));
+
+        let open = rows().map(|(labels, it)| {
+            let closed = it.sum(|shard| &shard.http2_closed);
+            (&labels[..], it.sum(|shard| &shard.http2_opened).saturating_sub(closed) as f64)
+        });
+        families.gauge(
+            "listener_http2_connections",
+            "Client connections open on which HTTP/2 is spoken",
+            None,
+            open,
+        )?;
+        let streams = rows().map(|(labels, it)| (&labels[..], it.sum(|shard| &shard.http2_streams)));
+        families.counter("listener_http2_streams", "Streams of HTTP/2 begun", None, streams)?;
+        let open = rows().map(|(labels, it)| {
+            let ended = it.sum(|shard| &shard.http2_streams_ended);
+            (&labels[..], it.sum(|shard| &shard.http2_streams).saturating_sub(ended) as f64)
+        });
+        families.gauge("listener_http2_streams_open", "Streams of HTTP/2 that have not ended", None, open)?;
+        let resets = rows().flat_map(|(&[listener], it)| {
+            let (client, proxy) =
+                (it.sum(|shard| &shard.http2_resets_client), it.sum(|shard| &shard.http2_resets_proxy));
+            [("client", client), ("proxy", proxy)].map(|(by, count)| ([listener, ("by", by)], count))
+        });
+        let resets: Vec<_> = resets.collect();
+        let series = resets.iter().map(|(labels, count)| (&labels[..], *count));
+        families.counter("listener_http2_resets", "Streams of HTTP/2 that were cut short, by whom", None, series)?;
+        let floods = rows().flat_map(|(&[listener], it)| {
+            FloodKind::ALL
+                .map(|kind| ([listener, ("kind", kind.as_str())], it.sum(|shard| &shard.http2_floods[kind as usize])))
+        });
+        let floods: Vec<_> = floods.collect();
+        let series = floods.iter().map(|(labels, count)| (&labels[..], *count));
+        let help = "Connections of HTTP/2 ended because of a flood, by what was too much";
+        families.counter("listener_http2_floods", help, None, series)
     }
 
     fn routes(&self, families: &mut Families<'_>) -> fmt::Result {

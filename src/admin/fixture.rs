@@ -234,6 +234,7 @@ fn listener() -> ListenerConfig {
         paths: PathsConfig::default(),
         redirect_to_https: None,
         tls: None,
+        http2: Some(crate::config::Http2Config::default()),
     }
 }
 

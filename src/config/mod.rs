@@ -248,6 +248,35 @@ pub struct ListenerConfig {
     pub redirect_to_https: Option<Redirect>,
     /// How it speaks TLS; `None` is in the clear.
     pub tls: Option<Arc<TlsConfig>>,
+    /// HTTP/2, where it is spoken.
+    pub http2: Option<Http2Config>,
+}
+
+/// `http2` of a listener: what one connection may have and do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http2Config {
+    /// Streams at a time; one more is refused.
+    pub max_concurrent_streams: u32,
+    /// Bytes of a request's body that may be under way in a stream.
+    pub stream_window: u32,
+    /// The same for all streams together.
+    pub connection_window: u32,
+    /// Resets by the client, and as many that it causes.
+    pub resets_per_second: u32,
+    /// Frames that carry nothing, of each kind.
+    pub control_frames_per_second: u32,
+}
+
+impl Default for Http2Config {
+    fn default() -> Self {
+        Self {
+            max_concurrent_streams: 128,
+            stream_window: 256 << 10,
+            connection_window: 1 << 20,
+            resets_per_second: 200,
+            control_frames_per_second: 1000,
+        }
+    }
 }
 
 /// `[[route]]`: which requests match and where they go.

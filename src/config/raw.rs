@@ -105,6 +105,7 @@ pub(super) struct Listener {
     pub(super) redirect_to_https: Field<bool>,
     pub(super) https_port: Field<i64>,
     pub(super) tls: Field<Tls>,
+    pub(super) http2: Field<Http2>,
 }
 
 /// `paths = { .. }`
@@ -146,6 +147,18 @@ pub(super) struct Certificate {
     pub(super) certificate: Field<String>,
     pub(super) key: Field<String>,
     pub(super) ocsp: Field<String>,
+}
+
+/// `http2` of a listener.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Http2 {
+    pub(super) enabled: Field<bool>,
+    pub(super) max_concurrent_streams: Field<i64>,
+    pub(super) stream_window: Field<Size>,
+    pub(super) connection_window: Field<Size>,
+    pub(super) resets_per_second: Field<i64>,
+    pub(super) control_frames_per_second: Field<i64>,
 }
 
 /// `[[route]]`

@@ -25,6 +25,8 @@ pub struct TlsConfig {
     pub hsts: Option<HeaderValue>,
     /// Which certificates of clients are asked for; `None` asks for none.
     pub client_certificates: Option<ClientCertificatesConfig>,
+    /// Whether HTTP/2 is offered (ALPN), as the listener's `http2` says.
+    pub http2: bool,
 }
 
 /// Certificates of clients.

@@ -152,6 +152,7 @@ pub(crate) mod testing {
             paths: PathsConfig::default(),
             redirect_to_https: None,
             tls: None,
+            http2: Some(crate::config::Http2Config::default()),
         };
         change(&mut listener);
         Rc::new(Client {

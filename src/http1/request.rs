@@ -169,7 +169,7 @@ pub(super) fn is(value: &[u8], token: &[u8]) -> bool {
 }
 
 /// What `Content-Length` says: digits alone, and few enough for a sum not to overflow.
-pub(super) fn number(value: &[u8]) -> Option<u64> {
+pub fn number(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 {
         return None;
     }

@@ -22,6 +22,7 @@ use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Handled, Proxy};
 
 use super::guard::Refusal;
+use super::http2;
 use super::wire::{Asked, Wire};
 use super::{Listener, Open, handshake};
 
@@ -76,10 +77,21 @@ pub async fn serve(
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
-    let end = speak(&wire, &client, &proxy).await;
+    let mut end = End::Closed;
+    if !wire.is_http2() {
+        end = speak(&wire, &client, &proxy).await;
+    }
     let shared = wire.abandon();
     // An answer that was cut short must not look whole.
-    let well = finish(end, &wire, &listener, &proxy).await;
+    let well = match wire.is_http2() {
+        true => {
+            if http2::serve(&wire, &client, &proxy).await {
+                let _ = tokio::time::timeout(LINGER, linger(&wire)).await;
+            }
+            true
+        }
+        false => finish(end, &wire, &listener, &proxy).await,
+    };
     if secure && well {
         let _ = tokio::time::timeout(handshake::CLOSE, poll_fn(|cx| wire.poll_shutdown(cx))).await;
     }
@@ -143,7 +155,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
         {
             let side = (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _);
-            let exchange = pin!(Rc::clone(proxy).handle(side, parts, upload, &mut handled));
+            let exchange = pin!(Rc::clone(proxy).handle::<false>(side, parts, upload, &mut handled));
             if let Some(end) = answered(wire, exchange).await {
                 return end;
             }

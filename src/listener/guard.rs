@@ -36,6 +36,8 @@ pub struct Guard {
     broke_body: bool,
     max_head_bytes: usize,
     max_headers: usize,
+    /// Whether the first line may be the beginning of HTTP/2.
+    may_be_http2: bool,
 }
 
 /// Where in a message the next byte is.
@@ -59,6 +61,8 @@ enum State {
     Trailers,
     /// After a head that asks for another protocol: what follows is not HTTP, or not yet.
     Held,
+    /// After the first line of HTTP/2, which has a guard of its own.
+    Http2,
     /// After something that was refused.
     Refused(Refusal),
 }
@@ -90,20 +94,29 @@ pub struct Passed {
 
 const LONG_TARGET: Refusal = refuse(414, "the request target is longer than this listener takes");
 
+/// What the first line of HTTP/2's preface comes to where HTTP/2 is not spoken.
+const HTTP2: Refusal = refuse(505, "this listener speaks HTTP/1.1 here");
+
 /// Bytes of a chunk's extension at most: nobody uses them but attackers.
 const EXTENSION_BYTES: u16 = 1024;
 
 impl Guard {
-    /// The guard of a fresh connection.
-    pub fn new(config: &ListenerConfig) -> Self {
+    /// The guard of a fresh connection, on which HTTP/2 is spoken if both sides have agreed on that.
+    pub fn new(config: &ListenerConfig, http2: bool) -> Self {
         Self {
-            state: State::Head,
+            state: if http2 { State::Http2 } else { State::Head },
             head: Head::default(),
             partial: Vec::new(),
             broke_body: false,
             max_head_bytes: config.max_header_bytes,
             max_headers: config.max_headers,
+            may_be_http2: config.http2.is_some(),
         }
+    }
+
+    /// Whether it is HTTP/2 that the client speaks.
+    pub fn is_http2(&self) -> bool {
+        self.state == State::Http2
     }
 
     /// Why nothing passes any more.
@@ -121,7 +134,7 @@ impl Guard {
 
     /// Whether a body is begun and not ended.
     pub fn mid_body(&self) -> bool {
-        !matches!(self.state, State::Head | State::Held | State::Refused(_)) || self.broke_body
+        !matches!(self.state, State::Head | State::Held | State::Http2 | State::Refused(_)) || self.broke_body
     }
 
     /// Whether what follows is held back because the request asks for another protocol.
@@ -166,11 +179,15 @@ impl Guard {
                     Ok(taken as usize)
                 }
                 State::Trailers => self.trailer_line(rest),
-                State::Held | State::Refused(_) => break,
+                State::Held | State::Http2 | State::Refused(_) => break,
                 _ => self.chunk(rest),
             };
             match step {
                 Ok(taken) => at += taken,
+                Err(HTTP2) if self.may_be_http2 => {
+                    self.state = State::Http2;
+                    at = 0;
+                }
                 Err(refusal) => {
                     self.broke_body = self.state != State::Head;
                     self.state = State::Refused(refusal);
@@ -211,6 +228,7 @@ impl Guard {
             });
         }
         if ended {
+            self.may_be_http2 = false;
             self.state = std::mem::take(&mut self.head).body()?;
         }
         Ok(at)
@@ -337,6 +355,7 @@ impl Head {
         } else if !line.ends_with(b" HTTP/1.1") {
             let named = line.rsplit(|&byte| byte == b' ').next().is_some_and(|last| last.starts_with(b"HTTP/"));
             return Err(match named {
+                _ if line == b"PRI * HTTP/2.0" => HTTP2,
                 true => refuse(505, "this listener speaks HTTP/1.1"),
                 false => refuse(400, "the request line is not one of HTTP/1.1"),
             });
@@ -391,7 +410,7 @@ fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// Whether `value` can be a host with or without a port (RFC 3986 §3.2.2), looked at byte by byte.
-fn is_host(value: &[u8]) -> bool {
+pub(super) fn is_host(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(|&byte| HOST_BYTES[byte as usize])
 }
 
@@ -427,6 +446,7 @@ mod tests {
             broke_body: false,
             max_head_bytes: 1024,
             max_headers: 10,
+            may_be_http2: false,
         }
     }
 

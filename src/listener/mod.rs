@@ -15,6 +15,7 @@ use crate::tls::Tls;
 pub mod connection;
 mod handshake;
 pub mod guard;
+mod http2;
 pub mod wire;
 
 /// A bound socket and its protocol settings, shared by the workers that accept on it.

@@ -1,7 +1,7 @@
 //! A client's connection, as HTTP/1.1 is spoken on it: guarded, timed, one request in and one response out at a time.
 
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -98,10 +98,11 @@ const LARGE_BYTES: usize = 32 * 1024;
 impl Wire {
     /// The wire of an accepted socket.
     pub fn new(socket: Socket, config: &ListenerConfig, watch: Rc<Watch>, space: Rc<Space>) -> Rc<Self> {
+        let guard = Guard::new(config, socket.alpn() == Some(b"h2"));
         Rc::new(Self {
             socket: RefCell::new(socket),
             space,
-            guard: RefCell::new(Guard::new(config)),
+            guard: RefCell::new(guard),
             max_headers: config.max_headers,
             read: RefCell::default(),
             heads: Cell::new(0),
@@ -141,6 +142,17 @@ impl Wire {
     pub fn has_unread(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
         matches!(SockRef::from(self.socket.borrow().tcp()).peek(&mut byte), Ok(1..))
+    }
+
+    /// Whether it is HTTP/2 that the client speaks.
+    pub fn is_http2(&self) -> bool {
+        self.guard.borrow().is_http2()
+    }
+
+    /// What was read before it was known that the client speaks HTTP/2.
+    pub fn take_read(&self) -> Bytes {
+        let (read, held) = (self.read.take(), self.held.take());
+        if held.is_empty() { read } else { [&read[..], &held].concat().into() }
     }
 
     /// The exchange became a tunnel: what was held back belongs to it.
@@ -369,6 +381,11 @@ impl Wire {
         Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, bytes)
     }
 
+    /// The same with several pieces.
+    pub fn poll_write_pieces(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.socket.borrow_mut()).poll_write_vectored(cx, pieces)
+    }
+
     /// Sends what was written.
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.socket.borrow_mut()).poll_flush(cx)
@@ -397,6 +414,10 @@ impl Wire {
                 self.watch.enter(Phase::Head, self.header_timeout);
             }
             if passed.bytes < fresh.len() {
+                if guard.is_http2() {
+                    self.held.borrow_mut().extend_from_slice(&fresh);
+                    return Poll::Ready(Ok(0));
+                }
                 if guard.is_held() {
                     self.held.borrow_mut().extend_from_slice(&fresh[passed.bytes..]);
                 }
@@ -633,6 +654,19 @@ impl AsyncRead for WireIo {
 impl AsyncWrite for WireIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.0.poll_write_raw(cx, buf)
+    }
+
+    /// For HTTP/2 alone, in which nothing is sent ahead.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_write_pieces(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

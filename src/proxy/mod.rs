@@ -107,7 +107,10 @@ impl Proxy {
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
     /// its way. Whatever goes wrong comes to a response. The exchange waits by `watch` and has `side` sent its answer. `upload` is
     /// the request's body, where it has one; what it comes to is put into `handled`.
-    pub async fn handle(
+    ///
+    /// The parameter makes no difference to what is done. It gives each protocol its own copy, which the compiler can put in where
+    /// it is called: with one copy for both, what a request comes to is moved through memory on the way.
+    pub async fn handle<const HTTP2: bool>(
         self: Rc<Self>,
         (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
         parts: &mut Parts,

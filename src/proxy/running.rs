@@ -26,7 +26,8 @@ pub(super) struct Running {
     pub(super) exchange: Exchange,
     pub(super) snapshot: Rc<Arc<Snapshot>>,
     proxy: Rc<Proxy>,
-    http10: bool,
+    /// That of the client.
+    version: Version,
     route: Cell<Option<usize>>,
     status: Cell<u16>,
     bytes_in: Cell<u64>,
@@ -97,7 +98,7 @@ impl Running {
             exchange,
             snapshot,
             proxy: Rc::clone(proxy),
-            http10: parts.version == Version::HTTP_10,
+            version: parts.version,
             route: Cell::new(None),
             // What a client that leaves before the answer is logged with; nginx's number.
             status: Cell::new(499),
@@ -211,7 +212,7 @@ impl Running {
 
     /// Whether the client speaks HTTP/1.0.
     pub(super) fn http10(&self) -> bool {
-        self.http10
+        self.version == Version::HTTP_10
     }
 
     /// The worker's number.
@@ -286,7 +287,11 @@ impl Running {
             client_ip: self.exchange.client_ip,
             method: logged.method.as_str(),
             target: logged.target.path_and_query().map_or("*", |target| target.as_str()),
-            protocol: if self.http10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            protocol: match self.version {
+                Version::HTTP_10 => "HTTP/1.0",
+                Version::HTTP_2 => "HTTP/2.0",
+                _ => "HTTP/1.1",
+            },
             host: logged.host.as_ref().map(HeaderValue::as_bytes),
             user_agent: logged.user_agent.as_ref().map(HeaderValue::as_bytes),
             referer: logged.referer.as_ref().map(HeaderValue::as_bytes),
@@ -348,7 +353,7 @@ impl Running {
             self.cut(self.how_cut());
         }
         self.exchange.side.end();
-        if !complete && self.http10 {
+        if !complete && self.http10() {
             self.exchange.side.abort();
         }
         // One whose response was not read to its end is of no more use.
@@ -437,7 +442,7 @@ impl Progress for Running {
 
 impl Informed for Running {
     fn informational(&self, head: &[u8]) {
-        if !self.http10
+        if !self.http10()
             && !self.over.get()
             && let Some(head) = headers::informational(head)
         {

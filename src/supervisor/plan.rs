@@ -300,6 +300,19 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.members("trusted_proxies", &old.trusted_proxies, &new.trusted_proxies);
     changes.value("forwarded", &old.forwarded, &new.forwarded);
     changes.value("via", &old.via, &new.via);
+    match (&old.http2, &new.http2) {
+        (None, Some(_)) => changes.push_value("http2", "off", "on"),
+        (Some(_), None) => changes.push_value("http2", "on", "off"),
+        (Some(was), Some(is)) => {
+            changes.value("http2.max_concurrent_streams", &was.max_concurrent_streams, &is.max_concurrent_streams);
+            changes.value("http2.stream_window", &was.stream_window, &is.stream_window);
+            changes.value("http2.connection_window", &was.connection_window, &is.connection_window);
+            changes.value("http2.resets_per_second", &was.resets_per_second, &is.resets_per_second);
+            let (before, after) = (&was.control_frames_per_second, &is.control_frames_per_second);
+            changes.value("http2.control_frames_per_second", before, after);
+        }
+        (None, None) => {}
+    }
     for (key, of) in PATHS {
         changes.value(key, of(&old.paths).as_str(), of(&new.paths).as_str());
     }
@@ -681,6 +694,7 @@ mod tests {
             paths: PathsConfig::default(),
             redirect_to_https: None,
             tls: None,
+            http2: Some(crate::config::Http2Config::default()),
         }
     }
 

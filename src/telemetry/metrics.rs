@@ -180,6 +180,20 @@ pub struct ListenerMetrics {
     pub handshakes: [Counter; 4],
     /// TLS handshakes that failed, by why: those of [`HandshakeFailure`] in its order.
     pub handshake_failures: [Counter; HandshakeFailure::ALL.len()],
+    /// Connections on which HTTP/2 began.
+    pub http2_opened: Counter,
+    /// Those that have ended.
+    pub http2_closed: Counter,
+    /// Streams of HTTP/2 begun.
+    pub http2_streams: Counter,
+    /// Those that have ended.
+    pub http2_streams_ended: Counter,
+    /// Streams that the client reset, or that broke with its connection.
+    pub http2_resets_client: Counter,
+    /// Streams that we reset, because a response was cut short or a request was malformed.
+    pub http2_resets_proxy: Counter,
+    /// Connections of HTTP/2 that were ended because of a flood: those of [`FloodKind`] in its order.
+    pub http2_floods: [Counter; FloodKind::ALL.len()],
 }
 
 /// Where a handshake is counted: whether it was of TLS 1.3, not 1.2, and whether a session was resumed.
@@ -232,6 +246,71 @@ impl HandshakeFailure {
             Self::Protocol => "protocol",
             Self::PlainHttp => "plain_http",
             Self::Closed => "closed",
+        }
+    }
+}
+
+/// What a client of HTTP/2 sends too much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FloodKind {
+    /// Resets of its streams.
+    Reset,
+    /// What we have to reset its streams for.
+    Error,
+    /// Frames of one header block.
+    Continuation,
+    /// Bytes of one header block.
+    HeaderBlock,
+    /// A header block that does not end in time.
+    SlowHeaders,
+    /// SETTINGS.
+    Settings,
+    /// PING.
+    Ping,
+    /// PRIORITY.
+    Priority,
+    /// DATA without a byte.
+    EmptyData,
+    /// WINDOW_UPDATE.
+    WindowUpdate,
+    /// Frames that nobody knows, or has asked for.
+    Unknown,
+    /// What the crate `h2` counts by itself.
+    Other,
+}
+
+impl FloodKind {
+    /// All of them, in the order that they are counted in.
+    pub const ALL: [Self; 12] = [
+        Self::Reset,
+        Self::Error,
+        Self::Continuation,
+        Self::HeaderBlock,
+        Self::SlowHeaders,
+        Self::Settings,
+        Self::Ping,
+        Self::Priority,
+        Self::EmptyData,
+        Self::WindowUpdate,
+        Self::Unknown,
+        Self::Other,
+    ];
+
+    /// In metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Error => "error",
+            Self::Continuation => "continuation",
+            Self::HeaderBlock => "header_block",
+            Self::SlowHeaders => "slow_headers",
+            Self::Settings => "settings",
+            Self::Ping => "ping",
+            Self::Priority => "priority",
+            Self::EmptyData => "empty_data",
+            Self::WindowUpdate => "window_update",
+            Self::Unknown => "unknown",
+            Self::Other => "other",
         }
     }
 }

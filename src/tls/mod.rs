@@ -27,7 +27,7 @@ pub use clients::{identity, tells_identity};
 use names::Names;
 
 /// What may be spoken behind a handshake, the best first (ALPN). Whoever adds one here has `listener::connection` speak it.
-const PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// What the handshakes of a listener are made with. Immutable: another file or setting makes another.
 pub struct Tls {
@@ -149,7 +149,8 @@ fn server(
         None => (builder.with_no_client_auth(), Vec::new()),
     };
     let mut server = builder.with_cert_resolver(Arc::new(Names::new(loaded, settings.unknown_names)));
-    server.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
+    let spoken = if settings.http2 { &PROTOCOLS[..] } else { &PROTOCOLS[1..] };
+    server.alpn_protocols = spoken.iter().map(|name| name.to_vec()).collect();
     // A session is in the ticket that the client keeps, under keys that all workers have and that change every six hours. They
     // belong to the listener: what one listener asks of its clients is not got round by a ticket of another,
     // nor what is asked from now by a ticket from before.

@@ -34,6 +34,8 @@ mod retries;
 mod attempts;
 mod retry_budget;
 mod hedging;
+mod http2;
+mod http2_frames;
 mod routes;
 mod seeing;
 mod smoke;

@@ -6,6 +6,7 @@ use crate::harness::{Keys, TestBackend, TestProxy, eventually, soon};
 const LISTENER: &str = r#"
     max_header_bytes = "8KiB"
     max_headers = 20
+    http2 = { enabled = false }
 "#;
 
 /// Heads that are refused, and with what.

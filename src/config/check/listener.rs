@@ -14,7 +14,7 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{ListenerConfig, ListenerName, LocationPart, PathRule, PathsConfig, Redirect};
+use crate::config::{Http2Config, ListenerConfig, ListenerName, LocationPart, PathRule, PathsConfig, Redirect};
 
 const HEADER_BYTES: u64 = 64 << 10;
 /// Below the lower bound hardly a browser's request would pass.
@@ -72,6 +72,7 @@ pub(super) fn listeners(
 }
 
 fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address: SocketAddr) -> ListenerConfig {
+    let http2 = http2(check, &raw.http2);
     ListenerConfig {
         name,
         address,
@@ -87,7 +88,8 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         via: raw.via.value().copied().unwrap_or(false),
         paths: paths(check, &raw.paths),
         redirect_to_https: redirect_to_https(check, raw),
-        tls: tls(check, &raw.tls).map(Arc::new),
+        tls: tls(check, &raw.tls, http2.is_some()).map(Arc::new),
+        http2,
     }
 }
 
@@ -126,6 +128,43 @@ fn redirect_to_https(check: &Check<'_>, raw: &raw::Listener) -> Option<Redirect>
         LocationPart::Query,
     ];
     Some(Redirect { status: StatusCode::PERMANENT_REDIRECT, location: location.into() })
+}
+
+fn http2(check: &Check<'_>, field: &Field<raw::Http2>) -> Option<Http2Config> {
+    let default = Http2Config::default();
+    let Some(raw) = field.value() else { return Some(default) };
+    let most =
+        |field, default: u32, range| u32::try_from(number(check, field, default.into(), range)).unwrap_or(default);
+    let config = Http2Config {
+        max_concurrent_streams: most(&raw.max_concurrent_streams, default.max_concurrent_streams, 1..=10_000),
+        stream_window: window(check, &raw.stream_window, default.stream_window),
+        connection_window: window(check, &raw.connection_window, default.connection_window),
+        resets_per_second: most(&raw.resets_per_second, default.resets_per_second, 1..=1_000_000),
+        control_frames_per_second: most(
+            &raw.control_frames_per_second,
+            default.control_frames_per_second,
+            10..=1_000_000,
+        ),
+    };
+    if let (Some(place), true) = (raw.connection_window.place(), config.connection_window < config.stream_window) {
+        let problem = Problem::error(format!("below stream_window, which is {}", config.stream_window));
+        check.add(place, problem.expected("stream_window at least"));
+    }
+    raw.enabled.value().copied().unwrap_or(true).then_some(config)
+}
+
+/// A window of HTTP/2. Its connections begin with 64 KiB, and a window cannot have more than 31 bits.
+fn window(check: &Check<'_>, field: &Field<raw::Size>, default: u32) -> u32 {
+    const RANGE: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
+    let bytes = field.given().and_then(|(place, written)| {
+        let bytes = size(check, place, written, SIZE)?;
+        if RANGE.contains(&bytes) {
+            return u32::try_from(bytes).ok();
+        }
+        check.add(place, Problem::error(format!("{bytes} bytes are out of range")).expected("\"64KiB\" to \"1GiB\""));
+        None
+    });
+    bytes.unwrap_or(default)
 }
 
 pub(super) fn count(

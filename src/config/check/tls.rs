@@ -16,7 +16,7 @@ use crate::config::{
 };
 
 /// How a listener speaks TLS; `None` where it does not.
-pub(super) fn tls(check: &Check<'_>, field: &Field<raw::Tls>) -> Option<TlsConfig> {
+pub(super) fn tls(check: &Check<'_>, field: &Field<raw::Tls>, http2: bool) -> Option<TlsConfig> {
     let (place, raw) = field.given()?;
     let unknown_names = [("default", UnknownNames::Default), ("refuse", UnknownNames::Refuse)];
     let profiles = [("intermediate", TlsProfile::Intermediate), ("modern", TlsProfile::Modern)];
@@ -29,6 +29,7 @@ pub(super) fn tls(check: &Check<'_>, field: &Field<raw::Tls>) -> Option<TlsConfi
         hsts: optional_timeout(check, &raw.hsts)
             .and_then(|age| HeaderValue::try_from(format!("max-age={}", age.as_secs())).ok()),
         client_certificates: client_certificates(check, &raw.client_certificates),
+        http2,
     })
 }
 

@@ -1,0 +1,432 @@
+//! One stream: a request, its exchange, and the answer.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode, response};
+use http_body::{Body as _, Frame};
+
+use super::io::TunnelIo;
+use super::request::{self, Ask, Fault};
+use super::{NEVER, Shared};
+use crate::exchange::ClientSide;
+use crate::exchange::body::{Body, Source};
+use crate::exchange::watch::{Phase, Watch};
+use crate::http1::pipe::Pipe;
+use crate::listener::guard::Refusal;
+use crate::proxy::Handled;
+use crate::proxy::upgrade::Tunnel;
+
+/// A stream, as its exchange sees it: where the request's body comes from, and the client's side. One piece of memory for all.
+pub(super) struct Stream {
+    watch: Rc<Watch>,
+    pub(super) recv: RefCell<RecvStream>,
+    respond: RefCell<SendResponse<Bytes>>,
+    /// Bytes that were handed out and that the client's window does not have back yet.
+    taken: Cell<usize>,
+    /// Bytes of the request's body that are left, where it told how many there are.
+    left: Cell<Option<u64>>,
+    /// Whether the request's body has been read to its end.
+    done: Cell<bool>,
+    broken: Cell<bool>,
+    /// Whether somebody is going to take the rest of it.
+    wanted: Cell<bool>,
+    /// Whether the client waits to be asked for it.
+    expects: Cell<bool>,
+    /// Whether the exchange is over.
+    over: Cell<bool>,
+    /// Whether the client has no room for the response.
+    stalled: Cell<bool>,
+    body_idle: Cell<Duration>,
+}
+
+/// How a stream ended that did not end well.
+enum Cut {
+    /// The client reset it, or its connection is gone.
+    Client,
+    /// We do.
+    Reset(Reason),
+}
+
+/// Serves a stream to its end.
+pub(super) async fn serve(
+    shared: Rc<Shared>,
+    watch: Rc<Watch>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let (mut parts, recv) = request.into_parts();
+    let whole = recv.is_end_stream();
+    let stream = Rc::new(Stream {
+        watch,
+        recv: RefCell::new(recv),
+        respond: RefCell::new(respond),
+        taken: Cell::new(0),
+        left: Cell::new(None),
+        done: Cell::new(whole),
+        broken: Cell::new(false),
+        wanted: Cell::new(false),
+        expects: Cell::new(false),
+        over: Cell::new(false),
+        stalled: Cell::new(false),
+        body_idle: Cell::new(shared.client.listener.idle_timeout),
+    });
+    let head = parts.method == Method::HEAD;
+    let ended = match request::check(&mut parts, whole, shared.client.listener.max_headers) {
+        Err(fault) => {
+            shared.metrics().rejected.add(1);
+            stream.refuse(fault)
+        }
+        Ok(ask) => {
+            if let Ask::Response { expects, length } = ask {
+                stream.expects.set(expects);
+                stream.left.set(length);
+            }
+            let websocket = ask == Ask::WebSocket;
+            let upload = (!whole && !websocket).then(|| Rc::clone(&stream) as Rc<dyn Source>);
+            let side = (Rc::clone(&shared.client), Rc::clone(&stream.watch), Rc::clone(&stream) as Rc<dyn ClientSide>);
+            let mut handled = Handled::default();
+            let answered = {
+                let proxy = Rc::clone(&shared.proxy);
+                let exchange = pin!(proxy.handle::<true>(side, &mut parts, upload, &mut handled));
+                stream.answered(exchange).await
+            };
+            let response = Response::from_parts(handled.head, handled.body);
+            match (answered, handled.tunnel) {
+                (Err(cut), _) => Err(cut),
+                (Ok(()), Some(tunnel)) if websocket => stream.tunnel(response, tunnel).await,
+                (Ok(()), _) => stream.respond(response, head, websocket).await,
+            }
+        }
+    };
+    match ended {
+        Ok(()) => stream.uploaded().await,
+        Err(Cut::Client) => shared.metrics().http2_resets_client.add(1),
+        Err(Cut::Reset(reason)) => {
+            shared.metrics().http2_resets_proxy.add(1);
+            stream.respond.borrow_mut().send_reset(reason);
+        }
+    }
+}
+
+impl Stream {
+    /// Tells a client that its request is none.
+    #[cold]
+    fn refuse(&self, fault: Fault) -> Result<(), Cut> {
+        let Refusal { status, reason } = match fault {
+            Fault::Malformed => return Err(Cut::Reset(Reason::PROTOCOL_ERROR)),
+            Fault::Refused(refusal) => refusal,
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+        let title = status.canonical_reason().unwrap_or("Error");
+        let text = Bytes::from(format!("{} {title}: {reason}\n", status.as_u16()));
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
+        let now = httpdate::fmt_http_date(std::time::SystemTime::now());
+        headers.extend(HeaderValue::try_from(now).ok().map(|now| (header::DATE, now)));
+        let mut send = self.respond.borrow_mut().send_response(response, false).map_err(|_| Cut::Client)?;
+        // A line is short enough to wait for its window in memory.
+        send.send_data(text, true).map_err(|_| Cut::Client)
+    }
+
+    /// Waits for what the request comes to. A client that resets its stream ends the exchange, and with it the attempt.
+    async fn answered(&self, mut exchange: Pin<&mut impl Future<Output = ()>>) -> Result<(), Cut> {
+        poll_fn(|cx| {
+            self.watch.register(cx);
+            if exchange.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.respond.borrow_mut().poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Cut::Client));
+            }
+            // Deadlines are seen by whoever waits for a backend.
+            if self.watch.is_cut() { Poll::Ready(Err(Cut::Reset(Reason::CANCEL))) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    /// Sends the response.
+    async fn respond(&self, response: Response<Body>, head: bool, websocket: bool) -> Result<(), Cut> {
+        let (mut parts, mut body) = response.into_parts();
+        if websocket && (parts.status.is_success() || parts.status.is_informational()) {
+            // The client would take it for its tunnel.
+            body.cut();
+            return Err(Cut::Reset(Reason::INTERNAL_ERROR));
+        }
+        let bodiless = frame(&mut parts, &body, head);
+        if bodiless {
+            body.leave_out();
+        }
+        let whole = bodiless || body.is_end_stream();
+        let sent = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), whole);
+        let ended = match sent {
+            Ok(_) if whole => Ok(()),
+            Ok(mut send) => self.sent(&mut send, &mut body).await,
+            Err(error) if error.is_io() || error.is_remote() => Err(Cut::Client),
+            Err(_) => Err(Cut::Reset(Reason::INTERNAL_ERROR)),
+        };
+        if ended.is_err() {
+            body.cut();
+        }
+        ended
+    }
+
+    /// Sends the response's body, piece after piece, as there is room for it at the client: a piece is asked for when the
+    /// one before has gone.
+    async fn sent(&self, send: &mut SendStream<Bytes>, body: &mut Body) -> Result<(), Cut> {
+        let mut piece = Bytes::new();
+        poll_fn(|cx| {
+            self.watch.register(cx);
+            if let Poll::Ready(ended) = self.poll_sent(cx, send, body, &mut piece) {
+                return Poll::Ready(ended);
+            }
+            if send.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Cut::Client));
+            }
+            if self.watch.is_cut() || self.watch.expired() {
+                return Poll::Ready(Err(Cut::Reset(Reason::CANCEL)));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn poll_sent(
+        &self,
+        cx: &mut Context<'_>,
+        send: &mut SendStream<Bytes>,
+        body: &mut Body,
+        piece: &mut Bytes,
+    ) -> Poll<Result<(), Cut>> {
+        let gone = |_| Cut::Client;
+        loop {
+            if piece.is_empty() {
+                self.stalled.set(false);
+                match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) if data.is_empty() && !body.is_end_stream() => continue,
+                        Ok(data) if data.is_empty() => return Poll::Ready(send.send_data(data, true).map_err(gone)),
+                        Ok(data) => *piece = data,
+                        Err(frame) => {
+                            let mut trailers = frame.into_trailers().unwrap_or_default();
+                            strip(&mut trailers);
+                            trailers.remove(header::CONTENT_LENGTH);
+                            return Poll::Ready(send.send_trailers(trailers).map_err(gone));
+                        }
+                    },
+                    Some(Err(_)) => return Poll::Ready(Err(Cut::Reset(Reason::INTERNAL_ERROR))),
+                    None => return Poll::Ready(send.send_data(Bytes::new(), true).map_err(gone)),
+                }
+            }
+            send.reserve_capacity(piece.len());
+            let room = send.capacity();
+            if room == 0 {
+                self.stalled.set(true);
+                match ready!(send.poll_capacity(cx)) {
+                    Some(Ok(_)) => continue,
+                    _ => return Poll::Ready(Err(Cut::Client)),
+                }
+            }
+            let some = piece.split_to(room.min(piece.len()));
+            let last = piece.is_empty() && body.is_end_stream();
+            send.send_data(some, last).map_err(gone)?;
+            if last {
+                return Poll::Ready(Ok(()));
+            }
+            if self.watch.phase() == Phase::Body {
+                self.watch.extend(self.body_idle.get());
+            }
+        }
+    }
+
+    /// Carries what both sides say, once the backend has switched.
+    async fn tunnel(self: &Rc<Self>, response: Response<Body>, tunnel: Box<Tunnel>) -> Result<(), Cut> {
+        let (mut parts, _) = response.into_parts();
+        parts.status = StatusCode::OK;
+        strip(&mut parts.headers);
+        parts.headers.remove(header::CONTENT_LENGTH);
+        parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+        let sent = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), false);
+        let send = Rc::new(RefCell::new(sent.map_err(|_| Cut::Client)?));
+        let mut carried = pin!(tunnel.run(TunnelIo::new(Rc::clone(self), Rc::clone(&send)), Vec::new()));
+        poll_fn(|cx| match carried.as_mut().poll(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Cut::Reset(Reason::CANCEL))),
+            // Where the client has ended its direction, nobody else sees it go.
+            Poll::Pending => send.borrow_mut().poll_reset(cx).map(|_| Err(Cut::Client)),
+        })
+        .await
+    }
+
+    /// Waits until the rest of the request's body has been read, where somebody takes it.
+    async fn uploaded(&self) {
+        poll_fn(|cx| {
+            self.watch.register(cx);
+            let reading = self.wanted.get() && !self.done.get() && !self.broken.get();
+            if !reading || self.watch.is_cut() || self.watch.expired() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}
+
+/// Makes the head of a response one of HTTP/2. Whether it has no body.
+fn frame(parts: &mut response::Parts, body: &Body, head: bool) -> bool {
+    strip(&mut parts.headers);
+    let never = parts.status == StatusCode::NO_CONTENT;
+    let bodiless = never || head || parts.status == StatusCode::NOT_MODIFIED;
+    match body.size_hint().exact() {
+        _ if never => drop(parts.headers.remove(header::CONTENT_LENGTH)),
+        // With no body, it tells of the one that there would be.
+        Some(1..) | None if bodiless && parts.headers.contains_key(header::CONTENT_LENGTH) => {}
+        Some(0) | None if bodiless => {}
+        Some(bytes) => drop(parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes))),
+        None => drop(parts.headers.remove(header::CONTENT_LENGTH)),
+    }
+    bodiless
+}
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Removes the fields that HTTP/2 forbids (RFC 9113 §8.2.2). Hardly ever is there one, so the names are looked over first.
+fn strip(headers: &mut HeaderMap) {
+    let forbidden = |name: &HeaderName| {
+        matches!(
+            name.as_str(),
+            "te" | "upgrade" | "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding"
+        )
+    };
+    if headers.keys().any(forbidden) {
+        for name in
+            [header::TE, header::UPGRADE, header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING]
+        {
+            headers.remove(name);
+        }
+    }
+}
+
+/// The request's body.
+impl Source for Stream {
+    fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.done.get() {
+            return Poll::Ready(None);
+        }
+        if self.expects.take() {
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::CONTINUE;
+            let _ = self.respond.borrow_mut().send_informational(response);
+        }
+        let recv = &mut *self.recv.borrow_mut();
+        // Who asks for the next piece has done with the one before.
+        let taken = self.taken.take();
+        if taken > 0 {
+            let _ = recv.flow_control().release_capacity(taken);
+        }
+        let broken = loop {
+            match ready!(recv.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.done.set(recv.is_end_stream());
+                    if data.is_empty() {
+                        if self.done.get() {
+                            return Poll::Ready(None);
+                        }
+                        continue;
+                    }
+                    self.taken.set(data.len());
+                    self.left.set(self.left.get().map(|left| left.saturating_sub(data.len() as u64)));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => break error,
+                None => match ready!(recv.poll_trailers(cx)) {
+                    Ok(trailers) => {
+                        self.done.set(true);
+                        return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                    }
+                    Err(error) => break error,
+                },
+            }
+        };
+        self.broken.set(true);
+        Poll::Ready(Some(Err(io::Error::other(broken))))
+    }
+
+    fn is_done(&self) -> bool {
+        self.done.get()
+    }
+
+    fn left(&self) -> Option<u64> {
+        if self.done.get() { Some(0) } else { self.left.get() }
+    }
+
+    fn want(&self, wanted: bool) {
+        self.wanted.set(wanted);
+        if !wanted && self.over.get() {
+            self.watch.wake();
+        }
+    }
+
+    fn pours(&self) -> bool {
+        false
+    }
+
+    fn poll_pour(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+impl ClientSide for Stream {
+    fn begin(&self) {}
+
+    fn body(&self, idle: Duration) {
+        // No 100 comes behind the answer.
+        self.expects.set(false);
+        self.body_idle.set(idle);
+        self.watch.enter(Phase::Body, idle);
+    }
+
+    fn end(&self) {
+        self.over.set(true);
+        self.watch.uncap();
+        self.watch.serve(None);
+        self.watch.enter(Phase::Idle, NEVER);
+    }
+
+    fn abort(&self) {}
+
+    fn has_unsent(&self) -> bool {
+        self.stalled.get()
+    }
+
+    fn inform(&self, head: &[u8]) {
+        let mut fields = [httparse::EMPTY_HEADER; 64];
+        let mut parsed = httparse::Response::new(&mut fields);
+        let status = match parsed.parse(head) {
+            Ok(httparse::Status::Complete(_)) => parsed.code.and_then(|code| StatusCode::from_u16(code).ok()),
+            _ => None,
+        };
+        let Some(status) = status.filter(|status| *status != StatusCode::SWITCHING_PROTOCOLS) else { return };
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        for field in parsed.headers {
+            if let (Ok(name), Ok(value)) =
+                (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value))
+            {
+                response.headers_mut().append(name, value);
+            }
+        }
+        strip(response.headers_mut());
+        let _ = self.respond.borrow_mut().send_informational(response);
+    }
+}
