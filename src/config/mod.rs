@@ -50,6 +50,7 @@ pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, Zone
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 pub use tls::{
     CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, TlsConfig, TlsProfile, UnknownNames,
+    tells_identity,
 };
 pub use units::duration;
 

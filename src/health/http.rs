@@ -75,6 +75,7 @@ impl Http {
 
     /// The same by HTTP/2. The connection is driven by a task that ends with the last handle to it.
     async fn check_by_http2(&self, socket: Socket, address: &Address, deadline: Instant) -> Result<(), CheckFailed> {
+        let socket_is_plain = socket.plain().is_some();
         let begun = http2::handshake(TokioExecutor::new(), TokioIo::new(socket));
         let (mut sender, connection) = in_time(deadline, "connecting", begun).await?;
         let driven = AbortOnDrop(tokio::spawn(connection));
@@ -84,7 +85,7 @@ impl Http {
         let host = headers.remove(header::HOST);
         let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
         let mut parts = uri::Parts::from(std::mem::take(request.uri_mut()));
-        parts.scheme = Some(uri::Scheme::HTTP);
+        parts.scheme = Some(if socket_is_plain { uri::Scheme::HTTP } else { uri::Scheme::HTTPS });
         parts.authority = Some(authority.unwrap_or(Authority::from_static("backend")));
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         let response = in_time(deadline, "waiting for the response", sender.send_request(request)).await?;

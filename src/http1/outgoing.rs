@@ -9,6 +9,8 @@ use http::HeaderMap;
 use http::header::{self, HeaderName};
 use tokio::io::AsyncWrite;
 
+use crate::config::tells_identity;
+
 use super::Framing;
 use super::chunked::{Chunked, Next};
 
@@ -41,15 +43,9 @@ const NOT_TRAILERS: [HeaderName; 24] = [
     HeaderName::from_static("x-forwarded-proto"),
 ];
 
-/// What tells a backend of a client's certificate is the proxy's to say, wherever it stands. Some backends take `_` for `-`.
-const IDENTITY: &[u8] = b"x-client-cert-";
-
 /// Whether a field may stand in a trailer section that is passed on.
 pub fn may_trail(name: &HeaderName) -> bool {
-    let bytes = name.as_str().as_bytes();
-    let tells =
-        bytes.len() >= IDENTITY.len() && bytes.iter().zip(IDENTITY).all(|(&a, &b)| a == b || (a == b'_' && b == b'-'));
-    !tells && !NOT_TRAILERS.contains(name)
+    !tells_identity(name) && !NOT_TRAILERS.contains(name)
 }
 
 /// A piece of a body up to this size is copied behind what is written before it: one plain write costs less than a vectored

@@ -186,6 +186,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
 /// Waits for the next request, whose head is put into `slot`.
 async fn next<'a>(wire: &Wire, slot: &'a mut Option<Head>) -> Result<&'a mut Head, End> {
     let watch = &wire.watch;
+    let mut awaited = false;
     let end = poll_fn(|cx| {
         watch.register(cx);
         match wire.poll_request(cx, slot) {
@@ -201,8 +202,13 @@ async fn next<'a>(wire: &Wire, slot: &'a mut Option<Head>) -> Result<&'a mut Hea
             return Poll::Ready(Some(if watch.phase() == Phase::Head { End::HeadTimeout } else { End::Idle }));
         }
         // Not in the middle of a head, nor when one has come and was not read yet: that request shall still be served.
-        if watch.draining() && !wire.mid_head() && !wire.has_unread() {
-            return Poll::Ready(Some(End::Idle));
+        if watch.draining() && !awaited && !wire.mid_head() && !wire.has_unread() {
+            if !wire.take_fresh() {
+                return Poll::Ready(Some(End::Idle));
+            }
+            // Whoever has just shaken hands is about to ask: with TLS 1.2 it cannot have done so before.
+            awaited = true;
+            watch.enter(Phase::Idle, FIRST_REQUEST);
         }
         Poll::Pending
     })
@@ -291,6 +297,8 @@ async fn linger(wire: &Wire) -> std::io::Result<()> {
     Ok(())
 }
 
+/// How long the first request behind a handshake may take while the connection is to end.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_READS: usize = 1024;
 

@@ -8,11 +8,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use rustls::server::Acceptor;
 use rustls::{Error, HandshakeKind, PeerIncompatible, ProtocolVersion};
 use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsStream, server};
+use tokio_rustls::{LazyConfigAcceptor, TlsStream, server};
 use tracing::debug;
 
 use super::Listener;
@@ -85,14 +86,13 @@ async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsSt
         Ok(Some(_)) => {}
         Ok(None) | Err(_) => return Err(HandshakeFailure::Closed.into()),
     }
+    let failed = |error: io::Error| Failed { failure: failure(&error), error: Some(error.to_string()), plain: None };
+    // Nor does who says only a part of what it has to.
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+    let hello = in_time(watch, || false, hello).await?.map_err(failed)?;
     // Nobody closes the semaphore.
     let _turn = in_time(watch, || false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
-    let acceptor = TlsAcceptor::from(std::sync::Arc::clone(&tls.server));
-    in_time(watch, || false, acceptor.accept(tcp)).await?.map_err(|error| Failed {
-        failure: failure(&error),
-        error: Some(error.to_string()),
-        plain: None,
-    })
+    in_time(watch, || false, hello.into_stream(std::sync::Arc::clone(&tls.server))).await?.map_err(failed)
 }
 
 /// The first byte that the client sends, which stays unread.

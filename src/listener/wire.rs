@@ -60,6 +60,8 @@ pub struct Wire {
     body_idle: Cell<Duration>,
     /// Whether an exchange is under way, so that what the client sends next has to wait.
     busy: Cell<bool>,
+    /// Whether the first request behind a handshake is still to come.
+    fresh: Cell<bool>,
     /// Whether there may be something to read.
     dry: Dry,
 }
@@ -99,6 +101,7 @@ impl Wire {
     /// The wire of an accepted socket.
     pub fn new(socket: Socket, config: &ListenerConfig, watch: Rc<Watch>, space: Rc<Space>) -> Rc<Self> {
         let guard = Guard::new(config, socket.alpn() == Some(b"h2"));
+        let fresh = Cell::new(socket.plain().is_none());
         Rc::new(Self {
             socket: RefCell::new(socket),
             space,
@@ -118,6 +121,7 @@ impl Wire {
             idle_timeout: config.idle_timeout,
             body_idle: Cell::new(config.idle_timeout),
             busy: Cell::new(false),
+            fresh,
             dry: Dry::default(),
         })
     }
@@ -142,6 +146,11 @@ impl Wire {
     pub fn has_unread(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
         matches!(SockRef::from(self.socket.borrow().tcp()).peek(&mut byte), Ok(1..))
+    }
+
+    /// Whether the first request behind a handshake is still to come. Asked once: it is given its time.
+    pub fn take_fresh(&self) -> bool {
+        self.fresh.take()
     }
 
     /// Whether it is HTTP/2 that the client speaks.
@@ -190,6 +199,7 @@ impl Wire {
             Err(malformed) => return Poll::Ready(Asked::Malformed(malformed)),
         };
         self.heads.set(self.heads.get() - 1);
+        self.fresh.set(false);
         *self.body.borrow_mut() = match head.framing {
             Framing::None | Framing::Close => Upload::Done,
             Framing::Length(length) => Upload::Length(length),

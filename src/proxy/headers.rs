@@ -6,9 +6,8 @@ use std::rc::Rc;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::config::HeaderEdits;
+use crate::config::{HeaderEdits, tells_identity};
 use crate::exchange::Client;
-use crate::tls::tells_identity;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

@@ -82,13 +82,6 @@ pub fn identity(certificate: &CertificateDer<'_>) -> Vec<(HeaderName, HeaderValu
     told
 }
 
-/// Whether a header is one that tells of a client's certificate. Some backends take `_` for `-`.
-pub fn tells_identity(name: &HeaderName) -> bool {
-    const PREFIX: &[u8] = b"x-client-cert-";
-    let name = name.as_str().as_bytes();
-    name.len() >= PREFIX.len() && name.iter().zip(PREFIX).all(|(&a, &b)| a == b || (a == b'_' && b == b'-'))
-}
-
 /// RFC 4514: the last name first. What would be taken for the end of a value is escaped, and what may not stand in a header is
 /// percent-encoded, `%` with it.
 fn subject(name: &X509Name<'_>) -> String {
@@ -140,6 +133,7 @@ fn escape(value: &str, text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tells_identity;
 
     #[test]
     fn values_cannot_pass_for_more_than_one() {

@@ -23,7 +23,7 @@ mod names;
 
 use certificate::Loaded;
 use clients::Verifier;
-pub use clients::{identity, tells_identity};
+pub use clients::identity;
 use names::Names;
 
 /// What may be spoken behind a handshake, the best first (ALPN). Whoever adds one here has `listener::connection` speak it.

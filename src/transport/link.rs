@@ -674,3 +674,107 @@ impl AsyncWrite for LinkIo {
         Pin::new(&mut self.0.0.borrow_mut().socket).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use socket2::SockRef;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::backend::BackendState;
+    use crate::config::Address;
+    use crate::exchange::body::{BodyError, Progress};
+
+    /// A client that has sent its body, all of it.
+    struct Sent(Cell<Option<Bytes>>);
+
+    impl Source for Sent {
+        fn poll_piece(&self, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            Poll::Ready(self.0.take().map(|piece| Ok(Frame::data(piece))))
+        }
+        fn is_done(&self) -> bool {
+            let piece = self.0.take();
+            let done = piece.is_none();
+            self.0.set(piece);
+            done
+        }
+        fn left(&self) -> Option<u64> {
+            let piece = self.0.take();
+            let left = piece.as_ref().map_or(0, Bytes::len) as u64;
+            self.0.set(piece);
+            Some(left)
+        }
+        fn want(&self, _: bool) {}
+        fn pours(&self) -> bool {
+            false
+        }
+        fn poll_pour(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(0))
+        }
+    }
+
+    struct Nobody;
+
+    impl Progress for Nobody {
+        fn request_data(&self, _: usize) -> Result<(), BodyError> {
+            Ok(())
+        }
+        fn waits_for_client(&self, _: bool) {}
+        fn request_ended(&self, _: bool) {}
+        fn response_read(&self) {}
+        fn response_data(&self, _: usize) {}
+        fn response_broke(&self) {}
+        fn ended(&self, _: bool) {}
+    }
+
+    impl Informed for Nobody {
+        fn informational(&self, _: &[u8]) {}
+    }
+
+    /// A backend that has answered a POST of 4 MB before it has read it, the connection to it, and the rest of the body.
+    async fn answered_early() -> (tokio::net::TcpStream, Rc<Link>, RequestBody) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut backend, _) = listener.accept().await.unwrap();
+        // Smaller than the body: its only piece is taken from the client at once, and waits for room.
+        SockRef::from(&tcp).set_send_buffer_size(4096).unwrap();
+        let state = BackendState::new("u".into(), Address::Ip(([127, 0, 0, 1], 1).into()), 1);
+        let link = Link::new(Socket::Plain(tcp), 0, Rc::default(), Connected::try_new(&state).unwrap());
+        let sent = Rc::new(Sent(Cell::new(Some(Bytes::from(vec![b'u'; BODY])))));
+        let mut body = RequestBody::streamed(sent, Rc::new(Nobody));
+        let (parts, ()) = http::Request::post("/").header("host", "a").body(()).unwrap().into_parts();
+        link.begin(&parts, &body, None);
+        backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        let status = poll_fn(|cx| link.poll_response(cx, &mut body, &Nobody)).await.unwrap();
+        assert_eq!((status, link.whole()), (StatusCode::OK, Some(Bytes::new())));
+        (backend, link, body)
+    }
+
+    const BODY: usize = 4 << 20;
+
+    #[tokio::test]
+    async fn a_connection_is_not_kept_with_the_tail_of_a_request_unwritten() {
+        let (_backend, link, _body) = answered_early().await;
+        assert!(link.uploading() && !link.rest());
+    }
+
+    #[tokio::test]
+    async fn the_tail_of_a_request_is_sent_beside_an_answer_that_came_first() {
+        let (mut backend, link, body) = answered_early().await;
+        let reading = tokio::spawn(async move {
+            let (mut read, mut piece) = (0, vec![0; 64 * 1024]);
+            while read < BODY {
+                let bytes = backend.read(&mut piece).await.unwrap();
+                assert!(bytes > 0, "cut short after {read}");
+                read += piece[..bytes].iter().filter(|&&byte| byte == b'u').count();
+            }
+            backend
+        });
+        link.upload(body, Duration::from_secs(5)).await;
+        let _backend = reading.await.unwrap();
+        assert!(!link.uploading() && link.rest());
+    }
+}

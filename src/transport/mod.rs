@@ -319,7 +319,11 @@ impl Connection {
         let stale = match &self.line {
             Line::Http1(_) => self.reused,
             // Before a backend has said how many streams it takes, it may refuse some on a new connection too.
-            Line::Http2(_) => failed.unsent || (self.reused && failed.error.kind() != io::ErrorKind::InvalidData),
+            // One that breaks under the streams of others is the backend's failure, and theirs.
+            Line::Http2(stream) => {
+                let closed = self.reused && stream.was_alone() && failed.error.kind() != io::ErrorKind::InvalidData;
+                failed.unsent || closed
+            }
         };
         stale && !self.answered()
     }

@@ -66,6 +66,10 @@ impl Session {
         self.secure
     }
 
+    pub(super) fn is_unused(&self) -> bool {
+        self.streams.get() == 0
+    }
+
     pub(super) fn opened(&self) {
         self.streams.set(self.streams.get() + 1);
     }
@@ -295,8 +299,11 @@ async fn silent(ping: Option<h2::PingPong>, session: &Weak<Session>) {
     let ping = RefCell::new(ping);
     loop {
         tokio::time::sleep(PING_AFTER).await;
-        if session.upgrade().is_none_or(|session| session.streams.get() == 0) {
-            continue;
+        match session.upgrade() {
+            // Nobody needs it any more, and it had this long to end: what cannot be sent is not worth its place at the backend.
+            None => return,
+            Some(session) if session.streams.get() == 0 => continue,
+            Some(_) => {}
         }
         if ping.borrow_mut().send_ping(Ping::opaque()).is_err() {
             continue;

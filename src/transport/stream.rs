@@ -47,6 +47,8 @@ struct State {
     /// Bytes of the body to come, where that was said.
     left: Option<u64>,
     incoming: Incoming,
+    /// Whether it was the only stream when it began: only a connection that nobody used can have been closed before.
+    alone: bool,
     session: Rc<Session>,
 }
 
@@ -83,6 +85,7 @@ enum Incoming {
 impl Stream {
     /// To be begun on that connection, where it counts from now on.
     pub(super) fn new(session: Rc<Session>) -> Rc<Self> {
+        let alone = session.is_unused();
         session.opened();
         Rc::new(Self(RefCell::new(State {
             exchange: None,
@@ -93,8 +96,13 @@ impl Stream {
             ahead: BytesMut::new(),
             left: None,
             incoming: Incoming::Head,
+            alone,
             session,
         })))
+    }
+
+    pub(super) fn was_alone(&self) -> bool {
+        self.0.borrow().alone
     }
 
     pub(super) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Option<&[u8]>) {

@@ -59,7 +59,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("exchange", &["backend", "http1", "config", "telemetry"]),
     ("backend", &["config", "telemetry"]),
     // Bytes and messages.
-    ("http1", &["socket"]),
+    ("http1", &["socket", "config"]),
     ("socket", &[]),
     // Files to what handshakes are made with.
     ("tls", &["config"]),

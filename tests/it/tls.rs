@@ -154,6 +154,31 @@ async fn speaks_both_versions_and_tells_backends_https() {
 }
 
 #[tokio::test]
+async fn who_has_shaken_hands_is_served_once_more_while_its_listener_goes() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let pair = authority.pair(&["localhost"], false);
+    for version in [&TLS12, &TLS13] {
+        let proxy = proxy(&[&backend], &[pair.write(&scratch, "a")], "").await;
+        let address = proxy.address();
+        let config = Arc::new(authority.client(&[version]));
+        let mut asks = connect(address, &config, "localhost").await.unwrap();
+        let silent = connect(address, &config, "localhost").await.unwrap();
+        let elsewhere = Keys::default().text(&[&backend]).replace("\"127.0.0.1:0\"", "\"127.0.0.2:0\"");
+        proxy.apply(elsewhere).await.unwrap();
+        // The worker has been told, and its connections with it.
+        eventually(|| std::net::TcpStream::connect(address).is_err()).await;
+        let response = asks.client.get("/").await;
+        assert_eq!((response.status(), response.header("connection")), (200, Some("close")));
+        // Who asks nothing is waited for a second, and not for idle_timeout. Both are told that it is the end.
+        for mut secure in [asks, silent] {
+            secure.client.read_to_end().await;
+            drop(secure.client);
+            assert!(soon(secure.relay).await.unwrap(), "close_notify");
+        }
+    }
+}
+
+#[tokio::test]
 async fn modern_takes_no_older_version() {
     let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
     let pair = authority.pair(&["localhost"], false);

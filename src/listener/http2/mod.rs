@@ -153,6 +153,8 @@ fn builder(config: &ListenerConfig, http2: &Http2Config) -> server::Builder {
         .max_send_buffer_size(SEND_BYTES)
         // As many as may be open can be reset before they were looked at; the guard counts those of a second.
         .max_pending_accept_reset_streams(http2.max_concurrent_streams as usize)
+        // `h2` counts over the whole life of a connection, the guard over a second.
+        .max_local_error_reset_streams(None)
         .enable_connect_protocol();
     builder
 }
