@@ -52,12 +52,17 @@ pub enum Malformed {
 /// Header fields of a head that are read without memory of their own.
 const FIELDS: usize = 100;
 
-/// Reads the head that `bytes` begin with, and takes it from there; `None` when its end is not there yet. `headers` is space
-/// for its fields, of which there are `max_headers` at most.
+/// Reads the head that `bytes` begin with, takes it from there and puts it into `slot`, where it stays: it is large. `false` when
+/// its end is not there yet. `headers` is space for its fields, of which there are `max_headers` at most.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn read(bytes: &mut Bytes, mut headers: HeaderMap, max_headers: usize) -> Result<Option<Head>, Malformed> {
+pub fn read(
+    bytes: &mut Bytes,
+    mut headers: HeaderMap,
+    max_headers: usize,
+    slot: &mut Option<Head>,
+) -> Result<bool, Malformed> {
     // What is made of a head shares the bytes it is read from.
     let text = std::mem::take(bytes);
     let mut few = [const { MaybeUninit::uninit() }; FIELDS];
@@ -73,7 +78,7 @@ pub fn read(bytes: &mut Bytes, mut headers: HeaderMap, max_headers: usize) -> Re
         Ok(httparse::Status::Complete(end)) => end,
         Ok(httparse::Status::Partial) => {
             *bytes = text;
-            return Ok(None);
+            return Ok(false);
         }
         Err(httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::TooManyHeaders) => {
             return Err(Malformed::Field);
@@ -126,7 +131,8 @@ pub fn read(bytes: &mut Bytes, mut headers: HeaderMap, max_headers: usize) -> Re
     if end < text.len() {
         *bytes = text.slice(end..);
     }
-    Ok(Some(Head { parts: request.into_parts().0, framing, terms, expects: expects && !http10 }))
+    *slot = Some(Head { parts: request.into_parts().0, framing, terms, expects: expects && !http10 });
+    Ok(true)
 }
 
 /// What [`Uri`] takes.
@@ -179,6 +185,11 @@ pub fn number(value: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(bytes: &mut Bytes, headers: HeaderMap, max_headers: usize) -> Result<Option<Head>, Malformed> {
+        let mut slot = None;
+        super::read(bytes, headers, max_headers, &mut slot).map(|_| slot)
+    }
     use proptest::prelude::*;
 
     fn head(text: &str) -> Result<Option<Head>, Malformed> {

@@ -192,12 +192,12 @@ impl Wire {
             }
         }
         let mut read = self.read.borrow_mut();
-        let head = match request::read(&mut read, self.space.map(), self.max_headers) {
-            Ok(Some(head)) => head,
-            // The guard has seen the end of it.
-            Ok(None) => return Poll::Ready(Asked::Malformed(Malformed::Line)),
+        let head = match request::read(&mut read, self.space.map(), self.max_headers, slot) {
+            Ok(_) => slot.as_ref(),
             Err(malformed) => return Poll::Ready(Asked::Malformed(malformed)),
         };
+        // The guard has seen the end of it.
+        let Some(head) = head else { return Poll::Ready(Asked::Malformed(Malformed::Line)) };
         self.heads.set(self.heads.get() - 1);
         self.fresh.set(false);
         *self.body.borrow_mut() = match head.framing {
@@ -207,7 +207,6 @@ impl Wire {
         };
         self.wanted.set(false);
         self.expects.set(head.expects);
-        *slot = Some(head);
         Poll::Ready(Asked::Head)
     }
 
