@@ -236,31 +236,42 @@ async fn tcp_only_connects() {
 #[tokio::test]
 async fn first_checks_of_many_are_spread() {
     const EACH: u32 = 30;
-    let times = Arc::new(Mutex::new(Vec::new()));
-    let pool: Vec<_> = (0..EACH)
-        .map(|_| {
-            let times = Arc::clone(&times);
-            TestBackend::scripted(async move |peer| {
-                while peer.request().await.is_some() {
-                    times.lock().unwrap().push((peer.number, Instant::now()));
-                    peer.respond("200 OK", "a").await;
-                }
+    // A machine that stands still for a moment lets checks that were spread arrive together: one time of several must show it.
+    // Checks that are not spread never look like it.
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        let times = Arc::new(Mutex::new(Vec::new()));
+        let pool: Vec<_> = (0..EACH)
+            .map(|_| {
+                let times = Arc::clone(&times);
+                TestBackend::scripted(async move |peer| {
+                    while peer.request().await.is_some() {
+                        times.lock().unwrap().push((peer.number, Instant::now()));
+                        peer.respond("200 OK", "a").await;
+                    }
+                })
             })
-        })
-        .collect();
-    let text = Keys { tables: "[upstream.u.health_check]\ninterval = \"1s\"\n", ..Keys::default() };
-    let proxy = TestProxy::with_config(text.text(&pool.iter().collect::<Vec<_>>())).await;
-    eventually(|| pool.iter().all(|backend| backend.requests() > 0)).await;
-    let times = times.lock().unwrap().clone();
-    let mut first: Vec<_> = times.iter().filter(|(number, _)| *number == 0).map(|(_, at)| *at).collect();
-    first.sort_unstable();
-    assert_eq!(first.len(), EACH as usize);
-    assert!(first[first.len() - 1] - first[0] > Duration::from_millis(800), "all at once");
-    // Whatever else runs here, most of a quarter of them cannot fall into a tenth of the time unless they were meant to.
-    let tenth = Duration::from_millis(100);
-    let most = first.iter().map(|from| first.iter().filter(|at| **at >= *from && **at - *from < tenth).count()).max();
-    assert!(most < Some(EACH as usize / 2), "{most:?} of them in a tenth of the interval");
-    assert_eq!(ready(&proxy).len(), EACH as usize);
+            .collect();
+        let text = Keys { tables: "[upstream.u.health_check]\ninterval = \"1s\"\n", ..Keys::default() };
+        let proxy = TestProxy::with_config(text.text(&pool.iter().collect::<Vec<_>>())).await;
+        let first = || {
+            let times = times.lock().unwrap();
+            times.iter().filter(|(number, _)| *number == 0).map(|(_, at)| *at).collect::<Vec<_>>()
+        };
+        eventually(|| first().len() == EACH as usize && ready(&proxy).len() == EACH as usize).await;
+        let mut first = first();
+        first.sort_unstable();
+        let tenth = Duration::from_millis(100);
+        // Most of a quarter of them cannot fall into a tenth of the time unless they were meant to.
+        let most =
+            first.iter().map(|from| first.iter().filter(|at| **at >= *from && **at - *from < tenth).count()).max();
+        let spread = first[first.len() - 1] - first[0];
+        if spread > Duration::from_millis(800) && most < Some(EACH as usize / 2) {
+            return;
+        }
+        seen.push((spread, most));
+    }
+    panic!("all at once: {seen:?}");
 }
 
 #[tokio::test]
