@@ -3,6 +3,8 @@
 use bytes::{Buf, Bytes};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use super::field::{self, Line};
+
 /// Bytes of a chunk's extension, and of a trailer section, at most.
 const EXTENSION_BYTES: u16 = 1024;
 const TRAILER_BYTES: usize = 16 * 1024;
@@ -113,16 +115,18 @@ fn trailers(section: &[u8]) -> Result<Option<HeaderMap>, &'static str> {
     if section == b"\r\n" {
         return Ok(None);
     }
-    let mut fields = [httparse::EMPTY_HEADER; TRAILERS];
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields) else {
-        return Err(MALFORMED);
-    };
-    let mut map = HeaderMap::with_capacity(fields.len());
-    for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| MALFORMED)?;
-        map.append(name, HeaderValue::from_bytes(field.value).map_err(|_| MALFORMED)?);
+    let (mut map, mut at) = (HeaderMap::new(), 0);
+    loop {
+        match field::line(section, &mut at).map_err(|_| MALFORMED)? {
+            Line::Field(..) if map.len() == TRAILERS => return Err(MALFORMED),
+            Line::Field(name, value) => {
+                let name = HeaderName::from_bytes(&section[name]).map_err(|_| MALFORMED)?;
+                map.append(name, HeaderValue::from_bytes(&section[value]).map_err(|_| MALFORMED)?);
+            }
+            Line::End => return Ok(Some(map)),
+            Line::Partial => return Err(MALFORMED),
+        }
     }
-    Ok(Some(map))
 }
 
 #[cfg(test)]

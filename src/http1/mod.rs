@@ -4,6 +4,7 @@
 //! Why this is not hyper's: `docs/decisions/0006-http1-of-our-own.md`.
 
 pub mod chunked;
+mod field;
 pub mod outgoing;
 #[cfg(target_os = "linux")]
 pub mod pipe;

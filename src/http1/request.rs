@@ -1,13 +1,15 @@
 //! The head of a request: read from a client, written to a backend.
 
-use std::mem::MaybeUninit;
+use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Uri, Version};
+use memchr::memchr;
 
 use super::Framing;
+use super::field::{self, Line};
 use super::outgoing::{length, line};
 
 /// A request's head, and what it says of the message and of the connection.
@@ -49,9 +51,6 @@ pub enum Malformed {
     Field,
 }
 
-/// Header fields of a head that are read without memory of their own.
-const FIELDS: usize = 100;
-
 /// Reads the head that `bytes` begin with, takes it from there and puts it into `slot`, where it stays: it is large. `false` when
 /// its end is not there yet. `headers` is space for its fields, of which there are `max_headers` at most.
 ///
@@ -63,63 +62,51 @@ pub fn read(
     max_headers: usize,
     slot: &mut Option<Head>,
 ) -> Result<bool, Malformed> {
-    // What is made of a head shares the bytes it is read from.
-    let text = std::mem::take(bytes);
-    let mut few = [const { MaybeUninit::uninit() }; FIELDS];
-    let mut many = Vec::new();
-    let fields = if max_headers <= FIELDS {
-        &mut few[..]
-    } else {
-        many.resize_with(max_headers, MaybeUninit::uninit);
-        &mut many[..]
-    };
-    let mut head = httparse::Request::new(&mut []);
-    let end = match head.parse_with_uninit_headers(&text, fields) {
-        Ok(httparse::Status::Complete(end)) => end,
-        Ok(httparse::Status::Partial) => {
-            *bytes = text;
-            return Ok(false);
-        }
-        Err(httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::TooManyHeaders) => {
-            return Err(Malformed::Field);
-        }
-        Err(_) => return Err(Malformed::Line),
-    };
-    let (Some(method), Some(path), Some(version)) = (head.method, head.path, head.version) else {
-        return Err(Malformed::Line);
-    };
+    let start = field::begin(bytes);
+    let Some(end) = memchr(b'\n', &bytes[start..]) else { return Ok(false) };
+    let mut at = start + end + 1;
+    let Some((method, target, http10)) = request_line(&bytes[start..start + end]) else { return Err(Malformed::Line) };
     let mut request = Request::new(());
-    *request.method_mut() = Method::from_bytes(method.as_bytes()).map_err(|_| Malformed::Line)?;
-    *request.uri_mut() = Uri::from_maybe_shared(text.slice_ref(path.as_bytes()))
-        .map_err(|_| if path.len() > LONGEST_TARGET { Malformed::LongTarget } else { Malformed::Target })?;
-    let http10 = version == 0;
+    *request.method_mut() = Method::from_bytes(&bytes[start..start + method]).map_err(|_| Malformed::Line)?;
+    let target = start + target.start..start + target.end;
+    let long = target.len() > LONGEST_TARGET;
+    // What is made of a head shares the bytes it is read from.
+    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice(target))
+        .map_err(|_| if long { Malformed::LongTarget } else { Malformed::Target })?;
     *request.version_mut() = if http10 { Version::HTTP_10 } else { Version::HTTP_11 };
 
     let (mut close, mut keep_alive) = (false, false);
     let (mut expects, mut trailers) = (false, false);
     let mut framing = Framing::None;
     headers.clear();
-    headers.reserve(head.headers.len());
-    for field in &*head.headers {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Field)?;
-        match field.name.len() {
-            2 if name == header::TE => trailers |= tokens(field.value).any(|token| is(token, b"trailers")),
-            6 if name == header::EXPECT => expects |= is(field.value, b"100-continue"),
+    loop {
+        let (name, place) = match field::line(bytes, &mut at).map_err(|_| Malformed::Field)? {
+            Line::Field(name, place) => (name, place),
+            Line::End => break,
+            Line::Partial => return Ok(false),
+        };
+        if headers.len() == max_headers {
+            return Err(Malformed::Field);
+        }
+        let value = &bytes[place.clone()];
+        let name = HeaderName::from_bytes(&bytes[name]).map_err(|_| Malformed::Field)?;
+        match name.as_str().len() {
+            2 if name == header::TE => trailers |= tokens(value).any(|token| is(token, b"trailers")),
+            6 if name == header::EXPECT => expects |= is(value, b"100-continue"),
             10 if name == header::CONNECTION => {
-                for token in tokens(field.value) {
+                for token in tokens(value) {
                     close |= is(token, b"close");
                     keep_alive |= is(token, b"keep-alive");
                 }
             }
             14 if name == header::CONTENT_LENGTH => {
-                let length = number(field.value).ok_or(Malformed::Field)?;
+                let length = number(value).ok_or(Malformed::Field)?;
                 framing = if length == 0 { Framing::None } else { Framing::Length(length) };
             }
             17 if name == header::TRANSFER_ENCODING => framing = Framing::Chunked,
             _ => {}
         }
-        let value = HeaderValue::from_maybe_shared(text.slice_ref(field.value)).map_err(|_| Malformed::Field)?;
-        headers.append(name, value);
+        headers.append(name, HeaderValue::from_maybe_shared(bytes.slice(place)).map_err(|_| Malformed::Field)?);
     }
     *request.headers_mut() = headers;
     let terms = Terms {
@@ -128,11 +115,29 @@ pub fn read(
         keep_alive: !close && (keep_alive || !http10),
         trailers,
     };
-    if end < text.len() {
-        *bytes = text.slice(end..);
+    // Not kept where it is at its end: what is left over is nothing, and shares no memory.
+    if at < bytes.len() {
+        bytes.advance(at);
+    } else {
+        *bytes = Bytes::new();
     }
     *slot = Some(Head { parts: request.into_parts().0, framing, terms, expects: expects && !http10 });
     Ok(true)
+}
+
+/// Takes a request line apart: how long its method is, where its target is, and whether its version is HTTP/1.0. `None` if it is none
+/// of HTTP/1.
+fn request_line(line: &[u8]) -> Option<(usize, Range<usize>, bool)> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let (rest, http10) = match line.strip_suffix(b" HTTP/1.1") {
+        Some(rest) => (rest, false),
+        None => (line.strip_suffix(b" HTTP/1.0")?, true),
+    };
+    let method = rest.iter().position(|&byte| byte == b' ')?;
+    let target = method + 1..rest.len();
+    // No white space, no control character: the target ends where everybody else thinks that it does.
+    let is_one = !target.is_empty() && rest[target.clone()].iter().all(|&byte| byte > b' ' && byte != 0x7f);
+    is_one.then_some((method, target, http10))
 }
 
 /// What [`Uri`] takes.
@@ -284,6 +289,39 @@ mod tests {
     }
 
     proptest! {
+        /// An independent parser finds the same in what is taken, and takes nothing that is refused.
+        #[test]
+        fn reads_what_httparse_reads(
+            line in "\r?\n?(GET|[A\t\x01!]{1,2})  ?(/|[*]|/[a-z?#<>\"%\u{e4}\x7f\t\x01 ]{0,4}|http://h/)( |\t)(HTTP/1[.][0129]|HTTP/2.0)",
+            fields in "(\r?\n([aZ!:\t \x01\u{e4}]{0,3}|Aa: bc|B:\tc \t|C-1:))*",
+            end in "(\r\n\r\n|\n\n)?",
+        ) {
+            let text = format!("{line}{fields}{end}");
+            let mut bytes = Bytes::from(text.clone());
+            let ours = read(&mut bytes, HeaderMap::new(), 64);
+            let mut space = [httparse::EMPTY_HEADER; 64];
+            let mut theirs = httparse::Request::new(&mut space);
+            match (ours, theirs.parse(text.as_bytes())) {
+                (Ok(Some(head)), Ok(httparse::Status::Complete(end))) => {
+                    prop_assert_eq!(text.len() - bytes.len(), end);
+                    prop_assert_eq!(Some(head.parts.method.as_str()), theirs.method);
+                    let target: Uri = theirs.path.unwrap().parse().unwrap();
+                    prop_assert_eq!(head.parts.uri, target);
+                    prop_assert_eq!(head.terms.http10, theirs.version == Some(0));
+                    let mut expected = HeaderMap::new();
+                    for field in &*theirs.headers {
+                        let name = HeaderName::from_bytes(field.name.as_bytes()).unwrap();
+                        expected.append(name, HeaderValue::from_bytes(field.value).unwrap());
+                    }
+                    prop_assert_eq!(head.parts.headers, expected);
+                }
+                (Ok(None), _) => prop_assert!(bytes.len() == text.len()),
+                // A target that is none to `Uri`, or a value that is none to `HeaderValue`.
+                (Err(ours), Ok(httparse::Status::Complete(_))) => prop_assert_eq!(ours, Malformed::Target),
+                (ours, theirs) => prop_assert!(ours.is_err() && theirs.is_err() || matches!(theirs, Ok(httparse::Status::Partial)), "{ours:?} {theirs:?}"),
+            }
+        }
+
         /// What is written is what is read again.
         #[test]
         fn a_head_goes_out_as_it_came_in(

@@ -3,7 +3,6 @@
 //! Reading is stricter than a user agent has to be: what two recipients may frame differently is refused, so that neither a broken nor
 //! a taken-over backend can have its bytes read as the response to somebody else's request (response splitting).
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -11,8 +10,10 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::response::Parts;
 use http::{StatusCode, Version};
 use hyper::ext::ReasonPhrase;
+use memchr::memchr;
 
 use super::Framing;
+use super::field::{self, Line};
 use super::outgoing::{length, line};
 use super::request::{Terms, is, number, tokens};
 
@@ -44,31 +45,32 @@ impl Head {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(&mut self, bytes: &[u8], bodiless: bool) -> Result<Option<usize>, &'static str> {
-        let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
-        let mut head = httparse::Response::new(&mut []);
-        let parsed =
-            httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut head, bytes, &mut fields);
-        let end = match parsed.map_err(told)? {
-            httparse::Status::Complete(end) => end,
-            httparse::Status::Partial => return Ok(None),
-        };
-        let place = |part: &[u8]| {
-            let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
-            start..start + part.len()
-        };
-        let status = head.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("a status that is none")?;
-        let http10 = head.version == Some(0);
-        let reason = head.reason.unwrap_or_default();
+        let start = field::begin(bytes);
+        let text = &bytes[start..];
+        let known = text.len().min(PROTOCOL.len());
+        if text[..known] != PROTOCOL[..known] {
+            return Err("another protocol than HTTP/1");
+        }
+        let Some(end) = memchr(b'\n', text) else { return Ok(None) };
+        let (status, http10, reason) = status_line(&text[..end]).ok_or("a status line that is none")?;
         self.status = status;
-        // An empty one need not be a part of `bytes`.
-        let usual = reason.is_empty() || Some(reason) == status.canonical_reason();
-        self.reason = if usual { 0..0 } else { place(reason.as_bytes()) };
+        let usual = reason.is_empty() || Some(&text[reason.clone()]) == status.canonical_reason().map(str::as_bytes);
+        if !usual && ReasonPhrase::try_from(&text[reason.clone()]).is_err() {
+            return Err("a reason with a forbidden character");
+        }
+        self.reason = if usual { 0..0 } else { start + reason.start..start + reason.end };
+        let mut at = start + end + 1;
         self.fields.clear();
         let (mut close, mut keep_alive) = (false, false);
         let (mut length, mut chunked) = (None, false);
         (self.hop_by_hop, self.dated) = (false, false);
-        for field in &*head.headers {
-            let name = field.name.as_bytes();
+        loop {
+            let (place, value_place) = match field::line(bytes, &mut at).map_err(|_| NO_NAME)? {
+                Line::Field(name, value) => (name, value),
+                Line::End => break,
+                Line::Partial => return Ok(None),
+            };
+            let (name, value) = (&bytes[place.clone()], &bytes[value_place.clone()]);
             // Few names are of such a length.
             match name.len() {
                 4 => self.dated |= is(name, b"date"),
@@ -76,13 +78,13 @@ impl Head {
                 10 if is(name, b"keep-alive") => self.hop_by_hop = true,
                 10 if name.eq_ignore_ascii_case(b"connection") => {
                     self.hop_by_hop = true;
-                    for token in tokens(field.value) {
+                    for token in tokens(value) {
                         close |= is(token, b"close");
                         keep_alive |= is(token, b"keep-alive");
                     }
                 }
                 14 if name.eq_ignore_ascii_case(b"content-length") => {
-                    let value = number(field.value).ok_or("a Content-Length that is not a number")?;
+                    let value = number(value).ok_or("a Content-Length that is not a number")?;
                     match length.replace(value) {
                         Some(before) if before != value => return Err("two lengths that differ"),
                         Some(_) => continue,
@@ -90,7 +92,7 @@ impl Head {
                     }
                 }
                 17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                    if chunked || http10 || !field.value.eq_ignore_ascii_case(b"chunked") {
+                    if chunked || http10 || !value.eq_ignore_ascii_case(b"chunked") {
                         return Err("a transfer coding other than chunked");
                     }
                     chunked = true;
@@ -99,7 +101,14 @@ impl Head {
                 }
                 _ => {}
             }
-            self.fields.push((place(name), place(field.value)));
+            if self.fields.len() == FIELDS {
+                return Err("too many header fields");
+            }
+            self.fields.push((place, value_place));
+        }
+        // Passed on as it came, without being made a response.
+        if status.is_informational() && !is_text(&bytes[start..at]) {
+            return Err(FORBIDDEN);
         }
         if chunked && length.is_some() {
             return Err("both Transfer-Encoding and Content-Length");
@@ -112,7 +121,7 @@ impl Head {
             (false, None) if chunked => Framing::Chunked,
             (false, None) => Framing::Close,
         };
-        Ok(Some(end))
+        Ok(Some(at))
     }
 
     /// The value of the first field of that name, from the bytes that the head was read from.
@@ -130,9 +139,9 @@ impl Head {
         let headers = &mut parts.headers;
         headers.clear();
         for (name, value) in &self.fields {
-            let name = HeaderName::from_bytes(&bytes[name.clone()]).map_err(|_| "a field whose name is none")?;
+            let name = HeaderName::from_bytes(&bytes[name.clone()]).map_err(|_| NO_NAME)?;
             let value = HeaderValue::from_maybe_shared(bytes.slice(value.clone()));
-            headers.append(name, value.map_err(|_| "a field with a forbidden character")?);
+            headers.append(name, value.map_err(|_| FORBIDDEN)?);
         }
         parts.status = self.status;
         parts.version = Version::HTTP_11;
@@ -209,14 +218,38 @@ pub fn write(out: &mut Vec<u8>, parts: &Parts, terms: Terms, bytes: Option<u64>,
     (framing, close)
 }
 
-fn told(error: httparse::Error) -> &'static str {
-    match error {
-        httparse::Error::TooManyHeaders => "too many header fields",
-        httparse::Error::HeaderName => "a field whose name is none",
-        httparse::Error::HeaderValue => "a field with a forbidden character",
-        httparse::Error::Status => "a status line that is none",
-        httparse::Error::Version => "another protocol than HTTP/1",
-        _ => "a malformed head",
+/// What every response begins with (RFC 9112 §2.3).
+const PROTOCOL: &[u8] = b"HTTP/1.";
+
+const NO_NAME: &str = "a field whose name is none";
+const FORBIDDEN: &str = "a field with a forbidden character";
+
+/// Whether a head holds no control characters but those that end its lines, and tabs.
+fn is_text(head: &[u8]) -> bool {
+    head.iter().enumerate().all(|(at, &byte)| match byte {
+        b'\r' => head.get(at + 1) == Some(&b'\n'),
+        b'\t' | b'\n' => true,
+        byte => byte >= b' ' && byte != 0x7f,
+    })
+}
+
+/// Takes a status line apart (RFC 9112 §4): the status, whether its version is HTTP/1.0, and where the reason is. The space behind
+/// the status may be missing, as many servers without a reason leave it out.
+fn status_line(line: &[u8]) -> Option<(StatusCode, bool, Range<usize>)> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let (version, rest) = line.strip_prefix(PROTOCOL)?.split_first()?;
+    let http10 = match version {
+        b'1' => false,
+        b'0' => true,
+        _ => return None,
+    };
+    let (status, reason) = rest.strip_prefix(b" ")?.split_at_checked(3)?;
+    let status = StatusCode::from_bytes(status).ok()?;
+    let begin = line.len() - reason.len();
+    match reason.first() {
+        None => Some((status, http10, begin..begin)),
+        Some(b' ') => Some((status, http10, begin + 1..line.len())),
+        Some(_) => None,
     }
 }
 
@@ -275,13 +308,33 @@ mod tests {
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
             "A: b\r\n c\r\n",
             "A : b\r\n",
-            "A: b\0\r\n",
             "A b\r\n",
         ] {
             assert!(framing(fields).is_err(), "{fields:?}");
         }
+        for field in ["A: b\0", "A: \x01b", "A: b\rc", "A: b\x7f", "A: b\r"] {
+            let whole = |status: u16| format!("HTTP/1.1 {status} \r\n{field}\r\n\r\n");
+            let (text, mut parts) = (Bytes::from(whole(200)), Response::new(()).into_parts().0);
+            let (head, _) = parse(&whole(200)).unwrap().unwrap();
+            assert_eq!(head.response(&text, &mut parts), Err(FORBIDDEN), "{field:?}");
+            assert!(matches!(parse(&whole(103)), Err(FORBIDDEN)), "{field:?}");
+        }
+        assert!(parse("HTTP/1.1 103 Ear\rly\r\n\r\n").is_err());
         assert!(parse("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
-        assert!(parse("HTTP/2.0 200 OK\r\n\r\n").is_err());
+        for line in [
+            "HTTP/2.0 200 OK",
+            "HTTP/1.2 200 OK",
+            "http/1.1 200 OK",
+            "HTTP/1.1  200 OK",
+            "HTTP/1.1 200OK",
+            "HTTP/1.1 20",
+            "HTTP/1.1 2000 OK",
+            "HTTP/1.1",
+        ] {
+            assert!(parse(&format!("{line}\r\n\r\n")).is_err(), "{line}");
+        }
+        // Told before there is a line.
+        assert!(parse("SSH-2.0").is_err());
         assert!(parse("SSH-2.0-OpenSSH\r\n\r\n").is_err());
         assert!(parse("HTTP/1.1 99 Low\r\n\r\n").is_err());
     }
@@ -368,6 +421,41 @@ mod tests {
     }
 
     proptest! {
+        /// An independent parser finds the same in what is taken, and takes nothing that is refused.
+        #[test]
+        fn reads_what_httparse_reads(
+            begin in "(\r\n|\n|\r)?",
+            line in "(HTTP/1[.][012] |HTTP/1.1|HTP/1.1 )(200|404|99|1000|a)( |\t)?( ?[a-z\x01\u{e4}]{1,2}){0,2}",
+            fields in "((\r|\r\n|\n)([aZ!:\t \x01\u{e4}]{0,3}|Aa: bc|B:\tc \t|C-1:))*",
+            end in "(\r\n\r\n|\n\n)?",
+        ) {
+            let text = Bytes::from(format!("{begin}{line}{fields}{end}"));
+            let mut parts = Response::new(()).into_parts().0;
+            let mut head = Head::default();
+            let ours = head.parse(&text, false);
+            let ours = ours.and_then(|end| end.map(|end| head.response(&text, &mut parts).map(|()| end)).transpose());
+            let mut space = [httparse::EMPTY_HEADER; 64];
+            let mut theirs = httparse::Response::new(&mut space);
+            match (ours, theirs.parse(&text)) {
+                (Ok(Some(end)), Ok(httparse::Status::Complete(their_end))) => {
+                    prop_assert_eq!(end, their_end);
+                    prop_assert_eq!(Some(parts.status.as_u16()), theirs.code);
+                    let fields: Vec<_> = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+                    let mut expected = Response::<()>::default();
+                    for field in &*theirs.headers {
+                        let name = HeaderName::from_bytes(field.name.as_bytes()).unwrap();
+                        expected.headers_mut().append(name, HeaderValue::from_bytes(field.value).unwrap());
+                    }
+                    let expected: Vec<_> = expected.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+                    prop_assert_eq!(fields, expected);
+                }
+                (Ok(None), Ok(httparse::Status::Partial)) => {}
+                // What ends no line yet may be found out when it does.
+                (Ok(None), Err(_)) => {}
+                (ours, theirs) => prop_assert!(ours.is_err() && !matches!(theirs, Ok(httparse::Status::Complete(_))), "{ours:?} {theirs:?}"),
+            }
+        }
+
         /// Never a panic, and a head is found exactly when its last byte is there.
         #[test]
         fn a_head_ends_where_it_ends(fields in proptest::collection::vec("[A-Za-z-]{1,20}: [ -~]{0,20}", 0..10)) {

@@ -21,7 +21,7 @@ use crate::http1::request::{Head, Malformed, Terms};
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Handled, Proxy};
 
-use super::guard::Refusal;
+use super::guard::{NOT_HTTP, Refusal};
 use super::http2;
 use super::wire::{Asked, Wire};
 use super::{Listener, Open, handshake};
@@ -124,7 +124,9 @@ async fn finish(end: End, wire: &Rc<Wire>, listener: &Listener, proxy: &Proxy) -
     };
     if let Some(refusal) = refusal {
         listener.metrics.of(proxy.worker).rejected.add(1);
-        refuse(wire, refusal).await;
+        if refusal != NOT_HTTP {
+            refuse(wire, refusal).await;
+        }
     }
     true
 }

@@ -97,6 +97,10 @@ const LONG_TARGET: Refusal = refuse(414, "the request target is longer than this
 /// What the first line of HTTP/2's preface comes to where HTTP/2 is not spoken.
 const HTTP2: Refusal = refuse(505, "this listener speaks HTTP/1.1 here");
 
+/// Something else than HTTP, whose sender would take an answer in HTTP for who knows what: a frame of HTTP/2, for one, with a length
+/// of megabytes (RFC 9113 §3.4). The connection ends without one.
+pub(super) const NOT_HTTP: Refusal = refuse(400, "this is not HTTP");
+
 /// Bytes of a chunk's extension at most: nobody uses them but attackers.
 const EXTENSION_BYTES: u16 = 1024;
 
@@ -357,6 +361,7 @@ impl Head {
             return Err(match named {
                 _ if line == b"PRI * HTTP/2.0" => HTTP2,
                 true => refuse(505, "this listener speaks HTTP/1.1"),
+                false if !has_target(line) => NOT_HTTP,
                 false => refuse(400, "the request line is not one of HTTP/1.1"),
             });
         }
@@ -407,6 +412,12 @@ impl Head {
 fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
     start.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+}
+
+/// Whether a line that is none of HTTP/1.1 was meant to be: its second word looks like a target (RFC 9112 §3.2).
+fn has_target(line: &[u8]) -> bool {
+    let target = line.split(|&byte| byte == b' ').nth(1).unwrap_or_default();
+    matches!(target.first(), Some(b'/' | b'*')) || target.contains(&b':')
 }
 
 /// Whether `value` can be a host with or without a port (RFC 3986 §3.2.2), looked at byte by byte.

@@ -121,6 +121,19 @@ async fn ambiguous_heads_are_refused() {
 }
 
 #[tokio::test]
+async fn what_is_no_request_at_all_is_not_answered() {
+    let backend = TestBackend::ok("good");
+    let proxy = TestProxy::over(&[&backend]).await;
+    for text in ["INVALID CONNECTION PREFACE\r\n\r\n", "SSH-2.0-OpenSSH_9.2\r\n", "EHLO example.com\r\n"] {
+        let mut client = proxy.client().await;
+        client.send(text).await;
+        assert_eq!(client.read_to_end().await, b"", "{text:?}");
+    }
+    eventually(|| proxy.counted(|metrics| &metrics.rejected) == 3).await;
+    assert_eq!(backend.connections(), 0);
+}
+
+#[tokio::test]
 async fn a_good_request_before_an_ambiguous_one_is_answered_first() {
     let backend = TestBackend::ok("good");
     let proxy = TestProxy::with_keys(&[&backend], Keys { listener: LISTENER, ..Keys::default() }).await;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, response};
+use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body::{Body as _, Frame};
 
 use super::io::TunnelIo;
@@ -21,6 +21,7 @@ use super::{NEVER, Shared};
 use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Phase, Watch};
+use crate::http1;
 use crate::http1::pipe::Pipe;
 use crate::listener::guard::Refusal;
 use crate::proxy::Handled;
@@ -410,22 +411,18 @@ impl ClientSide for Stream {
     }
 
     fn inform(&self, head: &[u8]) {
-        let mut fields = [httparse::EMPTY_HEADER; 64];
-        let mut parsed = httparse::Response::new(&mut fields);
-        let status = match parsed.parse(head) {
-            Ok(httparse::Status::Complete(_)) => parsed.code.and_then(|code| StatusCode::from_u16(code).ok()),
-            _ => None,
-        };
-        let Some(status) = status.filter(|status| *status != StatusCode::SWITCHING_PROTOCOLS) else { return };
-        let mut response = Response::new(());
-        *response.status_mut() = status;
-        for field in parsed.headers {
-            if let (Ok(name), Ok(value)) =
-                (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value))
-            {
-                response.headers_mut().append(name, value);
-            }
+        let head = Bytes::copy_from_slice(head);
+        let (mut parsed, mut parts) = (http1::response::Head::default(), Response::new(()).into_parts().0);
+        if !matches!(parsed.parse(&head, false), Ok(Some(_))) || parsed.response(&head, &mut parts).is_err() {
+            return;
         }
+        // HTTP/2 has neither reasons nor a switch of protocols (RFC 9113 §8.6).
+        parts.extensions.clear();
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            return;
+        }
+        parts.version = Version::HTTP_2;
+        let mut response = Response::from_parts(parts, ());
         strip(response.headers_mut());
         let _ = self.respond.borrow_mut().send_informational(response);
     }
