@@ -312,7 +312,10 @@ pub(super) struct RetriesTable {
 
 /// Why there may be a further attempt.
 #[derive(Debug, Deserialize)]
-#[serde(rename = "\"connect_failure\", \"reset\", \"timeout\", \"grpc_unavailable\" and the like or a status such as 503", rename_all = "snake_case")]
+#[serde(
+    rename = "\"connect_failure\", \"reset\", \"timeout\", \"grpc_unavailable\" and the like or a status such as 503",
+    rename_all = "snake_case"
+)]
 pub(super) enum Condition {
     Integer(i64),
     String(String),

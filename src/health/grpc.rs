@@ -72,9 +72,8 @@ impl HealthCheck for Grpc {
         if let Some(status) = told(&head.headers) {
             return Err(CheckFailed::Grpc(status));
         }
-        let (answer, trailers) = timeout_at(deadline, read(body))
-            .await
-            .unwrap_or(Err(CheckFailed::Timeout("reading the answer")))?;
+        let (answer, trailers) =
+            timeout_at(deadline, read(body)).await.unwrap_or(Err(CheckFailed::Timeout("reading the answer")))?;
         drop(driven);
         match told(&trailers) {
             Some(GrpcStatus::Ok) => {}
@@ -198,7 +197,9 @@ mod tests {
         ] {
             assert_eq!(serving_status(&framed(message)), expected, "{message:?}");
         }
-        for answer in [&[][..], &[0, 0, 0, 0], &[1, 0, 0, 0, 2, 0x08, 1], &[0, 0, 0, 0, 3, 0x08, 1], &[0, 0, 0, 0, 1, 0x08, 1]] {
+        for answer in
+            [&[][..], &[0, 0, 0, 0], &[1, 0, 0, 0, 2, 0x08, 1], &[0, 0, 0, 0, 3, 0x08, 1], &[0, 0, 0, 0, 1, 0x08, 1]]
+        {
             assert_eq!(serving_status(answer), None, "{answer:?}");
         }
     }

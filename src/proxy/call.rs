@@ -36,7 +36,9 @@ pub(super) fn is_one(parts: &Parts) -> bool {
     }
     let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     match kind.split_at_checked(GRPC.len()) {
-        Some((start, rest)) => start.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' ')),
+        Some((start, rest)) => {
+            start.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+        }
         None => false,
     }
 }
@@ -153,7 +155,8 @@ fn written(left: Duration) -> HeaderValue {
     const MOST: u128 = 10_u128.pow(DIGITS as u32) - 1;
     let seconds = u128::from(left.as_secs());
     let units = [(left.as_nanos(), 'n'), (left.as_micros(), 'u'), (left.as_millis(), 'm'), (seconds, 'S')];
-    let (number, unit) = units.into_iter().find(|(number, _)| *number <= MOST).unwrap_or(((seconds / 3600).min(MOST), 'H'));
+    let (number, unit) =
+        units.into_iter().find(|(number, _)| *number <= MOST).unwrap_or(((seconds / 3600).min(MOST), 'H'));
     HeaderValue::try_from(format!("{number}{unit}")).unwrap_or(HeaderValue::from_static("1S"))
 }
 

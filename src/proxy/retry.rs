@@ -210,7 +210,11 @@ impl<'a> Attempts<'a> {
         }
         if self.further > 0 {
             let metrics = self.upstream.state.metrics.of(self.proxy.worker);
-            let counter = if self.is_unwanted(status) || self.is_unwanted_call(call) { &metrics.retried_in_vain } else { &metrics.retried_well };
+            let counter = if self.is_unwanted(status) || self.is_unwanted_call(call) {
+                &metrics.retried_in_vain
+            } else {
+                &metrics.retried_well
+            };
             counter.add(1);
         }
     }

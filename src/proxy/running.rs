@@ -530,7 +530,9 @@ impl Progress for Running {
             Cut::BackendCutShort => (GrpcStatus::Unavailable, "the backend broke off its response"),
             Cut::BackendStalled => (GrpcStatus::Unavailable, "neither side said anything for too long"),
             Cut::Drained => (GrpcStatus::Unavailable, "the proxy drains"),
-            Cut::ClientStalled | Cut::ClientLeft | Cut::ClientGone | Cut::TunnelIdle | Cut::TunnelBroken => return None,
+            Cut::ClientStalled | Cut::ClientLeft | Cut::ClientGone | Cut::TunnelIdle | Cut::TunnelBroken => {
+                return None;
+            }
         };
         Some(call.end(status, message))
     }

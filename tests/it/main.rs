@@ -13,6 +13,7 @@ mod client_gone;
 mod ctl;
 mod errors;
 mod faults;
+mod grpc;
 mod file_edits;
 mod forwarding;
 mod headers;

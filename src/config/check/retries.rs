@@ -52,7 +52,8 @@ fn on(check: &Check<'_>, field: &Field<Vec<Field<raw::Condition>>>, before: &Ret
         let problem = Problem::error("an empty array, so that nothing would be tried again");
         check.add(place, problem.expected("one condition at least, or max = 0"));
     }
-    let mut on = RetryOn { connect_failure: false, reset: false, timeout: false, statuses: Vec::new(), grpc: Vec::new() };
+    let mut on =
+        RetryOn { connect_failure: false, reset: false, timeout: false, statuses: Vec::new(), grpc: Vec::new() };
     for (place, member) in field.members() {
         match member {
             raw::Condition::String(text) => match text.as_str() {
