@@ -47,13 +47,16 @@ impl Names {
         let exact = name.as_ref().and_then(|name| self.exact.get(name)).unwrap_or(&none);
         let parent = name.as_ref().and_then(|name| Some(name.split_once('.')?.1));
         let wildcard = parent.and_then(|parent| self.wildcard.get(parent)).unwrap_or(&none);
-        let mut known = exact.iter().chain(wildcard).peekable();
+        let known = exact.iter().chain(wildcard);
+        let known = match (known.clone().next().is_some(), self.unknown) {
+            (true, _) => known,
+            (false, UnknownNames::Default) => self.default.iter().chain(&none),
+            (false, UnknownNames::Refuse) => return None,
+        };
         let fits = |it: &&Arc<CertifiedKey>| it.key.choose_scheme(schemes).is_some();
-        match (known.peek().is_some(), self.unknown) {
-            (true, _) => known.find(fits).cloned(),
-            (false, UnknownNames::Default) => self.default.iter().find(fits).cloned(),
-            (false, UnknownNames::Refuse) => None,
-        }
+        // Where none fits rustls finds that out itself and says handshake_failure (RFC 8446 §6.2); of no certificate at all it would say
+        // access_denied, which scanners and clients take for something else.
+        known.clone().find(fits).or_else(|| known.clone().next()).cloned()
     }
 }
 
