@@ -14,11 +14,10 @@ use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
     BackendLimits, BackendTlsConfig, BodyMatch, BreakerConfig, CertificateConfig, ClientCertificates,
-    ClientCertificatesConfig, Config, Forward, GrpcProbe, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern,
-    Http2Config, HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile,
-    OverloadConfig, PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder,
-    RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames,
-    UpstreamConfig, ValueMatch,
+    ClientCertificatesConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, Http2Config,
+    HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile, OverloadConfig,
+    PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig,
+    RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames, UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -627,16 +626,13 @@ impl Serialize for Shown<&RetryConfig> {
 enum ConditionView {
     Word(&'static str),
     Status(u16),
-    Grpc(String),
 }
 
 fn conditions(on: &RetryOn) -> Vec<ConditionView> {
-    let RetryOn { connect_failure, reset, timeout, statuses, grpc } = on;
+    let RetryOn { connect_failure, reset, timeout, statuses } = on;
     let words = [(connect_failure, "connect_failure"), (reset, "reset"), (timeout, "timeout")];
     let words = words.into_iter().filter(|(on, _)| **on).map(|(_, word)| ConditionView::Word(word));
-    let statuses = statuses.iter().map(|status| ConditionView::Status(status.as_u16()));
-    let grpc = grpc.iter().map(|status| ConditionView::Grpc(format!("grpc_{}", status.as_str())));
-    words.chain(statuses).chain(grpc).collect()
+    words.chain(statuses.iter().map(|status| ConditionView::Status(status.as_u16()))).collect()
 }
 
 impl Serialize for Shown<&HedgeConfig> {
@@ -678,11 +674,6 @@ impl Serialize for Shown<&HealthCheckConfig> {
         map.serialize_entry("enabled", &true)?;
         match probe {
             Probe::Http(probe) => http_probe_keys(&mut map, probe)?,
-            Probe::Grpc(GrpcProbe { service, host }) => {
-                map.serialize_entry("type", "grpc")?;
-                map.serialize_entry("service", service)?;
-                entry_if(&mut map, "host", host.as_ref().map(lossy).as_ref())?;
-            }
             Probe::Tcp => map.serialize_entry("type", "tcp")?,
         }
         entry_if(&mut map, "port", port.as_ref())?;

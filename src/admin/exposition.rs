@@ -23,7 +23,7 @@ use super::{Control, Status};
 use crate::backend::Backend;
 use crate::backend::health::{Health, Verdict};
 use crate::backend::outlier::Reason;
-use crate::config::{GrpcStatus, ListenerName, Tier};
+use crate::config::{ListenerName, Tier};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
@@ -264,23 +264,8 @@ impl Scrape {
         let durations = labels.iter().zip(&metrics).map(|(labels, metrics)| (&labels[..], sum(metrics)));
         families.histogram("upstream_request_duration", help, Some(&Unit::Seconds), durations)?;
         self.retries(families)?;
-        self.calls(families)?;
         let help = "Requests that found no backend to pick";
         families.counter("upstream_no_backend", help, None, counters(|shard| &shard.no_backend))
-    }
-
-    /// Only of statuses that there were: most upstreams have no calls, and few have all kinds of failures.
-    fn calls(&self, families: &mut Families<'_>) -> fmt::Result {
-        let upstreams = self.snapshot.upstreams.iter();
-        let calls = upstreams.flat_map(|it| {
-            GrpcStatus::ALL.into_iter().filter_map(move |status| {
-                let count = it.state.metrics.sum(|shard| &shard.grpc_calls[usize::from(status.code())]);
-                (count > 0).then(|| ([("upstream", it.name().as_str()), ("grpc_status", status.as_str())], count))
-            })
-        });
-        let calls: Vec<_> = calls.collect();
-        let series = calls.iter().map(|(labels, count)| (&labels[..], *count));
-        families.counter("upstream_grpc_calls", "Calls of gRPC by the status the client was told", None, series)
     }
 
     fn retries(&self, families: &mut Families<'_>) -> fmt::Result {

@@ -31,7 +31,6 @@ mod reader;
 mod interpolate;
 mod units;
 mod check;
-mod grpc;
 mod retry;
 mod paths;
 mod picking;
@@ -43,7 +42,6 @@ mod tls;
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity, nearest};
-pub use grpc::GrpcStatus;
 pub use limits::{
     AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
 };
@@ -657,19 +655,8 @@ pub struct HealthCheckConfig {
 pub enum Probe {
     /// Whether a request is answered as it should be.
     Http(HttpProbe),
-    /// Whether the backend says by gRPC that it serves (`grpc.health.v1.Health/Check`).
-    Grpc(GrpcProbe),
     /// Whether a connection can be made.
     Tcp,
-}
-
-/// The question of a gRPC health check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GrpcProbe {
-    /// Which service; the empty name is the server as a whole.
-    pub service: String,
-    /// `:authority`; `None` is the backend's own address.
-    pub host: Option<HeaderValue>,
 }
 
 /// The request of a health check, and what is a good answer.

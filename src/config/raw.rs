@@ -312,10 +312,7 @@ pub(super) struct RetriesTable {
 
 /// Why there may be a further attempt.
 #[derive(Debug, Deserialize)]
-#[serde(
-    rename = "\"connect_failure\", \"reset\", \"timeout\", \"grpc_unavailable\" and the like or a status such as 503",
-    rename_all = "snake_case"
-)]
+#[serde(rename = "\"connect_failure\", \"reset\", \"timeout\" or a status such as 503", rename_all = "snake_case")]
 pub(super) enum Condition {
     Integer(i64),
     String(String),
@@ -389,7 +386,6 @@ pub(super) struct HealthCheck {
     pub(super) statuses: Field<Vec<Field<Statuses>>>,
     pub(super) body: Field<String>,
     pub(super) body_limit: Field<Size>,
-    pub(super) service: Field<String>,
     pub(super) port: Field<i64>,
     pub(super) interval: Field<Duration>,
     pub(super) interval_in_doubt: Field<Duration>,

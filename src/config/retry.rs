@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::GrpcStatus;
-
 /// `retries`: when a request is tried again at another backend. Only where it cannot have been processed, or may be
 /// repeated, and nothing of an answer went to the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +41,6 @@ pub struct RetryOn {
     pub timeout: bool,
     /// A response with one of these statuses. In ascending order.
     pub statuses: Vec<StatusCode>,
-    /// A call of gRPC that ended without a message and with one of these statuses: whoever names one says that calls which end so
-    /// may be sent again. In ascending order.
-    pub grpc: Vec<GrpcStatus>,
 }
 
 impl Default for RetryConfig {
@@ -70,7 +65,7 @@ impl Default for RetryOn {
     /// not served.
     fn default() -> Self {
         let statuses = vec![StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
-        Self { connect_failure: true, reset: true, timeout: true, statuses, grpc: Vec::new() }
+        Self { connect_failure: true, reset: true, timeout: true, statuses }
     }
 }
 

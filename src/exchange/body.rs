@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::backend::Lease;
@@ -26,13 +25,6 @@ pub trait Progress {
     fn response_data(&self, bytes: usize);
     /// The backend broke the response's body off.
     fn response_broke(&self);
-    /// The response ends with these trailers.
-    fn response_trailers(&self, _: &HeaderMap) {}
-    /// What a response that is cut short can end with, so that its client knows why: trailers that cannot be taken for those of a
-    /// whole one.
-    fn last_words(&self) -> Option<HeaderMap> {
-        None
-    }
     /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
     fn ended(&self, complete: bool);
 }
@@ -173,11 +165,6 @@ impl Body {
         }
     }
 
-    /// What it can end with where it is cut short.
-    pub fn last_words(&self) -> Option<HeaderMap> {
-        self.exchange.as_ref()?.last_words()
-    }
-
     /// The client did not get all that was taken.
     pub fn cut(&mut self) {
         self.cut = true;
@@ -229,12 +216,10 @@ impl HttpBody for Body {
                         exchange.response_read();
                     }
                 }
-                if let (Some(exchange), Some(Ok(frame))) = (&this.exchange, &frame) {
-                    match (frame.data_ref(), frame.trailers_ref()) {
-                        (Some(data), _) => exchange.response_data(data.len()),
-                        (None, Some(trailers)) => exchange.response_trailers(trailers),
-                        (None, None) => {}
-                    }
+                if let (Some(exchange), Some(Ok(frame))) = (&this.exchange, &frame)
+                    && let Some(data) = frame.data_ref()
+                {
+                    exchange.response_data(data.len());
                 }
                 if let (Some(exchange), Some(Err(_))) = (&this.exchange, &frame) {
                     exchange.response_broke();

@@ -22,18 +22,16 @@ use tracing::debug;
 
 use crate::backend::health::{Change, LastCheck, Thresholds};
 use crate::backend::{BackendId, BackendState};
-use crate::config::{Address, GrpcStatus, HealthCheckConfig, Probe, Protocol, UpstreamName};
+use crate::config::{Address, HealthCheckConfig, Probe, Protocol, UpstreamName};
 use crate::socket::Socket;
 use crate::telemetry::events::{EventKind, Events};
 use crate::transport::tls::{BackendTls, HandshakeFailed};
 use crate::upstream::{Upstream, UpstreamState};
 
 mod pace;
-mod grpc;
 mod http;
 mod tcp;
 
-use self::grpc::Grpc;
 use self::http::Http;
 use self::tcp::Tcp;
 
@@ -68,12 +66,6 @@ pub enum CheckFailed {
         /// Bytes that were searched.
         searched: usize,
     },
-    /// The backend has not agreed on HTTP/2, which gRPC needs.
-    NoHttp2,
-    /// A call of gRPC ended with this status.
-    Grpc(GrpcStatus),
-    /// The answer to it is another one than that the service is served: which, if it was any of the protocol's.
-    NotServing(Option<u64>),
     /// It took too long: what did.
     Timeout(&'static str),
 }
@@ -89,12 +81,6 @@ impl fmt::Display for CheckFailed {
             },
             Self::Status(status) => write!(f, "status {}", status.as_u16()),
             Self::Body { searched } => write!(f, "pattern not found in {searched} bytes of the body"),
-            Self::NoHttp2 => f.write_str("it does not speak http/2, which grpc needs"),
-            Self::Grpc(status) => write!(f, "grpc status {} ({})", status.code(), status.as_str()),
-            Self::NotServing(Some(0)) => f.write_str("it says that its status is unknown"),
-            Self::NotServing(Some(2)) => f.write_str("it says that it is not serving"),
-            Self::NotServing(Some(3)) => f.write_str("it says that it does not know the service"),
-            Self::NotServing(_) => f.write_str("its answer is none of the health checking protocol"),
             Self::Timeout(doing) => write!(f, "timed out {doing}"),
         }
     }
@@ -155,7 +141,6 @@ struct Settings {
 #[derive(Debug)]
 enum Kind {
     Http(Box<Http>),
-    Grpc(Grpc),
     Tcp,
 }
 
@@ -255,7 +240,6 @@ impl Settings {
     fn new(config: &Arc<HealthCheckConfig>, upstream: &Upstream) -> Self {
         let kind = match &config.probe {
             Probe::Http(probe) => Kind::Http(Box::new(Http::new(probe, upstream.config.protocol))),
-            Probe::Grpc(probe) => Kind::Grpc(Grpc::new(probe)),
             Probe::Tcp => Kind::Tcp,
         };
         let protocol = upstream.config.protocol;
@@ -275,7 +259,6 @@ impl Settings {
         let tls = self.tls.as_deref();
         match &self.kind {
             Kind::Http(http) => http.check(address, tls, deadline).await,
-            Kind::Grpc(grpc) => grpc.check(address, tls, deadline).await,
             Kind::Tcp => Tcp.check(address, tls, deadline).await,
         }
     }

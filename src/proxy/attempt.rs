@@ -73,8 +73,7 @@ pub(super) async fn forward(
     let retries = &*forward.retries;
     // What may be sent again after a backend has perhaps seen it.
     let repeatable = upgrade.is_none() && retry::is_repeatable(parts);
-    let may_go_again = repeatable || (running.is_call() && !retries.on.grpc.is_empty());
-    if has_body && may_go_again && keeps(retries, &body) {
+    if has_body && repeatable && keeps(retries, &body) {
         body.keep(retries.body_buffer);
     }
     let mut attempts = Attempts::new((proxy, running), upstream, retries, repeatable);
@@ -117,9 +116,6 @@ pub(super) async fn forward(
         let mut limit = attempts.limit(head);
         running.await_head(limit.unwrap_or(head));
         body.rewind();
-        if let Err(error) = running.begin_attempt(&mut parts.headers) {
-            return Err(attempts.failed(error));
-        }
         connection.begin(parts, &body, lines.as_deref());
         let mut ended = match attempts.hedge_delay() {
             None => in_time(&running.exchange.watch, response(&connection, &mut body, running)).await,
@@ -175,17 +171,12 @@ pub(super) async fn forward(
                 return Err(attempts.failed(error));
             }
             Some(Ok(status)) => {
-                let call = running.call_status(&connection);
-                // What the backend is judged by.
-                let judged = call.and_then(|call| StatusCode::from_u16(call.as_http()).ok()).unwrap_or(status);
-                if (attempts.is_unwanted(status) && attempts.may_repeat(&body))
-                    || (attempts.is_unwanted_call(call) && attempts.may_call_again(&body))
-                {
+                if attempts.is_unwanted(status) && attempts.may_repeat(&body) {
                     let asked = connection.field("retry-after");
                     if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked)).await {
                         place.backend().metrics.of(proxy.worker).responses[class(status)].add(1);
-                        place.answered(proxy, upstream, judged);
-                        outcome::answered(upstream, place.lease(), proxy.worker, judged, running.sent_since(begun));
+                        place.answered(proxy, upstream, status);
+                        outcome::answered(upstream, place.lease(), proxy.worker, status, running.sent_since(begun));
                         connection.discard();
                         attempts.number(parts);
                         place = next;
@@ -211,9 +202,9 @@ pub(super) async fn forward(
                     fresh = false;
                     continue;
                 }
-                place.answered(proxy, upstream, judged);
-                outcome::answered(upstream, place.lease(), proxy.worker, judged, running.sent_since(begun));
-                attempts.answered(status, call);
+                place.answered(proxy, upstream, status);
+                outcome::answered(upstream, place.lease(), proxy.worker, status, running.sent_since(begun));
+                attempts.answered(status);
                 running.answered();
                 return answer(running, forward, upgrade, place, connection, body, (parts, handled));
             }
@@ -383,8 +374,7 @@ fn answer(
     if let Err(error) = connection.response(head) {
         return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error });
     }
-    running.told(&head.headers);
-    connection.upload(body, running.idle());
+    connection.upload(body, forward.timeouts.body_idle);
     let status = head.status;
     lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
     handled.dated = headers::to_client(&mut head.headers, &running.exchange.client, connection.tells());

@@ -24,7 +24,6 @@ use crate::telemetry::process::Process;
 use crate::transport::Transport;
 
 mod attempt;
-mod call;
 mod retry;
 mod hedge;
 mod place;
@@ -123,11 +122,9 @@ impl Proxy {
         let exchange =
             Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client, watch, side };
         let running = Running::begin(&self, self.current.get(), exchange, parts);
-        let called = if HTTP2 && call::is_one(parts) { running.call(parts) } else { Ok(()) };
-        let chosen = match (called, self.process.refuses(self.worker)) {
-            (Ok(()), None) => self.choose(&running, parts),
-            (Ok(()), Some(cause)) => Err(self.overloaded(cause)),
-            (Err(error), _) => Err(error),
+        let chosen = match self.process.refuses(self.worker) {
+            None => self.choose(&running, parts),
+            Some(cause) => Err(self.overloaded(cause)),
         };
         match chosen {
             Ok(Choice::Answer(response)) => *handled = response.into(),

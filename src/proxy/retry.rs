@@ -7,7 +7,7 @@ use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
 
-use crate::config::{GrpcStatus, RetryConfig};
+use crate::config::RetryConfig;
 use crate::exchange::body::RequestBody;
 use crate::exchange::watch::Phase;
 use crate::strategy::Tried;
@@ -126,16 +126,6 @@ impl<'a> Attempts<'a> {
         status.as_u16() >= 400 && self.config.max > 0 && self.config.on.statuses.contains(&status)
     }
 
-    /// Whether a call may be sent again after a backend has perhaps begun with it: who names a status says so.
-    pub(super) fn may_call_again(&self, body: &RequestBody) -> bool {
-        !self.config.on.grpc.is_empty() && body.is_kept()
-    }
-
-    /// Whether a call that ended so is to be tried again.
-    pub(super) fn is_unwanted_call(&self, status: Option<GrpcStatus>) -> bool {
-        status.is_some_and(|status| self.config.max > 0 && self.config.on.grpc.contains(&status))
-    }
-
     /// Where the next attempt goes, if there may be one: after `cause`, and after a wait. It is charged to the budget. The
     /// caller has made sure that the request may be sent again. After a time-out or an unwanted status it does not stand in
     /// line for a place: the caller has one still, for which others may wait, and an answer or the time for one.
@@ -201,7 +191,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// It came to an answer for the client: counts what the further attempts were good for.
-    pub(super) fn answered(&self, status: StatusCode, call: Option<GrpcStatus>) {
+    pub(super) fn answered(&self, status: StatusCode) {
         if self.config.hedge.is_some() && self.further == 0 && self.repeatable {
             let now = Instant::now();
             let took = now.saturating_duration_since(self.running.exchange.started);
@@ -210,11 +200,7 @@ impl<'a> Attempts<'a> {
         }
         if self.further > 0 {
             let metrics = self.upstream.state.metrics.of(self.proxy.worker);
-            let counter = if self.is_unwanted(status) || self.is_unwanted_call(call) {
-                &metrics.retried_in_vain
-            } else {
-                &metrics.retried_well
-            };
+            let counter = if self.is_unwanted(status) { &metrics.retried_in_vain } else { &metrics.retried_well };
             counter.add(1);
         }
     }

@@ -1,16 +1,16 @@
 //! An exchange under way: what it has come to so far, and the account of it when it ends.
 
-use std::cell::{Cell, OnceCell, Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
-use crate::config::{GrpcStatus, ListenerName};
+use crate::config::ListenerName;
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::Phase;
@@ -18,7 +18,6 @@ use crate::route::{Action, Route};
 use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
 
-use super::call::{self, Call};
 use super::reason::{self, Cut};
 use super::{Blame, Handled, Proxy, ProxyError, Snapshot, headers, respond};
 
@@ -48,8 +47,6 @@ pub(super) struct Running {
     connection: RefCell<Option<Connection>>,
     /// What the access log wants to know; `None` while there is none.
     logged: Option<Box<Logged>>,
-    /// What makes a call of gRPC different.
-    call: OnceCell<Box<Call>>,
 }
 
 /// How the request's body goes on.
@@ -116,7 +113,6 @@ impl Running {
             response_head: Cell::new(Duration::ZERO),
             over: Cell::new(false),
             connection: RefCell::new(None),
-            call: OnceCell::new(),
             logged,
         })
     }
@@ -136,66 +132,9 @@ impl Running {
         self.body_idle.set(timeouts.body_idle);
         self.response_head.set(timeouts.response_head);
         self.upload.set(upload);
-        let mut limit = timeouts.exchange;
-        if let Some(call) = self.call.get() {
-            // The messages of a call come when there is something to say, as those of a tunnel do.
-            self.body_idle.set(timeouts.tunnel_idle);
-            if let Some(deadline) = call.deadline {
-                let left = deadline.saturating_duration_since(Instant::now());
-                limit = Some(limit.map_or(left, |limit| limit.min(left)));
-            }
-        }
-        if let Some(limit) = limit {
+        if let Some(limit) = timeouts.exchange {
             self.exchange.watch.cap(limit);
         }
-    }
-
-    /// It is a call of gRPC.
-    ///
-    /// # Errors
-    /// When it asks for a time that is none.
-    #[cold]
-    pub(super) fn call(&self, parts: &Parts) -> Result<(), ProxyError> {
-        let (call, error) = match Call::begin(parts, self.exchange.started) {
-            Ok(call) => (call, None),
-            Err(error) => (Call::default(), Some(error)),
-        };
-        let _ = self.call.set(Box::new(call));
-        error.map_or(Ok(()), Err)
-    }
-
-    /// Tells the backend of the attempt that begins now what it has to know of the call.
-    ///
-    /// # Errors
-    /// When the call's time is over.
-    pub(super) fn begin_attempt(&self, headers: &mut HeaderMap) -> Result<(), ProxyError> {
-        match self.call.get() {
-            None => Ok(()),
-            Some(call) => call.pass_on(headers),
-        }
-    }
-
-    /// What the head of a backend's response says of the call, if it is one and has ended already.
-    pub(super) fn call_status(&self, connection: &Connection) -> Option<GrpcStatus> {
-        self.call.get()?;
-        connection.field(call::STATUS.as_str()).map(|value| GrpcStatus::of_field(&value))
-    }
-
-    /// A backend's response has this head.
-    pub(super) fn told(&self, headers: &HeaderMap) {
-        if let Some(call) = self.call.get() {
-            call.note(headers);
-        }
-    }
-
-    /// Whether it is a call of gRPC.
-    pub(super) fn is_call(&self) -> bool {
-        self.call.get().is_some()
-    }
-
-    /// How long each piece of a body may take.
-    pub(super) fn idle(&self) -> Duration {
-        self.body_idle.get()
     }
 
     /// The request was sent, or is being sent, to a backend: waits for its answer, which has so long to come once all of the
@@ -207,8 +146,6 @@ impl Running {
 
     fn head_timeout(&self) -> Duration {
         match self.upload.get() {
-            // What a call waits for, its client knows best.
-            _ if self.call.get().is_some_and(|call| call.deadline.is_some()) => FOR_EVER,
             Upload::Over => self.response_head.get(),
             _ => self.body_idle.get(),
         }
@@ -293,10 +230,7 @@ impl Running {
             client = %self.exchange.client_ip,
             "exchange failed"
         );
-        match self.call.get() {
-            None => respond::error(error).into(),
-            Some(call) => call.failed(error).into(),
-        }
+        respond::error(error).into()
     }
 
     /// Lets the route's middleware have the last word on a response.
@@ -368,7 +302,6 @@ impl Running {
             connect: logged.connect.get(),
             first_byte: logged.first_byte.get(),
             attempts: u32::from(self.attempts.get()),
-            grpc_status: self.call.get().map(|_| self.ended_with().code()),
             reason: self.reason.get().map_or(reason::COMPLETE, |(reason, _)| reason),
             ended_by: self.reason.get().and_then(|(_, blame)| blame).map(Blame::as_str),
             route: route.map(|route| route.name.as_str()),
@@ -409,18 +342,6 @@ impl Running {
         }
     }
 
-    /// What became of a call, for its client.
-    #[cold]
-    fn ended_with(&self) -> GrpcStatus {
-        let told = self.call.get().and_then(|call| call.status.get());
-        told.unwrap_or_else(|| match (self.reason.get(), self.status.get()) {
-            (Some((_, Some(Blame::Client))), _) | (_, 499) => GrpcStatus::Cancelled,
-            (Some(_), 200) => GrpcStatus::Unavailable,
-            // Without a status of its own; a client goes by that of HTTP.
-            (_, status) => GrpcStatus::of_http(status),
-        })
-    }
-
     /// Writes down what the exchange came to. Once.
     fn close(&self, complete: bool) {
         if self.over.replace(true) {
@@ -452,9 +373,6 @@ impl Running {
                 let upstream = forward.upstream.state.metrics.of(worker);
                 upstream.responses[class].add(1);
                 upstream.durations.observe(took);
-                if self.is_call() {
-                    upstream.grpc_calls[usize::from(self.ended_with().code())].add(1);
-                }
             }
         }
         if let (Some(logged), Some(log)) = (&self.logged, &self.snapshot.access_log) {
@@ -497,7 +415,7 @@ impl Progress for Running {
         if matches!(self.upload.get(), Upload::Moving | Upload::Waiting) {
             self.upload.set(if complete { Upload::Over } else { Upload::Broken });
             if complete && !self.over.get() && self.exchange.watch.phase() == Phase::Response {
-                self.exchange.watch.extend(self.head_timeout());
+                self.exchange.watch.extend(self.response_head.get());
                 self.sent.set(Some(Instant::now()));
             }
         }
@@ -515,26 +433,6 @@ impl Progress for Running {
 
     fn response_broke(&self) {
         self.broke.set(true);
-    }
-
-    fn response_trailers(&self, trailers: &HeaderMap) {
-        if let Some(call) = self.call.get() {
-            call.note(trailers);
-        }
-    }
-
-    fn last_words(&self) -> Option<HeaderMap> {
-        let call = self.call.get()?;
-        let (status, message) = match self.how_cut() {
-            Cut::OverTime => (GrpcStatus::DeadlineExceeded, "the call took longer than it may"),
-            Cut::BackendCutShort => (GrpcStatus::Unavailable, "the backend broke off its response"),
-            Cut::BackendStalled => (GrpcStatus::Unavailable, "neither side said anything for too long"),
-            Cut::Drained => (GrpcStatus::Unavailable, "the proxy drains"),
-            Cut::ClientStalled | Cut::ClientLeft | Cut::ClientGone | Cut::TunnelIdle | Cut::TunnelBroken => {
-                return None;
-            }
-        };
-        Some(call.end(status, message))
     }
 
     fn ended(&self, complete: bool) {
@@ -567,9 +465,6 @@ impl std::fmt::Display for Chain<'_> {
         Ok(())
     }
 }
-
-/// Longer than anything takes.
-const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The status of a tunnel.
 pub(super) const SWITCHING: StatusCode = StatusCode::SWITCHING_PROTOCOLS;

@@ -402,11 +402,7 @@ fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &RetryConfig) {
     let conditions = |on: &RetryOn| {
         let words = [(on.connect_failure, "connect_failure"), (on.reset, "reset"), (on.timeout, "timeout")];
         let words = words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word.to_owned());
-        let statuses = on.statuses.iter().map(|status| status.as_str().to_owned());
-        words
-            .chain(statuses)
-            .chain(on.grpc.iter().map(|status| format!("grpc_{}", status.as_str())))
-            .collect::<Vec<_>>()
+        words.chain(on.statuses.iter().map(|status| status.as_str().to_owned())).collect::<Vec<_>>()
     };
     changes.members("retries.on", &conditions(&old.on), &conditions(&new.on));
     let timeout = |timeout: Option<Duration>| timeout.map_or_else(|| "none".into(), |timeout| format!("{timeout:?}"));

@@ -6,8 +6,6 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::config::GrpcStatus;
-
 /// A count that one thread writes and any may read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -109,8 +107,6 @@ pub struct UpstreamMetrics {
     pub breaker_refused: Counter,
     /// Times that the circuit breaker opened.
     pub breaker_opened: Counter,
-    /// Calls of gRPC by the status that their clients were told, by [`GrpcStatus::code`].
-    pub grpc_calls: [Counter; GrpcStatus::ALL.len()],
     /// From the request's head to the end of the response.
     pub durations: Histogram,
 }

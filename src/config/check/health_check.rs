@@ -16,7 +16,7 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{BodyMatch, GrpcProbe, HealthCheckConfig, HttpProbe, InitialHealth, Probe};
+use crate::config::{BodyMatch, HealthCheckConfig, HttpProbe, InitialHealth, Probe};
 
 /// Below this a check is a flood.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
@@ -29,36 +29,17 @@ const BODY_BYTES_MAX: u64 = 1024 * 1024;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Http,
-    Grpc,
     Tcp,
 }
 
-/// How backends are checked, to whom HTTP/2 is spoken or not; `None` when there is no such table, or it is switched off.
-pub(super) fn health_check(
-    check: &Check<'_>,
-    field: &Field<raw::HealthCheck>,
-    http2: bool,
-) -> Option<Arc<HealthCheckConfig>> {
+/// How backends are checked; `None` when there is no such table, or it is switched off.
+pub(super) fn health_check(check: &Check<'_>, field: &Field<raw::HealthCheck>) -> Option<Arc<HealthCheckConfig>> {
     let raw = field.value()?;
-    let kind = choice(check, &raw.kind, Kind::Http, &[("http", Kind::Http), ("tcp", Kind::Tcp), ("grpc", Kind::Grpc)]);
+    let kind = choice(check, &raw.kind, Kind::Http, &[("http", Kind::Http), ("tcp", Kind::Tcp)]);
     let probe = match kind {
-        Kind::Http => {
-            refuse_service(check, raw);
-            Probe::Http(http_probe(check, raw))
-        }
-        Kind::Grpc => {
-            refuse_http_keys(check, raw, "a check of type grpc asks in its own words");
-            if let (false, Some(place)) = (http2, raw.kind.place()) {
-                let problem = Problem::error("gRPC needs HTTP/2, and these backends are spoken to by HTTP/1.1");
-                check.add(place, problem.expected("protocol = \"http2\", or \"auto\" with tls, in the upstream"));
-            }
-            let service = raw.service.value().cloned().unwrap_or_default();
-            Probe::Grpc(GrpcProbe { service, host: given_host(check, &raw.host) })
-        }
+        Kind::Http => Probe::Http(http_probe(check, raw)),
         Kind::Tcp => {
-            refuse_http_keys(check, raw, "a check of type tcp only connects");
-            refuse(check, raw.host.place(), "a check of type tcp only connects");
-            refuse_service(check, raw);
+            refuse_http_keys(check, raw);
             Probe::Tcp
         }
     };
@@ -122,31 +103,20 @@ fn port(check: &Check<'_>, field: &Field<i64>) -> Option<u16> {
     u16::try_from(number(check, field, 1, 1..=65_535)).ok()
 }
 
-/// Keys about a request, on a check that makes none, or one of its own.
-fn refuse_http_keys(check: &Check<'_>, raw: &raw::HealthCheck, why: &'static str) {
+/// Keys about a request, on a check that makes none.
+fn refuse_http_keys(check: &Check<'_>, raw: &raw::HealthCheck) {
     let keys = [
         raw.path.place(),
+        raw.host.place(),
         raw.method.place(),
         raw.headers.place(),
         raw.statuses.place(),
         raw.body.place(),
         raw.body_limit.place(),
     ];
-    for place in keys {
-        refuse(check, place, why);
-    }
-}
-
-fn refuse(check: &Check<'_>, place: Option<Place>, why: &'static str) {
-    if let Some(place) = place {
-        check.add(place, Problem::error(why).expected("type = \"http\", or not this key"));
-    }
-}
-
-fn refuse_service(check: &Check<'_>, raw: &raw::HealthCheck) {
-    if let Some(place) = raw.service.place() {
-        let problem = Problem::error("only a check of type grpc asks about a service");
-        check.add(place, problem.expected("type = \"grpc\", or not this key"));
+    for place in keys.into_iter().flatten() {
+        let problem = Problem::error("a check of type tcp only connects");
+        check.add(place, problem.expected("type = \"http\", or not this key"));
     }
 }
 

@@ -11,10 +11,9 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{GrpcStatus, HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
+use crate::config::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 
-const CONDITIONS: [&str; 6] =
-    ["connect_failure", "reset", "timeout", "grpc_unavailable", "grpc_resource_exhausted", "grpc_aborted"];
+const CONDITIONS: [&str; 3] = ["connect_failure", "reset", "timeout"];
 /// Bodies are kept until the answer has begun, for each request under way.
 const BODY_BUFFER_MAX: u64 = 16 * 1024 * 1024;
 
@@ -52,22 +51,17 @@ fn on(check: &Check<'_>, field: &Field<Vec<Field<raw::Condition>>>, before: &Ret
         let problem = Problem::error("an empty array, so that nothing would be tried again");
         check.add(place, problem.expected("one condition at least, or max = 0"));
     }
-    let mut on =
-        RetryOn { connect_failure: false, reset: false, timeout: false, statuses: Vec::new(), grpc: Vec::new() };
+    let mut on = RetryOn { connect_failure: false, reset: false, timeout: false, statuses: Vec::new() };
     for (place, member) in field.members() {
         match member {
             raw::Condition::String(text) => match text.as_str() {
                 "connect_failure" => once(check, place, text, &mut on.connect_failure),
                 "reset" => once(check, place, text, &mut on.reset),
                 "timeout" => once(check, place, text, &mut on.timeout),
-                named => match grpc_status(named) {
-                    Some(status) if on.grpc.contains(&status) => twice(check, place, &quote(named)),
-                    Some(status) => on.grpc.push(status),
-                    None => {
-                        let problem = Problem::error(format!("unknown condition {}", quote(named)));
-                        check.add(place, problem.one_of(named, CONDITIONS));
-                    }
-                },
+                unknown => {
+                    let problem = Problem::error(format!("unknown condition {}", quote(unknown)));
+                    check.add(place, problem.one_of(unknown, CONDITIONS));
+                }
             },
             raw::Condition::Integer(number) => {
                 let status = u16::try_from(*number).ok().filter(|status| (400..=599).contains(status));
@@ -83,14 +77,7 @@ fn on(check: &Check<'_>, field: &Field<Vec<Field<raw::Condition>>>, before: &Ret
         }
     }
     on.statuses.sort_unstable();
-    on.grpc.sort_unstable();
     on
-}
-
-/// `"grpc_unavailable"`; a call that ended well is not tried again.
-fn grpc_status(text: &str) -> Option<GrpcStatus> {
-    let name = text.strip_prefix("grpc_")?;
-    GrpcStatus::ALL.into_iter().skip(1).find(|status| status.as_str() == name)
 }
 
 fn once(check: &Check<'_>, place: Place, text: &str, on: &mut bool) {

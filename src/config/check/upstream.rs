@@ -67,9 +67,6 @@ fn upstream(
     let defaults = upstream_limits(check, raw);
     let backends = backends(check, entry.place, raw, &strategy, defaults, listeners);
     let limits = limits(check, raw, defaults, &backends);
-    let protocol = protocol(check, &raw.protocol);
-    let tls = backend_tls(check, &raw.tls);
-    let http2 = protocol == Protocol::Http2 || (protocol == Protocol::Auto && tls.is_some());
     let tiers = picking::tiers(check, raw, &backends, zone);
     Some(UpstreamConfig {
         name: upstream_name?,
@@ -80,9 +77,9 @@ fn upstream(
         retries: retries(check, &raw.retries, &Arc::default()),
         retry_budget: retry_budget(check, &raw.retry_budget),
         pool: pool(check, &raw.pool),
-        protocol,
-        tls,
-        health_check: health_check(check, &raw.health_check, http2),
+        protocol: protocol(check, &raw.protocol),
+        tls: backend_tls(check, &raw.tls),
+        health_check: health_check(check, &raw.health_check),
         outlier_detection: picking::outlier_detection(check, &raw.outlier_detection),
         slow_start: picking::slow_start(check, &raw.slow_start),
         tiers,

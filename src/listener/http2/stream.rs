@@ -197,9 +197,7 @@ impl Stream {
                 return Poll::Ready(Err(Cut::Client));
             }
             if self.watch.is_cut() || self.watch.expired() {
-                // Behind a piece that was not sent whole there is nothing to be said.
-                let cut = Cut::Reset(Reason::CANCEL);
-                return Poll::Ready(if piece.is_empty() { cut_short(send, body, cut) } else { Err(cut) });
+                return Poll::Ready(Err(Cut::Reset(Reason::CANCEL)));
             }
             Poll::Pending
         })
@@ -229,7 +227,7 @@ impl Stream {
                             return Poll::Ready(send.send_trailers(trailers).map_err(gone));
                         }
                     },
-                    Some(Err(_)) => return Poll::Ready(cut_short(send, body, Cut::Reset(Reason::INTERNAL_ERROR))),
+                    Some(Err(_)) => return Poll::Ready(Err(Cut::Reset(Reason::INTERNAL_ERROR))),
                     None => return Poll::Ready(send.send_data(Bytes::new(), true).map_err(gone)),
                 }
             }
@@ -284,17 +282,6 @@ impl Stream {
     }
 }
 
-/// Ends a response that was not whole: with what tells its client so, where there is such, or else as `cut` says.
-fn cut_short(send: &mut SendStream<Bytes>, body: &mut Body, cut: Cut) -> Result<(), Cut> {
-    match body.last_words() {
-        None => Err(cut),
-        Some(trailers) => {
-            body.cut();
-            send.send_trailers(trailers).map_err(|_| Cut::Client)
-        }
-    }
-}
-
 /// Makes the head of a response one of HTTP/2. Whether it has no body.
 fn frame(parts: &mut response::Parts, body: &Body, head: bool) -> bool {
     strip(&mut parts.headers);
@@ -305,15 +292,12 @@ fn frame(parts: &mut response::Parts, body: &Body, head: bool) -> bool {
         // With no body, it tells of the one that there would be.
         Some(1..) | None if bodiless && parts.headers.contains_key(header::CONTENT_LENGTH) => {}
         Some(0) | None if bodiless => {}
-        // A call that ends without a message: gRPC has its own words for that.
-        Some(0) if parts.headers.contains_key(GRPC_STATUS) => {}
         Some(bytes) => drop(parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes))),
         None => drop(parts.headers.remove(header::CONTENT_LENGTH)),
     }
     bodiless
 }
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 

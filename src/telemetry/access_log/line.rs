@@ -52,8 +52,6 @@ pub struct Record<'a> {
     pub user_agent: Option<&'a [u8]>,
     /// The `Referer` header.
     pub referer: Option<&'a [u8]>,
-    /// How a call of gRPC ended; `None` for other requests.
-    pub grpc_status: Option<u8>,
     /// How it ended, in one word: `complete`, or why it did not go well, such as `connect_timeout`.
     pub reason: &'a str,
     /// Who ended it where it did not go well and that is known: `client`, `backend` or `proxy`.
@@ -108,9 +106,6 @@ fn json(line: &mut Vec<u8>, record: &Record<'_>) {
     json_text(line, ",\"listener\":", Some(record.listener.as_bytes()));
     json_text(line, ",\"user_agent\":", record.user_agent);
     json_text(line, ",\"referer\":", record.referer);
-    if let Some(status) = record.grpc_status {
-        number(line, ",\"grpc_status\":", status.into());
-    }
     json_text(line, ",\"reason\":", Some(record.reason.as_bytes()));
     if let Some(ended_by) = record.ended_by {
         json_text(line, ",\"ended_by\":", Some(ended_by.as_bytes()));
@@ -282,7 +277,6 @@ pub(super) mod tests {
             listener: "main",
             user_agent: Some(b"curl/8.5.0"),
             referer: None,
-            grpc_status: None,
             reason: "complete",
             ended_by: None,
         }
