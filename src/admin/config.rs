@@ -14,10 +14,11 @@ use super::{ReloadFailed, Status};
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
     BackendLimits, BackendTlsConfig, BodyMatch, BreakerConfig, CertificateConfig, ClientCertificates,
-    ClientCertificatesConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, Http2Config,
-    HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile, OverloadConfig,
-    PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig,
-    RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames, UpstreamConfig, ValueMatch,
+    ClientCertificatesConfig, Config, Forward, GrpcProbe, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern,
+    Http2Config, HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile,
+    OverloadConfig, PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder,
+    RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames,
+    UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -429,12 +430,15 @@ impl MatchView {
 
 impl Serialize for Shown<&Timeouts> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Timeouts { response_head, body_idle, exchange, tunnel_idle } = self.0;
+        let Timeouts { response_head, body_idle, exchange, tunnel_idle, grpc_idle, grpc_timeout_max } = self.0;
+        let or_none = |timeout: &Option<Duration>| timeout.map_or_else(|| "none".into(), duration);
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("response_head", &Shown(*response_head))?;
         map.serialize_entry("body_idle", &Shown(*body_idle))?;
-        map.serialize_entry("exchange", &exchange.map_or_else(|| "none".into(), duration))?;
+        map.serialize_entry("exchange", &or_none(exchange))?;
         map.serialize_entry("tunnel_idle", &Shown(*tunnel_idle))?;
+        map.serialize_entry("grpc_idle", &or_none(grpc_idle))?;
+        map.serialize_entry("grpc_timeout_max", &or_none(grpc_timeout_max))?;
         map.end()
     }
 }
@@ -599,6 +603,7 @@ impl Serialize for Shown<&RetryConfig> {
         let RetryConfig {
             max,
             on,
+            grpc_statuses,
             attempt_timeout,
             backoff_base,
             backoff_max,
@@ -610,6 +615,7 @@ impl Serialize for Shown<&RetryConfig> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("max", max)?;
         map.serialize_entry("on", &conditions(on))?;
+        map.serialize_entry("grpc_statuses", &grpc_statuses.iter().map(|it| it.as_str()).collect::<Vec<_>>())?;
         map.serialize_entry("attempt_timeout", &attempt_timeout.map_or_else(|| "none".into(), duration))?;
         let (base, max) = (duration(*backoff_base), duration(*backoff_max));
         let backoff = [("base", base), ("max", max), ("retry_after_max", duration(*retry_after_max))];
@@ -675,6 +681,7 @@ impl Serialize for Shown<&HealthCheckConfig> {
         match probe {
             Probe::Http(probe) => http_probe_keys(&mut map, probe)?,
             Probe::Tcp => map.serialize_entry("type", "tcp")?,
+            Probe::Grpc(probe) => grpc_probe_keys(&mut map, probe)?,
         }
         entry_if(&mut map, "port", port.as_ref())?;
         map.serialize_entry("interval", &Shown(*interval))?;
@@ -703,6 +710,15 @@ fn http_probe_keys<M: SerializeMap>(map: &mut M, probe: &HttpProbe) -> Result<()
         map.serialize_entry("body_limit", limit)?;
     }
     Ok(())
+}
+
+fn grpc_probe_keys<M: SerializeMap>(map: &mut M, probe: &GrpcProbe) -> Result<(), M::Error> {
+    let GrpcProbe { service, host, headers } = probe;
+    map.serialize_entry("type", "grpc")?;
+    map.serialize_entry("service", service)?;
+    entry_if(map, "host", host.as_ref().map(lossy).as_ref())?;
+    let headers = headers.iter().map(|(name, value)| (name.to_string(), hide_secret(name.as_str(), lossy(value))));
+    entry_if(map, "headers", entries(headers).as_ref())
 }
 
 impl Serialize for Shown<&BackendConfig> {
@@ -855,10 +871,12 @@ mod tests {
                 "upstream": "users",
                 "strip_prefix": true,
                 "host": "preserve",
-                "timeouts": { "response_head": "30s", "body_idle": "1m", "exchange": "none", "tunnel_idle": "1h" },
+                "timeouts": { "response_head": "30s", "body_idle": "1m", "exchange": "none", "tunnel_idle": "1h",
+                    "grpc_idle": "1h", "grpc_timeout_max": "none" },
                 "retries": {
                     "max": 2,
                     "on": ["connect_failure", "reset", "timeout", 502, 503, 504],
+                    "grpc_statuses": [],
                     "attempt_timeout": "none",
                     "backoff": { "base": "25ms", "max": "250ms", "retry_after_max": "1s" },
                     "body_buffer": 65536,
@@ -935,6 +953,7 @@ mod tests {
                     "retries": {
                         "max": 1,
                         "on": ["connect_failure", "reset", "timeout", 502, 503, 504],
+                        "grpc_statuses": [],
                         "attempt_timeout": "2s",
                         "backoff": { "base": "25ms", "max": "250ms", "retry_after_max": "1s" },
                         "body_buffer": 65536,

@@ -23,7 +23,7 @@ use super::{Control, Status};
 use crate::backend::Backend;
 use crate::backend::health::{Health, Verdict};
 use crate::backend::outlier::Reason;
-use crate::config::{ListenerName, Tier};
+use crate::config::{GrpcStatus, ListenerName, Tier};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
@@ -259,6 +259,25 @@ impl Scrape {
         let help = "Exchanges by the class of the status the client was answered with";
         let series = responses.iter().map(|(labels, count)| (&labels[..], *count));
         families.counter("upstream_responses", help, None, series)?;
+        // Most upstreams never see a call, and each would have as many series as there are statuses.
+        let called = labels
+            .iter()
+            .zip(&metrics)
+            .filter(|(_, metrics)| metrics.iter().any(|shard| shard.grpc.iter().any(|counter| counter.get() > 0)));
+        let calls = called.flat_map(|(&[upstream], metrics)| {
+            GrpcStatus::ALL.map(|status| {
+                let count = metrics.sum(|shard| &shard.grpc[usize::from(status.code())]);
+                ([upstream, ("status", status.as_str())], count)
+            })
+        });
+        let calls: Vec<_> = calls.collect();
+        let help = "Calls of gRPC by the status that they came to";
+        families.counter(
+            "upstream_grpc_calls",
+            help,
+            None,
+            calls.iter().map(|(labels, count)| (&labels[..], *count)),
+        )?;
         let help = "From the request's head to the end of the response";
         let sum = |metrics| Durations::sum(metrics, |shard: &UpstreamMetrics| &shard.durations);
         let durations = labels.iter().zip(&metrics).map(|(labels, metrics)| (&labels[..], sum(metrics)));
@@ -542,6 +561,7 @@ mod tests {
         for worker in 0..2 {
             let shard = upstream.state.metrics.of(worker);
             shard.responses[1].add(2);
+            shard.grpc[14].add(3);
             shard.durations.observe(Duration::from_micros(700));
             let shard = process.listener.metrics.of(worker);
             shard.requests.add(5);
@@ -574,6 +594,8 @@ mod tests {
             r#"isobar_backend_ejections_total{upstream="users",backend="10.0.0.1:9001",reason="latency"} 0"#,
             r#"isobar_backend_slow_start{upstream="users",backend="10.0.0.1:9001"} 1.0"#,
             r#"isobar_upstream_responses_total{upstream="users",class="2xx"} 4"#,
+            r#"isobar_upstream_grpc_calls_total{upstream="users",status="unavailable"} 6"#,
+            r#"isobar_upstream_grpc_calls_total{upstream="users",status="ok"} 0"#,
             r#"isobar_upstream_request_duration_seconds_bucket{le="0.0005",upstream="users"} 0"#,
             r#"isobar_upstream_request_duration_seconds_bucket{le="0.001",upstream="users"} 2"#,
             r#"isobar_upstream_request_duration_seconds_bucket{le="30.0",upstream="users"} 2"#,
@@ -621,7 +643,10 @@ mod tests {
 
     #[test]
     fn every_metric_is_in_the_table_and_every_line_of_it_is_a_metric() {
-        let emitted = emitted(&text(&*Process::new()).unwrap());
+        let process = Process::new();
+        // Told of from the first call on.
+        process.snapshot().upstreams[0].state.metrics.of(0).grpc[0].add(1);
+        let emitted = emitted(&text(&*process).unwrap());
         let documented = documented(include_str!("../../docs/metrics.md"));
         let missing: Vec<_> = emitted.difference(&documented).collect();
         let invented: Vec<_> = documented.difference(&emitted).collect();

@@ -257,6 +257,8 @@ fn routes() -> [RouteConfig; 3] {
                 body_idle: Duration::from_secs(60),
                 exchange: None,
                 tunnel_idle: Duration::from_secs(3_600),
+                grpc_idle: Some(Duration::from_secs(3_600)),
+                grpc_timeout_max: None,
             },
         }),
         request_headers: HeaderEdits::default(),

@@ -31,6 +31,7 @@ mod reader;
 mod interpolate;
 mod units;
 mod check;
+mod grpc;
 mod retry;
 mod paths;
 mod picking;
@@ -42,6 +43,7 @@ mod tls;
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity, nearest};
+pub use grpc::GrpcStatus;
 pub use limits::{
     AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
 };
@@ -427,6 +429,10 @@ pub struct Timeouts {
     pub exchange: Option<Duration>,
     /// How long an upgraded connection (a WebSocket) may be silent.
     pub tunnel_idle: Duration,
+    /// How long a gRPC call may be silent both ways, in place of `response_head` and `body_idle`; `None` is any time.
+    pub grpc_idle: Option<Duration>,
+    /// The longest deadline that a gRPC client may give its call; a longer one is shortened. `None` is any.
+    pub grpc_timeout_max: Option<Duration>,
 }
 
 /// A redirect.
@@ -657,6 +663,8 @@ pub enum Probe {
     Http(HttpProbe),
     /// Whether a connection can be made.
     Tcp,
+    /// What the backend's own health service says (`grpc.health.v1.Health/Check`).
+    Grpc(GrpcProbe),
 }
 
 /// The request of a health check, and what is a good answer.
@@ -674,6 +682,17 @@ pub struct HttpProbe {
     pub statuses: Vec<RangeInclusive<u16>>,
     /// What the body must have in it; `None` is anything, and the body is not read.
     pub body: Option<BodyMatch>,
+}
+
+/// What a health service of gRPC is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrpcProbe {
+    /// Which service's health; the empty text is that of the backend as a whole.
+    pub service: String,
+    /// The authority; `None` is the backend's own address.
+    pub host: Option<HeaderValue>,
+    /// Further headers.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// What the body of an answer must have in it.

@@ -226,6 +226,8 @@ pub(super) struct Timeouts {
     pub(super) body_idle: Field<Duration>,
     pub(super) exchange: Field<Duration>,
     pub(super) tunnel_idle: Field<Duration>,
+    pub(super) grpc_idle: Field<Duration>,
+    pub(super) grpc_timeout_max: Field<Duration>,
 }
 
 /// `request_headers = { .. }`
@@ -303,6 +305,7 @@ pub(super) enum Retries {
 pub(super) struct RetriesTable {
     pub(super) max: Field<i64>,
     pub(super) on: Field<Vec<Field<Condition>>>,
+    pub(super) grpc_statuses: Field<Vec<Field<String>>>,
     pub(super) attempt_timeout: Field<Duration>,
     pub(super) backoff: Field<Backoff>,
     pub(super) body_buffer: Field<Size>,
@@ -380,6 +383,7 @@ pub(super) struct HealthCheck {
     #[serde(rename = "type")]
     pub(super) kind: Field<String>,
     pub(super) path: Field<String>,
+    pub(super) service: Field<String>,
     pub(super) host: Field<String>,
     pub(super) method: Field<String>,
     pub(super) headers: Field<Named<String>>,

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use super::GrpcStatus;
+
 /// `retries`: when a request is tried again at another backend. Only where it cannot have been processed, or may be
 /// repeated, and nothing of an answer went to the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +14,8 @@ pub struct RetryConfig {
     pub max: u8,
     /// After what.
     pub on: RetryOn,
+    /// The statuses of gRPC after which a call is tried again, where the backend gives nothing but the status. In ascending order.
+    pub grpc_statuses: Vec<GrpcStatus>,
     /// How long an attempt may take from the request sent to the response's head, as long as another may follow; `None` is
     /// as long as `response_head`.
     pub attempt_timeout: Option<Duration>,
@@ -49,6 +53,7 @@ impl Default for RetryConfig {
         Self {
             max: 2,
             on: RetryOn::default(),
+            grpc_statuses: Vec::new(),
             attempt_timeout: None,
             backoff_base: Duration::from_millis(25),
             backoff_max: Duration::from_millis(250),

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::backend::Lease;
@@ -23,8 +24,12 @@ pub trait Progress {
     fn response_read(&self);
     /// A piece of the response's body goes to the client.
     fn response_data(&self, bytes: usize);
+    /// The trailers of the response go to the client.
+    fn response_trailers(&self, trailers: &HeaderMap);
     /// The backend broke the response's body off.
     fn response_broke(&self);
+    /// The response is about to be cut short: trailers that say so, where there is somebody who understands them.
+    fn last_words(&self) -> Option<HeaderMap>;
     /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
     fn ended(&self, complete: bool);
 }
@@ -165,6 +170,11 @@ impl Body {
         }
     }
 
+    /// What is to be said in place of the rest, which does not go on.
+    pub fn last_words(&self) -> Option<HeaderMap> {
+        self.exchange.as_ref()?.last_words()
+    }
+
     /// The client did not get all that was taken.
     pub fn cut(&mut self) {
         self.cut = true;
@@ -216,10 +226,12 @@ impl HttpBody for Body {
                         exchange.response_read();
                     }
                 }
-                if let (Some(exchange), Some(Ok(frame))) = (&this.exchange, &frame)
-                    && let Some(data) = frame.data_ref()
-                {
-                    exchange.response_data(data.len());
+                if let (Some(exchange), Some(Ok(frame))) = (&this.exchange, &frame) {
+                    if let Some(data) = frame.data_ref() {
+                        exchange.response_data(data.len());
+                    } else if let Some(trailers) = frame.trailers_ref() {
+                        exchange.response_trailers(trailers);
+                    }
                 }
                 if let (Some(exchange), Some(Err(_))) = (&this.exchange, &frame) {
                     exchange.response_broke();
@@ -530,6 +542,10 @@ mod tests {
         fn request_ended(&self, _: bool) {}
         fn response_read(&self) {}
         fn response_data(&self, _: usize) {}
+        fn response_trailers(&self, _: &HeaderMap) {}
+        fn last_words(&self) -> Option<HeaderMap> {
+            None
+        }
         fn response_broke(&self) {}
         fn ended(&self, _: bool) {}
     }

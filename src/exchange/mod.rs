@@ -89,6 +89,8 @@ pub trait ClientSide {
     fn has_unsent(&self) -> bool;
     /// Sends an informational response now.
     fn inform(&self, head: &[u8]);
+    /// The whole exchange has to be over at `at`, which the watch alone would find out too late. Only of streams of HTTP/2.
+    fn alarm(&self, at: Instant);
 }
 
 /// One request with its response, as middleware sees it.
@@ -132,6 +134,7 @@ pub(crate) mod testing {
             false
         }
         fn inform(&self, _: &[u8]) {}
+        fn alarm(&self, _: Instant) {}
     }
 
     /// A client at 192.0.2.1 of a listener on port 8080.

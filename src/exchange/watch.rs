@@ -126,6 +126,9 @@ impl Clock {
     }
 }
 
+/// No deadline at all: half a century.
+pub const NEVER: Duration = Duration::from_secs(50 * 365 * 86_400);
+
 const MIN_TICK_MS: u64 = 5;
 const MAX_TICK_MS: u64 = 250;
 
@@ -205,14 +208,23 @@ impl Watch {
     /// Something moved: waits `timeout` again.
     pub fn extend(&self, timeout: Duration) {
         // One tick more, because the clock may be nearly that much behind.
-        let deadline = self.clock.now_ms.get() + timeout.as_millis() as u64 + self.clock.tick_ms.get();
-        self.deadline_ms.set(deadline.min(self.cap_ms.get()));
-        self.expired.set(false);
+        let (now, cap) = (self.clock.now_ms.get(), self.cap_ms.get());
+        let deadline = now + timeout.as_millis() as u64 + self.clock.tick_ms.get();
+        self.deadline_ms.set(deadline.min(cap));
+        // What moves all the time must not move past the bound of the exchange.
+        self.expired.set(cap <= now);
     }
 
     /// Bounds all the phases until [`Watch::uncap`].
     pub fn cap(&self, timeout: Duration) {
         self.cap_ms.set(self.clock.now_ms.get() + timeout.as_millis() as u64 + self.clock.tick_ms.get());
+    }
+
+    /// The time of the whole exchange is over by a clock that is better than the worker's. For whoever is about to look.
+    pub fn run_out(&self) {
+        self.clock.at(Instant::now());
+        self.cap_ms.set(self.clock.now_ms.get().min(self.cap_ms.get()));
+        self.expired.set(true);
     }
 
     /// The exchange is over, and with it its bound.
@@ -303,6 +315,27 @@ mod tests {
         watch.cap(Duration::from_secs(2));
         watch.enter(Phase::Body, Duration::from_secs(60));
         at(&clock, 2250);
+        assert!(watch.expired() && watch.is_capped());
+        watch.uncap();
+        watch.enter(Phase::Idle, Duration::from_secs(75));
+        assert!(!watch.expired() && !watch.is_capped());
+    }
+
+    #[test]
+    fn the_bound_of_the_exchange_outweighs_all_that_moves_after_it() {
+        let clock = Clock::new();
+        let watch = Watch::new(&clock, Duration::from_secs(75), 0);
+        watch.cap(Duration::from_secs(2));
+        watch.enter(Phase::Body, Duration::from_secs(60));
+        at(&clock, 2250);
+        watch.extend(Duration::from_secs(60));
+        assert!(watch.expired() && watch.is_capped());
+
+        let watch = Watch::new(&clock, Duration::from_secs(75), 0);
+        watch.cap(Duration::from_secs(2));
+        assert!(!watch.is_capped());
+        watch.run_out();
+        watch.extend(Duration::from_secs(60));
         assert!(watch.expired() && watch.is_capped());
         watch.uncap();
         watch.enter(Phase::Idle, Duration::from_secs(75));

@@ -18,7 +18,7 @@ use crate::config::{Address, BodyMatch, HttpProbe, Protocol};
 use crate::socket::Socket;
 use crate::transport::tls::BackendTls;
 
-const USER_AGENT: HeaderValue =
+pub(super) const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("isobar/", env!("CARGO_PKG_VERSION"), " health-check"));
 
 /// Bytes of a response's head. Far more than a health page has.
@@ -150,7 +150,7 @@ impl HealthCheck for Http {
 }
 
 /// A connection that is closed when nobody waits for it any more.
-struct AbortOnDrop(JoinHandle<hyper::Result<()>>);
+pub(super) struct AbortOnDrop(pub(super) JoinHandle<hyper::Result<()>>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -158,7 +158,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-async fn in_time<T>(
+pub(super) async fn in_time<T>(
     deadline: Instant,
     doing: &'static str,
     future: impl Future<Output = hyper::Result<T>>,

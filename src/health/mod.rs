@@ -22,7 +22,7 @@ use tracing::debug;
 
 use crate::backend::health::{Change, LastCheck, Thresholds};
 use crate::backend::{BackendId, BackendState};
-use crate::config::{Address, HealthCheckConfig, Probe, Protocol, UpstreamName};
+use crate::config::{Address, GrpcStatus, HealthCheckConfig, Probe, Protocol, UpstreamName};
 use crate::socket::Socket;
 use crate::telemetry::events::{EventKind, Events};
 use crate::transport::tls::{BackendTls, HandshakeFailed};
@@ -31,7 +31,9 @@ use crate::upstream::{Upstream, UpstreamState};
 mod pace;
 mod http;
 mod tcp;
+mod grpc;
 
+use self::grpc::Grpc;
 use self::http::Http;
 use self::tcp::Tcp;
 
@@ -66,6 +68,12 @@ pub enum CheckFailed {
         /// Bytes that were searched.
         searched: usize,
     },
+    /// A call of gRPC has ended with this status.
+    Grpc(GrpcStatus),
+    /// The health service says that it does not serve, in this word.
+    NotServing(&'static str),
+    /// What came is not what the protocol has there: in what way.
+    Malformed(&'static str),
     /// It took too long: what did.
     Timeout(&'static str),
 }
@@ -81,6 +89,13 @@ impl fmt::Display for CheckFailed {
             },
             Self::Status(status) => write!(f, "status {}", status.as_u16()),
             Self::Body { searched } => write!(f, "pattern not found in {searched} bytes of the body"),
+            Self::Grpc(GrpcStatus::Unimplemented) => f.write_str("it has no health service: status unimplemented"),
+            Self::Grpc(GrpcStatus::NotFound) => {
+                f.write_str("its health service does not know the service: status not_found")
+            }
+            Self::Grpc(status) => write!(f, "status {status}"),
+            Self::NotServing(said) => write!(f, "it says that it is {said}"),
+            Self::Malformed(how) => f.write_str(how),
             Self::Timeout(doing) => write!(f, "timed out {doing}"),
         }
     }
@@ -142,6 +157,7 @@ struct Settings {
 enum Kind {
     Http(Box<Http>),
     Tcp,
+    Grpc(Box<Grpc>),
 }
 
 /// Checks one backend until it is dropped.
@@ -241,6 +257,7 @@ impl Settings {
         let kind = match &config.probe {
             Probe::Http(probe) => Kind::Http(Box::new(Http::new(probe, upstream.config.protocol))),
             Probe::Tcp => Kind::Tcp,
+            Probe::Grpc(probe) => Kind::Grpc(Box::new(Grpc::new(probe))),
         };
         let protocol = upstream.config.protocol;
         Self { config: Arc::clone(config), tls: upstream.tls.clone(), protocol, kind }
@@ -260,6 +277,7 @@ impl Settings {
         match &self.kind {
             Kind::Http(http) => http.check(address, tls, deadline).await,
             Kind::Tcp => Tcp.check(address, tls, deadline).await,
+            Kind::Grpc(grpc) => grpc.check(address, tls, deadline).await,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::response;
@@ -642,6 +642,8 @@ impl ClientSide for Wire {
         self.out.try_borrow().is_ok_and(|out| !out.is_written())
             || self.pipe.try_borrow().is_ok_and(|pipe| pipe.as_ref().is_some_and(|pipe| pipe.held() > 0))
     }
+
+    fn alarm(&self, _: Instant) {}
 
     fn inform(&self, head: &[u8]) {
         let mut early = self.early.borrow_mut();

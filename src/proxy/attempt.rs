@@ -20,6 +20,7 @@ use crate::transport::connect::{self, NoConnection};
 use crate::transport::{Connection, Failed};
 use crate::upstream::Upstream;
 
+use super::grpc::{Call, Head};
 use super::hedge::{self, Raced};
 use super::place::Place;
 use super::retry::{self, Attempts};
@@ -64,7 +65,7 @@ pub(super) async fn forward(
     if let Some(target) = rewrite::backend_target(&forward.path, &route.config.path, &parts.uri) {
         parts.uri = target.into();
     }
-    running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over });
+    running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over })?;
     let mut body = match upload {
         Some(source) => RequestBody::streamed(source, Rc::clone(running) as Rc<dyn Progress>),
         None => RequestBody::empty(),
@@ -73,7 +74,9 @@ pub(super) async fn forward(
     let retries = &*forward.retries;
     // What may be sent again after a backend has perhaps seen it.
     let repeatable = upgrade.is_none() && retry::is_repeatable(parts);
-    if has_body && repeatable && keeps(retries, &body) {
+    // A call that a backend refuses by its status may be sent again too, where the file says so.
+    let refusable = running.call().is_some() && !retries.grpc_statuses.is_empty();
+    if has_body && (repeatable || refusable) && keeps(retries, &body) {
         body.keep(retries.body_buffer);
     }
     let mut attempts = Attempts::new((proxy, running), upstream, retries, repeatable);
@@ -112,10 +115,13 @@ pub(super) async fn forward(
                 continue;
             }
         };
-        let head = forward.timeouts.response_head;
+        let head = running.head_limit(&forward.timeouts);
         let mut limit = attempts.limit(head);
         running.await_head(limit.unwrap_or(head));
         body.rewind();
+        if let Some(call) = running.call() {
+            call.tell(&mut parts.headers).map_err(|error| attempts.failed(error))?;
+        }
         connection.begin(parts, &body, lines.as_deref());
         let mut ended = match attempts.hedge_delay() {
             None => in_time(&running.exchange.watch, response(&connection, &mut body, running)).await,
@@ -171,12 +177,17 @@ pub(super) async fn forward(
                 return Err(attempts.failed(error));
             }
             Some(Ok(status)) => {
-                if attempts.is_unwanted(status) && attempts.may_repeat(&body) {
+                let head = running.head(status, &connection);
+                if attempts.is_unwanted(status, head)
+                    && attempts.may_repeat_after(head, &body)
+                    && !(head != Head::Http && Call::pushes_back(&connection))
+                {
                     let asked = connection.field("retry-after");
                     if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked)).await {
                         place.backend().metrics.of(proxy.worker).responses[class(status)].add(1);
-                        place.answered(proxy, upstream, status);
-                        outcome::answered(upstream, place.lease(), proxy.worker, status, running.sent_since(begun));
+                        let seen = head.seen(status);
+                        place.answered(proxy, upstream, seen);
+                        outcome::answered(upstream, place.lease(), proxy.worker, seen, running.sent_since(begun));
                         connection.discard();
                         attempts.number(parts);
                         place = next;
@@ -202,10 +213,14 @@ pub(super) async fn forward(
                     fresh = false;
                     continue;
                 }
-                place.answered(proxy, upstream, status);
-                outcome::answered(upstream, place.lease(), proxy.worker, status, running.sent_since(begun));
-                attempts.answered(status);
-                running.answered();
+                let (seen, sent) = (head.seen(status), running.sent_since(begun));
+                place.answered(proxy, upstream, seen);
+                match running.call() {
+                    Some(call) if head == Head::Open => call.awaits(place.backend(), sent.elapsed()),
+                    _ => outcome::answered(upstream, place.lease(), proxy.worker, seen, sent),
+                }
+                attempts.answered(status, head);
+                running.answered(head);
                 return answer(running, forward, upgrade, place, connection, body, (parts, handled));
             }
             Some(Err(failed)) => failed,
@@ -374,14 +389,16 @@ fn answer(
     if let Err(error) = connection.response(head) {
         return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error });
     }
-    connection.upload(body, forward.timeouts.body_idle);
+    connection.upload(body, running.upload_idle());
     let status = head.status;
     lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
     handled.dated = headers::to_client(&mut head.headers, &running.exchange.client, connection.tells());
     if status != SWITCHING {
         handled.body = match connection.whole() {
             Some(bytes) => {
-                connection.release();
+                if running.call().is_none() || !connection.uploads() {
+                    connection.release();
+                }
                 Body::whole(bytes, lease)
             }
             None => {

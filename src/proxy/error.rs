@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::config::Address;
+use crate::config::{Address, GrpcStatus};
 use crate::telemetry::overload::Cause;
 use crate::transport::tls::HandshakeFailed;
 
@@ -124,6 +124,28 @@ impl ProxyError {
             Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } | Self::ExchangeTimeout => {
                 StatusCode::GATEWAY_TIMEOUT
             }
+        }
+    }
+
+    /// The status that a client of gRPC is answered with. That its time is over is said of the call as a whole only: who has waited
+    /// for anything else in vain may ask again.
+    pub fn grpc_status(&self) -> GrpcStatus {
+        match self {
+            Self::NoRoute | Self::Method | Self::CannotSwitch => GrpcStatus::Unimplemented,
+            Self::BadRequest(_) | Self::UnaskedUpgrade { .. } => GrpcStatus::Internal,
+            Self::BodyTooLarge => GrpcStatus::ResourceExhausted,
+            Self::ExchangeTimeout => GrpcStatus::DeadlineExceeded,
+            Self::ClientTooSlow
+            | Self::NoBackend
+            | Self::QueueFull
+            | Self::QueueTimeout
+            | Self::BreakerOpen { .. }
+            | Self::Overloaded { .. }
+            | Self::Connect { .. }
+            | Self::Handshake { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Broken { .. }
+            | Self::ResponseTimeout { .. } => GrpcStatus::Unavailable,
         }
     }
 

@@ -67,6 +67,10 @@ pub(super) async fn race(
         return Raced::First(in_time(watch, poll_fn(|cx| connection.poll_response(cx, body, running))).await);
     };
     attempts.number(parts);
+    if let Some(call) = running.call() {
+        // Where no time is left, the watch says so before an answer comes.
+        let _ = call.tell(&mut parts.headers);
+    }
     let attempts = &*attempts;
     let mut second = pin!(ask(proxy, attempts, place, copy, (parts, lines)));
     let mut second_over = false;
@@ -75,7 +79,7 @@ pub(super) async fn race(
         if first.is_none()
             && let Poll::Ready(outcome) = connection.poll_response(cx, body, running)
         {
-            let good = outcome.as_ref().is_ok_and(|status| !attempts.is_unwanted(*status));
+            let good = outcome.as_ref().is_ok_and(|status| !attempts.is_unwanted_at(connection, *status));
             if good || second_over {
                 return Poll::Ready(Raced::First(Some(outcome)));
             }
@@ -83,7 +87,7 @@ pub(super) async fn race(
             first = Some(outcome);
         }
         if !second_over && let Poll::Ready(answer) = second.as_mut().poll(cx) {
-            if let Some(answer) = answer.filter(|answer| !attempts.is_unwanted(answer.status)) {
+            if let Some(answer) = answer.filter(|it| !attempts.is_unwanted_at(&it.connection, it.status)) {
                 return Poll::Ready(Raced::Second(Box::new(answer)));
             }
             second_over = true;

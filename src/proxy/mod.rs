@@ -28,6 +28,7 @@ mod retry;
 mod hedge;
 mod place;
 mod outcome;
+mod grpc;
 mod headers;
 mod respond;
 mod running;
@@ -38,6 +39,7 @@ mod snapshot;
 pub mod upgrade;
 
 pub use error::{Blame, ProxyError};
+use grpc::Call;
 use running::Running;
 pub use snapshot::{Current, Published, Snapshot};
 use upgrade::Tunnel;
@@ -108,8 +110,8 @@ impl Proxy {
     /// its way. Whatever goes wrong comes to a response. The exchange waits by `watch` and has `side` sent its answer. `upload` is
     /// the request's body, where it has one; what it comes to is put into `handled`.
     ///
-    /// The parameter makes no difference to what is done. It gives each protocol its own copy, which the compiler can put in where
-    /// it is called: with one copy for both, what a request comes to is moved through memory on the way.
+    /// By HTTP/2 a request may be a call of gRPC; no other difference is made. The parameter gives each protocol its own copy, which
+    /// the compiler can put in where it is called: with one copy for both, what a request comes to is moved through memory on the way.
     pub async fn handle<const HTTP2: bool>(
         self: Rc<Self>,
         (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
@@ -121,7 +123,8 @@ impl Proxy {
         watch.clock().at(started);
         let exchange =
             Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client, watch, side };
-        let running = Running::begin(&self, self.current.get(), exchange, parts);
+        let call = if HTTP2 { Call::of(parts) } else { None };
+        let running = Running::begin(&self, self.current.get(), exchange, call, parts);
         let chosen = match self.process.refuses(self.worker) {
             None => self.choose(&running, parts),
             Some(cause) => Err(self.overloaded(cause)),

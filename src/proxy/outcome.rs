@@ -49,7 +49,9 @@ pub(super) fn late(upstream: &Upstream, lease: &Lease, running: &Running, error:
         ProxyError::ResponseTimeout { .. } => true,
         // A route may allow less for the whole than for the head of a response; then who has had most of that time is late.
         ProxyError::ExchangeTimeout => {
-            running.upload() == Upload::Over && waited * 2 >= running.exchange.started.elapsed()
+            running.upload() == Upload::Over
+                && waited * 2 >= running.exchange.started.elapsed()
+                && running.is_fair(waited)
         }
         _ => false,
     };

@@ -6,11 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
-use crate::config::Respond;
+use crate::config::{GrpcStatus, Respond};
 use crate::exchange::body::Body;
 use crate::telemetry::overload::Cause;
 
 use super::error::ProxyError;
+use super::grpc;
 
 /// The response for an error.
 pub(super) fn error(error: &ProxyError) -> Response<Body> {
@@ -34,6 +35,14 @@ pub(super) fn error(error: &ProxyError) -> Response<Body> {
         // Its connection is worth more than what it would cost to make another.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    response
+}
+
+/// The response for an error to a call of gRPC: nothing but the status ("Trailers-Only").
+pub(super) fn grpc_error(status: GrpcStatus, words: &str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    grpc::put_status(response.headers_mut(), status, words);
     response
 }
 

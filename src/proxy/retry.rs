@@ -13,12 +13,14 @@ use crate::exchange::watch::Phase;
 use crate::strategy::Tried;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::RetryCause;
+use crate::transport::Connection;
 use crate::upstream::Upstream;
 use crate::upstream::backoff::{BackoffSettings, retry_after};
 use crate::upstream::percentile::HedgingSettings;
 use crate::upstream::retry_budget::BudgetSettings;
 
 use super::attempt::in_time;
+use super::grpc::Head;
 use super::place::{self, Place};
 use super::running::Running;
 use super::{Proxy, ProxyError};
@@ -121,9 +123,23 @@ impl<'a> Attempts<'a> {
         (self.repeatable && self.config.on.timeout && self.further < self.config.max).then_some(limit)
     }
 
-    /// Whether a response of that status is one to try again after.
-    pub(super) fn is_unwanted(&self, status: StatusCode) -> bool {
-        status.as_u16() >= 400 && self.config.max > 0 && self.config.on.statuses.contains(&status)
+    /// The same after a response with that head. A status of gRPC that stands there says that nothing was sent but the status, and
+    /// whether a call may be made again after it is for the file to say, not for the method, which is the same for all calls.
+    pub(super) fn may_repeat_after(&self, head: Head, body: &RequestBody) -> bool {
+        (self.repeatable || matches!(head, Head::Status(_))) && body.is_kept()
+    }
+
+    /// Whether a response of that status, or one of gRPC in its head, is one to try again after.
+    pub(super) fn is_unwanted(&self, status: StatusCode, head: Head) -> bool {
+        match head {
+            Head::Status(grpc) => self.config.max > 0 && self.config.grpc_statuses.contains(&grpc),
+            _ => status.as_u16() >= 400 && self.config.max > 0 && self.config.on.statuses.contains(&status),
+        }
+    }
+
+    /// Whether the response at a connection is one to try again after.
+    pub(super) fn is_unwanted_at(&self, connection: &Connection, status: StatusCode) -> bool {
+        self.is_unwanted(status, self.running.head(status, connection))
     }
 
     /// Where the next attempt goes, if there may be one: after `cause`, and after a wait. It is charged to the budget. The
@@ -191,7 +207,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// It came to an answer for the client: counts what the further attempts were good for.
-    pub(super) fn answered(&self, status: StatusCode) {
+    pub(super) fn answered(&self, status: StatusCode, head: Head) {
         if self.config.hedge.is_some() && self.further == 0 && self.repeatable {
             let now = Instant::now();
             let took = now.saturating_duration_since(self.running.exchange.started);
@@ -200,7 +216,7 @@ impl<'a> Attempts<'a> {
         }
         if self.further > 0 {
             let metrics = self.upstream.state.metrics.of(self.proxy.worker);
-            let counter = if self.is_unwanted(status) { &metrics.retried_in_vain } else { &metrics.retried_well };
+            let counter = if self.is_unwanted(status, head) { &metrics.retried_in_vain } else { &metrics.retried_well };
             counter.add(1);
         }
     }

@@ -5,19 +5,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
-use crate::config::ListenerName;
+use crate::backend::outlier::Outcome;
+use crate::config::{GrpcStatus, ListenerName, Timeouts};
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
-use crate::exchange::watch::Phase;
+use crate::exchange::watch::{NEVER, Phase};
 use crate::route::{Action, Route};
 use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
 
+use super::grpc::{self, Call, Head, OVER_TIME};
 use super::reason::{self, Cut};
 use super::{Blame, Handled, Proxy, ProxyError, Snapshot, headers, respond};
 
@@ -43,6 +45,8 @@ pub(super) struct Running {
     body_idle: Cell<Duration>,
     response_head: Cell<Duration>,
     over: Cell<bool>,
+    /// The call of gRPC that it is, if it is one.
+    call: Option<Box<Call>>,
     /// The backend's connection, until the response has been read.
     connection: RefCell<Option<Connection>>,
     /// What the access log wants to know; `None` while there is none.
@@ -79,7 +83,13 @@ struct Logged {
 
 impl Running {
     /// The request's head has been read.
-    pub(super) fn begin(proxy: &Rc<Proxy>, snapshot: Rc<Arc<Snapshot>>, exchange: Exchange, parts: &Parts) -> Rc<Self> {
+    pub(super) fn begin(
+        proxy: &Rc<Proxy>,
+        snapshot: Rc<Arc<Snapshot>>,
+        exchange: Exchange,
+        call: Option<Box<Call>>,
+        parts: &Parts,
+    ) -> Rc<Self> {
         exchange.client.metrics.of(proxy.worker).requests.add(1);
         let logged = snapshot.access_log.is_some().then(|| {
             Box::new(Logged {
@@ -112,6 +122,7 @@ impl Running {
             body_idle: Cell::new(Duration::ZERO),
             response_head: Cell::new(Duration::ZERO),
             over: Cell::new(false),
+            call,
             connection: RefCell::new(None),
             logged,
         })
@@ -128,12 +139,62 @@ impl Running {
     }
 
     /// The request goes to an upstream, with these limits.
-    pub(super) fn forwarded(&self, timeouts: &crate::config::Timeouts, upload: Upload) {
-        self.body_idle.set(timeouts.body_idle);
-        self.response_head.set(timeouts.response_head);
+    ///
+    /// # Errors
+    /// When a call is to take no time, or one that nobody understands.
+    pub(super) fn forwarded(&self, timeouts: &Timeouts, upload: Upload) -> Result<(), ProxyError> {
         self.upload.set(upload);
-        if let Some(limit) = timeouts.exchange {
+        let limit = match &self.call {
+            None => {
+                self.body_idle.set(timeouts.body_idle);
+                timeouts.exchange
+            }
+            Some(call) => {
+                self.body_idle.set(timeouts.grpc_idle.unwrap_or(NEVER));
+                call.bound(timeouts, self.exchange.started)?
+            }
+        };
+        self.response_head.set(self.head_limit(timeouts));
+        if let Some(limit) = limit {
             self.exchange.watch.cap(limit);
+        }
+        if let Some(at) = self.call.as_ref().and_then(|call| call.deadline()) {
+            self.exchange.side.alarm(at);
+        }
+        Ok(())
+    }
+
+    /// How long a backend may take for the head of its response. A call may have nothing to say for long, and its client tells
+    /// how long it may take.
+    pub(super) fn head_limit(&self, timeouts: &Timeouts) -> Duration {
+        if self.call.is_some() { timeouts.grpc_idle.unwrap_or(NEVER) } else { timeouts.response_head }
+    }
+
+    /// How long what is left of an upload may stand still behind the head of the response. With a call both directions are
+    /// looked at together.
+    pub(super) fn upload_idle(&self) -> Duration {
+        if self.call.is_some() { NEVER } else { self.body_idle.get() }
+    }
+
+    /// The call of gRPC that it is.
+    pub(super) fn call(&self) -> Option<&Call> {
+        self.call.as_deref()
+    }
+
+    /// What the head of a response says of a call.
+    #[inline]
+    pub(super) fn head(&self, status: StatusCode, connection: &Connection) -> Head {
+        if self.call.is_some() { Call::head(status, connection) } else { Head::Http }
+    }
+
+    /// Whether it was for a backend to be done in `waited`. Clients of gRPC choose their deadlines: one that is shorter than what
+    /// the route allows for a response says nothing of the backend.
+    pub(super) fn is_fair(&self, waited: Duration) -> bool {
+        match (&self.call, self.found().map(|route| &route.action)) {
+            (Some(call), Some(Action::Forward(forward))) if call.is_bound_by_client() => {
+                waited >= forward.timeouts.response_head
+            }
+            _ => true,
         }
     }
 
@@ -188,7 +249,10 @@ impl Running {
     }
 
     /// The head of a backend's response has come.
-    pub(super) fn answered(&self) {
+    pub(super) fn answered(&self, head: Head) {
+        if let Some(call) = &self.call {
+            call.answered(head);
+        }
         if let Some(logged) = &self.logged {
             logged.first_byte.set(Some(self.exchange.started.elapsed()));
         }
@@ -230,7 +294,10 @@ impl Running {
             client = %self.exchange.client_ip,
             "exchange failed"
         );
-        respond::error(error).into()
+        let Some(call) = &self.call else { return respond::error(error).into() };
+        call.ends(error.grpc_status());
+        let words = if let ProxyError::ExchangeTimeout = error { OVER_TIME } else { error.told() };
+        respond::grpc_error(error.grpc_status(), words).into()
     }
 
     /// Lets the route's middleware have the last word on a response.
@@ -302,6 +369,7 @@ impl Running {
             connect: logged.connect.get(),
             first_byte: logged.first_byte.get(),
             attempts: u32::from(self.attempts.get()),
+            grpc_status: self.call.as_ref().map(|call| self.call_status(call).code()),
             reason: self.reason.get().map_or(reason::COMPLETE, |(reason, _)| reason),
             ended_by: self.reason.get().and_then(|(_, blame)| blame).map(Blame::as_str),
             route: route.map(|route| route.name.as_str()),
@@ -313,6 +381,29 @@ impl Running {
 
     fn found(&self) -> Option<&Route> {
         self.route.get().map(|index| self.snapshot.routes.get(index))
+    }
+
+    /// What the call has come to.
+    fn call_status(&self, call: &Call) -> GrpcStatus {
+        let cut_by_client = self.reason.get().map(|(_, blame)| blame == Some(Blame::Client));
+        call.outcome(self.status.get(), cut_by_client)
+    }
+
+    /// Tells outlier detection how the call has ended at the backend whose status was to come.
+    fn judge(&self, call: &Call, outcome: Outcome) {
+        if let Some((backend, took)) = call.awaited()
+            && let Some(Action::Forward(forward)) = self.found().map(|route| &route.action)
+        {
+            forward.upstream.note(&backend, self.proxy.worker, outcome, took);
+        }
+    }
+
+    /// The end of a call. A response that was whole and had no status behind it is the backend's fault; of one that was cut short
+    /// by others nothing is known.
+    fn settle(&self, call: &Call, complete: bool) {
+        if complete {
+            self.judge(call, Outcome::ServerError);
+        }
     }
 
     fn cut(&self, cut: Cut) {
@@ -352,6 +443,9 @@ impl Running {
         if !complete && self.reason.get().is_none() {
             self.cut(self.how_cut());
         }
+        if let Some(call) = &self.call {
+            self.settle(call, complete);
+        }
         self.exchange.side.end();
         if !complete && self.http10() {
             self.exchange.side.abort();
@@ -373,6 +467,9 @@ impl Running {
                 let upstream = forward.upstream.state.metrics.of(worker);
                 upstream.responses[class].add(1);
                 upstream.durations.observe(took);
+                if let Some(call) = &self.call {
+                    upstream.grpc[usize::from(self.call_status(call).code())].add(1);
+                }
             }
         }
         if let (Some(logged), Some(log)) = (&self.logged, &self.snapshot.access_log) {
@@ -423,7 +520,10 @@ impl Progress for Running {
 
     fn response_read(&self) {
         if let Some(connection) = self.connection.take() {
-            connection.release();
+            // With its response a call is over: nobody reads what its client has still to say.
+            if self.call.is_none() || !connection.uploads() {
+                connection.release();
+            }
         }
     }
 
@@ -431,8 +531,27 @@ impl Progress for Running {
         self.bytes_out.set(self.bytes_out.get() + bytes as u64);
     }
 
+    fn response_trailers(&self, trailers: &HeaderMap) {
+        if let Some(call) = &self.call
+            && let Some(status) = call.trailed(trailers)
+        {
+            self.judge(call, grpc::outcome(status));
+        }
+    }
+
     fn response_broke(&self) {
         self.broke.set(true);
+        if let Some(call) = &self.call {
+            self.judge(call, Outcome::Reset);
+        }
+    }
+
+    fn last_words(&self) -> Option<HeaderMap> {
+        let call = self.call.as_ref()?;
+        let cut = self.how_cut();
+        let words = call.last_words(cut)?;
+        self.cut(cut);
+        Some(words)
     }
 
     fn ended(&self, complete: bool) {

@@ -264,6 +264,8 @@ fn actions_are_resolved() {
                 body_idle: std::time::Duration::from_secs(2),
                 exchange: None,
                 tunnel_idle: std::time::Duration::from_secs(3),
+                grpc_idle: None,
+                grpc_timeout_max: None,
             },
         })
     };

@@ -405,6 +405,7 @@ fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &RetryConfig) {
         words.chain(on.statuses.iter().map(|status| status.as_str().to_owned())).collect::<Vec<_>>()
     };
     changes.members("retries.on", &conditions(&old.on), &conditions(&new.on));
+    changes.members("retries.grpc_statuses", &old.grpc_statuses, &new.grpc_statuses);
     let timeout = |timeout: Option<Duration>| timeout.map_or_else(|| "none".into(), |timeout| format!("{timeout:?}"));
     changes.value("retries.attempt_timeout", &timeout(old.attempt_timeout), &timeout(new.attempt_timeout));
     changes.time("retries.backoff.base", old.backoff_base, new.backoff_base);
@@ -711,7 +712,14 @@ mod tests {
                 upstream: "u".into(),
                 path: PathRewrite::Keep,
                 host: None,
-                timeouts: Timeouts { response_head: S, body_idle: S, exchange: None, tunnel_idle: S },
+                timeouts: Timeouts {
+                    response_head: S,
+                    body_idle: S,
+                    exchange: None,
+                    tunnel_idle: S,
+                    grpc_idle: None,
+                    grpc_timeout_max: None,
+                },
                 retries: Arc::default(),
             }),
             request_headers: HeaderEdits::default(),

@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::config::GrpcStatus;
+
 /// A count that one thread writes and any may read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -107,6 +109,8 @@ pub struct UpstreamMetrics {
     pub breaker_refused: Counter,
     /// Times that the circuit breaker opened.
     pub breaker_opened: Counter,
+    /// Calls of gRPC by the status that they have come to: those of [`GrpcStatus`] in its order.
+    pub grpc: [Counter; GrpcStatus::ALL.len()],
     /// From the request's head to the end of the response.
     pub durations: Histogram,
 }

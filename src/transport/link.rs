@@ -726,6 +726,10 @@ mod tests {
         fn request_ended(&self, _: bool) {}
         fn response_read(&self) {}
         fn response_data(&self, _: usize) {}
+        fn response_trailers(&self, _: &http::HeaderMap) {}
+        fn last_words(&self) -> Option<http::HeaderMap> {
+            None
+        }
         fn response_broke(&self) {}
         fn ended(&self, _: bool) {}
     }

@@ -209,7 +209,7 @@ impl Connection {
     ) -> Poll<Result<StatusCode, Failed>> {
         match &self.line {
             Line::Http1(link) => link.poll_response(cx, body, informed),
-            Line::Http2(stream) => stream.poll_response(cx, body),
+            Line::Http2(stream) => stream.poll_response(cx, body, informed),
         }
     }
 
@@ -341,6 +341,14 @@ impl Connection {
         match &self.line {
             Line::Http1(link) => Some(link),
             Line::Http2(_) => None,
+        }
+    }
+
+    /// Whether some of the request's body is still to be sent.
+    pub fn uploads(&self) -> bool {
+        match &self.line {
+            Line::Http1(link) => link.uploading(),
+            Line::Http2(stream) => stream.uploading(),
         }
     }
 

@@ -21,11 +21,14 @@ use crate::exchange::body::{RequestBody, Source};
 use crate::http1::outgoing::may_trail;
 use crate::http1::pipe::Pipe;
 
-use super::Failed;
 use super::multiplex::Session;
+use super::{Failed, Informed};
 
 /// Of a request's body so much is held until the response comes, so that it can be given back if the stream is refused.
 const HELD_BYTES: usize = 64 * 1024;
+
+/// Of a response's informational ones so much is passed on.
+const INFORMATIONAL_BYTES_MAX: usize = 64 * 1024;
 
 /// Only a body of at most so many bytes is looked for with its head.
 const WHOLE_BYTES: u64 = 32 * 1024;
@@ -47,6 +50,8 @@ struct State {
     /// Bytes of the body to come, where that was said.
     left: Option<u64>,
     incoming: Incoming,
+    /// Bytes of informational responses so far.
+    informed: usize,
     /// Whether it was the only stream when it began: only a connection that nobody used can have been closed before.
     alone: bool,
     session: Rc<Session>,
@@ -96,6 +101,7 @@ impl Stream {
             ahead: BytesMut::new(),
             left: None,
             incoming: Incoming::Head,
+            informed: 0,
             alone,
             session,
         })))
@@ -122,6 +128,7 @@ impl Stream {
         &self,
         cx: &mut Context<'_>,
         body: &mut RequestBody,
+        informed: &dyn Informed,
     ) -> Poll<Result<StatusCode, Failed>> {
         let state = &mut *self.0.borrow_mut();
         if let Some(error) = state.refused.take() {
@@ -137,11 +144,27 @@ impl Stream {
         let Some(response) = &mut handles.response else {
             return Poll::Ready(Err(Failed { error: closed(), unsent: false }));
         };
+        while let Poll::Ready(Some(Ok(response))) = response.poll_informational(cx) {
+            let Some(head) = informational(&response) else { continue };
+            state.informed += head.len();
+            if state.informed <= INFORMATIONAL_BYTES_MAX {
+                informed.informational(&head);
+            }
+        }
         match ready!(Pin::new(response).poll(cx)) {
             Ok(response) => {
                 let (mut head, receive) = response.into_parts();
                 head.version = Version::HTTP_11;
                 let status = head.status;
+                // Behind a body of known length nothing is waited for, unless something is to come there.
+                let trails = head.headers.contains_key(header::TRAILER)
+                    || head
+                        .headers
+                        .get(header::CONTENT_TYPE)
+                        .is_some_and(|it| it.as_bytes().starts_with(b"application/grpc"));
+                if trails && !receive.is_end_stream() {
+                    head.headers.remove(header::CONTENT_LENGTH);
+                }
                 let length = head.headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok());
                 let over = receive.is_end_stream() || length == Some(0);
                 state.incoming = if over { Incoming::Done } else { Incoming::Body };
@@ -495,6 +518,22 @@ fn request(parts: &Parts, lines: Option<&[u8]>, length: Option<u64>, secure: boo
     *request.headers_mut() = headers;
     *request.version_mut() = Version::HTTP_2;
     request
+}
+
+/// An informational response as HTTP/1.1 has it. 100 is for this hop: the proxy has asked its client to go on itself.
+fn informational(response: &Response<()>) -> Option<Vec<u8>> {
+    if response.status() == StatusCode::CONTINUE {
+        return None;
+    }
+    let reason = response.status().canonical_reason().unwrap_or_default();
+    let mut head = format!("HTTP/1.1 {} {reason}\r\n", response.status().as_str()).into_bytes();
+    for (name, value) in response.headers() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    Some(head)
 }
 
 fn broken(error: h2::Error) -> io::Error {

@@ -369,7 +369,9 @@ fn shortest_timeout(snapshot: &Snapshot) -> Duration {
         crate::config::Action::Forward(forward) => {
             let timeouts = &forward.timeouts;
             let attempt = forward.retries.attempt_timeout.unwrap_or(Duration::MAX);
-            vec![timeouts.response_head, timeouts.body_idle, timeouts.exchange.unwrap_or(Duration::MAX), attempt]
+            let grpc = timeouts.grpc_idle.unwrap_or(Duration::MAX);
+            let exchange = timeouts.exchange.unwrap_or(Duration::MAX);
+            vec![timeouts.response_head, timeouts.body_idle, exchange, attempt, grpc]
         }
         _ => Vec::new(),
     });

@@ -10,7 +10,7 @@ use super::header::{Direction, edits, header_value};
 use super::retries::retries;
 use super::route::path_text;
 use super::upstream::is_host_name;
-use super::value::{number_in, optional_timeout, timeout};
+use super::value::{number_in, optional_timeout, timeout, timeout_or_none};
 use super::{Check, header};
 use crate::config::error::Problem;
 use crate::config::field::{Field, Named};
@@ -154,6 +154,8 @@ fn timeouts(check: &Check<'_>, field: &Field<raw::Timeouts>) -> Timeouts {
         body_idle: timeout(check, &raw.body_idle, "60s"),
         exchange,
         tunnel_idle: timeout(check, &raw.tunnel_idle, "1h"),
+        grpc_idle: timeout_or_none(check, &raw.grpc_idle, "1h"),
+        grpc_timeout_max: optional_timeout(check, &raw.grpc_timeout_max),
     };
     // Below the default it is a plain way to shorten everything; below a value that somebody wrote it is a slip.
     if let (Some((place, _)), Some((_, _)), Some(exchange)) =

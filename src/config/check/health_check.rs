@@ -16,7 +16,7 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{BodyMatch, HealthCheckConfig, HttpProbe, InitialHealth, Probe};
+use crate::config::{BodyMatch, GrpcProbe, HealthCheckConfig, HttpProbe, InitialHealth, Probe};
 
 /// Below this a check is a flood.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
@@ -30,17 +30,33 @@ const BODY_BYTES_MAX: u64 = 1024 * 1024;
 enum Kind {
     Http,
     Tcp,
+    Grpc,
 }
 
-/// How backends are checked; `None` when there is no such table, or it is switched off.
-pub(super) fn health_check(check: &Check<'_>, field: &Field<raw::HealthCheck>) -> Option<Arc<HealthCheckConfig>> {
+/// How backends that are spoken to by HTTP/2 (`http2`) or not are checked; `None` when there is no such table, or it is
+/// switched off.
+pub(super) fn health_check(
+    check: &Check<'_>,
+    field: &Field<raw::HealthCheck>,
+    http2: bool,
+) -> Option<Arc<HealthCheckConfig>> {
     let raw = field.value()?;
-    let kind = choice(check, &raw.kind, Kind::Http, &[("http", Kind::Http), ("tcp", Kind::Tcp)]);
+    let kinds = [("http", Kind::Http), ("tcp", Kind::Tcp), ("grpc", Kind::Grpc)];
+    let kind = choice(check, &raw.kind, Kind::Http, &kinds);
+    refuse_keys_of_others(check, raw, kind);
     let probe = match kind {
         Kind::Http => Probe::Http(http_probe(check, raw)),
-        Kind::Tcp => {
-            refuse_http_keys(check, raw);
-            Probe::Tcp
+        Kind::Tcp => Probe::Tcp,
+        Kind::Grpc => {
+            if let (Some((place, _)), false) = (raw.kind.given(), http2) {
+                let problem = Problem::error("its backends are spoken to by HTTP/1.1, and gRPC takes HTTP/2");
+                check.add(place, problem.expected("protocol = \"http2\" of the upstream, or \"auto\" with tls"));
+            }
+            Probe::Grpc(GrpcProbe {
+                service: service(check, &raw.service),
+                host: given_host(check, &raw.host),
+                headers: values(check, &raw.headers, Direction::HealthCheck),
+            })
         }
     };
     let interval = interval(check, raw);
@@ -103,21 +119,43 @@ fn port(check: &Check<'_>, field: &Field<i64>) -> Option<u16> {
     u16::try_from(number(check, field, 1, 1..=65_535)).ok()
 }
 
-/// Keys about a request, on a check that makes none.
-fn refuse_http_keys(check: &Check<'_>, raw: &raw::HealthCheck) {
-    let keys = [
-        raw.path.place(),
-        raw.host.place(),
-        raw.method.place(),
-        raw.headers.place(),
-        raw.statuses.place(),
-        raw.body.place(),
-        raw.body_limit.place(),
-    ];
-    for place in keys.into_iter().flatten() {
-        let problem = Problem::error("a check of type tcp only connects");
-        check.add(place, problem.expected("type = \"http\", or not this key"));
+/// Keys that a check of this kind has no use for.
+fn refuse_keys_of_others(check: &Check<'_>, raw: &raw::HealthCheck, kind: Kind) {
+    // The keys of a request, of one by HTTP alone, and of gRPC alone.
+    let request = [raw.host.place(), raw.headers.place()];
+    let http = [raw.path.place(), raw.method.place(), raw.statuses.place(), raw.body.place(), raw.body_limit.place()];
+    let refuse = |keys: &[Option<Place>], what: &str, expected: &str| {
+        for place in keys.iter().flatten() {
+            check.add(*place, Problem::error(what).expected(expected));
+        }
+    };
+    match kind {
+        Kind::Http => {}
+        Kind::Tcp => {
+            let what = "a check of type tcp only connects";
+            refuse(&[&request[..], &http[..]].concat(), what, "type = \"http\", or not this key");
+        }
+        Kind::Grpc => {
+            let what = "a check of type grpc asks the health service of gRPC";
+            refuse(&http, what, "type = \"http\", or not this key");
+        }
     }
+    if kind != Kind::Grpc {
+        let what = "only the health service of gRPC knows services";
+        refuse(&[raw.service.place()], what, "type = \"grpc\", or not this key");
+    }
+}
+
+/// Longer names than any that somebody would give a service.
+const SERVICE_BYTES_MAX: usize = 1024;
+
+fn service(check: &Check<'_>, field: &Field<String>) -> String {
+    let Some((place, text)) = field.given() else { return String::new() };
+    if text.len() > SERVICE_BYTES_MAX {
+        let problem = Problem::error(format!("{} bytes are too long for a service's name", text.len()));
+        check.add(place, problem.expected("1024 bytes at most"));
+    }
+    text.clone()
 }
 
 fn http_probe(check: &Check<'_>, raw: &raw::HealthCheck) -> HttpProbe {

@@ -11,7 +11,7 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
+use crate::config::{GrpcStatus, HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 
 const CONDITIONS: [&str; 3] = ["connect_failure", "reset", "timeout"];
 /// Bodies are kept until the answer has begun, for each request under way.
@@ -32,6 +32,7 @@ pub(super) fn retries(check: &Check<'_>, field: &Field<raw::Retries>, before: &A
             Arc::new(RetryConfig {
                 max: max(&raw.max),
                 on: on(check, &raw.on, &before.on),
+                grpc_statuses: grpc_statuses(check, &raw.grpc_statuses, &before.grpc_statuses),
                 attempt_timeout: attempt_timeout(check, &raw.attempt_timeout, before.attempt_timeout),
                 backoff_base,
                 backoff_max,
@@ -78,6 +79,31 @@ fn on(check: &Check<'_>, field: &Field<Vec<Field<raw::Condition>>>, before: &Ret
     }
     on.statuses.sort_unstable();
     on
+}
+
+/// `["unavailable"]`
+fn grpc_statuses(check: &Check<'_>, field: &Field<Vec<Field<String>>>, before: &[GrpcStatus]) -> Vec<GrpcStatus> {
+    if field.given().is_none() {
+        return before.to_vec();
+    }
+    let mut statuses = Vec::new();
+    for (place, text) in field.members() {
+        match GrpcStatus::ALL.into_iter().find(|status| status.as_str() == text) {
+            Some(GrpcStatus::Ok) => {
+                check.add(place, Problem::error("\"ok\" is not the status of a failure").expected("another one"));
+            }
+            Some(status) if statuses.contains(&status) => twice(check, place, &quote(text)),
+            Some(status) => statuses.push(status),
+            None => {
+                let problem = Problem::error(format!("unknown status {}", quote(text)));
+                // As other programs write it.
+                let lower = text.to_lowercase();
+                check.add(place, problem.one_of(&lower, GrpcStatus::ALL.iter().skip(1).map(|status| status.as_str())));
+            }
+        }
+    }
+    statuses.sort_unstable();
+    statuses
 }
 
 fn once(check: &Check<'_>, place: Place, text: &str, on: &mut bool) {

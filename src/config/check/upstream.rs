@@ -68,6 +68,10 @@ fn upstream(
     let backends = backends(check, entry.place, raw, &strategy, defaults, listeners);
     let limits = limits(check, raw, defaults, &backends);
     let tiers = picking::tiers(check, raw, &backends, zone);
+    let protocol = protocol(check, &raw.protocol);
+    let tls = backend_tls(check, &raw.tls);
+    // A health service of gRPC is asked by HTTP/2, as calls are.
+    let http2 = protocol == Protocol::Http2 || (protocol == Protocol::Auto && tls.is_some());
     Some(UpstreamConfig {
         name: upstream_name?,
         strategy,
@@ -77,9 +81,9 @@ fn upstream(
         retries: retries(check, &raw.retries, &Arc::default()),
         retry_budget: retry_budget(check, &raw.retry_budget),
         pool: pool(check, &raw.pool),
-        protocol: protocol(check, &raw.protocol),
-        tls: backend_tls(check, &raw.tls),
-        health_check: health_check(check, &raw.health_check),
+        protocol,
+        tls,
+        health_check: health_check(check, &raw.health_check, http2),
         outlier_detection: picking::outlier_detection(check, &raw.outlier_detection),
         slow_start: picking::slow_start(check, &raw.slow_start),
         tiers,

@@ -70,6 +70,11 @@ pub(super) fn optional_timeout(check: &Check<'_>, field: &Field<raw::Duration>) 
     }
 }
 
+/// The same with a default.
+pub(super) fn timeout_or_none(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Option<Duration> {
+    if field.given().is_some() { optional_timeout(check, field) } else { units::duration(default) }
+}
+
 fn written_timeout(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
     let duration = written_duration(check, place, text, expected)?;
     if duration.is_zero() {

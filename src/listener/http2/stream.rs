@@ -6,7 +6,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -14,13 +14,14 @@ use h2::{Reason, RecvStream, SendStream};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body::{Body as _, Frame};
+use tokio::time::Sleep;
 
+use super::Shared;
 use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
-use super::{NEVER, Shared};
 use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, Source};
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::watch::{NEVER, Phase, Watch};
 use crate::http1;
 use crate::http1::pipe::Pipe;
 use crate::listener::guard::Refusal;
@@ -48,6 +49,8 @@ pub(super) struct Stream {
     /// Whether the client has no room for the response.
     stalled: Cell<bool>,
     body_idle: Cell<Duration>,
+    /// When the exchange has to be over, where that is to be kept to exactly.
+    alarm: RefCell<Option<Pin<Box<Sleep>>>>,
 }
 
 /// How a stream ended that did not end well.
@@ -80,6 +83,7 @@ pub(super) async fn serve(
         over: Cell::new(false),
         stalled: Cell::new(false),
         body_idle: Cell::new(shared.client.listener.idle_timeout),
+        alarm: RefCell::new(None),
     });
     let head = parts.method == Method::HEAD;
     let ended = match request::check(&mut parts, whole, shared.client.listener.max_headers) {
@@ -153,6 +157,9 @@ impl Stream {
                 return Poll::Ready(Err(Cut::Client));
             }
             // Deadlines are seen by whoever waits for a backend.
+            if self.rings(cx) {
+                cx.waker().wake_by_ref();
+            }
             if self.watch.is_cut() { Poll::Ready(Err(Cut::Reset(Reason::CANCEL))) } else { Poll::Pending }
         })
         .await
@@ -188,7 +195,7 @@ impl Stream {
     /// one before has gone.
     async fn sent(&self, send: &mut SendStream<Bytes>, body: &mut Body) -> Result<(), Cut> {
         let mut piece = Bytes::new();
-        poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             self.watch.register(cx);
             if let Poll::Ready(ended) = self.poll_sent(cx, send, body, &mut piece) {
                 return Poll::Ready(ended);
@@ -196,12 +203,32 @@ impl Stream {
             if send.poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(Cut::Client));
             }
-            if self.watch.is_cut() || self.watch.expired() {
+            if self.watch.is_cut() || self.watch.expired() || self.rings(cx) {
                 return Poll::Ready(Err(Cut::Reset(Reason::CANCEL)));
             }
             Poll::Pending
         })
-        .await
+        .await;
+        // Not ended as if it were whole, but told of where the client understands that.
+        if let Err(Cut::Reset(_)) = ended
+            && let Some(trailers) = body.last_words()
+            && send.send_trailers(trailers).is_ok()
+        {
+            body.cut();
+            return Ok(());
+        }
+        ended
+    }
+
+    /// Whether the time of the exchange is over just now.
+    fn rings(&self, cx: &mut Context<'_>) -> bool {
+        let mut alarm = self.alarm.borrow_mut();
+        let rings = alarm.as_mut().is_some_and(|alarm| alarm.as_mut().poll(cx).is_ready());
+        if rings {
+            *alarm = None;
+            self.watch.run_out();
+        }
+        rings
     }
 
     fn poll_sent(
@@ -292,6 +319,8 @@ fn frame(parts: &mut response::Parts, body: &Body, head: bool) -> bool {
         // With no body, it tells of the one that there would be.
         Some(1..) | None if bodiless && parts.headers.contains_key(header::CONTENT_LENGTH) => {}
         Some(0) | None if bodiless => {}
+        // Of a call there is only the status, and what follows is no message of no bytes.
+        Some(0) if parts.headers.contains_key("grpc-status") => {}
         Some(bytes) => drop(parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes))),
         None => drop(parts.headers.remove(header::CONTENT_LENGTH)),
     }
@@ -402,12 +431,17 @@ impl ClientSide for Stream {
         self.watch.uncap();
         self.watch.serve(None);
         self.watch.enter(Phase::Idle, NEVER);
+        *self.alarm.borrow_mut() = None;
     }
 
     fn abort(&self) {}
 
     fn has_unsent(&self) -> bool {
         self.stalled.get()
+    }
+
+    fn alarm(&self, at: Instant) {
+        *self.alarm.borrow_mut() = Some(Box::pin(tokio::time::sleep_until(at.into())));
     }
 
     fn inform(&self, head: &[u8]) {

@@ -52,6 +52,8 @@ pub struct Record<'a> {
     pub user_agent: Option<&'a [u8]>,
     /// The `Referer` header.
     pub referer: Option<&'a [u8]>,
+    /// The status that a call of gRPC has come to; `None` where it is none.
+    pub grpc_status: Option<u8>,
     /// How it ended, in one word: `complete`, or why it did not go well, such as `connect_timeout`.
     pub reason: &'a str,
     /// Who ended it where it did not go well and that is known: `client`, `backend` or `proxy`.
@@ -90,6 +92,9 @@ fn json(line: &mut Vec<u8>, record: &Record<'_>) {
     json_text(line, ",\"host\":", record.host);
     json_text(line, ",\"protocol\":", known(record.protocol));
     number(line, ",\"status\":", record.status.into());
+    if let Some(status) = record.grpc_status {
+        number(line, ",\"grpc_status\":", status.into());
+    }
     number(line, ",\"bytes_in\":", record.bytes_in);
     number(line, ",\"bytes_out\":", record.bytes_out);
     milliseconds(line, ",\"connect_ms\":", record.connect);
@@ -274,6 +279,7 @@ pub(super) mod tests {
             upstream: Some("users"),
             backend: None,
             attempts: 1,
+            grpc_status: None,
             listener: "main",
             user_agent: Some(b"curl/8.5.0"),
             referer: None,
@@ -315,6 +321,12 @@ pub(super) mod tests {
         assert!(value["first_byte_ms"].is_null());
         assert_eq!(value["status"], 504);
         assert!(value["backend"].is_null());
+    }
+
+    #[test]
+    fn json_line_of_a_call() {
+        let record = Record { grpc_status: Some(14), ..record() };
+        assert!(line(AccessLogFormat::Json, &record).contains(r#""status":200,"grpc_status":14,"bytes_in":0,"#));
     }
 
     #[test]
