@@ -108,7 +108,7 @@ class Clients:
 
     def __init__(self, work, url, seconds):
         self.logs = [os.path.join(work, f"clients-{n}") for n in range(2)]
-        self.processes = []
+        self.processes, self.statuses = [], {}
         for log, protocol in zip(self.logs, (["--h1"], [])):
             if os.path.exists(log):
                 os.unlink(log)
@@ -128,11 +128,14 @@ class Clients:
                         times.append(int(micros))
                     else:
                         failed += 1
+                        self.statuses[status] = self.statuses.get(status, 0) + 1
             # A client that was turned away has no line in the log.
             with open(log + ".out") as out:
                 told = next((line for line in out if line.startswith("requests:")), "")
             counts = {word: int(number) for number, word in (part.split() for part in told[9:].replace(" total", " total,").split(",") if len(part.split()) == 2)}
             failed = max(failed, counts.get("failed", 0) + counts.get("errored", 0) + counts.get("timeout", 0))
+        if failed:
+            print(f"failed: {failed}, by status {self.statuses}", file=sys.stderr)
         times.sort()
         at = lambda share: times[min(len(times) - 1, int(len(times) * share))] / 1000 if times else float("nan")
         return len(times), failed, at(0.99)

@@ -190,7 +190,8 @@ async fn a_deadline_is_passed_on_and_kept() {
     let (_, _, trailers) = made(&proxy, call("/s/Echo", Some("30S"))).await;
     assert_eq!(status(&trailers.unwrap().unwrap()), Some("0"));
     let left = backend.timeout(0);
-    assert!(left < Duration::from_secs(30) && left > Duration::from_secs(25), "{left:?}");
+    // The route's own bound is the shorter one.
+    assert!(left <= Duration::from_secs(2) && left > Duration::from_secs(1), "{left:?}");
     // Longer than response_head, which does not count beside a time of the client's.
     let began = Instant::now();
     let (head, body, _) = made(&proxy, call("/s/Hang", Some("700m"))).await;
@@ -261,7 +262,7 @@ async fn calls_are_tried_again_where_a_key_says_so() {
     assert_eq!(a.calls() + b.calls(), 1);
 
     let (a, b) = (Backend::new().await, Backend::new().await);
-    let proxy = proxy(&[&a, &b], "retries = { on = [\"grpc_unavailable\"] }", "").await;
+    let proxy = proxy(&[&a, &b], "retries = { grpc_statuses = [\"unavailable\"] }", "").await;
     // Each backend refuses its first call.
     let (head, body, trailers) = made(&proxy, call("/s/RefuseOnce", Some("10S"))).await;
     let ended = trailers.unwrap();
@@ -298,7 +299,7 @@ async fn statuses_are_logged_and_counted() {
         settled(&proxy).await;
     }
     let snapshot = proxy.snapshot();
-    let counted = |status: usize| snapshot.upstream("u").unwrap().state.metrics.sum(|it| &it.grpc_calls[status]);
+    let counted = |status: usize| snapshot.upstream("u").unwrap().state.metrics.sum(|it| &it.grpc[status]);
     assert_eq!((counted(0), counted(14)), (1, 2));
     let lines = || std::fs::read_to_string(&path).unwrap_or_default();
     eventually(|| lines().lines().count() == 3).await;

@@ -242,14 +242,14 @@ def main():
         answer = channel.unary_unary(f"/{SERVICE}/Hang")(b"", timeout=10)
         check("with a deadline, response_head does not count", answer == b"", answer)
         check("calls are counted by their status",
-              isobar.metric('isobar_upstream_grpc_calls_total{upstream="u",grpc_status="ok"}') > 2000
-              and isobar.metric('isobar_upstream_grpc_calls_total{upstream="u",grpc_status="unimplemented"}') == 1,
+              isobar.metric('isobar_upstream_grpc_calls_total{upstream="u",status="ok"}') > 2000
+              and isobar.metric('isobar_upstream_grpc_calls_total{upstream="u",status="unimplemented"}') == 1,
               [line for line in isobar.metrics() if "grpc" in line])
     isobar.stop()
 
     # Errors of the proxy.
     isobar = Isobar(work, '[[route]]\npath_prefix = "/dead"\nupstream = "dead"\n[[route]]\npath_prefix = "/slow"\n'
-                          'replace_prefix = "/test.Echo"\nupstream = "slow"\ntimeouts = { response_head = "500ms" }\n'
+                          'replace_prefix = "/test.Echo"\nupstream = "slow"\ntimeouts = { grpc_idle = "500ms" }\n'
                           '[[route]]\npath_prefix = "/late"\nreplace_prefix = "/test.Echo"\nupstream = "slow"\ntimeouts = { exchange = "500ms" }\n'
                           f'[upstream.dead]\nbackends = ["127.0.0.1:{free_port()}"]\nprotocol = "http2"\n'
                           f'[upstream.slow]\nbackends = ["{address}"]\nprotocol = "http2"\n')
@@ -276,7 +276,7 @@ def main():
     # Health checks and retries, two backends.
     other = Backend("b")
     pair = f'backends = ["{address}", "127.0.0.1:{other.port}"]'
-    isobar = Isobar(work, f'{route}[upstream.u]\n{pair}\nprotocol = "http2"\nretries = {{ on = ["connect_failure", "grpc_unavailable"] }}\n'
+    isobar = Isobar(work, f'{route}[upstream.u]\n{pair}\nprotocol = "http2"\nretries = {{ grpc_statuses = ["unavailable"] }}\n'
                           f'health_check = {{ type = "grpc", service = "{SERVICE}", interval = "200ms", interval_in_doubt = "100ms" }}\n')
     ready = lambda: isobar.metric("isobar_backend_ready")
     with grpc.insecure_channel(f"127.0.0.1:{isobar.port}") as channel:
