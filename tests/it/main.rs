@@ -15,6 +15,7 @@ mod errors;
 mod faults;
 mod file_edits;
 mod forwarding;
+mod grpc;
 mod headers;
 mod health;
 mod idle;
