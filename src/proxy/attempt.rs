@@ -106,7 +106,10 @@ pub(super) async fn forward(
             Err(error) => {
                 // Nothing was sent: any request may try elsewhere. It may have to wait for that, and not with a place that
                 // others wait for.
-                place.failed(proxy, upstream);
+                // That the time of the whole exchange is over says nothing of the backend: a client may have given it none.
+                if !matches!(error, ProxyError::ExchangeTimeout) {
+                    place.failed(proxy, upstream);
+                }
                 outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
                 drop(place);
                 place = again(&mut attempts, RetryCause::ConnectFailure, parts, error).await?;

@@ -552,6 +552,17 @@ async fn the_route_limits_deadlines() {
 }
 
 #[tokio::test]
+async fn the_longest_deadline_there_is_can_be_given() {
+    let (mut backend, proxy, client) = over().await;
+    let response = client.unary(&[("grpc-timeout", "99999999H")]).await;
+    let call = backend.call().await;
+    assert_eq!(call.head.headers["grpc-timeout"], "99999998H");
+    call.finish(0);
+    assert_eq!(status(&rest(soon(response).await.unwrap().into_body()).await.unwrap().1), 0);
+    over_with(&proxy).await;
+}
+
+#[tokio::test]
 async fn deadlines_that_are_none_reach_no_backend() {
     let (backend, proxy, client) = over().await;
     for (timeouts, status, words) in [
@@ -853,6 +864,25 @@ async fn outlier_detection_looks_at_statuses() {
             assert!(!ejected());
         }
     }
+}
+
+#[tokio::test]
+async fn deadlines_of_clients_open_no_circuit_breaker() {
+    // Connects, and never shakes hands.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let breaker = "circuit_breaker = { min_calls = 2, failure_percent = 1, open_for = \"60s\", open_max = \"60s\" }";
+    let proxy = TestProxy::with_config(format!(
+        "workers = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"u\"\n[upstream.u]\n\
+         backends = [\"{}\"]\nprotocol = \"http2\"\nretries = 0\n{breaker}\ntls = {{ insecure_skip_verify = true }}\n",
+        silent.local_addr().unwrap()
+    ))
+    .await;
+    let client = Client::connect(&proxy).await;
+    for _ in 0..6 {
+        let response = client.unary(&[("grpc-timeout", "20m")]).await;
+        assert_eq!(client.refused(response).await.0, 4);
+    }
+    over_with(&proxy).await;
 }
 
 #[tokio::test]
