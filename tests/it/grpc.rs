@@ -430,6 +430,25 @@ async fn a_cancelled_call_is_cancelled_at_its_backend() {
 }
 
 #[tokio::test]
+async fn a_client_that_vanishes_takes_its_calls_along() {
+    let (mut backend, proxy, client) = over().await;
+    let (_waiting, mut asks) = client.call(&[]).await;
+    let mut waits = backend.call().await;
+    let (begun, _sends) = client.call(&[]).await;
+    let mut open = backend.call().await;
+    let mut answers = open.answer();
+    let _begun = soon(begun).await.unwrap();
+    asks.send_data(Bytes::from_static(b"half of it"), false).unwrap();
+    assert_eq!(waits.message().await.as_deref(), Some(&b"half of it"[..]));
+    assert_eq!(proxy.in_flight(), 2);
+    drop(client);
+    assert_eq!(waits.reset().await, Reason::CANCEL);
+    assert_eq!(soon(poll_fn(|cx| answers.poll_reset(cx))).await.unwrap(), Reason::CANCEL);
+    over_with(&proxy).await;
+    assert_eq!(counted(&proxy, 1), 2);
+}
+
+#[tokio::test]
 async fn calls_that_are_silent_are_not_cut_when_requests_are() {
     let timeouts = "timeouts = { response_head = \"60ms\", body_idle = \"60ms\" }";
     let (mut backend, proxy, client) = with(Keys { route: timeouts, ..Keys::default() }).await;
