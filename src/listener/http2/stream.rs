@@ -40,6 +40,8 @@ pub(super) struct Stream {
     /// Whether the request's body has been read to its end.
     done: Cell<bool>,
     broken: Cell<bool>,
+    /// Whether it broke because the client reset the stream, or is gone.
+    gone: Cell<bool>,
     /// Whether somebody is going to take the rest of it.
     wanted: Cell<bool>,
     /// Whether the client waits to be asked for it.
@@ -78,6 +80,7 @@ pub(super) async fn serve(
         left: Cell::new(None),
         done: Cell::new(whole),
         broken: Cell::new(false),
+        gone: Cell::new(false),
         wanted: Cell::new(false),
         expects: Cell::new(false),
         over: Cell::new(false),
@@ -353,6 +356,9 @@ impl Source for Stream {
         if self.done.get() {
             return Poll::Ready(None);
         }
+        if self.gone.get() && !self.over.get() {
+            return Poll::Pending;
+        }
         if self.expects.take() {
             let mut response = Response::new(());
             *response.status_mut() = StatusCode::CONTINUE;
@@ -389,6 +395,11 @@ impl Source for Stream {
             }
         };
         self.broken.set(true);
+        // A client that has gone is no fault of its request's, and is found out by whoever looks at the stream next.
+        self.gone.set(broken.is_io() || (broken.is_remote() && (broken.is_reset() || broken.is_go_away())));
+        if self.gone.get() && !self.over.get() {
+            return Poll::Pending;
+        }
         Poll::Ready(Some(Err(io::Error::other(broken))))
     }
 
