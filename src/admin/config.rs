@@ -181,6 +181,7 @@ impl Serialize for Shown<&ListenerConfig> {
             address,
             backlog,
             max_connections,
+            max_connections_per_address,
             max_header_bytes,
             max_headers,
             max_body_bytes,
@@ -199,6 +200,7 @@ impl Serialize for Shown<&ListenerConfig> {
         map.serialize_entry("address", address)?;
         map.serialize_entry("backlog", backlog)?;
         map.serialize_entry("max_connections", max_connections)?;
+        limit_entry(&mut map, "max_connections_per_address", *max_connections_per_address)?;
         map.serialize_entry("max_header_bytes", max_header_bytes)?;
         map.serialize_entry("max_headers", max_headers)?;
         match max_body_bytes {
@@ -268,6 +270,7 @@ impl Serialize for Shown<&TlsConfig> {
             profile,
             handshake_timeout,
             max_handshakes,
+            handshakes_per_second_per_address,
             hsts,
             client_certificates,
             http2: _,
@@ -286,6 +289,7 @@ impl Serialize for Shown<&TlsConfig> {
         map.serialize_entry("profile", profile)?;
         map.serialize_entry("handshake_timeout", &Shown(*handshake_timeout))?;
         map.serialize_entry("max_handshakes", max_handshakes)?;
+        limit_entry(&mut map, "handshakes_per_second_per_address", *handshakes_per_second_per_address)?;
         let age = hsts.as_ref().and_then(|hsts| hsts.to_str().ok()?.strip_prefix("max-age=")?.parse().ok());
         let age = age.map(|seconds| duration(Duration::from_secs(seconds)));
         map.serialize_entry("hsts", age.as_deref().unwrap_or("none"))?;
@@ -509,12 +513,15 @@ fn limits_keys<M: SerializeMap>(
 
 fn backend_limits_keys<M: SerializeMap>(map: &mut M, limits: &BackendLimits) -> Result<(), M::Error> {
     let BackendLimits { max_in_flight, max_connections } = limits;
-    let mut entry = |key, limit: &Option<u32>| match limit {
-        Some(limit) => map.serialize_entry(key, limit),
+    limit_entry(map, "max_in_flight", *max_in_flight)?;
+    limit_entry(map, "max_connections", *max_connections)
+}
+
+fn limit_entry<M: SerializeMap>(map: &mut M, key: &str, limit: Option<u32>) -> Result<(), M::Error> {
+    match limit {
+        Some(limit) => map.serialize_entry(key, &limit),
         None => map.serialize_entry(key, "unlimited"),
-    };
-    entry("max_in_flight", max_in_flight)?;
-    entry("max_connections", max_connections)
+    }
 }
 
 impl Serialize for Shown<&QueueConfig> {

@@ -28,8 +28,8 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::{
-    BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, HandshakeFailure, Histogram, RetryCause, Sharded,
-    UpstreamMetrics, handshake_index,
+    AddressLimit, BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, HandshakeFailure, Histogram, RetryCause,
+    Sharded, UpstreamMetrics, handshake_index,
 };
 use crate::telemetry::process::Process;
 use crate::upstream::Readiness;
@@ -128,6 +128,16 @@ impl Scrape {
         let refused = counters(|it| it.metrics.sum(|shard| &shard.refused));
         let help = "Client connections refused because of max_connections";
         families.counter("listener_connections_refused", help, None, refused)?;
+        let limited = rows().flat_map(|(labels, it)| {
+            AddressLimit::ALL.map(|limit| {
+                let count = it.metrics.sum(|shard| &shard.limited[limit as usize]);
+                ([labels[0], ("limit", limit.as_str())], count)
+            })
+        });
+        let limited: Vec<_> = limited.collect();
+        let limited = limited.iter().map(|(labels, count)| (&labels[..], *count));
+        let help = "Client connections closed at once because of a limit of their address";
+        families.counter("listener_connections_limited", help, None, limited)?;
         let requests = counters(|it| it.metrics.sum(|shard| &shard.requests));
         families.counter("listener_requests", "Requests whose head was read", None, requests)?;
         let in_flight = gauges(|it| {

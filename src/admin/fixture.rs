@@ -81,6 +81,7 @@ impl Process {
         let listener = Arc::new(Listener {
             tls: ArcSwapOption::from_pointee(tls()),
             certificates_refused: AtomicU64::new(0),
+            addresses: Default::default(),
             address: config.listeners[0].address,
             config: ArcSwap::new(Arc::clone(&config.listeners[0])),
             open: AtomicUsize::new(0),
@@ -223,6 +224,7 @@ fn listener() -> ListenerConfig {
         address: ([0, 0, 0, 0], 8080).into(),
         backlog: 4096,
         max_connections: 10_000,
+        max_connections_per_address: Some(200),
         max_header_bytes: 65_536,
         max_headers: 100,
         max_body_bytes: None,

@@ -11,7 +11,7 @@
 //! A leaf: imports nothing else of this crate.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -227,6 +227,8 @@ pub struct ListenerConfig {
     pub backlog: u32,
     /// Client connections at a time in the whole process; one more is answered 503 and closed.
     pub max_connections: usize,
+    /// Of these, connections of one client address (of a /64 in IPv6); one more is closed. `None` is any number.
+    pub max_connections_per_address: Option<u32>,
     /// Bytes of a request head, or it is answered 431 (414 where the target alone is too long).
     pub max_header_bytes: usize,
     /// Header fields of a request, or it is answered 431.
@@ -251,6 +253,14 @@ pub struct ListenerConfig {
     pub tls: Option<Arc<TlsConfig>>,
     /// HTTP/2, where it is spoken.
     pub http2: Option<Http2Config>,
+}
+
+impl ListenerConfig {
+    /// Whether a peer is one of the trusted proxies.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
 }
 
 /// `http2` of a listener: what one connection may have and do.

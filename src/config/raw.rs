@@ -93,6 +93,7 @@ pub(super) struct Listener {
     pub(super) address: Field<String>,
     pub(super) backlog: Field<i64>,
     pub(super) max_connections: Field<i64>,
+    pub(super) max_connections_per_address: Field<Limit>,
     pub(super) max_header_bytes: Field<Size>,
     pub(super) max_headers: Field<i64>,
     pub(super) max_body: Field<Size>,
@@ -127,6 +128,7 @@ pub(super) struct Tls {
     pub(super) profile: Field<String>,
     pub(super) handshake_timeout: Field<Duration>,
     pub(super) max_handshakes: Field<i64>,
+    pub(super) handshakes_per_second_per_address: Field<Limit>,
     pub(super) hsts: Field<Duration>,
     pub(super) client_certificates: Field<ClientCertificates>,
 }

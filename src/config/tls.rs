@@ -21,6 +21,9 @@ pub struct TlsConfig {
     pub handshake_timeout: Duration,
     /// Handshakes at a time, over all workers; further ones wait.
     pub max_handshakes: usize,
+    /// Connections in a second from one client address (from a /64 in IPv6), each of which is for a handshake; `None` is any
+    /// number.
+    pub handshakes_per_second_per_address: Option<u32>,
     /// `Strict-Transport-Security` of the responses; `None` sends none.
     pub hsts: Option<HeaderValue>,
     /// Which certificates of clients are asked for; `None` asks for none.

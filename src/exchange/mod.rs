@@ -141,6 +141,7 @@ pub(crate) mod testing {
             address: ([127, 0, 0, 1], 8080).into(),
             backlog: 1,
             max_connections: 1,
+            max_connections_per_address: None,
             max_header_bytes: 8192,
             max_headers: 100,
             max_body_bytes: None,

@@ -65,9 +65,10 @@ pub async fn serve(
     watch.enter(Phase::Idle, config.idle_timeout.min(config.header_timeout));
     let wire = Wire::new(socket, &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
     let ip = peer.ip().to_canonical();
+    let trusted = config.trusts(ip);
     let client = Rc::new(Client {
         peer,
-        trusted: config.trusted_proxies.iter().any(|net| net.contains(&ip)),
+        trusted,
         peer_text: text(ip),
         lines: RefCell::new((None, Rc::from([]))),
         port_text: text(listener.address.port()),

@@ -291,6 +291,8 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.value("name", &old.name, &new.name);
     changes.value("backlog (of the next start)", &old.backlog, &new.backlog);
     changes.value("max_connections", &old.max_connections, &new.max_connections);
+    let (before, after) = (limit(old.max_connections_per_address), limit(new.max_connections_per_address));
+    changes.value("max_connections_per_address", &before, &after);
     changes.value("max_header_bytes", &old.max_header_bytes, &new.max_header_bytes);
     changes.value("max_headers", &old.max_headers, &new.max_headers);
     let bytes = |limit: Option<u64>| limit.map_or_else(|| "any".into(), |limit| limit.to_string());
@@ -326,6 +328,11 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.0
 }
 
+/// As `lb.toml` writes it.
+fn limit(limit: Option<u32>) -> String {
+    limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
+}
+
 fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
     let files = |tls: &TlsConfig| {
         tls.certificates.iter().map(|it| it.certificate.path.display().to_string()).collect::<Vec<_>>()
@@ -338,6 +345,8 @@ fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
     changes.debug("tls.profile", &old.profile, &new.profile);
     changes.time("tls.handshake_timeout", old.handshake_timeout, new.handshake_timeout);
     changes.value("tls.max_handshakes", &old.max_handshakes, &new.max_handshakes);
+    let of = |tls: &TlsConfig| limit(tls.handshakes_per_second_per_address);
+    changes.value("tls.handshakes_per_second_per_address", &of(old), &of(new));
     changes.switched("tls.hsts", &old.hsts, &new.hsts);
     changes.switched("tls.client_certificates", &old.client_certificates, &new.client_certificates);
 }
@@ -420,7 +429,6 @@ fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &RetryConfig) {
 }
 
 fn limits_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamConfig) {
-    let limit = |limit: Option<u32>| limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string());
     let mut backend = |of: &str, was: &BackendLimits, is: &BackendLimits| {
         changes.value(&format!("max_in_flight{of}"), &limit(was.max_in_flight), &limit(is.max_in_flight));
         changes.value(&format!("max_connections{of}"), &limit(was.max_connections), &limit(is.max_connections));
@@ -683,6 +691,7 @@ mod tests {
             address: ([127, 0, 0, 1], port).into(),
             backlog: 4096,
             max_connections: 100,
+            max_connections_per_address: None,
             max_header_bytes: 1,
             max_headers: 1,
             max_body_bytes: None,
@@ -828,11 +837,14 @@ mod tests {
                         it.idle_timeout = Duration::from_millis(1500);
                         it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
                         it.via = true;
+                        it.max_connections_per_address = Some(50);
                         it.paths.encoded_slashes = PathRule::Keep;
                     })
                 },
-                &["listener web<0: max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, trusted_proxies +10.0.0.0/8, \
-                   via false -> true, paths.encoded_slashes refuse -> keep"],
+                &[
+                    "listener web<0: max_connections_per_address unlimited -> 50, max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, trusted_proxies +10.0.0.0/8, \
+                   via false -> true, paths.encoded_slashes refuse -> keep",
+                ],
             ),
         ]);
     }

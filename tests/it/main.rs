@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod addresses;
 mod backend_tls;
 mod backend_http2;
 mod breaker;

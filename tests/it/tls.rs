@@ -16,6 +16,8 @@ use rustls::{ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore, Signat
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
+use isobar::telemetry::metrics::AddressLimit;
+
 use crate::harness::{Client, Keys, Scratch, TestBackend, TestProxy, body_of, eventually, soon};
 
 /// Who signs the certificates of a test.
@@ -691,4 +693,37 @@ async fn revoked_certificates_are_refused() {
     scratch.write("crl.pem", list(&[8]));
     eventually(|| !Arc::ptr_eq(&before, &tls())).await;
     assert!(is_served(proxy.address(), &good).await && !is_served(proxy.address(), &bad).await);
+}
+
+#[tokio::test]
+async fn an_address_over_its_handshakes_is_closed_before_tls() {
+    let (scratch, authority) = (Scratch::new(), Authority::new());
+    let backend = TestBackend::ok("a");
+    let certificate = authority.pair(&["a.example"], false).write(&scratch, "a");
+    let proxy = proxy(&[&backend], &[certificate], "handshakes_per_second_per_address = 3").await;
+    let config = Arc::new(authority.client(&[&TLS13]));
+    // More at a time than the limit lets in, however slow the machine: who is let in says nothing, and stays.
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(proxy.client().await);
+    }
+    eventually(|| proxy.counted(|it| &it.limited[AddressLimit::Handshakes as usize]) >= 1).await;
+    let limited = || proxy.counted(|it| &it.limited[AddressLimit::Handshakes as usize]);
+    eventually(|| limited() + proxy.counted(|it| &it.accepted) == 200).await;
+    let mut closed = 0;
+    for client in &mut clients {
+        let mut byte = [0];
+        if let Ok(Ok(0)) = tokio::time::timeout(std::time::Duration::ZERO, client.stream.tcp.peek(&mut byte)).await {
+            closed += 1;
+        }
+    }
+    assert_eq!(closed, limited());
+    assert_eq!(proxy.counted(|it| &it.handshake_failures[0]), 0, "no handshake was begun for them");
+    // A while later the address has one again.
+    let mut secure = None;
+    let start = std::time::Instant::now();
+    while secure.is_none() && start.elapsed() < crate::harness::PATIENCE {
+        secure = connect(proxy.address(), &config, "a.example").await.ok();
+    }
+    assert_eq!(secure.expect("a handshake").client.get("/").await.status(), 200);
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use http::HeaderValue;
 
 use super::Check;
+use super::limits::limit;
 use super::listener::count;
 use super::value::{choice, optional_timeout, timeout};
 use crate::config::error::Problem;
@@ -26,6 +27,7 @@ pub(super) fn tls(check: &Check<'_>, field: &Field<raw::Tls>, http2: bool) -> Op
         profile: choice(check, &raw.profile, TlsProfile::Intermediate, &profiles),
         handshake_timeout: timeout(check, &raw.handshake_timeout, "10s"),
         max_handshakes: count(check, &raw.max_handshakes, 1000, 1..=1_000_000),
+        handshakes_per_second_per_address: limit(check, &raw.handshakes_per_second_per_address).flatten(),
         hsts: optional_timeout(check, &raw.hsts)
             .and_then(|age| HeaderValue::try_from(format!("max-age={}", age.as_secs())).ok()),
         client_certificates: client_certificates(check, &raw.client_certificates),
