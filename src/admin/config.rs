@@ -15,9 +15,10 @@ use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
     BackendLimits, BackendTlsConfig, BodyMatch, BreakerConfig, CertificateConfig, ClientCertificates,
     ClientCertificatesConfig, Config, Forward, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern, Http2Config,
-    HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile, OverloadConfig,
-    PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder, RetryBudgetConfig, RetryConfig,
-    RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames, UpstreamConfig, ValueMatch,
+    HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, Misdirected, NamedFile,
+    OverloadConfig, PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder,
+    RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames,
+    UpstreamConfig, ValueMatch,
 };
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
@@ -267,6 +268,7 @@ impl Serialize for Shown<&TlsConfig> {
         let TlsConfig {
             certificates,
             unknown_names,
+            misdirected,
             profile,
             handshake_timeout,
             max_handshakes,
@@ -282,6 +284,12 @@ impl Serialize for Shown<&TlsConfig> {
             UnknownNames::Refuse => "refuse",
         };
         map.serialize_entry("unknown_names", unknown_names)?;
+        let misdirected = match misdirected {
+            Misdirected::Refuse => "refuse",
+            Misdirected::Close => "close",
+            Misdirected::Allow => "allow",
+        };
+        map.serialize_entry("misdirected", misdirected)?;
         let profile = match profile {
             TlsProfile::Intermediate => "intermediate",
             TlsProfile::Modern => "modern",

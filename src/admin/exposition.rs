@@ -149,6 +149,9 @@ impl Scrape {
         let rejected = counters(|it| it.metrics.sum(|shard| &shard.rejected));
         let help = "Requests refused before a route was looked for: malformed, too large, too slow";
         families.counter("listener_requests_rejected", help, None, rejected)?;
+        let misdirected = counters(|it| it.metrics.sum(|shard| &shard.misdirected));
+        let help = "Requests for another host than the one that was named in the TLS handshake";
+        families.counter("listener_requests_misdirected", help, None, misdirected)?;
         let bytes_in = counters(|it| it.metrics.sum(|shard| &shard.bytes_in));
         families.counter("listener_request_body", "Bytes of request bodies", Some(&Unit::Bytes), bytes_in)?;
         let bytes_out = counters(|it| it.metrics.sum(|shard| &shard.bytes_out));

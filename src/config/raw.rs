@@ -125,6 +125,7 @@ pub(super) struct Paths {
 pub(super) struct Tls {
     pub(super) certificates: Field<Tables<Certificate>>,
     pub(super) unknown_names: Field<String>,
+    pub(super) misdirected: Field<String>,
     pub(super) profile: Field<String>,
     pub(super) handshake_timeout: Field<Duration>,
     pub(super) max_handshakes: Field<i64>,

@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
-use crate::config::ListenerName;
+use crate::config::{ListenerName, Misdirected};
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::Phase;
@@ -230,7 +230,12 @@ impl Running {
             client = %self.exchange.client_ip,
             "exchange failed"
         );
-        respond::error(error).into()
+        let mut response = respond::error(error);
+        let tls = self.exchange.client.listener.tls.as_ref();
+        if matches!(error, ProxyError::Misdirected) && tls.is_some_and(|tls| tls.misdirected == Misdirected::Close) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.into()
     }
 
     /// Lets the route's middleware have the last word on a response.

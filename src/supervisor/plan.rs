@@ -342,6 +342,7 @@ fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
         changes.other("tls.certificates", &old.certificates, &new.certificates);
     }
     changes.debug("tls.unknown_names", &old.unknown_names, &new.unknown_names);
+    changes.debug("tls.misdirected", &old.misdirected, &new.misdirected);
     changes.debug("tls.profile", &old.profile, &new.profile);
     changes.time("tls.handshake_timeout", old.handshake_timeout, new.handshake_timeout);
     changes.value("tls.max_handshakes", &old.max_handshakes, &new.max_handshakes);

@@ -170,6 +170,8 @@ pub struct ListenerMetrics {
     pub ended: Counter,
     /// Requests that were refused before a route was looked for (malformed, too large, too slow).
     pub rejected: Counter,
+    /// Requests for another host than the one that their connection was made for.
+    pub misdirected: Counter,
     /// Bytes of request bodies.
     pub bytes_in: Counter,
     /// Bytes of response bodies.

@@ -101,6 +101,12 @@ pub(super) async fn serve(
                 stream.answered(exchange).await
             };
             let response = Response::from_parts(handled.head, handled.body);
+            if response.status() == StatusCode::MISDIRECTED_REQUEST
+                && response.headers().contains_key(header::CONNECTION)
+            {
+                // Ours, and the end of the connection. What comes on other streams is answered.
+                shared.watch.drain();
+            }
             match (answered, handled.tunnel) {
                 (Err(cut), _) => Err(cut),
                 (Ok(()), Some(tunnel)) if websocket => stream.tunnel(response, tunnel).await,
