@@ -188,6 +188,7 @@ impl Serialize for Shown<&ListenerConfig> {
             max_body_bytes,
             header_timeout,
             idle_timeout,
+            min_bytes_per_second,
             trusted_proxies,
             forwarded,
             via,
@@ -210,6 +211,7 @@ impl Serialize for Shown<&ListenerConfig> {
         }
         map.serialize_entry("header_timeout", &Shown(*header_timeout))?;
         map.serialize_entry("idle_timeout", &Shown(*idle_timeout))?;
+        map.serialize_entry("min_bytes_per_second", min_bytes_per_second)?;
         map.serialize_entry("trusted_proxies", &texts(trusted_proxies))?;
         map.serialize_entry("forwarded", forwarded)?;
         map.serialize_entry("via", via)?;

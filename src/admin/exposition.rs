@@ -156,6 +156,14 @@ impl Scrape {
         families.counter("listener_request_body", "Bytes of request bodies", Some(&Unit::Bytes), bytes_in)?;
         let bytes_out = counters(|it| it.metrics.sum(|shard| &shard.bytes_out));
         families.counter("listener_response_body", "Bytes of response bodies", Some(&Unit::Bytes), bytes_out)?;
+        let slow = rows().flat_map(|(labels, it)| {
+            [("request", 0), ("response", 1)]
+                .map(|(body, index)| ([labels[0], ("body", body)], it.metrics.sum(|shard| &shard.slow_bodies[index])))
+        });
+        let slow: Vec<_> = slow.collect();
+        let slow = slow.iter().map(|(labels, count)| (&labels[..], *count));
+        let help = "Exchanges ended because the client was slower than min_bytes_per_second";
+        families.counter("listener_slow_bodies", help, None, slow)?;
         let tunnels = gauges(|it| {
             let closed = it.metrics.sum(|shard| &shard.tunnels_closed);
             it.metrics.sum(|shard| &shard.tunnels_opened).saturating_sub(closed)

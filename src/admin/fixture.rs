@@ -230,6 +230,7 @@ fn listener() -> ListenerConfig {
         max_body_bytes: None,
         header_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(75),
+        min_bytes_per_second: 240,
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         forwarded: false,
         via: false,

@@ -99,6 +99,7 @@ pub(super) struct Listener {
     pub(super) max_body: Field<Size>,
     pub(super) header_timeout: Field<Duration>,
     pub(super) idle_timeout: Field<Duration>,
+    pub(super) min_bytes_per_second: Field<i64>,
     pub(super) trusted_proxies: Field<Vec<Field<String>>>,
     pub(super) forwarded: Field<bool>,
     pub(super) via: Field<bool>,

@@ -192,6 +192,7 @@ pub(crate) mod testing {
             max_body_bytes: None,
             header_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
+            min_bytes_per_second: 240,
             trusted_proxies: Vec::new(),
             forwarded: false,
             via: false,

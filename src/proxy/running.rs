@@ -13,7 +13,7 @@ use crate::backend::BackendState;
 use crate::config::{ListenerName, Misdirected};
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
-use crate::exchange::watch::Phase;
+use crate::exchange::watch::{Pace, Phase, Way};
 use crate::route::{Action, Route};
 use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
@@ -38,6 +38,8 @@ pub(super) struct Running {
     broke: Cell<bool>,
     /// Which piece of the request's body is awaited, and until when.
     upload: Cell<Upload>,
+    /// Whether it has told how long it is.
+    measured: Cell<bool>,
     /// When the last of the request's body was sent.
     sent: Cell<Option<Instant>>,
     body_idle: Cell<Duration>,
@@ -108,6 +110,7 @@ impl Running {
             reason: Cell::new(None),
             broke: Cell::new(false),
             upload: Cell::new(Upload::Over),
+            measured: Cell::new(false),
             sent: Cell::new(None),
             body_idle: Cell::new(Duration::ZERO),
             response_head: Cell::new(Duration::ZERO),
@@ -127,8 +130,9 @@ impl Running {
         self.route.set(Some(index));
     }
 
-    /// The request goes to an upstream, with these limits.
-    pub(super) fn forwarded(&self, timeouts: &crate::config::Timeouts, upload: Upload) {
+    /// The request goes to an upstream, with these limits. `measured`: the length of its body is known.
+    pub(super) fn forwarded(&self, timeouts: &crate::config::Timeouts, upload: Upload, measured: bool) {
+        self.measured.set(measured);
         self.body_idle.set(timeouts.body_idle);
         self.response_head.set(timeouts.response_head);
         self.upload.set(upload);
@@ -274,6 +278,13 @@ impl Running {
         }
     }
 
+    /// The client was too slow with a body.
+    #[cold]
+    pub(super) fn slow(&self, way: Way) {
+        let metrics = self.exchange.client.metrics.of(self.proxy.worker);
+        metrics.slow_bodies[usize::from(way == Way::Down)].add(1);
+    }
+
     /// What a tunnel has carried.
     pub(super) fn tunnelled(&self, up: u64, down: u64) {
         self.bytes_in.set(self.bytes_in.get() + up);
@@ -335,6 +346,10 @@ impl Running {
             Cut::Drained
         } else if watch.expired() {
             match (tunnel, watch.is_capped(), side.has_unsent()) {
+                _ if watch.is_slow() => {
+                    self.slow(if side.has_unsent() { Way::Down } else { Way::Up });
+                    Cut::ClientTooSlow
+                }
                 (true, _, _) => Cut::TunnelIdle,
                 (false, true, _) => Cut::OverTime,
                 (false, false, true) => Cut::ClientStalled,
@@ -406,6 +421,7 @@ impl Progress for Running {
             self.upload.set(Upload::TooLarge);
             return Err(BodyError::TooLarge);
         }
+        self.exchange.watch.carried(bytes);
         self.exchange.watch.extend(self.body_idle.get());
         Ok(())
     }
@@ -413,6 +429,13 @@ impl Progress for Running {
     fn waits_for_client(&self, waits: bool) {
         if matches!(self.upload.get(), Upload::Moving | Upload::Waiting) {
             self.upload.set(if waits { Upload::Waiting } else { Upload::Moving });
+            let watch = &self.exchange.watch;
+            if !waits {
+                watch.obliged(Way::Up);
+            } else if self.measured.get() && !self.over.get() {
+                let bytes = self.exchange.client.listener.min_bytes_per_second;
+                watch.await_client(Way::Up, Pace { bytes, over: self.body_idle.get() });
+            }
         }
     }
 

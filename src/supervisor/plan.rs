@@ -299,6 +299,7 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.value("max_body_bytes", &bytes(old.max_body_bytes), &bytes(new.max_body_bytes));
     changes.time("header_timeout", old.header_timeout, new.header_timeout);
     changes.time("idle_timeout", old.idle_timeout, new.idle_timeout);
+    changes.value("min_bytes_per_second", &old.min_bytes_per_second, &new.min_bytes_per_second);
     changes.members("trusted_proxies", &old.trusted_proxies, &new.trusted_proxies);
     changes.value("forwarded", &old.forwarded, &new.forwarded);
     changes.value("via", &old.via, &new.via);
@@ -698,6 +699,7 @@ mod tests {
             max_body_bytes: None,
             header_timeout: S,
             idle_timeout: S,
+            min_bytes_per_second: 240,
             trusted_proxies: vec![],
             forwarded: false,
             via: false,
@@ -836,6 +838,7 @@ mod tests {
                     edit(&mut it.listeners[0], |it| {
                         it.max_body_bytes = Some(10);
                         it.idle_timeout = Duration::from_millis(1500);
+                        it.min_bytes_per_second = 0;
                         it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
                         it.via = true;
                         it.max_connections_per_address = Some(50);
@@ -843,7 +846,7 @@ mod tests {
                     })
                 },
                 &[
-                    "listener web<0: max_connections_per_address unlimited -> 50, max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, trusted_proxies +10.0.0.0/8, \
+                    "listener web<0: max_connections_per_address unlimited -> 50, max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, min_bytes_per_second 240 -> 0, trusted_proxies +10.0.0.0/8, \
                    via false -> true, paths.encoded_slashes refuse -> keep",
                 ],
             ),

@@ -39,6 +39,7 @@ mod http2;
 mod http2_frames;
 mod routes;
 mod seeing;
+mod slow;
 mod smoke;
 mod smuggling;
 mod stop;

@@ -86,6 +86,8 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         max_body_bytes: max_body_bytes(check, &raw.max_body),
         header_timeout: timeout(check, &raw.header_timeout, "10s"),
         idle_timeout: timeout(check, &raw.idle_timeout, "75s"),
+        min_bytes_per_second: u32::try_from(number(check, &raw.min_bytes_per_second, 240, 0..=1_000_000_000))
+            .unwrap_or(240),
         trusted_proxies: raw.trusted_proxies.members().filter_map(|(at, text)| network(check, at, text)).collect(),
         forwarded: raw.forwarded.value().copied().unwrap_or(false),
         via: raw.via.value().copied().unwrap_or(false),

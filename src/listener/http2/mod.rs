@@ -18,7 +18,7 @@ use tokio::task::spawn_local;
 
 use crate::config::{Http2Config, ListenerConfig};
 use crate::exchange::Client;
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::watch::{NEVER, Phase, Watch};
 use crate::proxy::Proxy;
 use crate::telemetry::metrics::{FloodKind, ListenerMetrics};
 
@@ -33,9 +33,6 @@ mod stream;
 
 /// What a client begins with (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// No deadline at all: half a century.
-const NEVER: Duration = Duration::from_secs(50 * 365 * 86_400);
 
 /// How long the end of a connection may take once nothing is left to be done on it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -73,7 +70,7 @@ impl Shared {
                 return watch;
             }
         }
-        Watch::new(self.watch.clock(), NEVER, self.watch.owner())
+        Watch::of_stream(&self.watch)
     }
 }
 

@@ -15,12 +15,12 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, response};
 use http_body::{Body as _, Frame};
 
+use super::Shared;
 use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
-use super::{NEVER, Shared};
 use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, Source};
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
 use crate::http1::pipe::Pipe;
 use crate::listener::guard::Refusal;
 use crate::proxy::Handled;
@@ -47,6 +47,8 @@ pub(super) struct Stream {
     /// Whether the client has no room for the response.
     stalled: Cell<bool>,
     body_idle: Cell<Duration>,
+    /// How many bytes of a body of known length the client is to move in a second.
+    min_rate: u32,
 }
 
 /// How a stream ended that did not end well.
@@ -79,6 +81,7 @@ pub(super) async fn serve(
         over: Cell::new(false),
         stalled: Cell::new(false),
         body_idle: Cell::new(shared.client.listener.idle_timeout),
+        min_rate: shared.client.listener.min_bytes_per_second,
     });
     let head = parts.method == Method::HEAD;
     let ended = match request::check(&mut parts, whole, shared.client.listener.max_headers) {
@@ -193,9 +196,10 @@ impl Stream {
     /// one before has gone.
     async fn sent(&self, send: &mut SendStream<Bytes>, body: &mut Body) -> Result<(), Cut> {
         let mut piece = Bytes::new();
+        let paced = body.size_hint().exact().is_some();
         poll_fn(|cx| {
             self.watch.register(cx);
-            if let Poll::Ready(ended) = self.poll_sent(cx, send, body, &mut piece) {
+            if let Poll::Ready(ended) = self.poll_sent(cx, send, (body, paced), &mut piece) {
                 return Poll::Ready(ended);
             }
             if send.poll_reset(cx).is_ready() {
@@ -213,7 +217,7 @@ impl Stream {
         &self,
         cx: &mut Context<'_>,
         send: &mut SendStream<Bytes>,
-        body: &mut Body,
+        (body, paced): (&mut Body, bool),
         piece: &mut Bytes,
     ) -> Poll<Result<(), Cut>> {
         let gone = |_| Cut::Client;
@@ -240,12 +244,22 @@ impl Stream {
             let room = send.capacity();
             if room == 0 {
                 self.stalled.set(true);
-                match ready!(send.poll_capacity(cx)) {
-                    Some(Ok(_)) => continue,
-                    _ => return Poll::Ready(Err(Cut::Client)),
+                match send.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => continue,
+                    Poll::Ready(_) => return Poll::Ready(Err(Cut::Client)),
+                    Poll::Pending => {
+                        // Of streams without a length nobody knows how fast they are meant to be.
+                        if paced {
+                            let pace = Pace { bytes: self.min_rate, over: self.body_idle.get() };
+                            self.watch.await_client(Way::Down, pace);
+                        }
+                        return Poll::Pending;
+                    }
                 }
             }
             let some = piece.split_to(room.min(piece.len()));
+            self.watch.carried(some.len());
+            self.watch.obliged(Way::Down);
             let last = piece.is_empty() && body.is_end_stream();
             send.send_data(some, last).map_err(gone)?;
             if last {
