@@ -13,7 +13,7 @@ use http_body::Body as _;
 
 use crate::config::{Protocol, RetryConfig};
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::watch::{Phase, Watch, Way};
 use crate::route::{Forward, Route, rewrite};
 use crate::telemetry::metrics::{BackendMetrics, RetryCause};
 use crate::transport::connect::{self, NoConnection};
@@ -65,7 +65,8 @@ pub(super) async fn forward(
     if let Some(target) = rewrite::backend_target(&forward.path, &route.config.path, &parts.uri) {
         parts.uri = target.into();
     }
-    running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over })?;
+    let measured = upload.as_ref().is_some_and(|body| body.left().is_some());
+    running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over }, measured)?;
     let mut body = match upload {
         Some(source) => RequestBody::streamed(source, Rc::clone(running) as Rc<dyn Progress>),
         None => RequestBody::empty(),
@@ -364,6 +365,9 @@ fn late(running: &Running, place: &Place) -> ProxyError {
         return ProxyError::ExchangeTimeout;
     }
     if running.upload() == Upload::Waiting {
+        if running.exchange.watch.is_slow() {
+            running.slow(Way::Up);
+        }
         return ProxyError::ClientTooSlow;
     }
     backend.metrics.of(running.worker()).timeouts.add(1);

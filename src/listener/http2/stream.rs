@@ -21,7 +21,7 @@ use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
 use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, Source};
-use crate::exchange::watch::{NEVER, Phase, Watch};
+use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
 use crate::http1;
 use crate::http1::pipe::Pipe;
 use crate::listener::guard::Refusal;
@@ -53,6 +53,8 @@ pub(super) struct Stream {
     body_idle: Cell<Duration>,
     /// When the exchange has to be over, where that is to be kept to exactly.
     alarm: RefCell<Option<Pin<Box<Sleep>>>>,
+    /// How many bytes of a body of known length the client is to move in a second.
+    min_rate: u32,
 }
 
 /// How a stream ended that did not end well.
@@ -87,6 +89,7 @@ pub(super) async fn serve(
         stalled: Cell::new(false),
         body_idle: Cell::new(shared.client.listener.idle_timeout),
         alarm: RefCell::new(None),
+        min_rate: shared.client.listener.min_bytes_per_second,
     });
     let head = parts.method == Method::HEAD;
     let ended = match request::check(&mut parts, whole, shared.client.listener.max_headers) {
@@ -109,6 +112,12 @@ pub(super) async fn serve(
                 stream.answered(exchange).await
             };
             let response = Response::from_parts(handled.head, handled.body);
+            if response.status() == StatusCode::MISDIRECTED_REQUEST
+                && response.headers().contains_key(header::CONNECTION)
+            {
+                // Ours, and the end of the connection. What comes on other streams is answered.
+                shared.watch.drain();
+            }
             match (answered, handled.tunnel) {
                 (Err(cut), _) => Err(cut),
                 (Ok(()), Some(tunnel)) if websocket => stream.tunnel(response, tunnel).await,
@@ -198,9 +207,10 @@ impl Stream {
     /// one before has gone.
     async fn sent(&self, send: &mut SendStream<Bytes>, body: &mut Body) -> Result<(), Cut> {
         let mut piece = Bytes::new();
+        let paced = body.size_hint().exact().is_some();
         let ended = poll_fn(|cx| {
             self.watch.register(cx);
-            if let Poll::Ready(ended) = self.poll_sent(cx, send, body, &mut piece) {
+            if let Poll::Ready(ended) = self.poll_sent(cx, send, (body, paced), &mut piece) {
                 return Poll::Ready(ended);
             }
             if send.poll_reset(cx).is_ready() {
@@ -238,7 +248,7 @@ impl Stream {
         &self,
         cx: &mut Context<'_>,
         send: &mut SendStream<Bytes>,
-        body: &mut Body,
+        (body, paced): (&mut Body, bool),
         piece: &mut Bytes,
     ) -> Poll<Result<(), Cut>> {
         let gone = |_| Cut::Client;
@@ -265,12 +275,22 @@ impl Stream {
             let room = send.capacity();
             if room == 0 {
                 self.stalled.set(true);
-                match ready!(send.poll_capacity(cx)) {
-                    Some(Ok(_)) => continue,
-                    _ => return Poll::Ready(Err(Cut::Client)),
+                match send.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => continue,
+                    Poll::Ready(_) => return Poll::Ready(Err(Cut::Client)),
+                    Poll::Pending => {
+                        // Of streams without a length nobody knows how fast they are meant to be.
+                        if paced {
+                            let pace = Pace { bytes: self.min_rate, over: self.body_idle.get() };
+                            self.watch.await_client(Way::Down, pace);
+                        }
+                        return Poll::Pending;
+                    }
                 }
             }
             let some = piece.split_to(room.min(piece.len()));
+            self.watch.carried(some.len());
+            self.watch.obliged(Way::Down);
             let last = piece.is_empty() && body.is_end_stream();
             send.send_data(some, last).map_err(gone)?;
             if last {
