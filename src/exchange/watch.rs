@@ -120,11 +120,12 @@ impl Clock {
         let since = now.saturating_sub(self.swept_ms.replace(now)).min(LONGEST_LOOK_MS);
         self.watches.borrow_mut().retain(|watch| {
             let Some(watch) = watch.upgrade() else { return false };
-            if watch.awaited.get() != 0 {
-                watch.measure(since);
-            }
+            // Who does not move at all is told so, and not that it is slow: its deadline comes first.
             if watch.deadline_ms.get() <= now && !watch.expired.replace(true) {
                 watch.wake();
+            }
+            if watch.awaited.get() != 0 && !watch.expired.get() {
+                watch.measure(since);
             }
             true
         });
@@ -306,7 +307,7 @@ impl Watch {
         if self.patience_ms.get().is_none() {
             self.pace.set(pace);
             self.seen.set(self.carried.get());
-            self.patience_ms.set(Some(pace.over.as_millis() as u64));
+            self.patience_ms.set(Some(pace.over.as_millis() as u64 + 2 * self.clock.tick_ms.get()));
         }
         self.awaited.set(self.awaited.get() | way as u8);
     }
@@ -340,7 +341,7 @@ impl Watch {
         let carried = self.carried.get();
         let moved = carried.wrapping_sub(self.seen.replace(carried));
         let earned = moved.saturating_mul(1000) / u64::from(bytes.max(1));
-        let most = over.as_millis() as u64;
+        let most = over.as_millis() as u64 + 2 * self.clock.tick_ms.get();
         let left = patience.saturating_add(earned).min(most).checked_sub(since_ms);
         self.patience_ms.set(Some(left.unwrap_or(0)));
         if left.is_none() {
@@ -527,7 +528,7 @@ mod tests {
         watch.enter(Phase::Connect, NEVER);
         assert_eq!(slow_at(&watch, 0, 1000), None, "somebody else is awaited");
         watch.enter(Phase::Body, NEVER);
-        assert_eq!(slow_at(&watch, 0, 30), Some(10), "what it had left before");
+        assert_eq!(slow_at(&watch, 0, 30), Some(12), "what it had left before");
         watch.uncap();
         watch.await_client(Way::Down, pace);
         assert_eq!(slow_at(&watch, 0, 30), None, "another exchange");

@@ -134,12 +134,11 @@ impl ProxyError {
     /// for anything else in vain may ask again.
     pub fn grpc_status(&self) -> GrpcStatus {
         match self {
-            Self::NoRoute | Self::Method | Self::CannotSwitch => GrpcStatus::Unimplemented,
+            Self::NoRoute | Self::Method | Self::Misdirected | Self::CannotSwitch => GrpcStatus::Unimplemented,
             Self::BadRequest(_) | Self::UnaskedUpgrade { .. } => GrpcStatus::Internal,
             Self::BodyTooLarge => GrpcStatus::ResourceExhausted,
             Self::ExchangeTimeout => GrpcStatus::DeadlineExceeded,
             Self::ClientTooSlow
-            | Self::Misdirected
             | Self::NoBackend
             | Self::QueueFull
             | Self::QueueTimeout

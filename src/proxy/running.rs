@@ -298,18 +298,19 @@ impl Running {
             client = %self.exchange.client_ip,
             "exchange failed"
         );
-        let Some(call) = &self.call else {
-            let mut response = respond::error(error);
-            let tls = self.exchange.client.listener.tls.as_ref();
-            if matches!(error, ProxyError::Misdirected) && tls.is_some_and(|tls| tls.misdirected == Misdirected::Close)
-            {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let mut response = match &self.call {
+            None => respond::error(error),
+            Some(call) => {
+                call.ends(error.grpc_status());
+                let words = if let ProxyError::ExchangeTimeout = error { OVER_TIME } else { error.told() };
+                respond::grpc_error(error.grpc_status(), words)
             }
-            return response.into();
         };
-        call.ends(error.grpc_status());
-        let words = if let ProxyError::ExchangeTimeout = error { OVER_TIME } else { error.told() };
-        respond::grpc_error(error.grpc_status(), words).into()
+        let tls = self.exchange.client.listener.tls.as_ref();
+        if matches!(error, ProxyError::Misdirected) && tls.is_some_and(|tls| tls.misdirected == Misdirected::Close) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.into()
     }
 
     /// Lets the route's middleware have the last word on a response.

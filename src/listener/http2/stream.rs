@@ -112,10 +112,11 @@ pub(super) async fn serve(
                 stream.answered(exchange).await
             };
             let response = Response::from_parts(handled.head, handled.body);
-            if response.status() == StatusCode::MISDIRECTED_REQUEST
+            if matches!(response.status(), StatusCode::MISDIRECTED_REQUEST | StatusCode::OK)
                 && response.headers().contains_key(header::CONNECTION)
             {
-                // Ours, and the end of the connection. What comes on other streams is answered.
+                // Ours to a misdirected request (calls of gRPC are answered 200), and the end of the connection. What comes on other
+                // streams is answered.
                 shared.watch.drain();
             }
             match (answered, handled.tunnel) {
