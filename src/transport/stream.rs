@@ -18,7 +18,7 @@ use http::{Request, Response, StatusCode, Uri, Version, response};
 use http_body::{Body as _, Frame};
 
 use crate::exchange::body::{RequestBody, Source};
-use crate::http1::outgoing::may_trail;
+use crate::http1::outgoing::{is_sayable, may_trail};
 use crate::http1::pipe::Pipe;
 
 use super::Failed;
@@ -170,6 +170,9 @@ impl Stream {
 
     pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<()> {
         let head = self.0.borrow_mut().head.take().ok_or_else(closed)?;
+        if !head.headers().keys().all(is_sayable) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a field whose name is none"));
+        }
         (*parts, ()) = head.into_parts();
         // How it came is no matter of the client's.
         parts.version = Version::HTTP_11;

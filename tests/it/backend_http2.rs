@@ -133,6 +133,10 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     if path == "/length" {
         response.headers_mut().insert("content-length", bytes.len().into());
     }
+    if path == "/quoted" {
+        let name = http::HeaderName::from_lowercase(b"a\"b").unwrap();
+        response.headers_mut().insert(name, "c".parse().unwrap());
+    }
     let Ok(mut send) = respond.send_response(response, false) else { return };
     let mut left = Bytes::from(bytes);
     while !left.is_empty() {
@@ -297,6 +301,14 @@ async fn a_length_ends_a_response_before_the_stream_does() {
         assert!(response.status() == 200 && response.body == body);
     }
     eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn a_name_that_http1_cannot_say_does_not_get_to_the_client() {
+    let backend = Backend::new(Script::default()).await;
+    let proxy = backend.proxy("retries = { max = 0 }").await;
+    assert_eq!(soon(proxy.get("/quoted")).await.status(), 502);
+    assert_eq!((soon(proxy.get("/")).await.status(), backend.requests()), (200, 2));
 }
 
 #[tokio::test]

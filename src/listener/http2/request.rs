@@ -8,6 +8,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Uri};
 
+use crate::http1::outgoing::is_sayable;
 use crate::http1::request::number;
 use crate::listener::guard::{Refusal, is_host};
 
@@ -49,6 +50,9 @@ pub(super) fn check(parts: &mut Parts, whole: bool, max_headers: usize) -> Resul
         let bytes = value.as_bytes();
         // RFC 9113 §8.2.1. Other characters that are forbidden have not come so far.
         if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = bytes {
+            return Err(Fault::Malformed);
+        }
+        if !is_sayable(name) {
             return Err(Fault::Malformed);
         }
         match name.as_str().len() {
@@ -193,6 +197,14 @@ mod tests {
         ] {
             assert_eq!(status(method, uri, headers), expected, "{method} {uri} {headers:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_http1_cannot_say_is_refused() {
+        let mut head = parts("GET", "http://a/", &[]);
+        // As h2 reads it.
+        head.headers.insert(HeaderName::from_lowercase(b"a\"b").unwrap(), HeaderValue::from_static("c"));
+        assert_eq!(check(&mut head, true, 20), Err(Fault::Malformed));
     }
 
     #[test]
