@@ -18,6 +18,10 @@ pub mod guard;
 mod http2;
 pub mod wire;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use http2::downgrade;
+
 /// A bound socket and its protocol settings, shared by the workers that accept on it.
 #[derive(Debug)]
 pub struct Listener {

@@ -31,6 +31,17 @@ mod io;
 mod request;
 mod stream;
 
+/// Opened to the fuzz targets in `fuzz/`: makes a request's head one that HTTP/1.1 can say. Whether it can, and how long its body
+/// is said to be.
+#[cfg(feature = "fuzzing")]
+pub fn downgrade(parts: &mut http::request::Parts, whole: bool, max_headers: usize) -> Result<Option<u64>, ()> {
+    match request::check(parts, whole, max_headers) {
+        Ok(request::Ask::Response { length, .. }) => Ok(length),
+        Ok(request::Ask::WebSocket) => Ok(None),
+        Err(_) => Err(()),
+    }
+}
+
 /// What a client begins with (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
