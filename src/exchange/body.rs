@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
@@ -281,7 +281,8 @@ struct Streamed {
 /// All of a request's body that was handed out so far.
 #[derive(Clone, Default)]
 struct Kept {
-    pieces: Vec<Bytes>,
+    /// A copy: a piece of a few bytes would keep the block that it was read into.
+    bytes: BytesMut,
     /// Which of them comes next; past the last, the source does.
     next: usize,
     /// Bytes that may still be kept.
@@ -401,10 +402,11 @@ impl HttpBody for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(body) = &mut self.0 else { return Poll::Ready(None) };
         if let Some(kept) = &mut body.kept
-            && let Some(piece) = kept.pieces.get(kept.next)
+            && kept.next < kept.bytes.len()
         {
-            kept.next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
+            let again = Bytes::copy_from_slice(&kept.bytes[kept.next..]);
+            kept.next = kept.bytes.len();
+            return Poll::Ready(Some(Ok(Frame::data(again))));
         }
         if !body.unread.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut body.unread)))));
@@ -460,8 +462,7 @@ impl Streamed {
 
     /// Bytes that come again.
     fn again(&self) -> u64 {
-        let kept = self.kept.iter().flat_map(|kept| &kept.pieces[kept.next.min(kept.pieces.len())..]);
-        kept.map(|piece| piece.len() as u64).sum()
+        self.kept.as_ref().map_or(0, |kept| kept.bytes.len().saturating_sub(kept.next) as u64)
     }
 }
 
@@ -470,9 +471,8 @@ impl Kept {
     fn take(&mut self, frame: &Frame<Bytes>) -> bool {
         let Some(data) = frame.data_ref().filter(|data| data.len() <= self.room) else { return false };
         self.room -= data.len();
-        // The pieces share the memory that they were read into.
-        self.pieces.push(data.clone());
-        self.next = self.pieces.len();
+        self.bytes.extend_from_slice(data);
+        self.next = self.bytes.len();
         true
     }
 }

@@ -45,7 +45,13 @@ const NOT_TRAILERS: [HeaderName; 24] = [
 
 /// Whether a field may stand in a trailer section that is passed on.
 pub fn may_trail(name: &HeaderName) -> bool {
-    !tells_identity(name) && !NOT_TRAILERS.contains(name)
+    is_sayable(name) && !tells_identity(name) && !NOT_TRAILERS.contains(name)
+}
+
+/// Whether HTTP/1.1 can say a name that came by HTTP/2: what reads HTTP/2 takes quotation marks in names, which are no part of a
+/// token (RFC 9110 §5.6.2), and all other characters of names are the same.
+pub fn is_sayable(name: &HeaderName) -> bool {
+    memchr::memchr(b'"', name.as_str().as_bytes()).is_none()
 }
 
 /// A piece of a body up to this size is copied behind what is written before it: one plain write costs less than a vectored
@@ -319,6 +325,11 @@ mod tests {
         ] {
             assert_eq!(may_trail(&HeaderName::from_static(name)), may, "{name}");
         }
+    }
+
+    #[test]
+    fn a_name_that_http1_cannot_say_is_not_said_in_trailers() {
+        assert!(!may_trail(&HeaderName::from_lowercase(b"a\"b").unwrap()));
     }
 
     #[test]

@@ -20,6 +20,9 @@ mod http2;
 pub mod wire;
 
 use addresses::{Addresses, Limits, Network};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use http2::downgrade;
 
 /// A bound socket and its protocol settings, shared by the workers that accept on it.
 #[derive(Debug)]

@@ -91,6 +91,10 @@ pub(super) async fn forward(
     // When the attempt began: for the first one when the head was read, which is a moment before and saves a look at the clock.
     let mut begun = running.exchange.started;
     loop {
+        // Before a connection is taken for it: one that is not used would have to be closed.
+        if let Some(call) = running.call() {
+            call.tell(&mut parts.headers).map_err(|error| attempts.failed(error))?;
+        }
         let idle =
             if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.manner(upgrade.is_some())) };
         let connected = match idle {

@@ -184,6 +184,7 @@ impl Call {
         let (status, words) = match cut {
             _ if !self.responds.get() => return None,
             Cut::OverTime => (GrpcStatus::DeadlineExceeded, OVER_TIME),
+            Cut::BodyTooLarge => (GrpcStatus::ResourceExhausted, "the request is larger than this listener takes"),
             Cut::BackendCutShort => (GrpcStatus::Unavailable, "the backend broke off its response"),
             Cut::BackendStalled => (GrpcStatus::Unavailable, "nothing moved for too long"),
             Cut::Drained => (GrpcStatus::Unavailable, "the time to finish is over"),

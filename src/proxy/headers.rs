@@ -337,13 +337,23 @@ pub(super) fn client_ip(headers: &HeaderMap, client: &Client) -> IpAddr {
 }
 
 /// What of an informational response's head goes to the client: all but what is for this hop. Its lines end with CRLF
-/// whatever they ended with, so that client and proxy agree where it ends.
+/// whatever they ended with, so that client and proxy agree where it ends; it begins with its status, whatever empty lines were
+/// before that, and with the version of whoever sends it (RFC 9110 §6.2), which is the proxy.
 pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
-    let head = head.strip_suffix(b"\n")?;
-    let mut clean = Vec::with_capacity(head.len() + 2);
-    for (n, line) in head.split(|&byte| byte == b'\n').enumerate() {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let name = line.split(|&byte| byte == b':').next().unwrap_or(line).to_ascii_lowercase();
+    let lines = head.strip_suffix(b"\n")?.split(|&byte| byte == b'\n');
+    let mut lines = lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)).skip_while(|line| line.is_empty());
+    let status = lines.next()?.strip_prefix(b"HTTP/1.")?.get(1..)?;
+    let mut clean = Vec::with_capacity(head.len() + 8);
+    clean.extend_from_slice(b"HTTP/1.1");
+    clean.extend_from_slice(status);
+    if status.len() == b" 103".len() {
+        // A space stands there also before no reason (RFC 9112 §4).
+        clean.push(b' ');
+    }
+    clean.extend_from_slice(b"\r\n");
+    let named = lines.clone().filter_map(|line| field(line, b"connection")).collect::<Vec<_>>().join(&b',');
+    for line in lines {
+        let name = line.split(|&byte| byte == b':').next().unwrap_or(line);
         let hop: &[&[u8]] = &[
             b"connection",
             b"keep-alive",
@@ -353,7 +363,8 @@ pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
             b"upgrade",
             b"content-length",
         ];
-        if n == 0 || !hop.contains(&&name[..]) {
+        let mut hop = hop.iter().copied().chain(named.split(|&byte| byte == b',').map(<[u8]>::trim_ascii));
+        if line.is_empty() || !hop.any(|hop| name.eq_ignore_ascii_case(hop)) {
             clean.extend_from_slice(line);
             clean.extend_from_slice(b"\r\n");
         }
@@ -361,11 +372,32 @@ pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
     Some(clean)
 }
 
+/// The value of `line`, if it is the field `name`.
+fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (start, value) = line.split_at_checked(name.len())?;
+    value.strip_prefix(b":").filter(|_| start.eq_ignore_ascii_case(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::exchange::testing::client;
     use bytes::Bytes;
+
+    #[test]
+    fn an_informational_head_is_one_of_ours() {
+        for (head, expected) in [
+            ("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
+            ("HTTP/1.0 102 Processing\nA: b\n\n", "HTTP/1.1 102 Processing\r\nA: b\r\n\r\n"),
+            ("\r\n\nHTTP/1.1 103 \r\n\r\n", "HTTP/1.1 103 \r\n\r\n"),
+            ("HTTP/1.1 103\r\n\r\n", "HTTP/1.1 103 \r\n\r\n"),
+            ("HTTP/1.1 103 \r\nConnection: x, A\r\na: b\r\nX-Y: z\r\n\r\n", "HTTP/1.1 103 \r\nX-Y: z\r\n\r\n"),
+            ("HTTP/1.1 103 \r\nContent-Length: 5\r\nTE: x\r\n\r\n", "HTTP/1.1 103 \r\n\r\n"),
+        ] {
+            let clean = informational(head.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8(clean).unwrap(), expected, "{head:?}");
+        }
+    }
 
     #[test]
     fn what_a_connection_remembers_holds_no_memory_that_others_read_into() {

@@ -33,6 +33,9 @@ mod headers;
 mod respond;
 mod running;
 mod reason;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub mod error;
 mod snapshot;

@@ -16,6 +16,8 @@ pub(super) enum Cut {
     ClientStalled,
     /// The client took less of the response, or gave less of its request, than it has to.
     ClientTooSlow,
+    /// The client's request turned out to be larger than it may be, when its response had begun.
+    BodyTooLarge,
     /// The backend broke its response off.
     BackendCutShort,
     /// The backend sent nothing of its response for too long.
@@ -38,6 +40,7 @@ impl Cut {
             Self::ClientLeft => "client_left",
             Self::ClientStalled => "client_stalled",
             Self::ClientTooSlow => "client_too_slow",
+            Self::BodyTooLarge => "body_too_large",
             Self::BackendCutShort => "backend_cut_short",
             Self::BackendStalled => "backend_stalled",
             Self::OverTime => "exchange_cut",
@@ -50,7 +53,9 @@ impl Cut {
     /// Whose doing it was; `None` where that is not known.
     pub(super) fn blame(self) -> Option<Blame> {
         match self {
-            Self::ClientGone | Self::ClientLeft | Self::ClientStalled | Self::ClientTooSlow => Some(Blame::Client),
+            Self::ClientGone | Self::ClientLeft | Self::ClientStalled | Self::ClientTooSlow | Self::BodyTooLarge => {
+                Some(Blame::Client)
+            }
             Self::BackendCutShort | Self::BackendStalled => Some(Blame::Backend),
             Self::OverTime | Self::Drained => Some(Blame::Proxy),
             Self::TunnelIdle | Self::TunnelBroken => None,

@@ -438,7 +438,9 @@ impl Running {
     fn how_cut(&self) -> Cut {
         let Exchange { watch, side, .. } = &self.exchange;
         let tunnel = watch.phase() == Phase::Tunnel;
-        if self.broke.get() {
+        if self.upload.get() == Upload::TooLarge {
+            Cut::BodyTooLarge
+        } else if self.broke.get() {
             Cut::BackendCutShort
         } else if watch.is_cut() {
             Cut::Drained
@@ -523,6 +525,8 @@ impl Progress for Running {
         self.bytes_in.set(sum);
         if self.exchange.client.listener.max_body_bytes.is_some_and(|max| sum > max) {
             self.upload.set(Upload::TooLarge);
+            // Whoever sends the response is to see that it is over.
+            self.exchange.watch.wake();
             return Err(BodyError::TooLarge);
         }
         self.exchange.watch.carried(bytes);

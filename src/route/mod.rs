@@ -145,6 +145,10 @@ impl Table {
             return None;
         }
         let host = host::bare(host);
+        // In any case: otherwise the same host would take one route in capitals and another without.
+        if host.len() > host::LENGTH_MAX {
+            return None;
+        }
         if host::is_lower(host) {
             return self.find_by_name(host, path, asked);
         }

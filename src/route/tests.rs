@@ -132,8 +132,16 @@ fn hosts_in_any_case_with_port_and_final_dot() {
             ("10.0.0.1.example.com:80 /", Some(wildcard)),
         ],
     );
-    let long = format!("{}.example.com", "A".repeat(300));
-    check(&[wildcard], &[(&format!("{long} /"), None), (&format!("{} /", long.to_lowercase()), Some(wildcard))]);
+}
+
+#[test]
+fn a_host_longer_than_any_name_takes_the_same_route_in_any_case() {
+    let [wildcard, any] = ["*.example.com", "/*"];
+    for (labels, expected) in [(244, wildcard), (245, any), (300, any)] {
+        let long = format!("{}.example.com", "A".repeat(labels));
+        let lower = long.to_lowercase();
+        check(&[wildcard, any], &[(&format!("{long} /"), Some(expected)), (&format!("{lower} /"), Some(expected))]);
+    }
 }
 
 #[test]

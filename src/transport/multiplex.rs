@@ -59,6 +59,8 @@ pub(super) struct Session {
     spent: Cell<bool>,
     /// Whether the backend has sent a head or data since somebody looked.
     heard: Cell<bool>,
+    /// DATA frames without data so far.
+    empty: Cell<u8>,
     idle_since_ms: Cell<u64>,
     idle_timeout_ms: u64,
     keeps: bool,
@@ -88,6 +90,14 @@ impl Session {
     /// The backend has sent something.
     pub(super) fn heard(&self) {
         self.heard.set(true);
+    }
+
+    /// The backend has sent a DATA frame without data.
+    pub(super) fn heard_nothing(&self) {
+        self.empty.set(self.empty.get().saturating_add(1));
+        if self.empty.get() >= EMPTY_FRAMES {
+            self.spend();
+        }
     }
 
     /// No new stream is begun on it.
@@ -254,6 +264,13 @@ pub(super) async fn connect(
 /// So many streams are remembered that were given up: what comes late for one that is forgotten counts against the backend.
 const RESET_STREAMS: usize = 4096;
 
+/// And so many of them may be the backend's fault over the life of a connection: each holds memory until it is told.
+const LOCAL_RESETS: usize = 16 * 1024;
+
+/// `h2` takes 100 DATA frames without data over the life of a connection and then ends it with all its streams. One that has had half as
+/// many takes no new streams.
+const EMPTY_FRAMES: u8 = 50;
+
 /// Begins to speak HTTP/2 and has it driven.
 async fn begin(
     transport: &Rc<Transport>,
@@ -271,7 +288,7 @@ async fn begin(
     // would end a connection that others share.
     builder.data_frame_budget(256 * STREAM_WINDOW_BYTES as usize * 128);
     builder.max_concurrent_reset_streams(RESET_STREAMS);
-    builder.max_local_error_reset_streams(None);
+    builder.max_local_error_reset_streams(Some(LOCAL_RESETS));
     watch_over(socket.tcp());
     let begun = builder.handshake::<_, Bytes>(socket).await;
     let (sender, mut connection) = begun.map_err(|error| NoConnection::Tcp(io::Error::other(error)))?;
@@ -282,6 +299,7 @@ async fn begin(
         streams: Cell::new(0),
         spent: Cell::new(false),
         heard: Cell::new(false),
+        empty: Cell::new(0),
         idle_since_ms: Cell::new(transport.clock.now_ms()),
         idle_timeout_ms: manner.pool.idle_timeout.as_millis() as u64,
         keeps: manner.pool.max_idle > 0,

@@ -18,7 +18,7 @@ use http::{Request, Response, StatusCode, Uri, Version, response};
 use http_body::{Body as _, Frame};
 
 use crate::exchange::body::{RequestBody, Source};
-use crate::http1::outgoing::may_trail;
+use crate::http1::outgoing::{is_sayable, may_trail};
 use crate::http1::pipe::Pipe;
 
 use super::multiplex::Session;
@@ -66,7 +66,8 @@ struct Handles {
 #[derive(Default)]
 struct Taken {
     waits: Bytes,
-    held: Vec<Bytes>,
+    /// A copy: a piece of a few bytes would keep the block that it was read into.
+    held: BytesMut,
     bytes: usize,
     /// Whether all of it can be given back.
     lost: bool,
@@ -173,7 +174,7 @@ impl Stream {
                 handles.response = None;
                 handles.receive = Some(receive);
                 state.head = Some(Response::from_parts(head, ()));
-                state.taken.held = Vec::new();
+                state.taken.held = BytesMut::new();
                 state.taken.lost = true;
                 Poll::Ready(Ok(status))
             }
@@ -194,6 +195,9 @@ impl Stream {
 
     pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<()> {
         let head = self.0.borrow_mut().head.take().ok_or_else(closed)?;
+        if !head.headers().keys().all(is_sayable) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a field whose name is none"));
+        }
         (*parts, ()) = head.into_parts();
         // How it came is no matter of the client's.
         parts.version = Version::HTTP_11;
@@ -255,8 +259,13 @@ impl Stream {
             }
             let before = state.taken.bytes - state.taken.waits.len();
             match state.poll_send(cx, &mut body) {
-                Poll::Ready(_) => {
+                Poll::Ready(Ok(())) => {
                     state.end_upload();
+                    return Poll::Ready(());
+                }
+                // The rest of the request will not come: the backend must not take what it has for all.
+                Poll::Ready(Err(_)) => {
+                    state.reset();
                     return Poll::Ready(());
                 }
                 Poll::Pending => {}
@@ -373,6 +382,9 @@ impl State {
         let data = match ready!(receive.poll_data(cx)) {
             Some(Ok(data)) => {
                 self.session.heard();
+                if data.is_empty() && !receive.is_end_stream() {
+                    self.session.heard_nothing();
+                }
                 let _ = receive.flow_control().release_capacity(data.len());
                 if let Some(left) = &mut self.left {
                     *left = left.saturating_sub(data.len() as u64);
@@ -428,19 +440,15 @@ impl Taken {
         self.bytes += data.len();
         if self.bytes > HELD_BYTES {
             self.lost = true;
-            self.held = Vec::new();
+            self.held = BytesMut::new();
         } else if !self.lost {
-            self.held.push(data.clone());
+            self.held.extend_from_slice(data);
         }
     }
 
     /// All that was taken.
     fn all(&mut self) -> Bytes {
-        let held = std::mem::take(&mut self.held);
-        match held.as_slice() {
-            [one] => one.clone(),
-            many => many.concat().into(),
-        }
+        std::mem::take(&mut self.held).freeze()
     }
 }
 
@@ -513,7 +521,7 @@ fn request(parts: &Parts, lines: Option<&[u8]>, length: Option<u64>, secure: boo
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
     uri.authority = Some(authority.unwrap_or(Authority::from_static("backend")));
-    uri.path_and_query = Some(parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")));
+    uri.path_and_query = Some(target(&parts.uri));
     let mut request = Request::new(());
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
@@ -522,9 +530,19 @@ fn request(parts: &Parts, lines: Option<&[u8]>, length: Option<u64>, secure: boo
     request
 }
 
+/// What is asked for, which begins with a slash, unless it is the asterisk: `http://host?query` is asked for at the root.
+fn target(uri: &Uri) -> PathAndQuery {
+    let target = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    if target.as_str().starts_with('/') || target == "*" {
+        return target;
+    }
+    PathAndQuery::try_from(format!("/{target}")).unwrap_or(PathAndQuery::from_static("/"))
+}
+
 /// An informational response as HTTP/1.1 has it. 100 is for this hop: the proxy has asked its client to go on itself.
+/// HTTP/2 has no 101 (RFC 9113 §8.6), and a client would take it for the answer.
 fn informational(response: &Response<()>) -> Option<Vec<u8>> {
-    if response.status() == StatusCode::CONTINUE {
+    if matches!(response.status(), StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS) {
         return None;
     }
     let reason = response.status().canonical_reason().unwrap_or_default();

@@ -136,6 +136,10 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     if path == "/length/trailers" {
         response.headers_mut().insert("trailer", "x-checksum".parse().unwrap());
     }
+    if path == "/quoted" {
+        let name = http::HeaderName::from_lowercase(b"a\"b").unwrap();
+        response.headers_mut().insert(name, "c".parse().unwrap());
+    }
     if path == "/hints" {
         for (status, link) in [(100, "none"), (103, "</a.css>"), (103, "</b.css>")] {
             let hint = Response::builder().status(status).header("link", link).header("x-hint", "1").body(()).unwrap();
@@ -338,6 +342,14 @@ async fn early_hints_are_passed_on() {
     assert_eq!(heads[..2], [hint("</a.css>"), hint("</b.css>")]);
     assert!(heads.len() == 3 && heads[2].starts_with("200 "), "{all}");
     eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn a_name_that_http1_cannot_say_does_not_get_to_the_client() {
+    let backend = Backend::new(Script::default()).await;
+    let proxy = backend.proxy("retries = { max = 0 }").await;
+    assert_eq!(soon(proxy.get("/quoted")).await.status(), 502);
+    assert_eq!((soon(proxy.get("/")).await.status(), backend.requests()), (200, 2));
 }
 
 #[tokio::test]

@@ -65,15 +65,15 @@ const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
-const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// The codes of resets that we send for reasons of our own: NO_ERROR, INTERNAL_ERROR, CANCEL.
-const OUR_RESETS: [u32; 3] = [0, 2, 8];
+/// The codes of resets that we send for reasons of our own: NO_ERROR, INTERNAL_ERROR, CANCEL. And REFUSED_STREAM, which a client gets
+/// that asks for much at once before it knows how much it may.
+const OUR_RESETS: [u32; 4] = [0, 2, 7, 8];
 
 /// Bytes of a frame of the length that we take.
 const FRAME_BYTES: usize = 16 * 1024;
@@ -146,7 +146,7 @@ impl Guard {
         let control = self.limits.control;
         match frame.kind {
             DATA if frame.bytes == 0 && frame.flags & END_STREAM == 0 => self.count(FloodKind::EmptyData, control),
-            DATA | GOAWAY => Ok(()),
+            DATA => Ok(()),
             HEADERS => {
                 self.heads = self.heads.saturating_add(1);
                 self.blocks += 1;
@@ -162,7 +162,7 @@ impl Guard {
                 let data = self.data_sent[0].saturating_add(self.data_sent[1]);
                 self.count(FloodKind::WindowUpdate, control.saturating_add(data.saturating_mul(4)))
             }
-            // Acknowledgements of what was never sent are no better than frames that nobody knows.
+            // Acknowledgements of what was never sent, and farewells without end, are no better than frames that nobody knows.
             _ => self.count(FloodKind::Unknown, control),
         }
     }

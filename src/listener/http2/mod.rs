@@ -31,6 +31,17 @@ mod io;
 mod request;
 mod stream;
 
+/// Opened to the fuzz targets in `fuzz/`: makes a request's head one that HTTP/1.1 can say. Whether it can, and how long its body
+/// is said to be.
+#[cfg(feature = "fuzzing")]
+pub fn downgrade(parts: &mut http::request::Parts, whole: bool, max_headers: usize) -> Result<Option<u64>, ()> {
+    match request::check(parts, whole, max_headers) {
+        Ok(request::Ask::Response { length, .. }) => Ok(length),
+        Ok(request::Ask::WebSocket) => Ok(None),
+        Err(_) => Err(()),
+    }
+}
+
 /// What a client begins with (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -134,6 +145,9 @@ pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy
     lingers
 }
 
+/// Streams that have to be reset for faults of the client, or refused, over the life of a connection.
+const LOCAL_RESETS: usize = 4096;
+
 fn limits(config: &ListenerConfig, http2: &Http2Config) -> Limits {
     // As it is sent a block is hardly longer than what it says; `h2` looks at that.
     let block_bytes = config.max_header_bytes.saturating_mul(2);
@@ -150,8 +164,9 @@ fn builder(config: &ListenerConfig, http2: &Http2Config) -> server::Builder {
         .max_send_buffer_size(SEND_BYTES)
         // As many as may be open can be reset before they were looked at; the guard counts those of a second.
         .max_pending_accept_reset_streams(http2.max_concurrent_streams as usize)
-        // `h2` counts over the whole life of a connection, the guard over a second.
-        .max_local_error_reset_streams(None)
+        // `h2` counts over the whole life of a connection, and what waits for room in the socket too: each holds memory. The guard
+        // counts over a second, and what is sent.
+        .max_local_error_reset_streams(Some(LOCAL_RESETS))
         .enable_connect_protocol();
     builder
 }
@@ -159,8 +174,6 @@ fn builder(config: &ListenerConfig, http2: &Http2Config) -> server::Builder {
 /// Why the connection ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Nothing is asked for any more.
-    Idle,
     /// The client asks for too much.
     Calmed,
 }
@@ -207,7 +220,7 @@ impl Serving {
             None if self.head.is_some() => self.flow.flood.set(Some(FloodKind::SlowHeaders)),
             _ if self.end.is_some() || self.drained => return Poll::Ready(()),
             _ => {
-                self.end = Some(End::Idle);
+                // A request that crosses this on its way is still served.
                 self.flow.idle.set(LINGER);
                 self.shared.watch.enter(Phase::Idle, LINGER);
                 self.drained = true;

@@ -8,6 +8,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Uri};
 
+use crate::http1::outgoing::is_sayable;
 use crate::http1::request::number;
 use crate::listener::guard::{Refusal, is_host};
 
@@ -51,6 +52,9 @@ pub(super) fn check(parts: &mut Parts, whole: bool, max_headers: usize) -> Resul
         if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = bytes {
             return Err(Fault::Malformed);
         }
+        if !is_sayable(name) {
+            return Err(Fault::Malformed);
+        }
         match name.as_str().len() {
             4 if *name == header::HOST => hosts += 1,
             6 if *name == header::COOKIE => cookies += 1,
@@ -77,9 +81,10 @@ pub(super) fn check(parts: &mut Parts, whole: bool, max_headers: usize) -> Resul
         return Ok(Ask::Response { expects: false, length });
     }
     name_host(parts, hosts)?;
-    let path = parts.uri.path();
-    let all = path == "*" && parts.method == Method::OPTIONS;
-    if !all && !path.starts_with('/') {
+    // Not `path()`, which says "/" where there is only a query.
+    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+    let all = target == "*" && parts.method == Method::OPTIONS;
+    if !all && !target.starts_with('/') {
         return Err(refuse(400, "the request target is not one of HTTP"));
     }
     let Some(protocol) = protocol else { return Ok(Ask::Response { expects, length }) };
@@ -193,6 +198,14 @@ mod tests {
         ] {
             assert_eq!(status(method, uri, headers), expected, "{method} {uri} {headers:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_http1_cannot_say_is_refused() {
+        let mut head = parts("GET", "http://a/", &[]);
+        // As h2 reads it.
+        head.headers.insert(HeaderName::from_lowercase(b"a\"b").unwrap(), HeaderValue::from_static("c"));
+        assert_eq!(check(&mut head, true, 20), Err(Fault::Malformed));
     }
 
     #[test]

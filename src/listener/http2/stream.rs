@@ -112,9 +112,9 @@ pub(super) async fn serve(
                 stream.answered(exchange).await
             };
             let response = Response::from_parts(handled.head, handled.body);
-            if matches!(response.status(), StatusCode::MISDIRECTED_REQUEST | StatusCode::OK)
-                && response.headers().contains_key(header::CONNECTION)
-            {
+            let ours = response.status() == StatusCode::MISDIRECTED_REQUEST
+                || (response.status() == StatusCode::OK && response.headers().contains_key(GRPC_STATUS));
+            if ours && response.headers().contains_key(header::CONNECTION) {
                 // Ours to a misdirected request (calls of gRPC are answered 200), and the end of the connection. What comes on other
                 // streams is answered.
                 shared.watch.drain();
@@ -161,8 +161,13 @@ impl Stream {
 
     /// Waits for what the request comes to. A client that resets its stream ends the exchange, and with it the attempt.
     async fn answered(&self, mut exchange: Pin<&mut impl Future<Output = ()>>) -> Result<(), Cut> {
+        let mut begun = false;
         poll_fn(|cx| {
             self.watch.register(cx);
+            // What was reset before anybody looked is no request that a backend has to hear of.
+            if !std::mem::replace(&mut begun, true) && self.respond.borrow_mut().poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Cut::Client));
+            }
             if exchange.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
@@ -351,6 +356,7 @@ fn frame(parts: &mut response::Parts, body: &Body, head: bool) -> bool {
     bodiless
 }
 
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
