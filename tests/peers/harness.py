@@ -14,6 +14,8 @@ import urllib.request
 BINARY = os.path.abspath(sys.argv[1])
 FAILED = []
 MADE = []
+RUNNING = []
+DIRECTORIES = []
 
 
 def check(name, good, seen=""):
@@ -61,7 +63,7 @@ def work_directory(name):
     """A directory that goes with the script; others may read it (nginx's worker is somebody else)."""
     path = tempfile.mkdtemp(prefix=f"isobar-{name}-")
     os.chmod(path, 0o755)
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    DIRECTORIES.append(path)
     return path
 
 
@@ -76,7 +78,6 @@ def certificate(work, name="server"):
     return cert, key
 
 
-RUNNING = []
 
 
 def start(command, log, port=None, **more):
@@ -109,7 +110,12 @@ def stop(process, seconds=20):
 def stop_all():
     for process in list(RUNNING):
         stop(process, 3)
-    atexit._run_exitfuncs()
+    while DIRECTORIES:
+        shutil.rmtree(DIRECTORIES.pop(), ignore_errors=True)
+
+
+# However the script ends, nothing is left behind.
+atexit.register(stop_all)
 
 
 class Isobar:
