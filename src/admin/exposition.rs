@@ -147,6 +147,8 @@ impl Scrape {
             let closed = it.metrics.sum(|shard| &shard.tunnels_closed);
             it.metrics.sum(|shard| &shard.tunnels_opened).saturating_sub(closed)
         });
+        let help = "Exchanges and tunnels cut because the time to finish was over";
+        families.counter("listener_exchanges_cut", help, None, counters(|it| it.metrics.sum(|shard| &shard.cut)))?;
         families.gauge("listener_tunnels", "Upgraded connections (WebSockets) open", None, tunnels)?;
         self.handshakes(families, &names)?;
         self.http2(families)

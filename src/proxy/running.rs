@@ -407,6 +407,9 @@ impl Running {
     }
 
     fn cut(&self, cut: Cut) {
+        if let Cut::Drained = cut {
+            self.exchange.client.metrics.of(self.proxy.worker).cut.add(1);
+        }
         self.reason.set(Some((cut.reason(), cut.blame())));
     }
 

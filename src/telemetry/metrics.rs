@@ -172,6 +172,8 @@ pub struct ListenerMetrics {
     pub ended: Counter,
     /// Requests that were refused before a route was looked for (malformed, too large, too slow).
     pub rejected: Counter,
+    /// Exchanges and tunnels that were cut because the time to finish was over.
+    pub cut: Counter,
     /// Bytes of request bodies.
     pub bytes_in: Counter,
     /// Bytes of response bodies.

@@ -15,6 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Ping;
 use h2::client::{Builder, SendRequest};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::backend::{BackendId, BackendState, Connected};
@@ -37,8 +39,15 @@ const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (STREAMS_MAX as u32 +
 /// Header fields of a response, as large as HTTP/1.1 may have them.
 const HEAD_BYTES: u32 = 64 * 1024;
 
-/// How often a backend with streams is asked for a sign of life, and how long it has for that.
+/// How long a backend with streams may be silent before it is asked for a sign of life, and how long it has for that.
 const PING_AFTER: Duration = Duration::from_secs(15);
+
+/// After so many times as long it is asked again, if it has said nothing else. Servers of gRPC end the connection of whoever pings more
+/// often than every five minutes without having been sent anything (gRPC's proposal A8).
+const PING_AGAIN: u32 = 21;
+
+/// A host that is gone is found out by the kernel: when it acknowledges nothing, for so long.
+const GONE_AFTER: Duration = Duration::from_secs(30);
 
 /// A connection.
 #[derive(Debug)]
@@ -48,6 +57,8 @@ pub(super) struct Session {
     streams: Cell<usize>,
     /// Takes no new stream any more.
     spent: Cell<bool>,
+    /// Whether the backend has sent a head or data since somebody looked.
+    heard: Cell<bool>,
     idle_since_ms: Cell<u64>,
     idle_timeout_ms: u64,
     keeps: bool,
@@ -72,6 +83,11 @@ impl Session {
 
     pub(super) fn opened(&self) {
         self.streams.set(self.streams.get() + 1);
+    }
+
+    /// The backend has sent something.
+    pub(super) fn heard(&self) {
+        self.heard.set(true);
     }
 
     /// No new stream is begun on it.
@@ -256,6 +272,7 @@ async fn begin(
     builder.data_frame_budget(256 * STREAM_WINDOW_BYTES as usize * 128);
     builder.max_concurrent_reset_streams(RESET_STREAMS);
     builder.max_local_error_reset_streams(None);
+    watch_over(socket.tcp());
     let begun = builder.handshake::<_, Bytes>(socket).await;
     let (sender, mut connection) = begun.map_err(|error| NoConnection::Tcp(io::Error::other(error)))?;
     let connected = Rc::new(connected);
@@ -264,6 +281,7 @@ async fn begin(
         identity: BackendTls::identity(manner.tls),
         streams: Cell::new(0),
         spent: Cell::new(false),
+        heard: Cell::new(false),
         idle_since_ms: Cell::new(transport.clock.now_ms()),
         idle_timeout_ms: manner.pool.idle_timeout.as_millis() as u64,
         keeps: manner.pool.max_idle > 0,
@@ -292,17 +310,48 @@ async fn begin(
     Ok(session)
 }
 
+/// Has the kernel see to it that the host at the other end is there.
+fn watch_over(tcp: &TcpStream) {
+    let socket = SockRef::from(tcp);
+    let keepalive = TcpKeepalive::new().with_time(PING_AFTER).with_interval(GONE_AFTER / 6);
+    // Where the system knows no such thing, there are the deadlines of exchanges.
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(GONE_AFTER));
+}
+
+/// When a silent backend is asked for a sign of life.
+#[derive(Debug, Default)]
+struct Silence {
+    /// Looks since it was asked, if nothing but the answer has come since.
+    asked: Option<u32>,
+}
+
+impl Silence {
+    /// Whether it is to be asked now: called each [`PING_AFTER`], with whether there are streams and whether it has sent anything for
+    /// them meanwhile.
+    fn is_due(&mut self, streams: bool, heard: bool) -> bool {
+        self.asked = if heard { None } else { self.asked.map(|looks| looks + 1) };
+        let due = streams && !heard && self.asked.is_none_or(|looks| looks >= PING_AGAIN);
+        if due {
+            self.asked = Some(0);
+        }
+        due
+    }
+}
+
 /// Ends when the backend gives no sign of life while it has streams. Without any, nobody is hurt by a dead connection until
 /// it is used, and the connection is not kept up for its own sake.
 async fn silent(ping: Option<h2::PingPong>, session: &Weak<Session>) {
     let Some(ping) = ping else { return std::future::pending().await };
     let ping = RefCell::new(ping);
+    let mut silence = Silence::default();
     loop {
         tokio::time::sleep(PING_AFTER).await;
         match session.upgrade() {
             // Nobody needs it any more, and it had this long to end: what cannot be sent is not worth its place at the backend.
             None => return,
-            Some(session) if session.streams.get() == 0 => continue,
+            Some(session) if !silence.is_due(session.streams.get() > 0, session.heard.take()) => continue,
             Some(_) => {}
         }
         if ping.borrow_mut().send_ping(Ping::opaque()).is_err() {
@@ -312,5 +361,28 @@ async fn silent(ping: Option<h2::PingPong>, session: &Weak<Session>) {
         if tokio::time::timeout(PING_AFTER, pong).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_silent_is_asked_and_not_too_often() {
+        let mut silence = Silence::default();
+        assert!(!silence.is_due(false, false), "without streams nobody is asked");
+        assert!(!silence.is_due(true, true), "nor who has just sent something");
+        assert!(silence.is_due(true, false));
+        // gRPC's proposal A8: three times too early in a row, and the connection is ended.
+        for _ in 1..PING_AGAIN {
+            assert!(!silence.is_due(true, false));
+        }
+        assert!(PING_AFTER * PING_AGAIN > Duration::from_secs(300));
+        assert!(silence.is_due(true, false));
+        // Streams that end and begin make no difference to what the server counts.
+        assert!(!silence.is_due(false, false) && !silence.is_due(true, false));
+        assert!(!silence.is_due(true, true));
+        assert!(silence.is_due(true, false), "who has sent something is asked as at first");
     }
 }

@@ -153,6 +153,7 @@ impl Stream {
         }
         match ready!(Pin::new(response).poll(cx)) {
             Ok(response) => {
+                state.session.heard();
                 let (mut head, receive) = response.into_parts();
                 head.version = Version::HTTP_11;
                 let status = head.status;
@@ -371,6 +372,7 @@ impl State {
         };
         let data = match ready!(receive.poll_data(cx)) {
             Some(Ok(data)) => {
+                self.session.heard();
                 let _ = receive.flow_control().release_capacity(data.len());
                 if let Some(left) = &mut self.left {
                     *left = left.saturating_sub(data.len() as u64);

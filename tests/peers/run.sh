@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Real clients in front of isobar and real servers behind it: runs every test_*.py here, or those that are named.
 # usage: tests/peers/run.sh BINARY [NAME...]      NAME is that of a script without test_ and .py, such as curl
-# Needs python3 with venv, and what the scripts run: curl, openssl, nginx, node, chromium.
+# Needs python3 with venv, and what the scripts run: curl, h2load, openssl, nginx, node, chromium.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$(realpath "${1:?usage: run.sh BINARY [NAME...]}")
@@ -32,7 +32,7 @@ for name in "${names[@]}"; do
   begun=$SECONDS
   # A script that hangs has failed, and so has one that says nothing.
   code=0
-  PYTHONDONTWRITEBYTECODE=1 timeout --kill-after=5 150 "$venv/bin/python" "$here/test_$name.py" "$binary" | tee "$said" || code=$?
+  PYTHONDONTWRITEBYTECODE=1 timeout --kill-after=5 240 "$venv/bin/python" "$here/test_$name.py" "$binary" | tee "$said" || code=$?
   checks=$(grep -c '^ok  ' "$said" || true)
   if [[ $code != 0 || $checks == 0 ]]; then failed+=("$name"); fi
   echo "-- $name: $checks checks held, $((SECONDS - begun)) s"
