@@ -12,9 +12,9 @@ import re
 import subprocess
 import threading
 
-from harness import Isobar, certificate, check, finish, free_port, work_directory
+from harness import Isobar, Work, check, done
 
-WORK = work_directory("curl")
+WORK = Work()
 FILE = os.urandom(5_000_000)
 TEXT = b"the same line over and over\n" * 4000
 ETAG = '"' + hashlib.sha256(FILE).hexdigest()[:16] + '"'
@@ -114,39 +114,25 @@ def digest(data):
     return hashlib.sha256(data).hexdigest()
 
 
-CERT, KEY = certificate(WORK)
 SERVER = Server(("127.0.0.1", 0), Backend)
 threading.Thread(target=SERVER.serve_forever, daemon=True).start()
-PLAIN, SECURE = free_port(), free_port()
-CONFIG = f"""
-[[listener]]
-address = "127.0.0.1:{PLAIN}"
-max_body = "50MiB"
-max_header_bytes = "40KiB"
-[[listener]]
-address = "127.0.0.1:{SECURE}"
-max_body = "50MiB"
-max_header_bytes = "40KiB"
-tls = {{ certificates = [{{ certificate = "{CERT}", key = "{KEY}" }}] }}
+KEYS = f"""
 [[route]]
-upstream = "files"
-[[route]]
-path_prefix = "/small"
-strip_prefix = true
 upstream = "files"
 [upstream.files]
 backends = ["127.0.0.1:{SERVER.server_address[1]}"]
 """
-ISOBAR = Isobar(WORK, CONFIG, PLAIN)
+LIMITS = 'max_body = "50MiB"\nmax_header_bytes = "40KiB"'
+ISOBAR = Isobar(WORK, KEYS, plain=LIMITS, secure=LIMITS)
 
 # The name of each way, what curl is told for it, where it goes, and what curl must say that it spoke.
 WAYS = [
-    ("h1", ["--http1.1"], f"http://127.0.0.1:{PLAIN}", "1.1"),
-    ("h2c", ["--http2-prior-knowledge"], f"http://127.0.0.1:{PLAIN}", "2"),
-    ("h1 by TLS 1.2", ["--http1.1", "--tls-max", "1.2"], f"https://127.0.0.1:{SECURE}", "1.1"),
-    ("h1 by TLS 1.3", ["--http1.1", "--tlsv1.3"], f"https://127.0.0.1:{SECURE}", "1.1"),
-    ("h2 by TLS 1.2", ["--http2", "--tls-max", "1.2"], f"https://127.0.0.1:{SECURE}", "2"),
-    ("h2 by TLS 1.3", ["--http2", "--tlsv1.3"], f"https://127.0.0.1:{SECURE}", "2"),
+    ("h1", ["--http1.1"], ISOBAR.http, "1.1"),
+    ("h2c", ["--http2-prior-knowledge"], ISOBAR.http, "2"),
+    ("h1 by TLS 1.2", ["--http1.1", "--tls-max", "1.2"], ISOBAR.https, "1.1"),
+    ("h1 by TLS 1.3", ["--http1.1", "--tlsv1.3"], ISOBAR.https, "1.1"),
+    ("h2 by TLS 1.2", ["--http2", "--tls-max", "1.2"], ISOBAR.https, "2"),
+    ("h2 by TLS 1.3", ["--http2", "--tlsv1.3"], ISOBAR.https, "2"),
 ]
 
 
@@ -155,13 +141,13 @@ def curl(way, path, *arguments, stdin=None):
     _, flags, site, _ = way
     paths = [path] if isinstance(path, str) else path
     run = subprocess.run(
-        ["curl", "-sSv", "--cacert", CERT, "--max-time", "60", *flags, *arguments, *(site + each for each in paths)],
+        ["curl", "-sSv", "--cacert", WORK.certificate, "--max-time", "60", *flags, *arguments, *(site + each for each in paths)],
         input=stdin, capture_output=True, timeout=90)
     return run.stdout, run.stderr.decode(errors="replace")
 
 
 def upload(way):
-    name, large = way[0], os.path.join(WORK, "large")
+    name, large = way[0], WORK.at("large")
     said, told = curl(way, "/up", "-T", large, "-w", "\n%{http_version} %{http_code}")
     text, spoken = said.decode().rsplit("\n", 1)
     check(f"{name}: the protocol is what was asked for", spoken == f"{way[3]} 200", (said, told))
@@ -185,7 +171,7 @@ def download(way):
     check(f"{name}: the last bytes", curl(way, "/file", "-r", "-500")[0] == FILE[-500:])
     told = curl(way, "/file", "-r", "9000000-", "-w", "%{stderr}status=%{http_code}")[1]
     check(f"{name}: a range behind the end is 416", "status=416" in told, told)
-    path = os.path.join(WORK, "resumed")
+    path = WORK.at("resumed")
     with open(path, "wb") as file:
         file.write(FILE[:1_234_567])
     curl(way, "/file", "-C", "-", "-o", path)
@@ -196,8 +182,8 @@ def download(way):
     for status in (204, 304):
         said, told = curl(way, f"/status/{status}", "-w", "%{http_code} %{size_download}")
         check(f"{name}: {status} has no body and ends", said == f"{status} 0".encode(), (said, told))
-    plain, told = curl(way, "/text", "--compressed", "-D", os.path.join(WORK, "head"))
-    with open(os.path.join(WORK, "head"), encoding="latin-1") as file:
+    plain, told = curl(way, "/text", "--compressed", "-D", WORK.at("head"))
+    with open(WORK.at("head"), encoding="latin-1") as file:
         head = file.read().lower()
     check(f"{name}: what is compressed passes as it is", plain == TEXT and "content-encoding: gzip" in head, head)
     check(f"{name}: and what is not, too", curl(way, "/text")[0] == TEXT)
@@ -205,7 +191,7 @@ def download(way):
 
 def fields(way):
     name = way[0]
-    path = os.path.join(WORK, "head")
+    path = WORK.at("head")
     said, told = curl(way, "/trailers", "-D", path, "-H", "TE: trailers", *(["-H", "Connection: TE"] if way[3] == "1.1" else []))
     with open(path, encoding="latin-1") as file:
         check(f"{name}: trailers", said == b"hello" and "\nx-sum: 5d41402a" in file.read(), told)
@@ -230,7 +216,7 @@ def expectations(way):
         # This curl (7.88) gives up when its stream is closed while it sends, and never reads the answer, whosever it is.
         return
     before = Backend.bodies_begun
-    said, told = curl(way, "/up", "-H", "Expect: 100-continue", "--expect100-timeout", "20", "-T", os.path.join(WORK, "too-large"),
+    said, told = curl(way, "/up", "-H", "Expect: 100-continue", "--expect100-timeout", "20", "-T", WORK.at("too-large"),
                       "-w", "%{stderr}status=%{http_code} sent=%{size_upload}")
     check(f"{name}: what is too large is 413 before it is sent", "status=413 sent=0" in told and Backend.bodies_begun == before, told[-800:])
 
@@ -249,8 +235,8 @@ def connections(way):
     _, flags, site, version = way
     curls, each = (60, 1) if alone else (1, 300)
     runs = [subprocess.Popen(
-        ["curl", "-sS", "--cacert", CERT, "--max-time", "60", *flags, *(["-Z", "--parallel-max", "50"] if not alone else []), "--create-dirs",
-         "-o", os.path.join(WORK, f"many-{n}", "#1"), "-w", "%{http_code} %{http_version}\n", f"{site}/up?[1-{each}]"],
+        ["curl", "-sS", "--cacert", WORK.certificate, "--max-time", "60", *flags, *(["-Z", "--parallel-max", "50"] if not alone else []), "--create-dirs",
+         "-o", os.path.join(WORK.at(f"many-{n}"), "#1"), "-w", "%{http_code} %{http_version}\n", f"{site}/up?[1-{each}]"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE) for n in range(curls)]
     told = [run.communicate(timeout=90) for run in runs]
     lines = [line for out, _ in told for line in out.decode().splitlines()]
@@ -262,11 +248,22 @@ def connections(way):
     check(f"{name}: over {most} connections at most", 1 <= made <= most, made)
 
 
-with open(os.path.join(WORK, "large"), "wb") as out:
-    data = os.urandom(20_000_000)
-    out.write(data)
-LARGE = digest(data)
-with open(os.path.join(WORK, "too-large"), "wb") as out:
+def old(large):
+    """HTTP/1.0, which has neither chunks nor 100-continue."""
+    way = ("http/1.0", ["--http1.0"], ISOBAR.http, "1")
+    said, told = curl(way, "/up", "-T", large, "-w", "\n%{http_version} %{http_code}")
+    text, spoken = said.decode().rsplit("\n", 1)
+    check("http/1.0: 20 MB come whole", json.loads(text)["hash"] == LARGE and spoken.split()[1] == "200", (said, told))
+    check("http/1.0: 5 MB back", curl(way, "/file")[0] == FILE)
+    # What is in chunks ends with the connection.
+    said, told = curl(way, "/trailers")
+    check("http/1.0: no chunks", said == b"hello" and "transfer-encoding" not in told.lower(), (said, told))
+
+
+DATA = os.urandom(20_000_000)
+LARGE = digest(DATA)
+WORK.file("large", DATA)
+with open(WORK.at("too-large"), "wb") as out:
     out.truncate(60_000_000)
 
 for each in WAYS:
@@ -275,12 +272,13 @@ for each in WAYS:
     fields(each)
     expectations(each)
     connections(each)
+old(WORK.at("large"))
 
 # A client that does not trust the certificate, and one that speaks too old a TLS.
-FAILS = subprocess.run(["curl", "-sS", f"https://127.0.0.1:{SECURE}/up"], capture_output=True)
+FAILS = subprocess.run(["curl", "-sS", f"{ISOBAR.https}/up"], capture_output=True)
 check("who does not trust the certificate does not get in", FAILS.returncode == 60, FAILS)
-FAILS = subprocess.run(["curl", "-sSk", "--tls-max", "1.1", "--ciphers", "DEFAULT:@SECLEVEL=0", f"https://127.0.0.1:{SECURE}/up"], capture_output=True)
+FAILS = subprocess.run(["curl", "-sSk", "--tls-max", "1.1", "--ciphers", "DEFAULT:@SECLEVEL=0", f"{ISOBAR.https}/up"], capture_output=True)
 check("TLS 1.1 is refused", FAILS.returncode == 35, FAILS)
 check("connections to the backend are used again", Backend.connections < 400, Backend.connections)
 ISOBAR.stop()
-finish(150)
+done(150)

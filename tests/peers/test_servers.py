@@ -16,11 +16,11 @@ import sys
 import websockets
 from websockets.asyncio.client import connect
 
-from harness import Isobar, certificate, check, eventually, finish, free_port, listens, start, work_directory
+from harness import Isobar, Work, check, done, free_port
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WORK = work_directory("servers")
-CERT, KEY = certificate(WORK)
+WORK = Work()
+CERT, KEY = WORK.certificate, WORK.key
 LARGE = b"".join(bytes([n]) * 1_000_000 for n in reversed(range(10)))
 UPLOAD = os.urandom(8_000_000)
 
@@ -32,19 +32,17 @@ def digest(data):
 def nginx():
     """Static files, and uploads that it keeps: told in x-file."""
     ports = {name: free_port() for name in ("http", "https", "h2c", "h2", "sink")}
-    files, bodies = os.path.join(WORK, "files"), os.path.join(WORK, "bodies")
+    files, bodies = WORK.at("files"), WORK.at("bodies")
     for path in (files, bodies):
         os.mkdir(path)
         os.chmod(path, 0o777)
     for name, data in (("hello", b"hello"), ("large", LARGE)):
-        with open(os.path.join(files, name), "wb") as file:
-            file.write(data)
+        WORK.file(f"files/{name}", data)
     tls = f"ssl_certificate {CERT}; ssl_certificate_key {KEY};"
     listeners = "\n".join(
-        f"server {{ listen 127.0.0.1:{ports[name]} {flags}; {tls if 'ssl' in flags else ''} include {WORK}/site.conf; }}"
+        f"server {{ listen 127.0.0.1:{ports[name]} {flags}; {tls if 'ssl' in flags else ''} include {WORK.path}/site.conf; }}"
         for name, flags in (("http", ""), ("https", "ssl"), ("h2c", "http2"), ("h2", "ssl http2")))
-    with open(os.path.join(WORK, "site.conf"), "w", encoding="ascii") as file:
-        file.write(f"""
+    WORK.file("site.conf", f"""
 root {files};
 client_max_body_size 50m;
 location = /refuse {{ return 403 no; }}
@@ -58,9 +56,8 @@ location = /up {{
   proxy_set_header x-spoken $server_protocol;
 }}
 """)
-    with open(os.path.join(WORK, "nginx.conf"), "w", encoding="ascii") as file:
-        file.write(f"""
-daemon off; master_process off; pid {WORK}/nginx.pid; error_log stderr;
+    WORK.file("nginx.conf", f"""
+daemon off; master_process off; pid {WORK.path}/nginx.pid; error_log stderr;
 events {{}}
 http {{
   access_log off;
@@ -72,21 +69,22 @@ http {{
   }}
 }}
 """)
-    start(["nginx", "-c", os.path.join(WORK, "nginx.conf")], os.path.join(WORK, "nginx.log"), ports["h2"])
+    WORK.start("nginx", ["nginx", "-c", WORK.at("nginx.conf"), "-e", WORK.at("nginx-early.log")], *ports.values())
     return ports
 
 
 def node():
     ports = {name: free_port() for name in ("http", "https", "h2c", "h2")}
-    start(["node", os.path.join(HERE, "servers", "node.js"), KEY, CERT, *map(str, ports.values())], os.path.join(WORK, "node.log"), ports["h2"])
+    WORK.start("node", ["node", os.path.join(HERE, "servers", "node.js"), KEY, CERT, *map(str, ports.values())], *ports.values())
     return ports
 
 
 def hypercorn():
     # One port for HTTP/1.1 and HTTP/2 by prior knowledge, one for both by TLS.
     clear, tls = free_port(), free_port()
-    start([sys.executable, "-m", "hypercorn", "--insecure-bind", f"127.0.0.1:{clear}", "--bind", f"127.0.0.1:{tls}", "--certfile", CERT,
-           "--keyfile", KEY, "--graceful-timeout", "1", "asgi:app"], os.path.join(WORK, "hypercorn.log"), tls, cwd=os.path.join(HERE, "servers"))
+    WORK.start("hypercorn", [sys.executable, "-m", "hypercorn", "--insecure-bind", f"127.0.0.1:{clear}", "--bind", f"127.0.0.1:{tls}",
+                             "--certfile", CERT, "--keyfile", KEY, "--graceful-timeout", "1", "asgi:app"],
+               clear, tls, cwd=os.path.join(HERE, "servers"))
     return {"http": clear, "https": tls, "h2c": clear, "h2": tls}
 
 
@@ -97,27 +95,22 @@ WAYS = [
     ("http1", "https", True, "1.1"), ("auto", "h2", True, "2"), ("http2", "h2", True, "2"),
 ]
 UPSTREAMS = []
-CONFIG = []
+KEYS = []
 for server, ports in SERVERS.items():
     for protocol, port, tls, spoken in WAYS:
         name = f"{server}-{protocol}{'-tls' if tls else ''}"
         UPSTREAMS.append((name, server, spoken, protocol, tls))
-        CONFIG.append(f'[[route]]\npath_prefix = "/{name}"\nstrip_prefix = true\nupstream = "{name}"\n[upstream.{name}]\n'
-                      f'backends = ["127.0.0.1:{ports[port]}"]\nprotocol = "{protocol}"\n' + (f'tls = {{ ca = "{CERT}" }}\n' if tls else ""))
-PLAIN, SECURE = free_port(), free_port()
-CONFIG = f'[[listener]]\naddress = "127.0.0.1:{PLAIN}"\nmax_body = "50MiB"\n[[listener]]\naddress = "127.0.0.1:{SECURE}"\nmax_body = "50MiB"\n' \
-         f'tls = {{ certificates = [{{ certificate = "{CERT}", key = "{KEY}" }}] }}\n' + "".join(CONFIG)
-for server, ports in SERVERS.items():
-    for port in ports.values():
-        check(f"{server} listens on {port}", eventually(lambda port=port: listens(port)))
-ISOBAR = Isobar(WORK, CONFIG, PLAIN)
-CLIENTS = {"h1": (["--http1.1"], f"http://127.0.0.1:{PLAIN}"), "h2": (["--http2"], f"https://127.0.0.1:{SECURE}")}
+        KEYS.append(f'[[route]]\npath_prefix = "/{name}"\nstrip_prefix = true\nupstream = "{name}"\n[upstream.{name}]\n'
+                    f'backends = ["127.0.0.1:{ports[port]}"]\nprotocol = "{protocol}"\n' + (f'tls = {{ ca = "{CERT}" }}\n' if tls else ""))
+LIMITS = 'max_body = "50MiB"'
+ISOBAR = Isobar(WORK, "".join(KEYS), plain=LIMITS, secure=LIMITS)
+CLIENTS = {"h1": (["--http1.1"], ISOBAR.http), "h2": (["--http2"], ISOBAR.https)}
 
 
 def curl(client, path, *arguments, stdin=None):
     """The body, the status, and all heads and trailers as curl saw them."""
     flags, site = CLIENTS[client]
-    head = os.path.join(WORK, "head")
+    head = WORK.at("head")
     run = subprocess.run(["curl", "-sS", "--cacert", CERT, "--max-time", "30", *flags, "-D", head, *arguments, site + path],
                          input=stdin, capture_output=True, timeout=60)
     with open(head, encoding="latin-1") as file:
@@ -168,11 +161,11 @@ def ask(name, server, spoken, client):
 
 def stream(name):
     """The first part of a response comes while the server has not said the last."""
-    first = http.client.HTTPConnection("127.0.0.1", PLAIN, timeout=20)
+    first = http.client.HTTPConnection("127.0.0.1", ISOBAR.plain, timeout=20)
     first.request("GET", f"/{name}/wait")
     response = first.getresponse()
     line = response.readline()
-    other = http.client.HTTPConnection("127.0.0.1", PLAIN, timeout=20)
+    other = http.client.HTTPConnection("127.0.0.1", ISOBAR.plain, timeout=20)
     other.request("GET", f"/{name}/release")
     count = other.getresponse().read()
     check(f"{name}: a part comes as soon as it is sent", (line, count, response.read()) == (b"first\n", b"1", b"last\n"), (line, count))
@@ -193,7 +186,7 @@ def many(name):
 async def websocket(name, protocol):
     trust = {"ssl": ssl.create_default_context(cafile=CERT)}
     try:
-        async with connect(f"wss://localhost:{SECURE}/{name}/socket", max_size=None, proxy=None, **trust) as socket:
+        async with connect(f"wss://localhost:{ISOBAR.tls}/{name}/socket", max_size=None, proxy=None, **trust) as socket:
             large = os.urandom(2_000_000)
             await socket.send("text: ü")
             text = await socket.recv()
@@ -226,4 +219,4 @@ for name, server, spoken, protocol, tls in UPSTREAMS:
     check(f"{name}: no attempt broke", ISOBAR.metric(f'isobar_backend_broken_total{{upstream="{name}"') == 0)
 
 ISOBAR.stop()
-finish(390)
+done(390)

@@ -12,10 +12,9 @@ import websockets
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 
-from harness import Isobar, certificate, check, eventually, finish, free_port, work_directory
+from harness import Isobar, Work, check, done, eventually
 
-WORK = work_directory("websockets")
-CERT, KEY = certificate(WORK)
+WORK = Work()
 SEEN = {}
 
 
@@ -48,7 +47,7 @@ async def serve_one(socket):
 
 
 async def way(name, site, secure):
-    trust = {"ssl": ssl.create_default_context(cafile=CERT)} if secure else {}
+    trust = {"ssl": ssl.create_default_context(cafile=WORK.certificate)} if secure else {}
 
     def open_one(path, **more):
         return connect(site + path, max_size=None, proxy=None, subprotocols=["chat", "superchat"], **trust, **more)
@@ -152,8 +151,7 @@ async def soon(condition, seconds=10):
 
 def refuse(connection, request):
     if request.path == "/refused":
-        answer = connection.respond(403, "not for you")
-        return answer
+        return connection.respond(403, "not for you")
     return None
 
 
@@ -164,23 +162,20 @@ async def main():
         serve(serve_one, "127.0.0.1", 0, max_size=None, subprotocols=["superchat"], process_request=refuse, ssl=server_tls()) as secure,
     ):
         ports = [server.sockets[0].getsockname()[1] for server in (plain, secure)]
-        clear, tls = free_port(), free_port()
-        config = f'[[listener]]\naddress = "127.0.0.1:{clear}"\n[[listener]]\naddress = "127.0.0.1:{tls}"\n' \
-                 f'tls = {{ certificates = [{{ certificate = "{CERT}", key = "{KEY}" }}] }}\n' \
-                 '[[route]]\npath_prefix = "/secure"\nstrip_prefix = true\nupstream = "secure"\n[[route]]\nupstream = "plain"\n' \
-                 f'[upstream.plain]\nbackends = ["127.0.0.1:{ports[0]}"]\n' \
-                 f'[upstream.secure]\nbackends = ["127.0.0.1:{ports[1]}"]\nprotocol = "auto"\ntls = {{ ca = "{CERT}" }}\n'
-        ISOBAR = await asyncio.to_thread(Isobar, WORK, config, clear)
-        await way("ws", f"ws://127.0.0.1:{clear}", False)
-        await way("wss", f"wss://localhost:{tls}", True)
-        await way("wss to a backend by TLS", f"wss://localhost:{tls}/secure", True)
+        keys = '[[route]]\npath_prefix = "/secure"\nstrip_prefix = true\nupstream = "secure"\n[[route]]\nupstream = "plain"\n' \
+               f'[upstream.plain]\nbackends = ["127.0.0.1:{ports[0]}"]\n' \
+               f'[upstream.secure]\nbackends = ["127.0.0.1:{ports[1]}"]\nprotocol = "auto"\ntls = {{ ca = "{WORK.certificate}" }}\n'
+        ISOBAR = await asyncio.to_thread(Isobar, WORK, keys)
+        await way("ws", f"ws://127.0.0.1:{ISOBAR.plain}", False)
+        await way("wss", f"wss://localhost:{ISOBAR.tls}", True)
+        await way("wss to a backend by TLS", f"wss://localhost:{ISOBAR.tls}/secure", True)
         await asyncio.to_thread(ISOBAR.stop)
-    finish(88)
+    done(88)
 
 
 def server_tls():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERT, KEY)
+    context.load_cert_chain(WORK.certificate, WORK.key)
     return context
 
 
