@@ -63,11 +63,10 @@ class Backend(http.server.BaseHTTPRequestHandler):
 
 class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 1024
+    daemon_threads = True
 
     def handle_error(self, *_):
         """Those that are cut are meant to be."""
-
-    daemon_threads = True
 
 
 def grpc_server():
