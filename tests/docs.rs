@@ -70,8 +70,10 @@ fn every_reason_is_explained() {
     let (reasons, told) = reasons.split_once("fn told(&self)").expect("ProxyError::told");
     let reasons = quoted(reasons);
     assert!(reasons.len() > 10, "{reasons:?}: is the test blind?");
+    let grpc = read(&root().join("docs/grpc.md"));
     for reason in &reasons {
         assert!(page.contains(&format!("| `{reason}` |")), "docs/forwarding.md has no line about {reason}");
+        assert!(grpc.contains(&format!("`{reason}`")), "docs/grpc.md does not say which status {reason} is");
     }
     let (told, _) = told.split_once("\n    }\n").expect("the end of ProxyError::told");
     for words in quoted(told) {

@@ -15,7 +15,7 @@ use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, AdaptiveLimitConfig, AdminConfig, BackendConfig,
     BackendLimits, BackendTlsConfig, BodyMatch, BreakerConfig, CertificateConfig, ClientCertificates,
     ClientCertificatesConfig, Config, Forward, GrpcProbe, HeaderEdits, HealthCheckConfig, HedgeConfig, HostPattern,
-    Http2Config, HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile,
+    Http2Config, HttpProbe, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, Misdirected, NamedFile,
     OverloadConfig, PathPattern, PathRewrite, PathsConfig, PoolConfig, Probe, QueueConfig, QueueOrder,
     RetryBudgetConfig, RetryConfig, RetryOn, RouteConfig, TiersConfig, Timeouts, TlsConfig, TlsProfile, UnknownNames,
     UpstreamConfig, ValueMatch,
@@ -182,11 +182,13 @@ impl Serialize for Shown<&ListenerConfig> {
             address,
             backlog,
             max_connections,
+            max_connections_per_address,
             max_header_bytes,
             max_headers,
             max_body_bytes,
             header_timeout,
             idle_timeout,
+            min_bytes_per_second,
             trusted_proxies,
             forwarded,
             via,
@@ -200,6 +202,7 @@ impl Serialize for Shown<&ListenerConfig> {
         map.serialize_entry("address", address)?;
         map.serialize_entry("backlog", backlog)?;
         map.serialize_entry("max_connections", max_connections)?;
+        limit_entry(&mut map, "max_connections_per_address", *max_connections_per_address)?;
         map.serialize_entry("max_header_bytes", max_header_bytes)?;
         map.serialize_entry("max_headers", max_headers)?;
         match max_body_bytes {
@@ -208,6 +211,7 @@ impl Serialize for Shown<&ListenerConfig> {
         }
         map.serialize_entry("header_timeout", &Shown(*header_timeout))?;
         map.serialize_entry("idle_timeout", &Shown(*idle_timeout))?;
+        map.serialize_entry("min_bytes_per_second", min_bytes_per_second)?;
         map.serialize_entry("trusted_proxies", &texts(trusted_proxies))?;
         map.serialize_entry("forwarded", forwarded)?;
         map.serialize_entry("via", via)?;
@@ -266,9 +270,11 @@ impl Serialize for Shown<&TlsConfig> {
         let TlsConfig {
             certificates,
             unknown_names,
+            misdirected,
             profile,
             handshake_timeout,
             max_handshakes,
+            handshakes_per_second_per_address,
             hsts,
             client_certificates,
             http2: _,
@@ -280,6 +286,12 @@ impl Serialize for Shown<&TlsConfig> {
             UnknownNames::Refuse => "refuse",
         };
         map.serialize_entry("unknown_names", unknown_names)?;
+        let misdirected = match misdirected {
+            Misdirected::Refuse => "refuse",
+            Misdirected::Close => "close",
+            Misdirected::Allow => "allow",
+        };
+        map.serialize_entry("misdirected", misdirected)?;
         let profile = match profile {
             TlsProfile::Intermediate => "intermediate",
             TlsProfile::Modern => "modern",
@@ -287,6 +299,7 @@ impl Serialize for Shown<&TlsConfig> {
         map.serialize_entry("profile", profile)?;
         map.serialize_entry("handshake_timeout", &Shown(*handshake_timeout))?;
         map.serialize_entry("max_handshakes", max_handshakes)?;
+        limit_entry(&mut map, "handshakes_per_second_per_address", *handshakes_per_second_per_address)?;
         let age = hsts.as_ref().and_then(|hsts| hsts.to_str().ok()?.strip_prefix("max-age=")?.parse().ok());
         let age = age.map(|seconds| duration(Duration::from_secs(seconds)));
         map.serialize_entry("hsts", age.as_deref().unwrap_or("none"))?;
@@ -513,12 +526,15 @@ fn limits_keys<M: SerializeMap>(
 
 fn backend_limits_keys<M: SerializeMap>(map: &mut M, limits: &BackendLimits) -> Result<(), M::Error> {
     let BackendLimits { max_in_flight, max_connections } = limits;
-    let mut entry = |key, limit: &Option<u32>| match limit {
-        Some(limit) => map.serialize_entry(key, limit),
+    limit_entry(map, "max_in_flight", *max_in_flight)?;
+    limit_entry(map, "max_connections", *max_connections)
+}
+
+fn limit_entry<M: SerializeMap>(map: &mut M, key: &str, limit: Option<u32>) -> Result<(), M::Error> {
+    match limit {
+        Some(limit) => map.serialize_entry(key, &limit),
         None => map.serialize_entry(key, "unlimited"),
-    };
-    entry("max_in_flight", max_in_flight)?;
-    entry("max_connections", max_connections)
+    }
 }
 
 impl Serialize for Shown<&QueueConfig> {

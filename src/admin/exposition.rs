@@ -28,8 +28,8 @@ use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::{
-    BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, HandshakeFailure, Histogram, RetryCause, Sharded,
-    UpstreamMetrics, handshake_index,
+    AddressLimit, BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, HandshakeFailure, Histogram, RetryCause,
+    Sharded, UpstreamMetrics, handshake_index,
 };
 use crate::telemetry::process::Process;
 use crate::upstream::Readiness;
@@ -128,6 +128,16 @@ impl Scrape {
         let refused = counters(|it| it.metrics.sum(|shard| &shard.refused));
         let help = "Client connections refused because of max_connections";
         families.counter("listener_connections_refused", help, None, refused)?;
+        let limited = rows().flat_map(|(labels, it)| {
+            AddressLimit::ALL.map(|limit| {
+                let count = it.metrics.sum(|shard| &shard.limited[limit as usize]);
+                ([labels[0], ("limit", limit.as_str())], count)
+            })
+        });
+        let limited: Vec<_> = limited.collect();
+        let limited = limited.iter().map(|(labels, count)| (&labels[..], *count));
+        let help = "Client connections closed at once because of a limit of their address";
+        families.counter("listener_connections_limited", help, None, limited)?;
         let requests = counters(|it| it.metrics.sum(|shard| &shard.requests));
         families.counter("listener_requests", "Requests whose head was read", None, requests)?;
         let in_flight = gauges(|it| {
@@ -139,10 +149,21 @@ impl Scrape {
         let rejected = counters(|it| it.metrics.sum(|shard| &shard.rejected));
         let help = "Requests refused before a route was looked for: malformed, too large, too slow";
         families.counter("listener_requests_rejected", help, None, rejected)?;
+        let misdirected = counters(|it| it.metrics.sum(|shard| &shard.misdirected));
+        let help = "Requests for another host than the one that was named in the TLS handshake";
+        families.counter("listener_requests_misdirected", help, None, misdirected)?;
         let bytes_in = counters(|it| it.metrics.sum(|shard| &shard.bytes_in));
         families.counter("listener_request_body", "Bytes of request bodies", Some(&Unit::Bytes), bytes_in)?;
         let bytes_out = counters(|it| it.metrics.sum(|shard| &shard.bytes_out));
         families.counter("listener_response_body", "Bytes of response bodies", Some(&Unit::Bytes), bytes_out)?;
+        let slow = rows().flat_map(|(labels, it)| {
+            [("request", 0), ("response", 1)]
+                .map(|(body, index)| ([labels[0], ("body", body)], it.metrics.sum(|shard| &shard.slow_bodies[index])))
+        });
+        let slow: Vec<_> = slow.collect();
+        let slow = slow.iter().map(|(labels, count)| (&labels[..], *count));
+        let help = "Exchanges ended because the client was slower than min_bytes_per_second";
+        families.counter("listener_slow_bodies", help, None, slow)?;
         let tunnels = gauges(|it| {
             let closed = it.metrics.sum(|shard| &shard.tunnels_closed);
             it.metrics.sum(|shard| &shard.tunnels_opened).saturating_sub(closed)

@@ -11,7 +11,7 @@
 //! A leaf: imports nothing else of this crate.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -51,8 +51,8 @@ pub use paths::{PathRule, PathsConfig};
 pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 pub use tls::{
-    CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, TlsConfig, TlsProfile, UnknownNames,
-    tells_identity,
+    CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, Misdirected, TlsConfig, TlsProfile,
+    UnknownNames, tells_identity,
 };
 pub use units::duration;
 
@@ -229,6 +229,8 @@ pub struct ListenerConfig {
     pub backlog: u32,
     /// Client connections at a time in the whole process; one more is answered 503 and closed.
     pub max_connections: usize,
+    /// Of these, connections of one client address (of a /64 in IPv6); one more is closed. `None` is any number.
+    pub max_connections_per_address: Option<u32>,
     /// Bytes of a request head, or it is answered 431 (414 where the target alone is too long).
     pub max_header_bytes: usize,
     /// Header fields of a request, or it is answered 431.
@@ -239,6 +241,9 @@ pub struct ListenerConfig {
     pub header_timeout: Duration,
     /// How long a connection may wait for its next request.
     pub idle_timeout: Duration,
+    /// Bytes of a body of known length that a client has to give or take in a second, over `body_idle` of the route; 0 is any
+    /// number.
+    pub min_bytes_per_second: u32,
     /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed and added to; all others' are replaced.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether to send `Forwarded` (RFC 7239) too.
@@ -253,6 +258,14 @@ pub struct ListenerConfig {
     pub tls: Option<Arc<TlsConfig>>,
     /// HTTP/2, where it is spoken.
     pub http2: Option<Http2Config>,
+}
+
+impl ListenerConfig {
+    /// Whether a peer is one of the trusted proxies.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
 }
 
 /// `http2` of a listener: what one connection may have and do.

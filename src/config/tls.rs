@@ -15,12 +15,17 @@ pub struct TlsConfig {
     pub certificates: Vec<CertificateConfig>,
     /// What a client gets that names a host that no certificate is for, or none.
     pub unknown_names: UnknownNames,
+    /// What comes of a request for another host than the one that was named in the handshake, and not shown the same certificate.
+    pub misdirected: Misdirected,
     /// Which versions and cipher suites are spoken.
     pub profile: TlsProfile,
     /// From the connection to the end of its handshake.
     pub handshake_timeout: Duration,
     /// Handshakes at a time, over all workers; further ones wait.
     pub max_handshakes: usize,
+    /// Connections in a second from one client address (from a /64 in IPv6), each of which is for a handshake; `None` is any
+    /// number.
+    pub handshakes_per_second_per_address: Option<u32>,
     /// `Strict-Transport-Security` of the responses; `None` sends none.
     pub hsts: Option<HeaderValue>,
     /// Which certificates of clients are asked for; `None` asks for none.
@@ -84,6 +89,17 @@ pub enum UnknownNames {
     Default,
     /// Its handshake fails.
     Refuse,
+}
+
+/// A request on a connection that was made for another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misdirected {
+    /// It is answered 421, after which a client may ask on a connection of its own (RFC 9110 §15.5.20).
+    Refuse,
+    /// The same, and the connection ends.
+    Close,
+    /// It is served.
+    Allow,
 }
 
 /// Versions and cipher suites, as Mozilla calls them.

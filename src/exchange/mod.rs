@@ -32,6 +32,8 @@ pub struct Client {
     pub port_text: HeaderValue,
     /// By which it came: `http` or `https`.
     pub scheme: &'static str,
+    /// The host that it has named in its handshake, where requests for others are refused.
+    pub indicated: Option<Indicated>,
     /// What backends are told of its certificate: headers. Empty where it has shown none.
     pub identity: Vec<(HeaderName, HeaderValue)>,
     /// The settings of the listener when the connection was accepted. Not where its name is to be looked for: see
@@ -72,6 +74,49 @@ impl Client {
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// The host that a client has named in its TLS handshake (SNI).
+pub struct Indicated {
+    name: Box<str>,
+    /// Whether another may be asked for on the same connection.
+    others: Box<dyn Fn(&str) -> bool>,
+    /// The `Host` that was found to agree with it last: nearly all requests of a connection have the same.
+    agreed: RefCell<Option<HeaderValue>>,
+}
+
+impl Indicated {
+    /// `others` says of any other host whether it may be asked for on the same connection.
+    pub fn new(name: &str, others: Box<dyn Fn(&str) -> bool>) -> Self {
+        Self { name: name.into(), others, agreed: RefCell::new(None) }
+    }
+
+    /// Whether a request with that `Host` field has come on the wrong connection.
+    pub fn is_misdirected(&self, host: &HeaderValue) -> bool {
+        self.agreed.borrow().as_ref() != Some(host) && !self.agrees(host)
+    }
+
+    #[cold]
+    fn agrees(&self, host: &HeaderValue) -> bool {
+        let Ok(text) = std::str::from_utf8(host.as_bytes()) else { return false };
+        let name = without_port(text);
+        let name = name.strip_suffix('.').unwrap_or(name);
+        // HTTP/1.0 and OPTIONS * may name no host, and then there is nothing to compare.
+        let agrees = name.is_empty() || name.eq_ignore_ascii_case(&self.name) || (self.others)(name);
+        if agrees {
+            // A copy: the field itself is a part of the block that the request was read into.
+            *self.agreed.borrow_mut() = HeaderValue::from_bytes(host.as_bytes()).ok();
+        }
+        agrees
+    }
+}
+
+/// The host of a `Host` field.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
     }
 }
 
@@ -144,11 +189,13 @@ pub(crate) mod testing {
             address: ([127, 0, 0, 1], 8080).into(),
             backlog: 1,
             max_connections: 1,
+            max_connections_per_address: None,
             max_header_bytes: 8192,
             max_headers: 100,
             max_body_bytes: None,
             header_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
+            min_bytes_per_second: 240,
             trusted_proxies: Vec::new(),
             forwarded: false,
             via: false,
@@ -165,6 +212,7 @@ pub(crate) mod testing {
             peer_text: HeaderValue::from_static("192.0.2.1"),
             port_text: HeaderValue::from_static("8080"),
             scheme: "http",
+            indicated: None,
             identity: Vec::new(),
             name: RefCell::new((0, listener.name.clone())),
             listener: Arc::new(listener),
@@ -177,5 +225,34 @@ pub(crate) mod testing {
         let client = client(false, |_| {});
         let watch = Watch::new(&Clock::new(), Duration::from_secs(1), 0);
         Exchange { client_ip: client.peer.ip(), client, watch, side: Rc::new(Nowhere), started: Instant::now() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_agree_with_the_one_that_was_named() {
+        let indicated = Indicated::new("a.example", Box::new(|host| host == "b.example"));
+        for (host, misdirected) in [
+            ("a.example", false),
+            ("A.Example:8443", false),
+            ("a.example.", false),
+            ("a.example.:443", false),
+            ("b.example:443", false),
+            ("", false),
+            ("c.example", true),
+            ("a.example.c.example", true),
+            ("a.example:b.example", true),
+            ("[::1]:443", true),
+            ("[::1]", true),
+            ("a.example", false),
+        ] {
+            // The second time it is compared with what was found the first time.
+            for _ in 0..2 {
+                assert_eq!(indicated.is_misdirected(&HeaderValue::from_static(host)), misdirected, "{host}");
+            }
+        }
     }
 }

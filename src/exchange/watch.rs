@@ -24,6 +24,8 @@ pub struct Clock {
     now_ms: Cell<u64>,
     tick_ms: Cell<u64>,
     watches: RefCell<Vec<Weak<Watch>>>,
+    /// When they were last looked over.
+    swept_ms: Cell<u64>,
     /// Whether whoever moves the clock waits for something to watch.
     asleep: Cell<bool>,
     wanted: Notify,
@@ -60,6 +62,7 @@ impl Clock {
             now_ms: Cell::new(0),
             tick_ms: Cell::new(MAX_TICK_MS),
             watches: RefCell::default(),
+            swept_ms: Cell::new(0),
             asleep: Cell::new(false),
             wanted: Notify::new(),
         })
@@ -108,11 +111,21 @@ impl Clock {
     /// Moves the clock on, wakes whoever is overdue and forgets whoever is gone.
     pub fn sweep(&self) {
         self.at(Instant::now());
+        self.look();
+    }
+
+    fn look(&self) {
         let now = self.now_ms.get();
+        // A worker that was kept from looking does not hold that against its clients.
+        let since = now.saturating_sub(self.swept_ms.replace(now)).min(LONGEST_LOOK_MS);
         self.watches.borrow_mut().retain(|watch| {
             let Some(watch) = watch.upgrade() else { return false };
+            // Who does not move at all is told so, and not that it is slow: its deadline comes first.
             if watch.deadline_ms.get() <= now && !watch.expired.replace(true) {
                 watch.wake();
+            }
+            if watch.awaited.get() != 0 && !watch.expired.get() {
+                watch.measure(since);
             }
             true
         });
@@ -131,6 +144,25 @@ pub const NEVER: Duration = Duration::from_secs(50 * 365 * 86_400);
 
 const MIN_TICK_MS: u64 = 5;
 const MAX_TICK_MS: u64 = 250;
+const LONGEST_LOOK_MS: u64 = 1000;
+
+/// What is awaited of a client while a body is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The next piece of the request's.
+    Up = 1,
+    /// Room for the next piece of the response's.
+    Down = 2,
+}
+
+/// How slow a client may be with a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// In a second; 0 for any.
+    pub bytes: u32,
+    /// Over so long a time.
+    pub over: Duration,
+}
 
 /// What one connection waits for, and until when.
 #[derive(Debug)]
@@ -146,6 +178,19 @@ pub struct Watch {
     /// Whose connection it is.
     owner: usize,
     serving: Cell<Option<BackendId>>,
+    /// Bytes of bodies that the client has given and taken while that was counted: of all streams, where a connection has many, as
+    /// they share what it can.
+    carried: Rc<Cell<u64>>,
+    /// So many of them are accounted for.
+    seen: Cell<u64>,
+    /// Which [`Way`]s something is awaited of the client.
+    awaited: Cell<u8>,
+    /// The pace that is asked of it.
+    pace: Cell<Pace>,
+    /// How much longer it may be awaited if it moves nothing; `None` before it was the first time.
+    patience_ms: Cell<Option<u64>>,
+    /// Whether it was too slow.
+    slow: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -153,6 +198,15 @@ impl Watch {
     /// A watch of `clock`'s worker that waits for a first request. `owner` tells the connections of one listener from those of
     /// another.
     pub fn new(clock: &Rc<Clock>, idle: Duration, owner: usize) -> Rc<Self> {
+        Self::counting(clock, idle, owner, Rc::default())
+    }
+
+    /// A watch of a stream of `connection`: it waits for nothing yet.
+    pub fn of_stream(connection: &Self) -> Rc<Self> {
+        Self::counting(&connection.clock, NEVER, connection.owner, Rc::clone(&connection.carried))
+    }
+
+    fn counting(clock: &Rc<Clock>, idle: Duration, owner: usize, carried: Rc<Cell<u64>>) -> Rc<Self> {
         let watch = Rc::new(Self {
             clock: Rc::clone(clock),
             phase: Cell::new(Phase::Idle),
@@ -163,10 +217,17 @@ impl Watch {
             cut: Cell::new(false),
             owner,
             serving: Cell::new(None),
+            carried,
+            seen: Cell::new(0),
+            awaited: Cell::new(0),
+            pace: Cell::new(Pace { bytes: 0, over: Duration::ZERO }),
+            patience_ms: Cell::new(None),
+            slow: Cell::new(false),
             waker: RefCell::new(None),
         });
         if clock.asleep.replace(false) {
             clock.at(Instant::now());
+            clock.swept_ms.set(clock.now_ms.get());
             clock.wanted.notify_one();
         }
         watch.enter(Phase::Idle, idle);
@@ -227,9 +288,67 @@ impl Watch {
         self.expired.set(true);
     }
 
-    /// The exchange is over, and with it its bound.
+    /// The exchange is over, and with it its bound and what was awaited of the client.
     pub fn uncap(&self) {
         self.cap_ms.set(u64::MAX);
+        if self.patience_ms.get().is_some() {
+            self.patience_ms.set(None);
+            self.awaited.set(0);
+            self.slow.set(false);
+        }
+    }
+
+    /// From now on the client is awaited, and expected to keep that pace. It may be slower for as long as the pace is over, and has
+    /// so much patience again in time.
+    pub fn await_client(&self, way: Way, pace: Pace) {
+        if pace.bytes == 0 {
+            return;
+        }
+        if self.patience_ms.get().is_none() {
+            self.pace.set(pace);
+            self.seen.set(self.carried.get());
+            self.patience_ms.set(Some(pace.over.as_millis() as u64 + 2 * self.clock.tick_ms.get()));
+        }
+        self.awaited.set(self.awaited.get() | way as u8);
+    }
+
+    /// It has done its part.
+    pub fn obliged(&self, way: Way) {
+        self.awaited.set(self.awaited.get() & !(way as u8));
+    }
+
+    /// Whether something is awaited of the client.
+    pub fn awaits_client(&self, way: Way) -> bool {
+        self.awaited.get() & way as u8 != 0
+    }
+
+    /// The client has given or taken so much of a body.
+    pub fn carried(&self, bytes: usize) {
+        self.carried.set(self.carried.get().wrapping_add(bytes as u64));
+    }
+
+    /// Whether the client was slower than it may be.
+    pub fn is_slow(&self) -> bool {
+        self.slow.get()
+    }
+
+    /// What is awaited was so for another while. Not while something else is, as a connection to a backend.
+    fn measure(&self, since_ms: u64) {
+        let (Some(patience), Pace { bytes, over }) = (self.patience_ms.get(), self.pace.get()) else { return };
+        if !matches!(self.phase.get(), Phase::Response | Phase::Body) {
+            return;
+        }
+        let carried = self.carried.get();
+        let moved = carried.wrapping_sub(self.seen.replace(carried));
+        let earned = moved.saturating_mul(1000) / u64::from(bytes.max(1));
+        let most = over.as_millis() as u64 + 2 * self.clock.tick_ms.get();
+        let left = patience.saturating_add(earned).min(most).checked_sub(since_ms);
+        self.patience_ms.set(Some(left.unwrap_or(0)));
+        if left.is_none() {
+            self.slow.set(true);
+            self.expired.set(true);
+            self.wake();
+        }
     }
 
     /// Whether the bound of the whole exchange, and not that of the phase, has passed.
@@ -355,6 +474,82 @@ mod tests {
         let watch = Watch::new(&clock, Duration::from_secs(1), 0);
         asleep.await;
         assert!(!watch.expired() && !clock.is_idle());
+    }
+
+    /// Looks 250 ms later, so many times, while the client moves `bytes` each time: at which look it was too slow.
+    fn slow_at(watch: &Watch, bytes: usize, looks: usize) -> Option<usize> {
+        (0..looks).find(|_| {
+            let clock = watch.clock();
+            watch.carried(bytes);
+            clock.now_ms.set(clock.now_ms.get() + 250);
+            clock.look();
+            watch.is_slow()
+        })
+    }
+
+    #[test]
+    fn a_client_that_is_awaited_keeps_the_pace() {
+        let pace = Pace { bytes: 240, over: Duration::from_secs(10) };
+        for (bytes, expected) in [
+            // 0 to 4 bytes in a second, as those do who want to hold a request: after the ten seconds.
+            (0, Some(40)),
+            (1, Some(40)),
+            // Half of the pace, twice as long.
+            (30, Some(80)),
+            (60, None),
+            (10_000, None),
+        ] {
+            let clock = Clock::new();
+            let watch = Watch::new(&clock, NEVER, 0);
+            watch.enter(Phase::Response, NEVER);
+            watch.await_client(Way::Up, pace);
+            let slow = slow_at(&watch, bytes, 1000);
+            assert!(
+                slow.is_some() == expected.is_some() && slow.unwrap_or(0).abs_diff(expected.unwrap_or(0)) <= 3,
+                "{bytes}: {slow:?}"
+            );
+            assert_eq!(watch.expired(), slow.is_some());
+        }
+    }
+
+    #[test]
+    fn time_is_charged_to_a_client_only_while_it_is_awaited() {
+        let pace = Pace { bytes: 240, over: Duration::from_secs(10) };
+        let clock = Clock::new();
+        let watch = Watch::new(&clock, NEVER, 0);
+        watch.enter(Phase::Body, NEVER);
+        watch.await_client(Way::Down, Pace { bytes: 0, ..pace });
+        assert_eq!(slow_at(&watch, 0, 1000), None, "any pace will do");
+        watch.await_client(Way::Down, pace);
+        assert_eq!(slow_at(&watch, 0, 30), None);
+        watch.obliged(Way::Down);
+        assert_eq!(slow_at(&watch, 0, 1000), None, "it is the backend that is slow");
+        watch.await_client(Way::Down, pace);
+        watch.enter(Phase::Connect, NEVER);
+        assert_eq!(slow_at(&watch, 0, 1000), None, "somebody else is awaited");
+        watch.enter(Phase::Body, NEVER);
+        assert_eq!(slow_at(&watch, 0, 30), Some(12), "what it had left before");
+        watch.uncap();
+        watch.await_client(Way::Down, pace);
+        assert_eq!(slow_at(&watch, 0, 30), None, "another exchange");
+        // What was fast does not pay for what is slow for longer than that.
+        watch.carried(1 << 30);
+        assert!(slow_at(&watch, 0, 50).is_some_and(|look| look.abs_diff(40) <= 1));
+    }
+
+    #[test]
+    fn streams_share_what_their_connection_carries() {
+        let pace = Pace { bytes: 240, over: Duration::from_secs(10) };
+        let clock = Clock::new();
+        let connection = Watch::new(&clock, NEVER, 0);
+        let (one, other) = (Watch::of_stream(&connection), Watch::of_stream(&connection));
+        for stream in [&one, &other] {
+            stream.enter(Phase::Body, NEVER);
+            stream.await_client(Way::Down, pace);
+        }
+        // Each is slower than that, and both together are not.
+        assert_eq!((slow_at(&one, 60, 100), other.is_slow()), (None, false));
+        assert!(slow_at(&one, 0, 100).is_some() && other.is_slow() && !connection.is_slow());
     }
 
     #[test]

@@ -59,19 +59,24 @@ pub async fn serve(
     if listener.draining.load(Ordering::Relaxed) {
         watch.drain();
     }
-    let Some(socket) = handshake::socket(tcp, &listener, &watch, proxy.worker).await else { return };
+    let tls = listener.tls.load_full();
+    let made = handshake::socket(tcp, (&listener, tls.as_deref()), &watch, proxy.worker).await;
+    let Some(socket) = made else { return };
     let secure = socket.plain().is_none();
     let identity = handshake::identity(&socket);
+    let indicated = handshake::indicated(&socket, tls);
     watch.enter(Phase::Idle, config.idle_timeout.min(config.header_timeout));
     let wire = Wire::new(socket, &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
     let ip = peer.ip().to_canonical();
+    let trusted = config.trusts(ip);
     let client = Rc::new(Client {
         peer,
-        trusted: config.trusted_proxies.iter().any(|net| net.contains(&ip)),
+        trusted,
         peer_text: text(ip),
         lines: RefCell::new((None, Rc::from([]))),
         port_text: text(listener.address.port()),
         scheme: if secure { "https" } else { "http" },
+        indicated,
         identity,
         metrics: Arc::clone(&listener.metrics),
         name: RefCell::new((0, config.name.clone())),

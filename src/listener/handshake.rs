@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use tracing::debug;
 use super::Listener;
 use super::connection::tell;
 use super::guard::Refusal;
+use crate::config::Misdirected;
+use crate::exchange::Indicated;
 use crate::exchange::watch::{Phase, Watch};
 use crate::socket::Socket;
 use crate::telemetry::metrics::{HandshakeFailure, handshake_index};
@@ -28,13 +31,18 @@ use crate::tls::Tls;
 const PLAIN: Refusal = Refusal { status: 400, reason: "this port speaks TLS: use https" };
 
 /// The socket of a connection, once the handshake is over; `None` when it has failed, which is counted. Worker number `worker`
-/// serves it.
-pub(super) async fn socket(tcp: TcpStream, listener: &Listener, watch: &Watch, worker: usize) -> Option<Socket> {
-    let Some(tls) = listener.tls.load_full() else { return Some(Socket::Plain(tcp)) };
+/// serves it. Where there is a `tls`, the handshake is made with that.
+pub(super) async fn socket(
+    tcp: TcpStream,
+    (listener, tls): (&Listener, Option<&Tls>),
+    watch: &Watch,
+    worker: usize,
+) -> Option<Socket> {
+    let Some(tls) = tls else { return Some(Socket::Plain(tcp)) };
     watch.enter(Phase::Handshake, tls.settings.handshake_timeout);
     let peer = tcp.peer_addr();
     let metrics = listener.metrics.of(worker);
-    match shake(tcp, &tls, watch).await {
+    match shake(tcp, tls, watch).await {
         Ok(stream) => {
             let connection = stream.get_ref().1;
             let new = connection.protocol_version() == Some(ProtocolVersion::TLSv1_3);
@@ -59,6 +67,18 @@ pub(super) fn identity(socket: &Socket) -> Vec<(HeaderName, HeaderValue)> {
     let Socket::Tls(tls) = socket else { return Vec::new() };
     let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     shown.map(crate::tls::identity).unwrap_or_default()
+}
+
+/// The host that the client has named, where that makes a difference.
+pub(super) fn indicated(socket: &Socket, tls: Option<Arc<Tls>>) -> Option<Indicated> {
+    let Socket::Tls(stream) = socket else { return None };
+    let (TlsStream::Server(stream), Some(tls)) = (&**stream, tls) else { return None };
+    let name = stream.get_ref().1.server_name()?;
+    if tls.settings.misdirected == Misdirected::Allow {
+        return None;
+    }
+    let named = name.to_owned();
+    Some(Indicated::new(name, Box::new(move |host| tls.may_ask_for(&named, host))))
 }
 
 /// A handshake that came to nothing.
@@ -92,7 +112,7 @@ async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsSt
     let hello = in_time(watch, || false, hello).await?.map_err(failed)?;
     // Nobody closes the semaphore.
     let _turn = in_time(watch, || false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
-    in_time(watch, || false, hello.into_stream(std::sync::Arc::clone(&tls.server))).await?.map_err(failed)
+    in_time(watch, || false, hello.into_stream(Arc::clone(&tls.server))).await?.map_err(failed)
 }
 
 /// The first byte that the client sends, which stays unread.

@@ -1,7 +1,7 @@
 //! Sockets to connections.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -9,14 +9,17 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::{ListenerConfig, ListenerName};
-use crate::telemetry::metrics::{ListenerMetrics, Sharded};
+use crate::telemetry::metrics::{AddressLimit, ListenerMetrics, Sharded};
 use crate::tls::Tls;
 
+pub mod addresses;
 pub mod connection;
 mod handshake;
 pub mod guard;
 mod http2;
 pub mod wire;
+
+use addresses::{Addresses, Limits, Network};
 
 /// A bound socket and its protocol settings, shared by the workers that accept on it.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub struct Listener {
     pub certificates_refused: AtomicU64,
     /// Client connections open now, over all workers.
     pub open: AtomicUsize,
+    /// What client addresses have, where one may not have any number.
+    pub addresses: Addresses,
     /// Set when it was removed: its connections end as soon as they are idle.
     pub draining: AtomicBool,
     /// A shard per worker.
@@ -41,6 +46,31 @@ impl Listener {
     /// Its name.
     pub fn name(&self) -> ListenerName {
         self.config.load().name.clone()
+    }
+
+    /// Lets a connection from `ip` in, which worker number `by` has accepted: where it was counted at that address, as what.
+    ///
+    /// # Errors
+    /// When the address has as much as it may. That is counted, and now and then told to the log.
+    pub fn admit(&self, ip: IpAddr, by: usize) -> Result<Option<Network>, AddressLimit> {
+        let config = self.config.load();
+        let limits = Limits {
+            connections: config.max_connections_per_address,
+            handshakes: config.tls.as_ref().and_then(|tls| tls.handshakes_per_second_per_address),
+        };
+        // Those of a proxy are many clients'.
+        if limits == Limits::default() || config.trusts(ip) {
+            return Ok(None);
+        }
+        let admitted = self.addresses.admit(ip, limits);
+        if let Err(limit) = admitted {
+            self.metrics.of(by).limited[limit as usize].add(1);
+            if let Some(refused) = self.addresses.refused() {
+                let (listener, limit) = (&config.name, limit.as_str());
+                tracing::warn!(%listener, client = %ip, limit, refused, "closed connections over a limit of their address");
+            }
+        }
+        admitted
     }
 }
 
@@ -78,6 +108,7 @@ pub fn bind(config: &Arc<ListenerConfig>, workers: usize) -> io::Result<Bound> {
         tls: ArcSwapOption::empty(),
         certificates_refused: AtomicU64::new(0),
         open: AtomicUsize::new(0),
+        addresses: Addresses::default(),
         draining: AtomicBool::new(false),
         metrics: Arc::new(Sharded::new(workers)),
     });
@@ -115,19 +146,21 @@ pub struct Open {
     listener: Arc<Listener>,
     worker: Arc<Vec<AtomicUsize>>,
     index: usize,
+    /// What it is counted at by its address.
+    network: Option<Network>,
 }
 
 impl Open {
     /// Counts one more at `listener` and at worker number `index`, which is to serve it. Called by worker number `by`, which
-    /// has accepted it: nobody else writes that one's shard.
+    /// has accepted it: nobody else writes that one's shard. `network` is what it was admitted as.
     ///
     /// # Errors
     /// The same, but counted at the worker that has accepted it, when the listener has as many as it takes.
     pub fn count(
         listener: &Arc<Listener>,
         worker: &Arc<Vec<AtomicUsize>>,
-        by: usize,
-        index: usize,
+        (by, index): (usize, usize),
+        network: Option<Network>,
     ) -> Result<Self, Self> {
         let before = listener.open.fetch_add(1, Ordering::Relaxed);
         let refused = before >= listener.config.load().max_connections;
@@ -135,7 +168,7 @@ impl Open {
         worker[index].fetch_add(1, Ordering::Relaxed);
         let metrics = listener.metrics.of(by);
         metrics.accepted.add(1);
-        let open = Self { listener: Arc::clone(listener), worker: Arc::clone(worker), index };
+        let open = Self { listener: Arc::clone(listener), worker: Arc::clone(worker), index, network };
         if refused {
             metrics.refused.add(1);
             return Err(open);
@@ -161,6 +194,9 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        if let Some(network) = self.network {
+            self.listener.addresses.leave(network);
+        }
         self.listener.open.fetch_sub(1, Ordering::Relaxed);
         self.worker[self.index].fetch_sub(1, Ordering::Relaxed);
         self.listener.metrics.of(self.index).closed.add(1);

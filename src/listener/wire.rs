@@ -18,7 +18,7 @@ use crate::config::ListenerConfig;
 use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, POURED_BYTES, Source};
 use crate::exchange::dry::Dry;
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::watch::{Pace, Phase, Watch, Way};
 use crate::http1::chunked::{Chunked, Next};
 use crate::http1::outgoing::Outgoing;
 use crate::http1::pipe::Pipe;
@@ -58,6 +58,10 @@ pub struct Wire {
     idle_timeout: Duration,
     /// How long a piece of a body may take now.
     body_idle: Cell<Duration>,
+    /// How many bytes of a body of known length the client is to move in a second.
+    min_rate: u32,
+    /// Whether that holds for the response.
+    paced: Cell<bool>,
     /// Whether an exchange is under way, so that what the client sends next has to wait.
     busy: Cell<bool>,
     /// Whether the first request behind a handshake is still to come.
@@ -120,6 +124,8 @@ impl Wire {
             header_timeout: config.header_timeout,
             idle_timeout: config.idle_timeout,
             body_idle: Cell::new(config.idle_timeout),
+            min_rate: config.min_bytes_per_second,
+            paced: Cell::new(false),
             busy: Cell::new(false),
             fresh,
             dry: Dry::default(),
@@ -257,6 +263,8 @@ impl Wire {
         let close = close || (!self.is_read() && !self.wanted.get());
         let mut buffer = self.space.buffer();
         let (framing, close) = head::write(&mut buffer, parts, terms, body.size_hint().exact(), close);
+        // Of streams without a length nobody knows how fast they are meant to be.
+        self.paced.set(matches!(framing, Framing::Length(_)));
         self.out.borrow_mut().begin(buffer, framing);
         self.space.give_map(std::mem::take(&mut parts.headers));
         close
@@ -312,12 +320,14 @@ impl Wire {
             let large = out.len() > LARGE_BYTES;
             while !out.is_written() {
                 ready!(self.poll_early(cx))?;
-                ready!(out.poll_write(&mut *self.socket.borrow_mut(), cx))?;
+                let written = out.poll_write(&mut *self.socket.borrow_mut(), cx);
+                self.taken(ready!(self.awaited(written))?);
                 if self.watch.phase() == Phase::Body {
                     self.watch.extend(self.body_idle.get());
                 }
             }
-            ready!(self.poll_flush(cx))?;
+            ready!(self.awaited(self.poll_flush(cx)))?;
+            self.watch.obliged(Way::Down);
             if pours {
                 over = ready!(self.poll_pour(cx, out, body))?;
                 if !over {
@@ -340,6 +350,21 @@ impl Wire {
         }
     }
 
+    /// Notes it where the client is to make room for more of the response.
+    fn awaited<T>(&self, room: Poll<T>) -> Poll<T> {
+        if room.is_pending() && self.paced.get() {
+            self.watch.await_client(Way::Down, Pace { bytes: self.min_rate, over: self.body_idle.get() });
+        }
+        room
+    }
+
+    /// The client, or the kernel for it, has taken so much of the response. Counted from when it was first awaited.
+    fn taken(&self, bytes: usize) {
+        if self.watch.awaits_client(Way::Down) {
+            self.watch.carried(bytes);
+        }
+    }
+
     /// Whether the rest of the response's body is poured: it is large, and there is a pipe.
     fn pours_from(&self, body: &Body) -> bool {
         let mut pipe = self.pipe.borrow_mut();
@@ -358,9 +383,11 @@ impl Wire {
             out.poured(bytes);
         }
         while pipe.held() > 0 {
-            ready!(pipe.poll_drain(self.socket.borrow().tcp(), cx))?;
+            let drained = pipe.poll_drain(self.socket.borrow().tcp(), cx);
+            self.taken(ready!(self.awaited(drained))?);
             self.watch.extend(self.body_idle.get());
         }
+        self.watch.obliged(Way::Down);
         let last = out.framing == Framing::Length(0);
         if last && let Some(pipe) = slot.take() {
             out.framing = Framing::None;

@@ -13,7 +13,7 @@ use http_body::Body as _;
 
 use crate::config::{Protocol, RetryConfig};
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::watch::{Phase, Watch, Way};
 use crate::route::{Forward, Route, rewrite};
 use crate::telemetry::metrics::{BackendMetrics, RetryCause};
 use crate::transport::connect::{self, NoConnection};
@@ -65,7 +65,8 @@ pub(super) async fn forward(
     if let Some(target) = rewrite::backend_target(&forward.path, &route.config.path, &parts.uri) {
         parts.uri = target.into();
     }
-    running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over })?;
+    let measured = upload.as_ref().is_some_and(|body| body.left().is_some());
+    running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over }, measured)?;
     let mut body = match upload {
         Some(source) => RequestBody::streamed(source, Rc::clone(running) as Rc<dyn Progress>),
         None => RequestBody::empty(),
@@ -104,10 +105,13 @@ pub(super) async fn forward(
         let mut connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
+                // That the time of the whole exchange is over says nothing of the backend: a client may have given it none.
+                if !matches!(error, ProxyError::ExchangeTimeout) {
+                    place.failed(proxy, upstream);
+                }
+                outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
                 // Nothing was sent: any request may try elsewhere. It may have to wait for that, and not with a place that
                 // others wait for.
-                place.failed(proxy, upstream);
-                outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
                 drop(place);
                 place = again(&mut attempts, RetryCause::ConnectFailure, parts, error).await?;
                 begun = Instant::now();
@@ -177,15 +181,15 @@ pub(super) async fn forward(
                 return Err(attempts.failed(error));
             }
             Some(Ok(status)) => {
-                let head = running.head(status, &connection);
-                if attempts.is_unwanted(status, head)
-                    && attempts.may_repeat_after(head, &body)
-                    && !(head != Head::Http && Call::pushes_back(&connection))
+                let said = running.head(status, &connection);
+                if attempts.is_unwanted(status, said)
+                    && attempts.may_repeat_after(said, &body)
+                    && !(said != Head::Http && Call::pushes_back(&connection))
                 {
                     let asked = connection.field("retry-after");
                     if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked)).await {
                         place.backend().metrics.of(proxy.worker).responses[class(status)].add(1);
-                        let seen = head.seen(status);
+                        let seen = said.seen(status);
                         place.answered(proxy, upstream, seen);
                         outcome::answered(upstream, place.lease(), proxy.worker, seen, running.sent_since(begun));
                         connection.discard();
@@ -213,14 +217,14 @@ pub(super) async fn forward(
                     fresh = false;
                     continue;
                 }
-                let (seen, sent) = (head.seen(status), running.sent_since(begun));
+                let (seen, sent) = (said.seen(status), running.sent_since(begun));
                 place.answered(proxy, upstream, seen);
                 match running.call() {
-                    Some(call) if head == Head::Open => call.awaits(place.backend(), sent.elapsed()),
+                    Some(call) if said == Head::Open => call.awaits(place.backend(), sent.elapsed()),
                     _ => outcome::answered(upstream, place.lease(), proxy.worker, seen, sent),
                 }
-                attempts.answered(status, head);
-                running.answered(head);
+                attempts.answered(status, said);
+                running.answered(said);
                 return answer(running, forward, upgrade, place, connection, body, (parts, handled));
             }
             Some(Err(failed)) => failed,
@@ -361,6 +365,9 @@ fn late(running: &Running, place: &Place) -> ProxyError {
         return ProxyError::ExchangeTimeout;
     }
     if running.upload() == Upload::Waiting {
+        if running.exchange.watch.is_slow() {
+            running.slow(Way::Up);
+        }
         return ProxyError::ClientTooSlow;
     }
     backend.metrics.of(running.worker()).timeouts.add(1);

@@ -17,6 +17,8 @@ pub enum ProxyError {
     NoRoute,
     /// The method makes no sense at a gateway: CONNECT, TRACE.
     Method,
+    /// The request is for another host than the one that its connection was made for.
+    Misdirected,
     /// The request cannot be passed on as it is.
     BadRequest(&'static str),
     /// The request's body is larger than the listener takes.
@@ -109,6 +111,7 @@ impl ProxyError {
         match self {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ClientTooSlow => StatusCode::REQUEST_TIMEOUT,
@@ -131,7 +134,7 @@ impl ProxyError {
     /// for anything else in vain may ask again.
     pub fn grpc_status(&self) -> GrpcStatus {
         match self {
-            Self::NoRoute | Self::Method | Self::CannotSwitch => GrpcStatus::Unimplemented,
+            Self::NoRoute | Self::Method | Self::Misdirected | Self::CannotSwitch => GrpcStatus::Unimplemented,
             Self::BadRequest(_) | Self::UnaskedUpgrade { .. } => GrpcStatus::Internal,
             Self::BodyTooLarge => GrpcStatus::ResourceExhausted,
             Self::ExchangeTimeout => GrpcStatus::DeadlineExceeded,
@@ -152,9 +155,12 @@ impl ProxyError {
     /// Whose fault it is.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::NoRoute | Self::Method | Self::BadRequest(_) | Self::BodyTooLarge | Self::ClientTooSlow => {
-                Blame::Client
-            }
+            Self::NoRoute
+            | Self::Method
+            | Self::Misdirected
+            | Self::BadRequest(_)
+            | Self::BodyTooLarge
+            | Self::ClientTooSlow => Blame::Client,
             Self::Connect { .. }
             | Self::Handshake { .. }
             | Self::ConnectTimeout { .. }
@@ -184,6 +190,7 @@ impl ProxyError {
         match self {
             Self::NoRoute => "no_route",
             Self::Method => "method_not_allowed",
+            Self::Misdirected => "misdirected",
             Self::BadRequest(_) => "bad_request",
             Self::BodyTooLarge => "body_too_large",
             Self::ClientTooSlow => "client_too_slow",
@@ -208,6 +215,7 @@ impl ProxyError {
         match self {
             Self::NoRoute => "no route matches this request",
             Self::Method => "this method is not proxied",
+            Self::Misdirected => "this connection was made for another host",
             Self::BadRequest(why) => why,
             Self::BodyTooLarge => "the request body is larger than this listener takes",
             Self::ClientTooSlow => "the request body did not arrive in time",

@@ -187,7 +187,12 @@ impl Call {
             Cut::BackendCutShort => (GrpcStatus::Unavailable, "the backend broke off its response"),
             Cut::BackendStalled => (GrpcStatus::Unavailable, "nothing moved for too long"),
             Cut::Drained => (GrpcStatus::Unavailable, "the time to finish is over"),
-            Cut::ClientGone | Cut::ClientLeft | Cut::ClientStalled | Cut::TunnelIdle | Cut::TunnelBroken => {
+            Cut::ClientGone
+            | Cut::ClientLeft
+            | Cut::ClientStalled
+            | Cut::ClientTooSlow
+            | Cut::TunnelIdle
+            | Cut::TunnelBroken => {
                 return None;
             }
         };

@@ -155,6 +155,7 @@ impl Proxy {
             return Err(ProxyError::Method);
         }
         name_host(parts)?;
+        agree_on_host(self, running, parts)?;
         if let Some(redirect) = &running.exchange.client.listener.redirect_to_https {
             return to_https(redirect, parts).map(Choice::Answer);
         }
@@ -190,6 +191,20 @@ impl Proxy {
         running.routed(index);
         Ok(routes.get(index))
     }
+}
+
+/// Where the client has named a host in its handshake, the request is to be for that one, or for one with the same certificate:
+/// somebody in between cannot have a connection to one host end at another, and no client gets past what is asked of it by name.
+fn agree_on_host(proxy: &Proxy, running: &Running, parts: &Parts) -> Result<(), ProxyError> {
+    let client = &running.exchange.client;
+    if let Some(indicated) = &client.indicated
+        && let Some(host) = headers::host(&parts.headers)
+        && indicated.is_misdirected(host)
+    {
+        client.metrics.of(proxy.worker).misdirected.add(1);
+        return Err(ProxyError::Misdirected);
+    }
+    Ok(())
 }
 
 /// To the host without its port, which is that of a listener in the clear.

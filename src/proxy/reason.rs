@@ -14,6 +14,8 @@ pub(super) enum Cut {
     ClientLeft,
     /// The client took nothing of the response for too long.
     ClientStalled,
+    /// The client took less of the response, or gave less of its request, than it has to.
+    ClientTooSlow,
     /// The backend broke its response off.
     BackendCutShort,
     /// The backend sent nothing of its response for too long.
@@ -35,6 +37,7 @@ impl Cut {
             Self::ClientGone => "client_gone",
             Self::ClientLeft => "client_left",
             Self::ClientStalled => "client_stalled",
+            Self::ClientTooSlow => "client_too_slow",
             Self::BackendCutShort => "backend_cut_short",
             Self::BackendStalled => "backend_stalled",
             Self::OverTime => "exchange_cut",
@@ -47,7 +50,7 @@ impl Cut {
     /// Whose doing it was; `None` where that is not known.
     pub(super) fn blame(self) -> Option<Blame> {
         match self {
-            Self::ClientGone | Self::ClientLeft | Self::ClientStalled => Some(Blame::Client),
+            Self::ClientGone | Self::ClientLeft | Self::ClientStalled | Self::ClientTooSlow => Some(Blame::Client),
             Self::BackendCutShort | Self::BackendStalled => Some(Blame::Backend),
             Self::OverTime | Self::Drained => Some(Blame::Proxy),
             Self::TunnelIdle | Self::TunnelBroken => None,

@@ -11,10 +11,10 @@ use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
 use crate::backend::outlier::Outcome;
-use crate::config::{GrpcStatus, ListenerName, Timeouts};
+use crate::config::{GrpcStatus, ListenerName, Misdirected, Timeouts};
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
-use crate::exchange::watch::{NEVER, Phase};
+use crate::exchange::watch::{NEVER, Pace, Phase, Way};
 use crate::route::{Action, Route};
 use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
@@ -40,6 +40,8 @@ pub(super) struct Running {
     broke: Cell<bool>,
     /// Which piece of the request's body is awaited, and until when.
     upload: Cell<Upload>,
+    /// Whether it has told how long it is.
+    measured: Cell<bool>,
     /// When the last of the request's body was sent.
     sent: Cell<Option<Instant>>,
     body_idle: Cell<Duration>,
@@ -118,6 +120,7 @@ impl Running {
             reason: Cell::new(None),
             broke: Cell::new(false),
             upload: Cell::new(Upload::Over),
+            measured: Cell::new(false),
             sent: Cell::new(None),
             body_idle: Cell::new(Duration::ZERO),
             response_head: Cell::new(Duration::ZERO),
@@ -138,11 +141,12 @@ impl Running {
         self.route.set(Some(index));
     }
 
-    /// The request goes to an upstream, with these limits.
+    /// The request goes to an upstream, with these limits. `measured`: the length of its body is known.
     ///
     /// # Errors
     /// When a call is to take no time, or one that nobody understands.
-    pub(super) fn forwarded(&self, timeouts: &Timeouts, upload: Upload) -> Result<(), ProxyError> {
+    pub(super) fn forwarded(&self, timeouts: &Timeouts, upload: Upload, measured: bool) -> Result<(), ProxyError> {
+        self.measured.set(measured);
         self.upload.set(upload);
         let limit = match &self.call {
             None => {
@@ -294,10 +298,19 @@ impl Running {
             client = %self.exchange.client_ip,
             "exchange failed"
         );
-        let Some(call) = &self.call else { return respond::error(error).into() };
-        call.ends(error.grpc_status());
-        let words = if let ProxyError::ExchangeTimeout = error { OVER_TIME } else { error.told() };
-        respond::grpc_error(error.grpc_status(), words).into()
+        let mut response = match &self.call {
+            None => respond::error(error),
+            Some(call) => {
+                call.ends(error.grpc_status());
+                let words = if let ProxyError::ExchangeTimeout = error { OVER_TIME } else { error.told() };
+                respond::grpc_error(error.grpc_status(), words)
+            }
+        };
+        let tls = self.exchange.client.listener.tls.as_ref();
+        if matches!(error, ProxyError::Misdirected) && tls.is_some_and(|tls| tls.misdirected == Misdirected::Close) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.into()
     }
 
     /// Lets the route's middleware have the last word on a response.
@@ -334,6 +347,13 @@ impl Running {
                 handled.body.observe(self);
             }
         }
+    }
+
+    /// The client was too slow with a body.
+    #[cold]
+    pub(super) fn slow(&self, way: Way) {
+        let metrics = self.exchange.client.metrics.of(self.proxy.worker);
+        metrics.slow_bodies[usize::from(way == Way::Down)].add(1);
     }
 
     /// What a tunnel has carried.
@@ -424,6 +444,10 @@ impl Running {
             Cut::Drained
         } else if watch.expired() {
             match (tunnel, watch.is_capped(), side.has_unsent()) {
+                _ if watch.is_slow() => {
+                    self.slow(if side.has_unsent() { Way::Down } else { Way::Up });
+                    Cut::ClientTooSlow
+                }
                 (true, _, _) => Cut::TunnelIdle,
                 (false, true, _) => Cut::OverTime,
                 (false, false, true) => Cut::ClientStalled,
@@ -501,6 +525,7 @@ impl Progress for Running {
             self.upload.set(Upload::TooLarge);
             return Err(BodyError::TooLarge);
         }
+        self.exchange.watch.carried(bytes);
         self.exchange.watch.extend(self.body_idle.get());
         Ok(())
     }
@@ -508,6 +533,13 @@ impl Progress for Running {
     fn waits_for_client(&self, waits: bool) {
         if matches!(self.upload.get(), Upload::Moving | Upload::Waiting) {
             self.upload.set(if waits { Upload::Waiting } else { Upload::Moving });
+            let watch = &self.exchange.watch;
+            if !waits {
+                watch.obliged(Way::Up);
+            } else if self.measured.get() && !self.over.get() {
+                let bytes = self.exchange.client.listener.min_bytes_per_second;
+                watch.await_client(Way::Up, Pace { bytes, over: self.body_idle.get() });
+            }
         }
     }
 

@@ -291,12 +291,15 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.value("name", &old.name, &new.name);
     changes.value("backlog (of the next start)", &old.backlog, &new.backlog);
     changes.value("max_connections", &old.max_connections, &new.max_connections);
+    let (before, after) = (limit(old.max_connections_per_address), limit(new.max_connections_per_address));
+    changes.value("max_connections_per_address", &before, &after);
     changes.value("max_header_bytes", &old.max_header_bytes, &new.max_header_bytes);
     changes.value("max_headers", &old.max_headers, &new.max_headers);
     let bytes = |limit: Option<u64>| limit.map_or_else(|| "any".into(), |limit| limit.to_string());
     changes.value("max_body_bytes", &bytes(old.max_body_bytes), &bytes(new.max_body_bytes));
     changes.time("header_timeout", old.header_timeout, new.header_timeout);
     changes.time("idle_timeout", old.idle_timeout, new.idle_timeout);
+    changes.value("min_bytes_per_second", &old.min_bytes_per_second, &new.min_bytes_per_second);
     changes.members("trusted_proxies", &old.trusted_proxies, &new.trusted_proxies);
     changes.value("forwarded", &old.forwarded, &new.forwarded);
     changes.value("via", &old.via, &new.via);
@@ -326,6 +329,11 @@ fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
     changes.0
 }
 
+/// As `lb.toml` writes it.
+fn limit(limit: Option<u32>) -> String {
+    limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
+}
+
 fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
     let files = |tls: &TlsConfig| {
         tls.certificates.iter().map(|it| it.certificate.path.display().to_string()).collect::<Vec<_>>()
@@ -335,9 +343,12 @@ fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
         changes.other("tls.certificates", &old.certificates, &new.certificates);
     }
     changes.debug("tls.unknown_names", &old.unknown_names, &new.unknown_names);
+    changes.debug("tls.misdirected", &old.misdirected, &new.misdirected);
     changes.debug("tls.profile", &old.profile, &new.profile);
     changes.time("tls.handshake_timeout", old.handshake_timeout, new.handshake_timeout);
     changes.value("tls.max_handshakes", &old.max_handshakes, &new.max_handshakes);
+    let of = |tls: &TlsConfig| limit(tls.handshakes_per_second_per_address);
+    changes.value("tls.handshakes_per_second_per_address", &of(old), &of(new));
     changes.switched("tls.hsts", &old.hsts, &new.hsts);
     changes.switched("tls.client_certificates", &old.client_certificates, &new.client_certificates);
 }
@@ -421,7 +432,6 @@ fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &RetryConfig) {
 }
 
 fn limits_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamConfig) {
-    let limit = |limit: Option<u32>| limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string());
     let mut backend = |of: &str, was: &BackendLimits, is: &BackendLimits| {
         changes.value(&format!("max_in_flight{of}"), &limit(was.max_in_flight), &limit(is.max_in_flight));
         changes.value(&format!("max_connections{of}"), &limit(was.max_connections), &limit(is.max_connections));
@@ -684,11 +694,13 @@ mod tests {
             address: ([127, 0, 0, 1], port).into(),
             backlog: 4096,
             max_connections: 100,
+            max_connections_per_address: None,
             max_header_bytes: 1,
             max_headers: 1,
             max_body_bytes: None,
             header_timeout: S,
             idle_timeout: S,
+            min_bytes_per_second: 240,
             trusted_proxies: vec![],
             forwarded: false,
             via: false,
@@ -834,13 +846,17 @@ mod tests {
                     edit(&mut it.listeners[0], |it| {
                         it.max_body_bytes = Some(10);
                         it.idle_timeout = Duration::from_millis(1500);
+                        it.min_bytes_per_second = 0;
                         it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
                         it.via = true;
+                        it.max_connections_per_address = Some(50);
                         it.paths.encoded_slashes = PathRule::Keep;
                     })
                 },
-                &["listener web<0: max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, trusted_proxies +10.0.0.0/8, \
-                   via false -> true, paths.encoded_slashes refuse -> keep"],
+                &[
+                    "listener web<0: max_connections_per_address unlimited -> 50, max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, min_bytes_per_second 240 -> 0, trusted_proxies +10.0.0.0/8, \
+                   via false -> true, paths.encoded_slashes refuse -> keep",
+                ],
             ),
         ]);
     }

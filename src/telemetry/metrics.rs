@@ -166,6 +166,8 @@ pub struct ListenerMetrics {
     pub closed: Counter,
     /// Connections refused because of `max_connections`.
     pub refused: Counter,
+    /// Connections closed at once because of a limit of their address: those of [`AddressLimit`] in its order.
+    pub limited: [Counter; AddressLimit::ALL.len()],
     /// Requests whose head was read.
     pub requests: Counter,
     /// Exchanges that have ended; `requests - ended` are in flight.
@@ -174,10 +176,14 @@ pub struct ListenerMetrics {
     pub rejected: Counter,
     /// Exchanges and tunnels that were cut because the time to finish was over.
     pub cut: Counter,
+    /// Requests for another host than the one that their connection was made for.
+    pub misdirected: Counter,
     /// Bytes of request bodies.
     pub bytes_in: Counter,
     /// Bytes of response bodies.
     pub bytes_out: Counter,
+    /// Bodies of known length that a client was too slow with: those of requests, and of responses.
+    pub slow_bodies: [Counter; 2],
     /// Upgraded connections begun.
     pub tunnels_opened: Counter,
     /// Upgraded connections ended.
@@ -200,6 +206,28 @@ pub struct ListenerMetrics {
     pub http2_resets_proxy: Counter,
     /// Connections of HTTP/2 that were ended because of a flood: those of [`FloodKind`] in its order.
     pub http2_floods: [Counter; FloodKind::ALL.len()],
+}
+
+/// A limit that an address has for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressLimit {
+    /// Its connections at a time.
+    Connections,
+    /// Its TLS handshakes in a second.
+    Handshakes,
+}
+
+impl AddressLimit {
+    /// All of them, in the order that they are counted in.
+    pub const ALL: [Self; 2] = [Self::Connections, Self::Handshakes];
+
+    /// In metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Handshakes => "handshakes",
+        }
+    }
 }
 
 /// Where a handshake is counted: whether it was of TLS 1.3, not 1.2, and whether a session was resumed.

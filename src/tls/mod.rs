@@ -39,6 +39,7 @@ pub struct Tls {
     pub certificates: Vec<Expiry>,
     /// A handshake holds one of these.
     pub turns: Arc<Semaphore>,
+    names: Arc<Names>,
     /// Of all that was in the files: whether they are others is told by it.
     digest: u64,
     tickets: Arc<dyn ProducesTickets>,
@@ -107,7 +108,8 @@ impl Tls {
         // Nothing can be said against the rest but by the key that the listener has in any case.
         let key = &settings.certificates.first()?.certificate;
         let clients = verifier.as_ref().map(|(_, material)| material.clone()).unwrap_or_default();
-        let built = server(settings, &loaded, verifier, before);
+        let names = Arc::new(Names::new(&loaded, settings.unknown_names));
+        let built = server(settings, Arc::clone(&names), verifier, before);
         let (server, tickets) = built.map_err(|error| problems.push(key.error(error.to_string()))).ok()?;
         let turns = match before {
             Some(before) if before.settings.max_handshakes == settings.max_handshakes => Arc::clone(&before.turns),
@@ -118,10 +120,18 @@ impl Tls {
             settings: Arc::clone(settings),
             certificates: loaded.into_iter().map(|loaded| loaded.expiry).collect(),
             turns,
+            names,
             digest: files.digest.finish(),
             tickets,
             clients,
         })
+    }
+
+    /// Whether who has named `name` in its handshake may ask for `host` on the same connection: the certificate that it was
+    /// shown is the one for that host too (RFC 9113 §9.1.1). Where clients show certificates they do so for the host that they
+    /// have named, and no other.
+    pub fn may_ask_for(&self, name: &str, host: &str) -> bool {
+        self.settings.client_certificates.is_none() && self.names.are_shown_alike(name, host)
     }
 
     /// Whether the other was made of files with the same in them.
@@ -132,7 +142,7 @@ impl Tls {
 
 fn server(
     settings: &TlsConfig,
-    loaded: &[Loaded],
+    names: Arc<Names>,
     verifier: Option<Verifier>,
     before: Option<&Tls>,
 ) -> Result<(Arc<ServerConfig>, Arc<dyn ProducesTickets>), rustls::Error> {
@@ -148,7 +158,7 @@ fn server(
         Some((verifier, clients)) => (builder.with_client_cert_verifier(verifier), clients),
         None => (builder.with_no_client_auth(), Vec::new()),
     };
-    let mut server = builder.with_cert_resolver(Arc::new(Names::new(loaded, settings.unknown_names)));
+    let mut server = builder.with_cert_resolver(names);
     let spoken = if settings.http2 { &PROTOCOLS[..] } else { &PROTOCOLS[1..] };
     server.alpn_protocols = spoken.iter().map(|name| name.to_vec()).collect();
     // A session is in the ticket that the client keeps, under keys that all workers have and that change every six hours. They

@@ -41,22 +41,32 @@ impl Names {
         Self { exact, wildcard, default: twins.map(|it| Arc::clone(&it.certified)).collect(), unknown }
     }
 
-    fn find(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let none = Vec::new();
+    /// Those that are shown to who names `name`, the best first.
+    fn shown(&self, name: Option<&str>) -> impl Iterator<Item = &Arc<CertifiedKey>> + Clone {
         let name = name.map(str::to_ascii_lowercase);
-        let exact = name.as_ref().and_then(|name| self.exact.get(name)).unwrap_or(&none);
+        let exact = name.as_ref().and_then(|name| self.exact.get(name)).map_or(&[][..], Vec::as_slice);
         let parent = name.as_ref().and_then(|name| Some(name.split_once('.')?.1));
-        let wildcard = parent.and_then(|parent| self.wildcard.get(parent)).unwrap_or(&none);
-        let known = exact.iter().chain(wildcard);
-        let known = match (known.clone().next().is_some(), self.unknown) {
-            (true, _) => known,
-            (false, UnknownNames::Default) => self.default.iter().chain(&none),
-            (false, UnknownNames::Refuse) => return None,
+        let wildcard = parent.and_then(|parent| self.wildcard.get(parent)).map_or(&[][..], Vec::as_slice);
+        let default = match (exact.is_empty() && wildcard.is_empty(), self.unknown) {
+            (true, UnknownNames::Default) => &self.default[..],
+            _ => &[],
         };
+        exact.iter().chain(wildcard).chain(default)
+    }
+
+    fn find(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let shown = self.shown(name);
         let fits = |it: &&Arc<CertifiedKey>| it.key.choose_scheme(schemes).is_some();
         // Where none fits rustls finds that out itself and says handshake_failure (RFC 8446 §6.2); of no certificate at all it would say
         // access_denied, which scanners and clients take for something else.
-        known.clone().find(fits).or_else(|| known.clone().next()).cloned()
+        shown.clone().find(fits).or_else(|| shown.clone().next()).cloned()
+    }
+
+    /// Whether who has named `name` would have been shown the same for `host`, whichever of several kinds of key it was.
+    pub(super) fn are_shown_alike(&self, name: &str, host: &str) -> bool {
+        let mut shown = self.shown(Some(name));
+        let others = self.shown(Some(host));
+        shown.all(|it| others.clone().any(|other| Arc::ptr_eq(it, other)))
     }
 }
 

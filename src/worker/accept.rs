@@ -75,15 +75,17 @@ fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io:
     let (tcp, peer) = socket.accept()?;
     // TCP_NODELAY comes with the listening socket. A peer that is gone already is noticed when it is served.
     let _ = tcp.set_nonblocking(true);
+    // Over a limit of its address it is closed without a word: what is said costs more than to say nothing.
+    let Ok(network) = listener.admit(peer.ip(), worker.index) else { return Ok(()) };
     let place = worker.peers.place(worker.index);
     // Each connection takes memory, and a descriptor, of which the admin address wants some too.
     if let Some(cause) = worker.proxy.process.refuses_everywhere() {
-        let counted = Open::count(listener, &worker.peers.open, worker.index, worker.index);
+        let counted = Open::count(listener, &worker.peers.open, (worker.index, worker.index), network);
         worker.proxy.process.refused.of(worker.index).of(cause).add(1);
         worker.turn_away(tcp, counted.unwrap_or_else(|refused| refused), OVERLOADED);
         return Ok(());
     }
-    match Open::count(listener, &worker.peers.open, worker.index, place) {
+    match Open::count(listener, &worker.peers.open, (worker.index, place), network) {
         Ok(open) if place == worker.index => worker.serve(tcp, peer, Arc::clone(listener), open),
         Ok(open) => {
             let handed = worker.peers.inboxes[place].send(Command::Serve(tcp, peer, Arc::clone(listener), open));

@@ -130,8 +130,17 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     }
     let trailers = body.trailers().await.ok().flatten();
     let mut response = Response::new(());
-    if path == "/length" {
+    if matches!(path.as_str(), "/length" | "/length/trailers") {
         response.headers_mut().insert("content-length", bytes.len().into());
+    }
+    if path == "/length/trailers" {
+        response.headers_mut().insert("trailer", "x-checksum".parse().unwrap());
+    }
+    if path == "/hints" {
+        for (status, link) in [(100, "none"), (103, "</a.css>"), (103, "</b.css>")] {
+            let hint = Response::builder().status(status).header("link", link).header("x-hint", "1").body(()).unwrap();
+            respond.send_informational(hint).unwrap();
+        }
     }
     let Ok(mut send) = respond.send_response(response, false) else { return };
     let mut left = Bytes::from(bytes);
@@ -140,7 +149,7 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
         let Some(Ok(room)) = std::future::poll_fn(|cx| send.poll_capacity(cx)).await else { return };
         let _ = send.send_data(left.split_to(room.min(left.len())), false);
     }
-    if path == "/trailers" {
+    if path.ends_with("/trailers") {
         let mut back = HeaderMap::new();
         back.insert("x-checksum", "abc".parse().unwrap());
         back.extend(trailers.unwrap_or_default());
@@ -296,6 +305,38 @@ async fn a_length_ends_a_response_before_the_stream_does() {
         let response = client.response().await;
         assert!(response.status() == 200 && response.body == body);
     }
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn trailers_that_are_announced_come_behind_a_known_length() {
+    let backend = Backend::new(Script::default()).await;
+    let proxy = backend.proxy("").await;
+    let mut client = proxy.client().await;
+    let head = "POST /length/trailers HTTP/1.1\r\nhost: a\r\nte: trailers\r\ncontent-length: 3\r\n\r\nabc";
+    for _ in 0..2 {
+        client.send(head).await;
+        let response = client.response().await;
+        assert_eq!((response.status(), response.text()), (200, "abc"));
+        assert!(format!("{:?}", response.trailers).contains("x-checksum"), "{:?}", response.trailers);
+    }
+    // One that has no body after all.
+    let response = proxy.request("POST", "/length/trailers", &[("te", "trailers")], "").await;
+    assert_eq!((response.status(), response.text()), (200, ""));
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn early_hints_are_passed_on() {
+    let backend = Backend::new(Script::default()).await;
+    let proxy = backend.proxy("").await;
+    let mut client = proxy.client().await;
+    client.send("GET /hints HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    let all = String::from_utf8(client.read_to_end().await).unwrap();
+    let heads: Vec<_> = all.split("HTTP/1.1 ").skip(1).collect();
+    let hint = |link: &str| format!("103 Early Hints\r\nlink: {link}\r\nx-hint: 1\r\n\r\n");
+    assert_eq!(heads[..2], [hint("</a.css>"), hint("</b.css>")]);
+    assert!(heads.len() == 3 && heads[2].starts_with("200 "), "{all}");
     eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
 }
 

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod addresses;
 mod backend_tls;
 mod backend_http2;
 mod breaker;
@@ -39,6 +40,7 @@ mod http2;
 mod http2_frames;
 mod routes;
 mod seeing;
+mod slow;
 mod smoke;
 mod smuggling;
 mod stop;

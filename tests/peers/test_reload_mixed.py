@@ -16,6 +16,7 @@ import time
 from concurrent import futures
 
 import grpc
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
@@ -117,8 +118,12 @@ def main():
     web = [server.server_port for server in web]
 
     def echo(socket):
-        for message in socket:
-            socket.send(message)
+        try:
+            for message in socket:
+                socket.send(message)
+        except ConnectionClosed:
+            # One is cut, as it should be.
+            pass
 
     echoes = [serve(echo, "127.0.0.1", 0) for _ in range(2)]
     for server in echoes:

@@ -71,7 +71,7 @@ fn warn_of_unreached(check: &Check<'_>, field: &Field<raw::Limit>, limits: Backe
 }
 
 /// A limit, if there is a word on it: a number, or none at all.
-fn limit(check: &Check<'_>, field: &Field<raw::Limit>) -> Option<Option<u32>> {
+pub(super) fn limit(check: &Check<'_>, field: &Field<raw::Limit>) -> Option<Option<u32>> {
     let (place, written) = field.given()?;
     match written {
         raw::Limit::Integer(limit) => {

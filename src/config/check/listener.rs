@@ -8,6 +8,7 @@ use http::StatusCode;
 use ipnet::IpNet;
 
 use super::Check;
+use super::limits::limit;
 use super::tls::tls;
 use super::value::{SIZE, choice, name, number, size, timeout};
 use crate::config::error::Problem;
@@ -16,6 +17,7 @@ use crate::config::raw;
 use crate::config::report::{Place, quote};
 use crate::config::{Http2Config, ListenerConfig, ListenerName, LocationPart, PathRule, PathsConfig, Redirect};
 
+const MAX_CONNECTIONS: i64 = 10_000;
 const HEADER_BYTES: u64 = 64 << 10;
 /// Below the lower bound hardly a browser's request would pass.
 const HEADER_BYTES_RANGE: std::ops::RangeInclusive<u64> = (8 << 10)..=(16 << 20);
@@ -77,12 +79,15 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         name,
         address,
         backlog: u32::try_from(number(check, &raw.backlog, 4096, 1..=65_535)).unwrap_or(4096),
-        max_connections: count(check, &raw.max_connections, 10_000, 1..=10_000_000),
+        max_connections: count(check, &raw.max_connections, MAX_CONNECTIONS, 1..=10_000_000),
+        max_connections_per_address: max_connections_per_address(check, raw),
         max_header_bytes: max_header_bytes(check, &raw.max_header_bytes),
         max_headers: count(check, &raw.max_headers, 100, 1..=1000),
         max_body_bytes: max_body_bytes(check, &raw.max_body),
         header_timeout: timeout(check, &raw.header_timeout, "10s"),
         idle_timeout: timeout(check, &raw.idle_timeout, "75s"),
+        min_bytes_per_second: u32::try_from(number(check, &raw.min_bytes_per_second, 240, 0..=1_000_000_000))
+            .unwrap_or(240),
         trusted_proxies: raw.trusted_proxies.members().filter_map(|(at, text)| network(check, at, text)).collect(),
         forwarded: raw.forwarded.value().copied().unwrap_or(false),
         via: raw.via.value().copied().unwrap_or(false),
@@ -91,6 +96,16 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         tls: tls(check, &raw.tls, http2.is_some()).map(Arc::new),
         http2,
     }
+}
+
+fn max_connections_per_address(check: &Check<'_>, raw: &raw::Listener) -> Option<u32> {
+    let most = limit(check, &raw.max_connections_per_address).flatten()?;
+    let all = count(check, &raw.max_connections, MAX_CONNECTIONS, 1..=10_000_000);
+    if let Some(place) = raw.max_connections_per_address.place().filter(|_| most as usize > all) {
+        let problem = format!("never reached: there are {all} connections at most");
+        check.add(place, Problem::warning(problem));
+    }
+    Some(most)
 }
 
 fn paths(check: &Check<'_>, field: &Field<raw::Paths>) -> PathsConfig {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use http::HeaderValue;
 
 use super::Check;
+use super::limits::limit;
 use super::listener::count;
 use super::value::{choice, optional_timeout, timeout};
 use crate::config::error::Problem;
@@ -12,20 +13,24 @@ use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
 use crate::config::{
-    CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, TlsConfig, TlsProfile, UnknownNames,
+    CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, Misdirected, TlsConfig, TlsProfile,
+    UnknownNames,
 };
 
 /// How a listener speaks TLS; `None` where it does not.
 pub(super) fn tls(check: &Check<'_>, field: &Field<raw::Tls>, http2: bool) -> Option<TlsConfig> {
     let (place, raw) = field.given()?;
     let unknown_names = [("default", UnknownNames::Default), ("refuse", UnknownNames::Refuse)];
+    let misdirected = [("refuse", Misdirected::Refuse), ("close", Misdirected::Close), ("allow", Misdirected::Allow)];
     let profiles = [("intermediate", TlsProfile::Intermediate), ("modern", TlsProfile::Modern)];
     Some(TlsConfig {
         certificates: certificates(check, place, &raw.certificates),
         unknown_names: choice(check, &raw.unknown_names, UnknownNames::Default, &unknown_names),
+        misdirected: choice(check, &raw.misdirected, Misdirected::Refuse, &misdirected),
         profile: choice(check, &raw.profile, TlsProfile::Intermediate, &profiles),
         handshake_timeout: timeout(check, &raw.handshake_timeout, "10s"),
         max_handshakes: count(check, &raw.max_handshakes, 1000, 1..=1_000_000),
+        handshakes_per_second_per_address: limit(check, &raw.handshakes_per_second_per_address).flatten(),
         hsts: optional_timeout(check, &raw.hsts)
             .and_then(|age| HeaderValue::try_from(format!("max-age={}", age.as_secs())).ok()),
         client_certificates: client_certificates(check, &raw.client_certificates),

@@ -70,7 +70,7 @@ impl Shared {
                 return watch;
             }
         }
-        Watch::new(self.watch.clock(), NEVER, self.watch.owner())
+        Watch::of_stream(&self.watch)
     }
 }
 

@@ -21,7 +21,7 @@ use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
 use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, Source};
-use crate::exchange::watch::{NEVER, Phase, Watch};
+use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
 use crate::http1;
 use crate::http1::pipe::Pipe;
 use crate::listener::guard::Refusal;
@@ -40,6 +40,8 @@ pub(super) struct Stream {
     /// Whether the request's body has been read to its end.
     done: Cell<bool>,
     broken: Cell<bool>,
+    /// Whether it broke because the client reset the stream, or is gone.
+    gone: Cell<bool>,
     /// Whether somebody is going to take the rest of it.
     wanted: Cell<bool>,
     /// Whether the client waits to be asked for it.
@@ -51,6 +53,8 @@ pub(super) struct Stream {
     body_idle: Cell<Duration>,
     /// When the exchange has to be over, where that is to be kept to exactly.
     alarm: RefCell<Option<Pin<Box<Sleep>>>>,
+    /// How many bytes of a body of known length the client is to move in a second.
+    min_rate: u32,
 }
 
 /// How a stream ended that did not end well.
@@ -78,12 +82,14 @@ pub(super) async fn serve(
         left: Cell::new(None),
         done: Cell::new(whole),
         broken: Cell::new(false),
+        gone: Cell::new(false),
         wanted: Cell::new(false),
         expects: Cell::new(false),
         over: Cell::new(false),
         stalled: Cell::new(false),
         body_idle: Cell::new(shared.client.listener.idle_timeout),
         alarm: RefCell::new(None),
+        min_rate: shared.client.listener.min_bytes_per_second,
     });
     let head = parts.method == Method::HEAD;
     let ended = match request::check(&mut parts, whole, shared.client.listener.max_headers) {
@@ -106,6 +112,13 @@ pub(super) async fn serve(
                 stream.answered(exchange).await
             };
             let response = Response::from_parts(handled.head, handled.body);
+            if matches!(response.status(), StatusCode::MISDIRECTED_REQUEST | StatusCode::OK)
+                && response.headers().contains_key(header::CONNECTION)
+            {
+                // Ours to a misdirected request (calls of gRPC are answered 200), and the end of the connection. What comes on other
+                // streams is answered.
+                shared.watch.drain();
+            }
             match (answered, handled.tunnel) {
                 (Err(cut), _) => Err(cut),
                 (Ok(()), Some(tunnel)) if websocket => stream.tunnel(response, tunnel).await,
@@ -195,9 +208,10 @@ impl Stream {
     /// one before has gone.
     async fn sent(&self, send: &mut SendStream<Bytes>, body: &mut Body) -> Result<(), Cut> {
         let mut piece = Bytes::new();
+        let paced = body.size_hint().exact().is_some();
         let ended = poll_fn(|cx| {
             self.watch.register(cx);
-            if let Poll::Ready(ended) = self.poll_sent(cx, send, body, &mut piece) {
+            if let Poll::Ready(ended) = self.poll_sent(cx, send, (body, paced), &mut piece) {
                 return Poll::Ready(ended);
             }
             if send.poll_reset(cx).is_ready() {
@@ -235,7 +249,7 @@ impl Stream {
         &self,
         cx: &mut Context<'_>,
         send: &mut SendStream<Bytes>,
-        body: &mut Body,
+        (body, paced): (&mut Body, bool),
         piece: &mut Bytes,
     ) -> Poll<Result<(), Cut>> {
         let gone = |_| Cut::Client;
@@ -262,12 +276,22 @@ impl Stream {
             let room = send.capacity();
             if room == 0 {
                 self.stalled.set(true);
-                match ready!(send.poll_capacity(cx)) {
-                    Some(Ok(_)) => continue,
-                    _ => return Poll::Ready(Err(Cut::Client)),
+                match send.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => continue,
+                    Poll::Ready(_) => return Poll::Ready(Err(Cut::Client)),
+                    Poll::Pending => {
+                        // Of streams without a length nobody knows how fast they are meant to be.
+                        if paced {
+                            let pace = Pace { bytes: self.min_rate, over: self.body_idle.get() };
+                            self.watch.await_client(Way::Down, pace);
+                        }
+                        return Poll::Pending;
+                    }
                 }
             }
             let some = piece.split_to(room.min(piece.len()));
+            self.watch.carried(some.len());
+            self.watch.obliged(Way::Down);
             let last = piece.is_empty() && body.is_end_stream();
             send.send_data(some, last).map_err(gone)?;
             if last {
@@ -353,6 +377,9 @@ impl Source for Stream {
         if self.done.get() {
             return Poll::Ready(None);
         }
+        if self.gone.get() && !self.over.get() {
+            return Poll::Pending;
+        }
         if self.expects.take() {
             let mut response = Response::new(());
             *response.status_mut() = StatusCode::CONTINUE;
@@ -389,6 +416,11 @@ impl Source for Stream {
             }
         };
         self.broken.set(true);
+        // A client that has gone is no fault of its request's, and is found out by whoever looks at the stream next.
+        self.gone.set(broken.is_io() || (broken.is_remote() && (broken.is_reset() || broken.is_go_away())));
+        if self.gone.get() && !self.over.get() {
+            return Poll::Pending;
+        }
         Poll::Ready(Some(Err(io::Error::other(broken))))
     }
 
