@@ -23,6 +23,7 @@ use crate::telemetry::overload::Cause;
 use crate::telemetry::process::Process;
 
 use super::accept::{self, Acceptor};
+use super::departed::Departed;
 use super::{Command, Peers};
 
 /// Idle connections to backends are looked over this often.
@@ -43,6 +44,7 @@ pub(super) struct Worker {
     accepting: RefCell<Vec<Accepting>>,
     /// Whether backends that are gone were still serving when that was last looked at: their connections come back late.
     strays: Cell<bool>,
+    departed: RefCell<Departed>,
     /// Told when a connection has ended.
     ended: Notify,
 }
@@ -85,9 +87,10 @@ pub(super) fn run(
             turned_away: Cell::new(0),
             accepting: RefCell::default(),
             strays: Cell::new(false),
+            departed: RefCell::default(),
             ended: Notify::new(),
         });
-        worker.adopt();
+        worker.adopt(Instant::now());
         worker.ask_for_connections();
         spawn_local(sweep(Rc::clone(&worker)));
         worker.obey(inbox).await
@@ -145,8 +148,9 @@ impl Worker {
                 Some(Command::Unlisten(listener, limit)) => self.unlisten(&listener, limit),
                 Some(Command::Serve(tcp, peer, listener, open)) => self.serve(tcp, peer, listener, open),
                 Some(Command::Published(limit)) => {
-                    self.adopt();
-                    self.cut_strays_after(limit);
+                    let now = Instant::now();
+                    self.adopt(now);
+                    self.cut_strays_after(limit, now);
                 }
                 Some(Command::Spare(backend)) => self.proxy.transport.spare(backend),
                 Some(Command::Stop) => {
@@ -267,8 +271,9 @@ impl Worker {
     }
 
     /// Serves with what is published now.
-    fn adopt(&self) {
+    fn adopt(&self, now: Instant) {
         let snapshot = self.proxy.current.get();
+        self.departed.borrow_mut().publish(backends(&snapshot), now);
         self.clock.set_shortest(shortest_timeout(&snapshot));
         self.let_go();
     }
@@ -289,24 +294,29 @@ impl Worker {
         strays
     }
 
-    /// Cuts, after `limit`, what is then still served by a backend that no upstream has any more.
-    fn cut_strays_after(self: &Rc<Self>, limit: Duration) {
+    /// Cuts, after `limit`, what is then still served by a backend that no upstream has had since `published`.
+    fn cut_strays_after(self: &Rc<Self>, limit: Duration, published: Instant) {
         // Not only what is a stray now: an exchange that goes on with the snapshot of before may have its next attempt there.
         let mut serving = false;
         self.clock.each(|watch| serving |= watch.serving().is_some());
         if !serving {
+            self.departed.borrow_mut().forget(published);
             return;
         }
         let worker = Rc::clone(self);
         spawn_local(async move {
             tokio::time::sleep(limit).await;
             let known = backends(&worker.proxy.current.get());
-            let cut = worker.strays(&known);
+            let mut departed = worker.departed.borrow_mut();
+            let mut cut = 0;
             worker.clock.each(|watch| {
-                if is_stray(watch, &known) {
+                // What came to a backend that was back meanwhile has the time of a later reload.
+                if is_stray(watch, &known) && watch.serving().is_some_and(|id| departed.was_gone(id, published)) {
                     watch.cut();
+                    cut += 1;
                 }
             });
+            departed.forget(published);
             if cut > 0 {
                 tracing::warn!(cut, "cut exchanges with backends that were removed");
             }

@@ -18,6 +18,7 @@ use crate::proxy::{Published, Snapshot};
 use crate::telemetry::process::Process;
 
 mod accept;
+mod departed;
 mod event_loop;
 
 /// What a worker is told.

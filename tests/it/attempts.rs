@@ -282,4 +282,5 @@ async fn a_further_attempt_at_a_removed_backend_is_cut_at_the_drain_limit() {
     eventually(|| removed.requests() == 1).await;
     client.closed().await;
     eventually(|| proxy.exchanges() == 0).await;
+    assert_eq!(proxy.counted(|listener| &listener.cut), 1);
 }

@@ -85,12 +85,40 @@ async fn a_tunnel_goes_on_and_ends_at_the_drain_limit_only_if_its_backend_is_gon
             client.closed().await;
             assert!(start.elapsed() >= LIMIT, "cut after {:?}", start.elapsed());
             eventually(|| proxy.counted(|listener| &listener.tunnels_closed) == 1).await;
+            assert_eq!(proxy.counted(|listener| &listener.cut), 1, "{name}");
         } else {
             tokio::time::sleep(LIMIT + Duration::from_millis(300)).await;
             echoes(&mut client, name).await;
             assert_eq!(proxy.in_flight_at(&backend), 1, "{name}: a tunnel counts as in flight");
+            assert_eq!(proxy.counted(|listener| &listener.cut), 0, "{name}");
         }
     }
+}
+
+/// A bug: the time of an earlier reload that had removed the backend too cut what had come to it since, after less than the limit.
+#[tokio::test]
+async fn a_backend_that_comes_and_goes_has_the_whole_drain_limit_each_time() {
+    const LIMIT: Duration = Duration::from_millis(900);
+    let (backend, other) = (TestBackend::upgrading(), TestBackend::upgrading());
+    let with = |pool: &[&TestBackend]| format!("drain_limit = \"{}ms\"\n{}", LIMIT.as_millis(), with_u(&over(pool)));
+    let proxy = TestProxy::with_config(with(&[&backend])).await;
+    // Something is under way on either worker, so that either looks again after the limit.
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        others.push(tunnel(&proxy).await);
+    }
+    proxy.apply(with(&[&other])).await.unwrap();
+    let removed_first = Instant::now();
+    proxy.apply(with(&[&backend])).await.unwrap();
+    let mut client = tunnel(&proxy).await;
+    tokio::time::sleep(LIMIT * 2 / 3).await;
+    let start = Instant::now();
+    proxy.apply(with(&[&other])).await.unwrap();
+    assert!(removed_first.elapsed() < LIMIT, "too late to tell");
+    client.closed().await;
+    assert!(start.elapsed() >= LIMIT, "cut after {:?}", start.elapsed());
+    eventually(|| proxy.counted(|listener| &listener.tunnels_closed) == 9).await;
+    assert_eq!(proxy.counted(|listener| &listener.cut), 9);
 }
 
 async fn tunnel(proxy: &TestProxy) -> Client {

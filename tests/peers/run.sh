@@ -1,24 +1,43 @@
 #!/usr/bin/env bash
-# Real clients before isobar and real servers behind it: each test_*.py beside this, or those that are named.
-# usage: bash tests/peers/run.sh BINARY [NAME...]
-# Needs: python3 with venv, openssl, curl, nginx, node, chromium, nghttp2-client (h2load). The packages of requirements.txt go to target/peers.
+# Real clients in front of isobar and real servers behind it: runs every test_*.py here, or those that are named.
+# usage: tests/peers/run.sh BINARY [NAME...]      NAME is that of a script without test_ and .py, such as curl
+# Needs python3 with venv, and what the scripts run: curl, h2load, openssl, nginx, node, chromium.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-binary=$(realpath "$1")
+binary=$(realpath "${1:?usage: run.sh BINARY [NAME...]}")
 shift
-venv=${CARGO_TARGET_DIR:-$here/../../target}/peers
+[[ -x $binary ]] || { echo "no program: $binary" >&2; exit 2; }
+names=("$@")
+if ((${#names[@]} == 0)); then
+  for script in "$here"/test_*.py; do
+    script=${script##*/test_}
+    names+=("${script%.py}")
+  done
+fi
+
+# Made anew when the list of packages changes.
+venv=${CARGO_TARGET_DIR:-$here/../../target}/peers-venv
 if ! cmp -s "$here/requirements.txt" "$venv/requirements.txt"; then
   rm -rf "$venv"
   python3 -m venv "$venv"
-  "$venv/bin/pip" install -q --disable-pip-version-check -r "$here/requirements.txt"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$here/requirements.txt"
   cp "$here/requirements.txt" "$venv/requirements.txt"
 fi
-scripts=("${@/#/$here/test_}")
-scripts=("${scripts[@]/%/.py}")
-(($#)) || scripts=("$here"/test_*.py)
+
 failed=()
-for script in "${scripts[@]}"; do
-  echo "-- $(basename "$script" .py)"
-  PYTHONDONTWRITEBYTECODE=1 timeout 240 "$venv/bin/python" "$script" "$binary" || failed+=("$(basename "$script")")
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
+for name in "${names[@]}"; do
+  echo "-- $name"
+  begun=$SECONDS
+  # A script that hangs has failed, and so has one that says nothing.
+  code=0
+  PYTHONDONTWRITEBYTECODE=1 timeout --kill-after=5 240 "$venv/bin/python" "$here/test_$name.py" "$binary" | tee "$said" || code=$?
+  checks=$(grep -c '^ok  ' "$said" || true)
+  if [[ $code != 0 || $checks == 0 ]]; then failed+=("$name"); fi
+  echo "-- $name: $checks checks held, $((SECONDS - begun)) s"
 done
-((${#failed[@]} == 0)) || { echo "failed: ${failed[*]}" >&2; exit 1; }
+if ((${#failed[@]})); then
+  echo "failed: ${failed[*]}" >&2
+  exit 1
+fi

@@ -1,8 +1,10 @@
 """Reloads under a mixed load: HTTP/1.1, HTTP/2, WebSockets and streams of gRPC. Nothing fails; what outlives drain_limit is cut, and counted."""
 
+import contextlib
 import http.client
 import http.server
 import itertools
+import logging
 import os
 import queue
 import socket
@@ -18,9 +20,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
-from peers import Isobar, Work, check, done, eventually, in_thread
+from harness import Isobar, Work, check, done, eventually, in_thread
 
 SECONDS = 20
+DRAIN_LIMIT = 2
+# Lets the responses of the second part go on; and who has been asked for one whose head is held.
+GO, HELD = threading.Event(), []
+logging.getLogger("websockets").setLevel(logging.CRITICAL)
 
 
 class Backend(http.server.BaseHTTPRequestHandler):
@@ -31,6 +37,12 @@ class Backend(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        if self.path == "/head":
+            # A response that does not begin before somebody lets it.
+            HELD.append(self.server.server_port)
+            GO.wait(60)
+        if self.path == "/drip":
+            return self.drip()
         if self.path.startswith("/slow"):
             time.sleep(0.4)
         data = self.path.encode()
@@ -40,9 +52,22 @@ class Backend(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+    def drip(self):
+        """A response whose end does not come before somebody lets it."""
+        self.send_response(200)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"6\r\nfirst\n\r\n")
+        GO.wait(60)
+        self.wfile.write(b"5\r\nlast\n\r\n0\r\n\r\n")
+
+
 class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 1024
     daemon_threads = True
+
+    def handle_error(self, *_):
+        """Those that are cut are meant to be."""
 
 
 def grpc_server():
@@ -106,7 +131,7 @@ def main():
     sockets = [server.socket.getsockname()[1] for server in echoes]
     servers = [grpc_server() for _ in range(2)]
     calls = [port for _, port in servers]
-    isobar = Isobar(work, keys(web, sockets, calls), head='drain_limit = "2s"\nshutdown_grace = "5s"\nworkers = 2')
+    isobar = Isobar(work, keys(web, sockets, calls), head=f'drain_limit = "{DRAIN_LIMIT}s"\nshutdown_grace = "5s"\nworkers = 2')
     stop = threading.Event()
     counts = {name: Counts() for name in ("http/1.1, kept", "http/1.1, new", "websocket", "grpc streams", "grpc unary")}
 
@@ -204,57 +229,80 @@ def main():
     applied = isobar.metric("isobar_config_reloads_total") or generation
     check(f"{generation} files were written, {applied:.0f} reloads", applied >= 5 and isobar.metric("isobar_config_last_reload_successful") == 1)
 
-    # What outlives drain_limit, and nothing else, is cut.
-    isobar.write(keys(web, sockets, calls))
-    time.sleep(2)
-    cut_before = isobar.metric("isobar_listener_exchanges_cut_total")
-    check("no reload has cut anything", cut_before == 0, cut_before)
-    questions, going = queue.Queue(), queue.Queue()
-    streams = [channels[0].stream_stream("/test.Echo/Both")(iter(it.get, None)) for it in (questions, going)]
-    for it in (questions, going):
-        it.put(b"a")
-    first = [next(it) for it in streams]
-    check("two streams, one at each backend", first == [b"a", b"a"])
-    clients = [connect(f"ws://127.0.0.1:{isobar.plain}/ws", proxy=None) for _ in range(2)]
-    for client in clients:
-        client.send("a")
-        client.recv(timeout=10)
-    # Round robin: one of two each.
-    isobar.write(keys(web, sockets[:1], calls[:1]))
-
-    def alive(act):
-        try:
-            act()
-            return True
-        except Exception:
-            return False
-
-    def streams_alive():
-        for it in (questions, going):
-            it.put(b"b")
-        return [alive(lambda it=it: next(it)) for it in streams]
-
-    time.sleep(0.5)
-    check("before the limit both go on", streams_alive() == [True, True])
-    time.sleep(3.5)
-    check("behind it one stream is left", sorted(streams_alive()) == [False, True])
-    ended = [it for it in streams if it.done()]
-    check("and the other was told UNAVAILABLE", [it.code() for it in ended] == [grpc.StatusCode.UNAVAILABLE], [it.code() for it in ended])
-
-    def tunnel_alive(client):
-        client.send("b")
-        client.recv(timeout=5)
-
-    check("and one tunnel", sorted(alive(lambda it=it: tunnel_alive(it)) for it in clients) == [False, True])
-    cut = isobar.metric("isobar_listener_exchanges_cut_total")
-    check("those that were cut are counted", cut == 2, cut)
-    going.put(None), questions.put(None)
-    for client in clients:
-        client.close()
+    check("no reload has cut anything", isobar.metric("isobar_listener_exchanges_cut_total") == 0)
+    outlive(work, isobar, web[:2], sockets, calls)
     for channel in channels:
         channel.close()
-    check("isobar stops well", isobar.stop() == 0)
-    done()
+    isobar.stop()
+    done(25)
+
+
+def holds(act):
+    try:
+        act()
+        return True
+    except Exception:
+        return False
+
+
+def outlive(work, isobar, web, sockets, calls):
+    """Of each kind two exchanges, one at each of two backends (by round robin). One backend of each is removed: what is there then is cut at
+    drain_limit, counted, and nothing else is."""
+    backends = lambda: isobar.metric("isobar_backend_weight")
+    cut = lambda: isobar.metric("isobar_listener_exchanges_cut_total")
+    isobar.write(keys(web, sockets, calls))
+    check("two backends of each", eventually(lambda: backends() == 6 and isobar.metric("isobar_listener_requests_in_flight") == 0), isobar.metrics())
+
+    questions = [queue.Queue() for _ in range(2)]
+    channel = grpc.insecure_channel(f"127.0.0.1:{isobar.plain}", options=[("grpc.use_local_subchannel_pool", 1)])
+    streams = [channel.stream_stream("/test.Echo/Both")(iter(it.get, None)) for it in questions]
+
+    def ask(n):
+        questions[n].put(b"a")
+        return next(streams[n])
+
+    def talk(client):
+        client.send("a")
+        client.recv(timeout=5)
+
+    # By HTTP/1.1 and HTTP/2: responses that have begun, and two whose head is yet to come.
+    flags = {"HTTP/1.1": ["--http1.1", f"{isobar.http}/drip"], "HTTP/2": ["--http2", "--cacert", work.certificate, f"{isobar.https}/drip"]}
+    with contextlib.ExitStack() as stack:
+        tunnels = [stack.enter_context(connect(f"ws://127.0.0.1:{isobar.plain}/ws", proxy=None)) for _ in range(2)]
+        alive = lambda: [[holds(lambda n=n: ask(n)) for n in range(2)], [holds(lambda it=it: talk(it)) for it in tunnels]]
+        check("streams and tunnels answer", alive() == [[True, True], [True, True]])
+        drips = {}
+        for way, arguments in flags.items():
+            drips[way] = [subprocess.Popen(["curl", "-sSN", "--max-time", "60", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+            check(f"two responses by {way} have begun", [it.stdout.readline() for it in drips[way]] == [b"first\n"] * 2)
+        heads = [subprocess.Popen(["curl", "-sS", "--max-time", "60", f"{isobar.http}/head"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                 for _ in range(2)]
+        check("two requests wait for a response, one at each backend", eventually(lambda: sorted(HELD) == sorted(web)), HELD)
+
+        began = time.monotonic()
+        isobar.write(keys(web[:1], sockets[:1], calls[:1]))
+        check("a backend of each is removed", eventually(lambda: backends() == 3), isobar.metrics())
+        # Only if that did not take so long that nothing can be said.
+        early = alive()
+        if time.monotonic() - began < DRAIN_LIMIT:
+            check("before the limit all go on", early == [[True, True], [True, True]] and cut() == 0, early)
+        check("five are cut, one of each kind, and counted", eventually(lambda: cut() == 5, DRAIN_LIMIT + 10), cut())
+        took = time.monotonic() - began
+        check("at the limit, not before", took >= DRAIN_LIMIT, took)
+        late = alive()
+        check("one stream and one tunnel go on", list(map(sorted, late)) == [[False, True]] * 2, late)
+        codes = [it.code() for it in streams if it.done()]
+        check("the stream that was cut was told UNAVAILABLE", codes == [grpc.StatusCode.UNAVAILABLE], codes)
+        GO.set()
+        for way, two in drips.items():
+            rests = sorted((it.communicate(timeout=30)[0], it.returncode == 0) for it in two)
+            check(f"{way}: one response was cut, and seen to be cut; the other came whole", rests == [(b"", False), (b"last\n", True)], rests)
+        rests = sorted((it.communicate(timeout=30)[0], it.returncode == 0) for it in heads)
+        check("of those that waited for a head one was cut, and one came", rests == [(b"", False), (b"/head", True)], rests)
+    for it in questions:
+        it.put(None)
+    check("and nothing else was cut", cut() == 5, cut())
+    channel.close()
 
 
 main()

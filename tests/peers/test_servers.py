@@ -1,178 +1,222 @@
-"""Real servers behind: nginx, Node and hypercorn, by HTTP/1.1 and HTTP/2, in the clear and by TLS."""
+"""Real servers behind: nginx, Node (http, http2) and hypercorn, each by all protocols that it speaks, in the clear and by TLS.
 
+usage: test_servers.py BINARY
+"""
+
+import asyncio
 import hashlib
+import http.client
+import json
 import os
-import shutil
+import re
+import ssl
+import subprocess
 import sys
 
-from peers import Isobar, Work, check, done, free_port, run
+import websockets
+from websockets.asyncio.client import connect
 
-NODE = """
-const fs = require('fs'), crypto = require('crypto'), http = require('http'), http2 = require('http2');
-const [clear, h2c, secure, key, cert] = process.argv.slice(2);
-const large = Buffer.alloc(5000000, 'n');
-function serve(request, response) {
-  if (request.url === '/large') return response.end(large);
-  if (request.url === '/stream') {
-    let n = 0;
-    const timer = setInterval(() => { response.write(`${n++}\\n`); if (n === 20) { clearInterval(timer); response.end(); } }, 10);
-    return;
-  }
-  if (request.url === '/hints' && response.writeEarlyHints) response.writeEarlyHints({ link: '</a.css>; rel=preload' });
-  if (request.url === '/trailers') {
-    response.setHeader('trailer', 'x-sum');
-    response.write('abc');
-    response.addTrailers({ 'x-sum': '6' });
-    return response.end();
-  }
-  const hash = crypto.createHash('sha256');
-  request.on('data', data => hash.update(data));
-  request.on('end', () => response.end(request.method === 'POST' ? hash.digest('hex') : `node ${request.httpVersion}`));
-}
-http.createServer(serve).listen(+clear, '127.0.0.1');
-http2.createServer(serve).listen(+h2c, '127.0.0.1');
-http2.createSecureServer({ key: fs.readFileSync(key), cert: fs.readFileSync(cert), allowHTTP1: true }, serve).listen(+secure, '127.0.0.1');
-"""
+from harness import Isobar, Work, check, done, free_port
 
-ASGI = """
-import asyncio, hashlib
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": message["type"] + ".complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.accept"})
-        while (message := await receive())["type"] == "websocket.receive":
-            await send({"type": "websocket.send", "text": message.get("text")})
-        return
-    digest, path = hashlib.sha256(), scope["path"]
-    while True:
-        message = await receive()
-        digest.update(message.get("body", b""))
-        if not message.get("more_body"):
-            break
-    if path == "/hints" and "http.response.early_hint" in scope.get("extensions", {}):
-        await send({"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]})
-    trailers = path == "/trailers" and "http.response.trailers" in scope.get("extensions", {})
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")], "trailers": trailers})
-    if path == "/large":
-        for _ in range(50):
-            await send({"type": "http.response.body", "body": b"h" * 100_000, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-    elif path == "/stream":
-        for n in range(20):
-            await send({"type": "http.response.body", "body": b"%d\\n" % n, "more_body": True})
-            await asyncio.sleep(0.01)
-        await send({"type": "http.response.body", "body": b""})
-    elif trailers:
-        await send({"type": "http.response.body", "body": b"abc"})
-        await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"6")], "more_trailers": False})
-    else:
-        text = digest.hexdigest() if scope["method"] == "POST" else f"hypercorn {scope['http_version']}"
-        await send({"type": "http.response.body", "body": text.encode()})
-"""
+HERE = os.path.dirname(os.path.abspath(__file__))
+WORK = Work()
+CERT, KEY = WORK.certificate, WORK.key
+LARGE = b"".join(bytes([n]) * 1_000_000 for n in reversed(range(10)))
+UPLOAD = os.urandom(8_000_000)
 
 
-def nginx(work):
-    clear, secure, h2 = free_port(), free_port(), free_port()
-    os.makedirs(f"{work.path}/files", exist_ok=True)
-    work.file("files/large", b"n" * 5_000_000)
-    work.file("files/index.html", b"nginx")
-    work.file("nginx.conf", f"""
-daemon off; pid {work.path}/nginx.pid; error_log {work.path}/nginx.log;
-events {{}}
-http {{
-  access_log off; client_body_temp_path {work.path}/body; client_max_body_size 0;
-  server {{ listen 127.0.0.1:{clear}; root {work.path}/files; }}
-  server {{ listen 127.0.0.1:{secure} ssl; ssl_certificate {work.certificate}; ssl_certificate_key {work.key}; root {work.path}/files; }}
-  server {{ listen 127.0.0.1:{h2} ssl http2; ssl_certificate {work.certificate}; ssl_certificate_key {work.key}; root {work.path}/files; }}
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def nginx():
+    """Static files, and uploads that it keeps: told in x-file."""
+    ports = {name: free_port() for name in ("http", "https", "h2c", "h2", "sink")}
+    files, bodies = WORK.at("files"), WORK.at("bodies")
+    for path in (files, bodies):
+        os.mkdir(path)
+        os.chmod(path, 0o777)
+    for name, data in (("hello", b"hello"), ("large", LARGE)):
+        WORK.file(f"files/{name}", data)
+    tls = f"ssl_certificate {CERT}; ssl_certificate_key {KEY};"
+    listeners = "\n".join(
+        f"server {{ listen 127.0.0.1:{ports[name]} {flags}; {tls if 'ssl' in flags else ''} include {WORK.path}/site.conf; }}"
+        for name, flags in (("http", ""), ("https", "ssl"), ("h2c", "http2"), ("h2", "ssl http2")))
+    WORK.file("site.conf", f"""
+root {files};
+client_max_body_size 50m;
+location = /refuse {{ return 403 no; }}
+location = /up {{
+  client_body_in_file_only on;
+  client_body_temp_path {bodies};
+  proxy_pass http://127.0.0.1:{ports['sink']};
+  proxy_pass_request_body off;
+  proxy_set_header content-length "";
+  proxy_set_header x-file $request_body_file;
+  proxy_set_header x-spoken $server_protocol;
 }}
 """)
-    work.start("nginx", ["nginx", "-c", f"{work.path}/nginx.conf", "-e", f"{work.path}/nginx.log"], clear, secure, h2)
-    return {"nginx-clear": (clear, "http1", False), "nginx-tls": (secure, "http1", True), "nginx-h2": (h2, "auto", True)}
+    WORK.file("nginx.conf", f"""
+daemon off; master_process off; pid {WORK.path}/nginx.pid; error_log stderr;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {bodies}; proxy_temp_path {bodies}; fastcgi_temp_path {bodies}; uwsgi_temp_path {bodies}; scgi_temp_path {bodies};
+  {listeners}
+  server {{
+    listen 127.0.0.1:{ports['sink']};
+    location / {{ default_type application/json; return 200 '{{"file": "$http_x_file", "version": "$http_x_spoken", "method": "$request_method"}}'; }}
+  }}
+}}
+""")
+    WORK.start("nginx", ["nginx", "-c", WORK.at("nginx.conf"), "-e", WORK.at("nginx-early.log")], *ports.values())
+    return ports
 
 
-def node(work):
-    clear, h2c, secure = free_port(), free_port(), free_port()
-    script = work.file("server.js", NODE)
-    work.start("node", ["node", script, str(clear), str(h2c), str(secure), work.key, work.certificate], clear, h2c, secure)
-    return {
-        "node-http1": (clear, "http1", False), "node-h2c": (h2c, "http2", False),
-        "node-h2": (secure, "http2", True), "node-tls-http1": (secure, "http1", True), "node-auto": (secure, "auto", True),
-    }
+def node():
+    ports = {name: free_port() for name in ("http", "https", "h2c", "h2")}
+    WORK.start("node", ["node", os.path.join(HERE, "servers", "node.js"), KEY, CERT, *map(str, ports.values())], *ports.values())
+    return ports
 
 
-def hypercorn(work):
-    clear, secure = free_port(), free_port()
-    work.file("app.py", ASGI)
-    command = [os.path.join(os.path.dirname(sys.executable), "hypercorn"), "app:app", "--log-level", "error"]
-    work.start("hypercorn", [*command, "--bind", f"127.0.0.1:{clear}"], clear, cwd=work.path)
-    tls = ["--certfile", work.certificate, "--keyfile", work.key]
-    work.start("hypercorn-tls", [*command, "--bind", f"127.0.0.1:{secure}", *tls], secure, cwd=work.path)
-    return {
-        "hypercorn-http1": (clear, "http1", False), "hypercorn-h2c": (clear, "http2", False),
-        "hypercorn-h2": (secure, "http2", True), "hypercorn-auto": (secure, "auto", True),
-    }
+def hypercorn():
+    # One port for HTTP/1.1 and HTTP/2 by prior knowledge, one for both by TLS.
+    clear, tls = free_port(), free_port()
+    WORK.start("hypercorn", [sys.executable, "-m", "hypercorn", "--insecure-bind", f"127.0.0.1:{clear}", "--bind", f"127.0.0.1:{tls}",
+                             "--certfile", CERT, "--keyfile", KEY, "--graceful-timeout", "1", "asgi:app"],
+               clear, tls, cwd=os.path.join(HERE, "servers"))
+    return {"http": clear, "https": tls, "h2c": clear, "h2": tls}
 
 
-def main():
-    work = Work()
-    servers = {**nginx(work), **node(work), **hypercorn(work)}
-    keys = ""
-    for name, (port, protocol, tls) in servers.items():
-        secure = f'tls = {{ ca = "{work.certificate}" }}' if tls else ""
-        keys += f'[[route]]\npath_prefix = "/{name}"\nstrip_prefix = true\nupstream = "{name}"\n'
-        keys += f'[upstream.{name}]\nbackends = ["127.0.0.1:{port}"]\nprotocol = "{protocol}"\n{secure}\n'
-    isobar = Isobar(work, keys)
-    upload = os.urandom(4_000_000)
-    path, digest = work.file("upload", upload), hashlib.sha256(upload).hexdigest()
-    spoken = {"http1": ("1.1",), "http2": ("2", "2.0"), "auto": ("2", "2.0")}
-    for name, (_, protocol, _) in servers.items():
-        for way, options in [("h1", ["--http1.1", isobar.http]), ("h2", ["--http2", "--cacert", work.certificate, isobar.https])]:
-            *options, site = options
-
-            def curl(target, *more, **keywords):
-                return run("curl", "-sS", "--max-time", "20", *options, *more, f"{site}/{name}{target}", **keywords)
-
-            what = f"{way} to {name}"
-            seen = curl("/").stdout.decode()
-            kind = name.split("-")[0]
-            good = seen.startswith(kind) and (kind == "nginx" or seen.split()[-1] in spoken[protocol])
-            check(f"{what}: GET by {protocol}", good, seen)
-            seen = curl("/large").stdout
-            check(f"{what}: 5 MB down", len(seen) == 5_000_000, len(seen))
-            seen = curl("/", "-I")
-            check(f"{what}: HEAD", b" 200" in seen.stdout.split(b"\r\n")[0] and not seen.stderr, seen)
-            if kind == "nginx":
-                seen = curl("/large", "-r", "10-19").stdout
-                check(f"{what}: a range", seen == b"n" * 10, seen)
-                continue
-            seen = curl("/", "--data-binary", f"@{path}").stdout.decode()
-            check(f"{what}: 4 MB up", seen == digest, seen)
-            seen = curl("/", "-T", "-", "-X", "POST", input=upload).stdout.decode()
-            check(f"{what}: 4 MB up without a length", seen == digest, seen)
-            seen = curl("/", "-H", "expect: 100-continue", "--expect100-timeout", "15", "--data-binary", f"@{path}", "-w", " %{time_total}")
-            told, _, took = seen.stdout.decode().partition(" ")
-            check(f"{what}: Expect", told == digest and float(took) < 10, seen)
-            seen = curl("/stream").stdout.decode()
-            check(f"{what}: a stream", seen.split() == [str(n) for n in range(20)], seen)
-            if kind == "node":
-                seen = curl("/trailers", "-D", "-", "-H", "te: trailers", *(["--raw"] if way == "h1" else []))
-                check(f"{what}: trailers", b"x-sum: 6" in seen.stdout.lower(), seen)
-                seen = curl("/hints", "-D", "-")
-                check(f"{what}: early hints", b" 103" in seen.stdout and b"rel=preload" in seen.stdout, seen)
-            urls = [part for n in range(100) for part in ("-o", os.devnull, f"{site}/{name}/?{n}")]
-            seen = run("curl", "-sS", "--max-time", "30", *options, "-Z", "--parallel-max", "30", "-w", "%{http_code}\n", *urls)
-            check(f"{what}: 100 at once", seen.stdout.decode().split() == ["200"] * 100, seen.stdout[-200:] + seen.stderr[-300:])
-    check("isobar stops well", isobar.stop() == 0)
-    done()
+SERVERS = {"nginx": nginx(), "node": node(), "hypercorn": hypercorn()}
+# Each way to a server: the key of its port, whether by TLS, the protocol in lb.toml, and what the server must say that it was spoken to by.
+WAYS = [
+    ("http1", "http", False, "1.1"), ("auto", "http", False, "1.1"), ("http2", "h2c", False, "2"),
+    ("http1", "https", True, "1.1"), ("auto", "h2", True, "2"), ("http2", "h2", True, "2"),
+]
+UPSTREAMS = []
+KEYS = []
+for server, ports in SERVERS.items():
+    for protocol, port, tls, spoken in WAYS:
+        name = f"{server}-{protocol}{'-tls' if tls else ''}"
+        UPSTREAMS.append((name, server, spoken, protocol, tls))
+        KEYS.append(f'[[route]]\npath_prefix = "/{name}"\nstrip_prefix = true\nupstream = "{name}"\n[upstream.{name}]\n'
+                    f'backends = ["127.0.0.1:{ports[port]}"]\nprotocol = "{protocol}"\n' + (f'tls = {{ ca = "{CERT}" }}\n' if tls else ""))
+LIMITS = 'max_body = "50MiB"'
+ISOBAR = Isobar(WORK, "".join(KEYS), plain=LIMITS, secure=LIMITS)
+CLIENTS = {"h1": (["--http1.1"], ISOBAR.http), "h2": (["--http2"], ISOBAR.https)}
 
 
-if not shutil.which("node") or not shutil.which("nginx"):
-    sys.exit("node and nginx are needed")
-main()
+def curl(client, path, *arguments, stdin=None):
+    """The body, the status, and all heads and trailers as curl saw them."""
+    flags, site = CLIENTS[client]
+    head = WORK.at("head")
+    run = subprocess.run(["curl", "-sS", "--cacert", CERT, "--max-time", "30", *flags, "-D", head, *arguments, site + path],
+                         input=stdin, capture_output=True, timeout=60)
+    with open(head, encoding="latin-1") as file:
+        heads = file.read().lower()
+    statuses = [int(status) for status in re.findall(r"^http/[0-9.]+ (\d+)", heads, re.M)]
+    return run.stdout, statuses, heads + run.stderr.decode()
+
+
+def uploaded(server, told):
+    """What the server says of an upload: its hash, and the protocol."""
+    got = json.loads(told)
+    version = {"HTTP/1.1": "1.1", "HTTP/2.0": "2", "2.0": "2"}.get(got["version"], got["version"])
+    if server != "nginx":
+        return got["hash"], version
+    with open(got["file"], "rb") as file:
+        body = file.read()
+    os.remove(got["file"])
+    return digest(body), version
+
+
+def ask(name, server, spoken, client):
+    way = f"{client} to {name}"
+    body, statuses, told = curl(client, f"/{name}/hello")
+    check(f"{way}: GET", body == b"hello" and statuses == [200], (body, told))
+    body, statuses, told = curl(client, f"/{name}/hello", "-I")
+    check(f"{way}: HEAD", statuses == [200] and body.count(b"\r\n\r\n") == 1 and body.endswith(b"\r\n\r\n"), (body, told))
+    body, statuses, told = curl(client, f"/{name}/large")
+    check(f"{way}: 10 MB come whole", digest(body) == digest(LARGE), (len(body), told))
+    body, statuses, told = curl(client, f"/{name}/up", "--data-binary", "@-", "-H", "content-type: text/plain", "-H", "expect:", stdin=b"a small body")
+    check(f"{way}: POST, and the protocol is as it should be", statuses == [200] and uploaded(server, body) == (digest(b"a small body"), spoken),
+          (body, told))
+    body, statuses, told = curl(client, f"/{name}/up", "--data-binary", "@-", "-H", "expect:", stdin=UPLOAD)
+    check(f"{way}: 8 MB there", statuses == [200] and uploaded(server, body)[0] == digest(UPLOAD), (body[:500], told))
+    body, statuses, told = curl(client, f"/{name}/up", "-T", "-", stdin=UPLOAD)
+    check(f"{way}: 8 MB of unknown length there", statuses[-1:] == [200] and uploaded(server, body)[0] == digest(UPLOAD), (body[:500], told))
+    body, statuses, told = curl(client, f"/{name}/up", "--data-binary", "@-", "-H", "expect: 100-continue", "--expect100-timeout", "20", stdin=UPLOAD)
+    check(f"{way}: 100-continue", statuses == [100, 200] and uploaded(server, body)[0] == digest(UPLOAD), (body[:500], statuses, told))
+    body, statuses, told = curl(client, f"/{name}/refuse")
+    check(f"{way}: an error of the server's is passed on", statuses == [403] and body == b"no", (body, told))
+    # nginx has neither early hints nor trailers, and hypercorn has both by HTTP/2 alone.
+    if server == "nginx" or (server == "hypercorn" and spoken != "2"):
+        return
+    body, statuses, told = curl(client, f"/{name}/hints")
+    check(f"{way}: early hints", statuses == [103, 200] and "link: </style.css>; rel=preload; as=style" in told and body == b"with hints", (body, told))
+    body, statuses, told = curl(client, f"/{name}/trailers", "-H", "te: trailers", *(["-H", "connection: te"] if client == "h1" else []))
+    check(f"{way}: trailers", body == b"hello" and "\nx-sum: 5d41402a" in told, (body, told))
+
+
+def stream(name):
+    """The first part of a response comes while the server has not said the last."""
+    first = http.client.HTTPConnection("127.0.0.1", ISOBAR.plain, timeout=20)
+    first.request("GET", f"/{name}/wait")
+    response = first.getresponse()
+    line = response.readline()
+    other = http.client.HTTPConnection("127.0.0.1", ISOBAR.plain, timeout=20)
+    other.request("GET", f"/{name}/release")
+    count = other.getresponse().read()
+    check(f"{name}: a part comes as soon as it is sent", (line, count, response.read()) == (b"first\n", b"1", b"last\n"), (line, count))
+    first.close()
+    other.close()
+
+
+def many(name):
+    flags, site = CLIENTS["h2"]
+    before = ISOBAR.metric(f'isobar_backend_connects_total{{upstream="{name}"')
+    run = subprocess.run(["curl", "-sS", "--cacert", CERT, "--max-time", "60", *flags, "-Z", "--parallel-max", "64", "-o", "/dev/null",
+                          "-w", "%{http_code} %{size_download}\n", f"{site}/{name}/hello?[1-200]"],
+                         capture_output=True, timeout=90)
+    lines = run.stdout.decode().split("\n")[:-1]
+    return lines, run, ISOBAR.metric(f'isobar_backend_connects_total{{upstream="{name}"') - before
+
+
+async def websocket(name, protocol):
+    trust = {"ssl": ssl.create_default_context(cafile=CERT)}
+    try:
+        async with connect(f"wss://localhost:{ISOBAR.tls}/{name}/socket", max_size=None, proxy=None, **trust) as socket:
+            large = os.urandom(2_000_000)
+            await socket.send("text: ü")
+            text = await socket.recv()
+            await socket.send(large)
+            data = await socket.recv()
+            await socket.send("close")
+            try:
+                await socket.recv()
+            except websockets.ConnectionClosed:
+                pass
+            check(f"{name}: a WebSocket", (text, data == large, socket.close_code, socket.close_reason) == ("text: ü", True, 4001, "as asked"),
+                  (text, len(data), socket.close_code))
+    except websockets.InvalidStatus as error:
+        # By HTTP/2 alone there is no way for it: docs/backends.md.
+        check(f"{name}: a WebSocket is refused as documented", protocol == "http2" and error.response.status_code == 501, error)
+
+
+for name, server, spoken, protocol, tls in UPSTREAMS:
+    for client in CLIENTS:
+        ask(name, server, spoken, client)
+    if server != "nginx":
+        stream(name)
+    lines, run, connects = many(name)
+    check(f"{name}: 200 in parallel", lines == ["200 5"] * 200, (lines[:3], run.stderr[-500:]))
+    if spoken == "2":
+        # Streams share connections: a few for each worker.
+        check(f"{name}: over few connections", connects <= 16, connects)
+    if server == "hypercorn":
+        asyncio.run(websocket(name, protocol))
+    check(f"{name}: no attempt broke", ISOBAR.metric(f'isobar_backend_broken_total{{upstream="{name}"') == 0)
+
+ISOBAR.stop()
+done(390)
