@@ -13,6 +13,9 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
 END_STREAM, END_HEADERS = 1, 4
 
+# Not that of the well-behaved: what an address may have is the attacker's own.
+ADDRESS = "127.0.0.2"
+
 
 def frame(kind, flags, stream, payload=b""):
     return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
@@ -201,6 +204,21 @@ class SlowRead(Attack):
         return b"GET /1000000 HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
+class SlowReadByByte(Attack):
+    """The same by HTTP/2, with a window that is opened by a byte a second."""
+
+    connections = 100
+    pause = 1.0
+
+    def hello(self):
+        small = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 1))
+        head = block(path=b"/1000000")
+        return PREFACE + small + b"".join(frame(HEADERS, END_STREAM | END_HEADERS, n, head) for n in range(1, 21, 2))
+
+    def burst(self, state):
+        return b"".join(frame(WINDOW_UPDATE, 0, n, struct.pack(">I", 1)) for n in range(1, 21, 2))
+
+
 class Idle(Attack):
     """Connections that say nothing."""
 
@@ -261,9 +279,12 @@ ALL = {
     "slowloris": Slowloris,
     "slow body": SlowBody,
     "slow read": SlowRead,
+    "slow read by the byte": SlowReadByByte,
     "10 000 idle": Idle,
     "handshakes, replayed": Handshakes,
     "handshakes, whole": FullHandshakes,
+    "handshakes, replayed, limited": Handshakes,
+    "handshakes, whole, limited": FullHandshakes,
 }
 
 
@@ -323,6 +344,7 @@ def run(attack, port, report):
                 slot.socket.setblocking(False)
                 if attack.receive_buffer:
                     slot.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, attack.receive_buffer)
+                slot.socket.bind((ADDRESS, 0))
                 try:
                     slot.socket.connect(("127.0.0.1", port))
                 except BlockingIOError:
@@ -389,7 +411,7 @@ def handshakes(port, report):
     def shake():
         while not stopped.is_set():
             try:
-                with socket.create_connection(("127.0.0.1", port), 5) as tcp:
+                with socket.create_connection(("127.0.0.1", port), 5, (ADDRESS, 0)) as tcp:
                     context.wrap_socket(tcp).close()
                 made[0] += 1
             except OSError:

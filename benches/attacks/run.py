@@ -31,8 +31,17 @@ max_connections = 20000
 name = "tls"
 address = "127.0.0.1:{tls}"
 tls = {{ certificates = [{{ certificate = "{work}/cert.pem", key = "{work}/key.pem" }}] }}
+[[listener]]
+name = "limited"
+address = "127.0.0.1:{limited}"
+[listener.tls]
+certificates = [{{ certificate = "{work}/cert.pem", key = "{work}/key.pem" }}]
+# Above what the hundred well-behaved do who begin together from one address; the attacker has another.
+handshakes_per_second_per_address = 200
 [[route]]
 upstream = "origin"
+# A twelfth of the default, so that what is slow is caught within the twenty seconds.
+timeouts = {{ body_idle = "5s" }}
 [upstream.origin]
 backends = ["127.0.0.1:{origin}"]
 """
@@ -72,10 +81,10 @@ class Isobar:
     """One process for each attack, so that its memory tells of that one."""
 
     def __init__(self, binary, work, origin):
-        self.plain, self.tls, self.admin = free_ports(3)
+        self.plain, self.tls, self.limited, self.admin = free_ports(4)
         config = os.path.join(work, "lb.toml")
         with open(config, "w") as file:
-            file.write(CONFIG.format(work=work, origin=origin, plain=self.plain, tls=self.tls, admin=self.admin))
+            file.write(CONFIG.format(work=work, origin=origin, plain=self.plain, tls=self.tls, limited=self.limited, admin=self.admin))
         self.log = open(os.path.join(work, "log"), "w")
         self.process = pinned(PROXY_CORE, [binary, "--config", config], stdout=self.log, stderr=self.log)
         until(lambda: listens(self.plain) and listens(self.tls), "isobar listens")
@@ -150,7 +159,7 @@ TELLING = [
     "isobar_tls_handshake_failures_total",
     "isobar_tls_handshakes_total",
     "isobar_listener_slow",
-    "isobar_listener_address",
+    "isobar_listener_connections_limited_total",
 ]
 
 
@@ -169,10 +178,11 @@ def one(name, binary, work, origin):
     isobar = Isobar(binary, work, origin)
     try:
         secure = name.startswith("handshakes")
-        url = f"https://127.0.0.1:{isobar.tls}" if secure else f"http://127.0.0.1:{isobar.plain}"
+        port = isobar.limited if name.endswith(", limited") else isobar.tls if secure else isobar.plain
+        url = f"http{'s' * secure}://127.0.0.1:{port}"
         _, failed_before, usual = Clients(work, url, BASELINE_SECONDS).wait()
         before, memory = isobar.metrics(), isobar.memory("VmRSS")
-        running = attacks.Running(name, isobar.tls if secure else isobar.plain, LOAD_CORE)
+        running = attacks.Running(name, port, LOAD_CORE)
         # What is slow by nature needs a moment to be there.
         time.sleep(2 if name == "10 000 idle" else 0.5)
         cpu, began = isobar.cpu(), time.monotonic()
@@ -203,11 +213,11 @@ def one(name, binary, work, origin):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("binary")
-    parser.add_argument("--only", help="names of attacks, with commas between")
+    parser.add_argument("--only", help="names of attacks, with semicolons between")
     options = parser.parse_args()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    names = options.only.split(",") if options.only else list(attacks.ALL)
+    names = [name.strip() for name in options.only.split(";")] if options.only else list(attacks.ALL)
     work = tempfile.mkdtemp(prefix="isobar-attacks-")
     origin_binary = os.path.join(work, "origin")
     subprocess.run(["cc", "-O2", "-o", origin_binary, os.path.join(HERE, "../compare/origin.c")], check=True)

@@ -331,17 +331,25 @@ pub async fn turn_away(tcp: TcpStream, reason: &'static str) {
 
 /// Answers whatever a client asks, in the clear, and ends its connection.
 pub(super) async fn tell(mut tcp: TcpStream, refusal: Refusal) {
+    let text = refusal_text(refusal);
+    if let Ok(Ok(())) = tokio::time::timeout(LINGER, tcp.write_all(text.as_bytes())).await {
+        end(tcp).await;
+    }
+}
+
+/// Ends a connection so that the client can read what it was sent: throws away, for a while, what it still sends.
+pub(super) async fn end(mut tcp: TcpStream) {
     let linger = async {
-        tcp.write_all(refusal_text(refusal).as_bytes()).await?;
         tcp.shutdown().await?;
         let mut space = [0; 4096];
-        loop {
+        for _ in 0..LINGER_READS {
             let mut piece = ReadBuf::new(&mut space);
             poll_fn(|cx| tokio::io::AsyncRead::poll_read(Pin::new(&mut tcp), cx, &mut piece)).await?;
             if piece.filled().is_empty() {
-                return std::io::Result::Ok(());
+                break;
             }
         }
+        std::io::Result::Ok(())
     };
     let _ = tokio::time::timeout(LINGER, linger).await;
 }

@@ -18,7 +18,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsStream, server};
 use tracing::debug;
 
 use super::Listener;
-use super::connection::tell;
+use super::connection::{end, tell};
 use super::guard::Refusal;
 use crate::config::Misdirected;
 use crate::exchange::Indicated;
@@ -50,12 +50,15 @@ pub(super) async fn socket(
             metrics.handshakes[handshake_index(new, resumed)].add(1);
             Some(Socket::Tls(Box::new(TlsStream::Server(stream))))
         }
-        Err(Failed { failure, error, plain }) => {
+        Err(Failed { failure, error, tcp }) => {
             metrics.handshake_failures[failure as usize].add(1);
             let client = peer.ok().map(|peer| peer.to_string());
             debug!(listener = %listener.name(), client, reason = failure.as_str(), error, "TLS handshake failed");
-            if let Some(tcp) = plain {
-                tell(tcp, PLAIN).await;
+            match (tcp, failure) {
+                (Some(tcp), HandshakeFailure::PlainHttp) => tell(tcp, PLAIN).await,
+                // The alert is written. What is unread would turn the end into a reset, which may overtake it.
+                (Some(tcp), _) => end(tcp).await,
+                (None, _) => {}
             }
             None
         }
@@ -85,13 +88,13 @@ pub(super) fn indicated(socket: &Socket, tls: Option<Arc<Tls>>) -> Option<Indica
 struct Failed {
     failure: HandshakeFailure,
     error: Option<String>,
-    /// The socket of a client that speaks HTTP in the clear.
-    plain: Option<TcpStream>,
+    /// The socket, where the client is still to be told.
+    tcp: Option<TcpStream>,
 }
 
 impl From<HandshakeFailure> for Failed {
     fn from(failure: HandshakeFailure) -> Self {
-        Self { failure, error: None, plain: None }
+        Self { failure, error: None, tcp: None }
     }
 }
 
@@ -101,18 +104,27 @@ async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsSt
     match first {
         Ok(Some(byte)) if byte.is_ascii_alphabetic() => {
             // The first byte of TLS is 22: a letter begins a method of HTTP.
-            return Err(Failed { plain: Some(tcp), ..HandshakeFailure::PlainHttp.into() });
+            return Err(Failed { tcp: Some(tcp), ..HandshakeFailure::PlainHttp.into() });
         }
         Ok(Some(_)) => {}
         Ok(None) | Err(_) => return Err(HandshakeFailure::Closed.into()),
     }
-    let failed = |error: io::Error| Failed { failure: failure(&error), error: Some(error.to_string()), plain: None };
+    let failed = |error: io::Error, tcp| {
+        let failure = failure(&error);
+        // Who has gone, or has sent an alert itself, is told nothing.
+        let tcp = Option::filter(tcp, |_| !matches!(failure, HandshakeFailure::Closed | HandshakeFailure::Alert));
+        Failed { failure, error: Some(error.to_string()), tcp }
+    };
     // Nor does who says only a part of what it has to.
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
-    let hello = in_time(watch, || false, hello).await?.map_err(failed)?;
+    let mut hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+    let hello = match in_time(watch, || false, &mut hello).await? {
+        Ok(said) => said,
+        Err(error) => return Err(failed(error, hello.take_io())),
+    };
     // Nobody closes the semaphore.
     let _turn = in_time(watch, || false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
-    in_time(watch, || false, hello.into_stream(Arc::clone(&tls.server))).await?.map_err(failed)
+    let shaken = hello.into_stream(Arc::clone(&tls.server)).into_fallible();
+    in_time(watch, || false, shaken).await?.map_err(|(error, tcp)| failed(error, Some(tcp)))
 }
 
 /// The first byte that the client sends, which stays unread.

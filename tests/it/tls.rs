@@ -837,3 +837,23 @@ async fn misdirected_streams_are_refused_and_the_others_go_on() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_alert_of_a_failed_handshake_is_not_overtaken_by_a_reset() {
+    let (scratch, authority, backend) = (Scratch::new(), Authority::new(), TestBackend::ok("a"));
+    let listed = [authority.pair(&["a.example"], false).write(&scratch, "a")];
+    let proxy = proxy(&[&backend], &listed, "unknown_names = \"refuse\"").await;
+    let mut hello = Vec::new();
+    let config = Arc::new(authority.client(&[&TLS13]));
+    rustls::ClientConnection::new(config, "b.example".try_into().unwrap()).unwrap().write_tls(&mut hello).unwrap();
+    for rest in [0, 1, 200_000] {
+        let mut client = proxy.client().await;
+        // What comes behind it nobody is going to read.
+        client.send([&hello[..], &vec![0; rest]].concat()).await;
+        let mut said = Vec::new();
+        soon(client.stream.rest(&mut said)).await.expect("an end without a reset");
+        // RFC 8446 §6: a record of type alert, which is fatal.
+        assert_eq!((said.len(), said[0], said[5]), (7, 21, 2), "{said:?} behind {rest}");
+    }
+    assert_eq!(proxy.counted(|it| &it.handshake_failures[1]), 3);
+}
