@@ -1,7 +1,8 @@
 //! gRPC: which exchanges are calls, until when they may go on, and how they end.
 //!
 //! A call is an ordinary exchange by HTTP/2 but for three things: its client says how long it may take, its status stands behind
-//! the body, and it may be silent for long. Nothing here is looked at for other exchanges.
+//! the body, and it may be silent for long. Nothing here is looked at for other exchanges, and it is kept out of
+//! the code that they pass (`cold`).
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -92,6 +93,8 @@ impl Call {
     ///
     /// # Errors
     /// When its client does not say properly how long that is, or that it is no time at all.
+    #[cold]
+    #[inline(never)]
     pub(super) fn bound(&self, timeouts: &Timeouts, started: Instant) -> Result<Option<Duration>, ProxyError> {
         let asked = self.timeout.map_err(|Malformed| ProxyError::BadRequest("the grpc-timeout is malformed"))?;
         let asked = asked.map(|asked| asked.min(timeouts.grpc_timeout_max.unwrap_or(Duration::MAX)));
@@ -115,6 +118,7 @@ impl Call {
     ///
     /// # Errors
     /// When there is none.
+    #[cold]
     pub(super) fn tell(&self, headers: &mut HeaderMap) -> Result<(), ProxyError> {
         let Some(deadline) = self.deadline.get() else { return Ok(()) };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -126,6 +130,8 @@ impl Call {
     }
 
     /// What the head of a response says.
+    #[cold]
+    #[inline(never)]
     pub(super) fn head(status: StatusCode, connection: &Connection) -> Head {
         if status != StatusCode::OK {
             return Head::Http;
@@ -138,11 +144,13 @@ impl Call {
     }
 
     /// Whether the backend itself says what is to be done about further attempts.
+    #[cold]
     pub(super) fn pushes_back(connection: &Connection) -> bool {
         connection.field(PUSHBACK).is_some()
     }
 
     /// The head of its response goes to the client.
+    #[cold]
     pub(super) fn answered(&self, head: Head) {
         self.responds.set(head != Head::Http);
         if let Head::Status(status) = head {
@@ -151,6 +159,8 @@ impl Call {
     }
 
     /// Its status comes behind the response of this backend, which took so long to begin.
+    #[cold]
+    #[inline(never)]
     pub(super) fn awaits(&self, backend: &Arc<BackendState>, took: Duration) {
         *self.awaited.borrow_mut() = Some((Arc::clone(backend), took));
     }
@@ -289,6 +299,7 @@ fn concluded(http: u16) -> GrpcStatus {
 /// What HTTP would have said, to those who judge a backend. That a deadline has passed is not held against it: clients choose
 /// their deadlines, and one that gives none of them a chance must not have backends thrown out. Nor is what a client has asked for
 /// wrongly, or too much.
+#[cold]
 fn seen(status: GrpcStatus) -> StatusCode {
     match status {
         GrpcStatus::Ok => StatusCode::OK,

@@ -130,6 +130,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Whether a response of that status, or one of gRPC in its head, is one to try again after.
+    #[inline]
     pub(super) fn is_unwanted(&self, status: StatusCode, head: Head) -> bool {
         match head {
             Head::Status(grpc) => self.config.max > 0 && self.config.grpc_statuses.contains(&grpc),

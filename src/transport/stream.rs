@@ -125,6 +125,8 @@ impl Stream {
         }
     }
 
+    /// As a link does it. Apart, or a link would pay for the room that it needs.
+    #[inline(never)]
     pub(super) fn poll_response(
         &self,
         cx: &mut Context<'_>,

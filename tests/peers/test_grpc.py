@@ -107,16 +107,22 @@ class Backend:
         for request in requests:
             yield b"<" + request + b">"
 
-    def _held(self, context):
+    def _watched(self, context):
+        """An event for the end of the call. Asked for before anything is sent: grpcio does not go on with one that has ended."""
         ended = threading.Event()
-        if not context.add_callback(ended.set):
+
+        def end():
+            self.cancelled.put(True)
             ended.set()
-        ended.wait(PATIENCE)
-        self.cancelled.put(ended.is_set())
+
+        if not context.add_callback(end):
+            end()
+        return ended
 
     def slow(self, request, context):
         self.left.put((context.time_remaining(),))
-        self._held(context)
+        # Longer than anybody waits to hear that it has ended.
+        self._watched(context).wait(3 * PATIENCE)
         return b""
 
     def watch(self, request, context):
@@ -126,8 +132,9 @@ class Backend:
             self.release.wait(PATIENCE)
             yield b"at last"
             return
+        ended = self._watched(context)
         yield b"begun"
-        self._held(context)
+        ended.wait(3 * PATIENCE)
 
     def fail(self, request, context):
         context.abort(grpc.StatusCode[request.decode()], "so it is: 100 % t\u00e4glich")
