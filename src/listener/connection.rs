@@ -91,7 +91,7 @@ pub async fn serve(
     let well = match wire.is_http2() {
         true => {
             if http2::serve(&wire, &client, &proxy).await {
-                let _ = tokio::time::timeout(LINGER, linger(&wire)).await;
+                calm(&wire.watch).await;
             }
             true
         }
@@ -288,6 +288,17 @@ async fn refuse(wire: &Rc<Wire>, refusal: Refusal) {
         linger(wire).await
     };
     let _ = tokio::time::timeout(LINGER, answer).await;
+}
+
+/// Keeps a client that has asked for too much waiting for a while: it gets the time to read why, nothing that it still sends costs
+/// anything but room in its socket, and it cannot begin anew as fast as it is found out.
+async fn calm(watch: &Watch) {
+    watch.enter(Phase::Idle, LINGER);
+    poll_fn(|cx| {
+        watch.register(cx);
+        if watch.expired() || watch.is_cut() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Ends what is sent, and throws away what the client still sends until it has read that and closes its own end.

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 
-use crate::harness::{Scratch, TestProxy, eventually, soon};
+use crate::harness::{Scratch, TestBackend, TestProxy, eventually, soon};
 
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 
@@ -957,4 +957,35 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.driver.abort();
     }
+}
+
+#[tokio::test]
+async fn a_call_that_grows_too_large_behind_its_head_is_told_so() {
+    let (mut backend, proxy, client) = with(Keys { listener: "max_body = \"1KiB\"", ..Keys::default() }).await;
+    let (response, mut send) = client.call(&[]).await;
+    let mut call = backend.call().await;
+    let _answers = call.answer();
+    let body = soon(response).await.unwrap().into_body();
+    for _ in 0..2 {
+        send.send_data(Bytes::from(vec![b'x'; 600]), false).unwrap();
+    }
+    let (_, trailers) = rest(body).await.unwrap();
+    assert_eq!(status(&trailers), 8);
+    assert_eq!(call.reset().await, Reason::CANCEL, "the backend does not take what it has for all");
+    over_with(&proxy).await;
+}
+
+#[tokio::test]
+async fn an_overdue_call_takes_no_connection() {
+    let backend = TestBackend::ok("hello");
+    let proxy = TestProxy::over(&[&backend]).await;
+    assert_eq!(proxy.get("/").await.status(), 200);
+    let client = Client::connect(&proxy).await;
+    for _ in 0..5 {
+        let response = client.unary(&[("grpc-timeout", "0n")]).await;
+        assert_eq!(client.refused(response).await.0, 4);
+    }
+    assert_eq!(proxy.get("/").await.status(), 200);
+    assert_eq!((backend.connections(), backend.requests()), (1, 2));
+    over_with(&proxy).await;
 }

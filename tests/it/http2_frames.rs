@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
+use isobar::telemetry::metrics::FloodKind;
+
 use crate::harness::{Client, Keys, TestBackend, TestProxy, eventually, soon};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -297,10 +299,7 @@ async fn floods_end_their_connection() {
     let endless = vec![frame(HEADERS, 0, 1, &block(&good()))];
     flood(&proxy, "an endless header block", &endless, |_| frame(CONTINUATION, 0, 1, &[])).await;
     flood(&proxy, "a huge header block", &endless, |_| frame(CONTINUATION, 0, 1, &[0; 16_000])).await;
-    let kinds: u64 = isobar::telemetry::metrics::FloodKind::ALL
-        .map(|kind| proxy.counted(move |it| &it.http2_floods[kind as usize]))
-        .iter()
-        .sum();
+    let kinds: u64 = FloodKind::ALL.map(|kind| proxy.counted(move |it| &it.http2_floods[kind as usize])).iter().sum();
     assert_eq!(kinds, 10, "each is counted once");
     // The parser ends a connection for the first of these.
     let mut raw = Raw::connect(&proxy).await;
@@ -310,6 +309,75 @@ async fn floods_end_their_connection() {
     let mut raw = Raw::connect(&proxy).await;
     raw.0.send(head(1, END_STREAM)).await;
     assert_eq!(raw.next_of(&[HEADERS, GOAWAY]).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn data_on_streams_that_were_skipped_is_held_for_nobody() {
+    // Each such frame has the stream reset, which waits in memory for room in the socket.
+    let backend = TestBackend::scripted(async |peer| {
+        peer.request().await;
+        peer.write("HTTP/1.1 200 OK\r\ncontent-length: 50000000\r\n\r\n").await;
+        peer.write(vec![b'x'; 50_000_000]).await;
+        peer.gone().await;
+    });
+    let proxy = TestProxy::over(&[&backend]).await;
+    let mut raw = Raw::connect(&proxy).await;
+    let window = frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 255, 255, 255]);
+    let more = frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]);
+    let head = |stream| frame(HEADERS, END_STREAM | END_HEADERS, stream, &block(&good()));
+    raw.0.send([window, more, head(1), head(0x7fff_fffd)].concat()).await;
+    eventually(|| backend.requests() > 0).await;
+    for batch in 0..20_u32 {
+        let frames: Vec<u8> = (1..=500).flat_map(|n| frame(DATA, END_STREAM, 2 * (batch * 500 + n) + 1, &[])).collect();
+        if !raw.0.try_send(frames).await {
+            break;
+        }
+    }
+    // Not a byte was read.
+    eventually(|| proxy.connections() == [0]).await;
+    assert_eq!(proxy.counted(|it| &it.http2_floods[FloodKind::Other as usize]), 1);
+    drop(raw);
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn streams_that_were_reset_at_once_reach_no_backend() {
+    let backend = TestBackend::ok("good");
+    let proxy = TestProxy::over(&[&backend]).await;
+    let mut raw = Raw::connect(&proxy).await;
+    let head = |stream| frame(HEADERS, END_STREAM | END_HEADERS, stream, &block(&good()));
+    let reset = |n: u32| [head(2 * n + 1), frame(RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8])].concat();
+    raw.0.send((0..50).flat_map(reset).collect::<Vec<u8>>()).await;
+    raw.0.send(head(101)).await;
+    assert_eq!(raw.next_of(&[HEADERS, GOAWAY]).await.unwrap().status(), 200);
+    assert_eq!(backend.requests(), 1);
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn a_target_that_is_a_query_alone_is_none() {
+    let backend = TestBackend::ok("good");
+    let proxy = TestProxy::over(&[&backend]).await;
+    let mut raw = Raw::connect(&proxy).await;
+    let mut fields = good();
+    fields[3] = (b":path", b"?x");
+    raw.send(HEADERS, END_STREAM | END_HEADERS, 1, &block(&fields)).await;
+    assert_eq!(raw.next_of(&[HEADERS, RST_STREAM, GOAWAY]).await.unwrap().status(), 400);
+    assert_eq!(backend.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_crosses_the_goodbye_is_served() {
+    let backend = TestBackend::slow("good", Duration::from_millis(1500));
+    let proxy =
+        TestProxy::with_keys(&[&backend], Keys { listener: "idle_timeout = \"200ms\"", ..Keys::default() }).await;
+    let mut raw = Raw::connect(&proxy).await;
+    assert_eq!(raw.next_of(&[GOAWAY]).await.unwrap().code(), 0);
+    // It was on its way; the connection lingers for less than what it takes.
+    raw.send(HEADERS, END_STREAM | END_HEADERS, 1, &block(&good())).await;
+    assert_eq!(raw.next_of(&[HEADERS, RST_STREAM]).await.unwrap().status(), 200);
+    drop(raw);
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0 && proxy.connections() == [0]).await;
 }
 
 #[tokio::test]
