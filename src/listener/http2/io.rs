@@ -137,8 +137,9 @@ impl AsyncWrite for Io {
         Pin::new(&mut self.get_mut().socket).poll_flush(cx)
     }
 
+    /// Does not end what is sent: that is for whoever serves the connection. A client that floods would take it for a sign to begin anew.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+        self.poll_flush(cx)
     }
 }
 
