@@ -45,6 +45,9 @@ impl Acceptor {
     }
 }
 
+/// Connections that are accepted before others get their turn.
+const ACCEPTED_A_TURN: u32 = 16;
+
 /// Accepts until this future is dropped.
 pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: Acceptor) {
     let mut exhausted = false;
@@ -52,8 +55,11 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: 
         if socket.0.readable().await.is_err() {
             return;
         }
-        // As many as are there: under a burst, one wake-up then serves for all.
-        loop {
+        // As many as are there: under a burst, one wake-up then serves for all. But those who are connected get their turn in between.
+        for turn in (0..ACCEPTED_A_TURN).rev().cycle() {
+            if turn == 0 {
+                tokio::task::yield_now().await;
+            }
             match socket.0.try_io(Interest::READABLE, || take(&worker, &listener, &socket)) {
                 Ok(()) => exhausted = false,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

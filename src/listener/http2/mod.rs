@@ -145,6 +145,9 @@ pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy
     lingers
 }
 
+/// New streams that are begun with before others get their turn: each is a request, and a client may begin with a hundred at once.
+const STREAMS_A_TURN: usize = 8;
+
 /// Streams that have to be reset for faults of the client, or refused, over the life of a connection.
 const LOCAL_RESETS: usize = 4096;
 
@@ -233,7 +236,7 @@ impl Serving {
 
     /// Takes new streams, and writes what there is to be written.
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
+        for _ in 0..STREAMS_A_TURN {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     let shared = Rc::clone(&self.shared);
@@ -261,6 +264,8 @@ impl Serving {
                 Poll::Pending => return Poll::Pending,
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn count(&self, kind: FloodKind) {
