@@ -293,12 +293,11 @@ async fn refuse(wire: &Rc<Wire>, refusal: Refusal) {
 /// Keeps a client that has asked for too much waiting for a while: it gets the time to read why, nothing that it still sends costs
 /// anything but room in its socket, and it cannot begin anew as fast as it is found out.
 async fn calm(watch: &Watch) {
-    watch.enter(Phase::Idle, LINGER);
-    poll_fn(|cx| {
+    let cut = poll_fn(|cx| {
         watch.register(cx);
-        if watch.expired() || watch.is_cut() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
+        if watch.is_cut() { Poll::Ready(()) } else { Poll::Pending }
+    });
+    let _ = tokio::time::timeout(LINGER, cut).await;
 }
 
 /// Ends what is sent, and throws away what the client still sends until it has read that and closes its own end.
