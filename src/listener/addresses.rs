@@ -5,7 +5,7 @@
 //!
 //! An attacker who has many addresses cannot make it grow: an address is remembered while it has a connection open, of which
 //! the listener has `max_connections` at most, or while its last handshakes still count, which is a second. Of the latter
-//! there is room for [`REMEMBERED`]. Who finds none is let in: one with so many addresses is not held by a limit for each, and
+//! there is room for `REMEMBERED`. Who finds none is let in: one with so many addresses is not held by a limit for each, and
 //! those that hold for all do so still.
 
 use std::collections::HashMap;

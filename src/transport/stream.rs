@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Uri, Version, response};
@@ -20,6 +20,7 @@ use http_body::{Body as _, Frame};
 use crate::exchange::body::{RequestBody, Source};
 use crate::http1::outgoing::{is_sayable, may_trail};
 use crate::http1::pipe::Pipe;
+use crate::http1::request::number;
 
 use super::multiplex::Session;
 use super::{Failed, Informed};
@@ -169,7 +170,9 @@ impl Stream {
                 if trails && !receive.is_end_stream() {
                     head.headers.remove(header::CONTENT_LENGTH);
                 }
-                let length = head.headers.get(header::CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok());
+                let Ok(length) = length(&head.headers) else {
+                    return Poll::Ready(Err(Failed { error: malformed(), unsent: false }));
+                };
                 let over = receive.is_end_stream() || length == Some(0);
                 state.incoming = if over { Incoming::Done } else { Incoming::Body };
                 state.left = if state.incoming == Incoming::Done { Some(0) } else { length };
@@ -532,6 +535,15 @@ fn request(parts: &Parts, lines: Option<&[u8]>, length: Option<u64>, secure: boo
     request
 }
 
+/// How long a response says that its body is. `h2` looks at that only where there is a body: where there is none it is passed on, and
+/// would be read by HTTP/1.1.
+fn length(headers: &HeaderMap) -> Result<Option<u64>, ()> {
+    let mut values = headers.get_all(header::CONTENT_LENGTH).iter().map(|value| number(value.as_bytes()));
+    let Some(first) = values.next() else { return Ok(None) };
+    let first = first.ok_or(())?;
+    if values.all(|value| value == Some(first)) { Ok(Some(first)) } else { Err(()) }
+}
+
 /// What is asked for, which begins with a slash, unless it is the asterisk: `http://host?query` is asked for at the root.
 fn target(uri: &Uri) -> PathAndQuery {
     let target = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
@@ -563,6 +575,10 @@ fn broken(error: h2::Error) -> io::Error {
         return error.into_io().unwrap_or_else(closed);
     }
     io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a Content-Length that is not a number")
 }
 
 fn closed() -> io::Error {
