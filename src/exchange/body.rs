@@ -283,7 +283,7 @@ struct Streamed {
 struct Kept {
     /// A copy: a piece of a few bytes would keep the block that it was read into.
     bytes: BytesMut,
-    /// Which of them comes next; past the last, the source does.
+    /// So many of them were handed out; when all were, the source comes next.
     next: usize,
     /// Bytes that may still be kept.
     room: usize,

@@ -71,6 +71,8 @@ pub struct Handled {
     pub body: Body,
     /// What the connection becomes once that is sent.
     pub tunnel: Option<Box<Tunnel>>,
+    /// Whether the client is to ask for nothing more on its connection, whatever else is under way there.
+    pub last: bool,
     /// Whether the response needs no date of ours.
     dated: bool,
 }
@@ -84,7 +86,7 @@ impl Default for Handled {
 impl From<Response<Body>> for Handled {
     fn from(response: Response<Body>) -> Self {
         let (head, body) = response.into_parts();
-        Self { head, body, tunnel: None, dated: false }
+        Self { head, body, tunnel: None, last: false, dated: false }
     }
 }
 

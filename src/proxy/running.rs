@@ -307,10 +307,12 @@ impl Running {
             }
         };
         let tls = self.exchange.client.listener.tls.as_ref();
-        if matches!(error, ProxyError::Misdirected) && tls.is_some_and(|tls| tls.misdirected == Misdirected::Close) {
+        let last =
+            matches!(error, ProxyError::Misdirected) && tls.is_some_and(|tls| tls.misdirected == Misdirected::Close);
+        if last {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response.into()
+        Handled { last, ..response.into() }
     }
 
     /// Lets the route's middleware have the last word on a response.

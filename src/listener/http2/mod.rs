@@ -129,9 +129,9 @@ pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy
     let mut lingers = false;
     if let Some(connection) = shaken {
         let (shared, idle) = (Rc::clone(&shared), config.idle_timeout);
-        let mut serving = Serving { connection, shared, flow, drained: false, head: None, idle, end: None };
+        let mut serving = Serving { connection, shared, flow, drained: false, head: None, idle, calmed: false };
         poll_fn(|cx| serving.poll(cx)).await;
-        lingers = serving.end == Some(End::Calmed);
+        lingers = serving.calmed;
     } else {
         shared.metrics().rejected.add(1);
     }
@@ -174,13 +174,6 @@ fn builder(config: &ListenerConfig, http2: &Http2Config) -> server::Builder {
     builder
 }
 
-/// Why the connection ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// The client asks for too much.
-    Calmed,
-}
-
 /// A connection that is being served.
 struct Serving {
     connection: Connection<Io, Bytes>,
@@ -192,7 +185,8 @@ struct Serving {
     head: Option<u64>,
     /// How long it may be idle, as last written down.
     idle: Duration,
-    end: Option<End>,
+    /// Whether it ends because the client asks for too much.
+    calmed: bool,
 }
 
 impl Serving {
@@ -219,16 +213,16 @@ impl Serving {
         if !self.shared.watch.expired() {
             return Poll::Pending;
         }
-        match self.end {
-            None if self.head.is_some() => self.flow.flood.set(Some(FloodKind::SlowHeaders)),
-            _ if self.end.is_some() || self.drained => return Poll::Ready(()),
-            _ => {
-                // A request that crosses this on its way is still served.
-                self.flow.idle.set(LINGER);
-                self.shared.watch.enter(Phase::Idle, LINGER);
-                self.drained = true;
-                self.connection.graceful_shutdown();
-            }
+        if !self.calmed && self.head.is_some() {
+            self.flow.flood.set(Some(FloodKind::SlowHeaders));
+        } else if self.calmed || self.drained {
+            return Poll::Ready(());
+        } else {
+            // A request that crosses this on its way is still served.
+            self.flow.idle.set(LINGER);
+            self.shared.watch.enter(Phase::Idle, LINGER);
+            self.drained = true;
+            self.connection.graceful_shutdown();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -255,9 +249,7 @@ impl Serving {
                     if calmed && error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
                         self.count(FloodKind::Other);
                     }
-                    if calmed {
-                        self.end = Some(End::Calmed);
-                    }
+                    self.calmed |= calmed;
                     return Poll::Ready(());
                 }
                 Poll::Ready(None) => return Poll::Ready(()),
@@ -275,11 +267,11 @@ impl Serving {
     /// Ends a connection on which there was too much of something. Whether that is so just now.
     fn is_calmed(&mut self) -> bool {
         let Some(kind) = self.flow.flood.get() else { return false };
-        if self.end == Some(End::Calmed) {
+        if self.calmed {
             return false;
         }
         self.count(kind);
-        self.end = Some(End::Calmed);
+        self.calmed = true;
         self.flow.idle.set(LINGER);
         self.shared.watch.enter(Phase::Idle, LINGER);
         self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
@@ -300,7 +292,7 @@ impl Serving {
     /// Writes down what the connection itself waits for. Streams have deadlines of their own.
     fn wait(&mut self) {
         let watch = &self.shared.watch;
-        if self.end.is_some() {
+        if self.calmed {
             return;
         }
         let head = self.flow.guard.borrow().mid_head();

@@ -112,11 +112,8 @@ pub(super) async fn serve(
                 stream.answered(exchange).await
             };
             let response = Response::from_parts(handled.head, handled.body);
-            let ours = response.status() == StatusCode::MISDIRECTED_REQUEST
-                || (response.status() == StatusCode::OK && response.headers().contains_key(GRPC_STATUS));
-            if ours && response.headers().contains_key(header::CONNECTION) {
-                // Ours to a misdirected request (calls of gRPC are answered 200), and the end of the connection. What comes on other
-                // streams is answered.
+            if handled.last {
+                // What comes on other streams is answered.
                 shared.watch.drain();
             }
             match (answered, handled.tunnel) {
@@ -356,7 +353,6 @@ fn frame(parts: &mut response::Parts, body: &Body, head: bool) -> bool {
     bodiless
 }
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
