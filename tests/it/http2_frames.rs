@@ -347,10 +347,14 @@ async fn streams_that_were_reset_at_once_reach_no_backend() {
     let mut raw = Raw::connect(&proxy).await;
     let head = |stream| frame(HEADERS, END_STREAM | END_HEADERS, stream, &block(&good()));
     let reset = |n: u32| [head(2 * n + 1), frame(RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8])].concat();
-    raw.0.send((0..50).flat_map(reset).collect::<Vec<u8>>()).await;
+    // With a connection at hand a request is sent as soon as it is looked at.
+    raw.0.send(head(1)).await;
+    assert_eq!(raw.next_of(&[HEADERS, GOAWAY]).await.unwrap().status(), 200);
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+    raw.0.send((1..50).flat_map(reset).collect::<Vec<u8>>()).await;
     raw.0.send(head(101)).await;
     assert_eq!(raw.next_of(&[HEADERS, GOAWAY]).await.unwrap().status(), 200);
-    assert_eq!(backend.requests(), 1);
+    assert_eq!(backend.requests(), 2);
     eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
 }
 

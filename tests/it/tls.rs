@@ -270,6 +270,20 @@ async fn signatures_choose_between_two_kinds_of_key() {
 }
 
 #[tokio::test]
+async fn a_client_without_a_common_cipher_is_told_so() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let proxy = proxy(&[&backend], &[authority.pair(&["localhost"], false).write(&scratch, "a")], "").await;
+    for version in [&TLS12, &TLS13] {
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let builder = builder.with_protocol_versions(&[version]).unwrap().dangerous();
+        let rsa = Trusting(vec![SignatureScheme::RSA_PSS_SHA256]);
+        let config = Arc::new(builder.with_custom_certificate_verifier(Arc::new(rsa)).with_no_client_auth());
+        let error = connect(proxy.address(), &config, "localhost").await.err().unwrap();
+        assert!(format!("{error:?}").contains("HandshakeFailure"), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn sessions_are_resumed_at_any_worker_and_over_reloads() {
     let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
     let listed = [authority.pair(&["localhost"], false).write(&scratch, "a")];
