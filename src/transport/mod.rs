@@ -24,6 +24,7 @@ pub mod connect;
 pub mod link;
 mod multiplex;
 mod pool;
+mod sieve;
 mod stream;
 pub mod tls;
 

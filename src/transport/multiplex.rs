@@ -24,6 +24,7 @@ use crate::config::Protocol;
 use crate::socket::Socket;
 
 use super::connect::{NoConnection, reach};
+use super::sieve::Sifted;
 use super::stream::Stream;
 use super::tls::{self, BackendTls};
 use super::{Connection, Link, Manner, Transport};
@@ -59,8 +60,6 @@ pub(super) struct Session {
     spent: Cell<bool>,
     /// Whether the backend has sent a head or data since somebody looked.
     heard: Cell<bool>,
-    /// DATA frames without data so far.
-    empty: Cell<u8>,
     idle_since_ms: Cell<u64>,
     idle_timeout_ms: u64,
     keeps: bool,
@@ -90,14 +89,6 @@ impl Session {
     /// The backend has sent something.
     pub(super) fn heard(&self) {
         self.heard.set(true);
-    }
-
-    /// The backend has sent a DATA frame without data.
-    pub(super) fn heard_nothing(&self) {
-        self.empty.set(self.empty.get().saturating_add(1));
-        if self.empty.get() >= EMPTY_FRAMES {
-            self.spend();
-        }
     }
 
     /// No new stream is begun on it.
@@ -267,10 +258,6 @@ const RESET_STREAMS: usize = 4096;
 /// And so many of them may be the backend's fault over the life of a connection: each holds memory until it is told.
 const LOCAL_RESETS: usize = 16 * 1024;
 
-/// `h2` takes 100 DATA frames without data over the life of a connection and then ends it with all its streams. One that has had half as
-/// many takes no new streams.
-const EMPTY_FRAMES: u8 = 50;
-
 /// Begins to speak HTTP/2 and has it driven.
 async fn begin(
     transport: &Rc<Transport>,
@@ -290,7 +277,7 @@ async fn begin(
     builder.max_concurrent_reset_streams(RESET_STREAMS);
     builder.max_local_error_reset_streams(Some(LOCAL_RESETS));
     watch_over(socket.tcp());
-    let begun = builder.handshake::<_, Bytes>(socket).await;
+    let begun = builder.handshake::<_, Bytes>(Sifted::new(socket)).await;
     let (sender, mut connection) = begun.map_err(|error| NoConnection::Tcp(io::Error::other(error)))?;
     let connected = Rc::new(connected);
     let session = Rc::new(Session {
@@ -299,7 +286,6 @@ async fn begin(
         streams: Cell::new(0),
         spent: Cell::new(false),
         heard: Cell::new(false),
-        empty: Cell::new(0),
         idle_since_ms: Cell::new(transport.clock.now_ms()),
         idle_timeout_ms: manner.pool.idle_timeout.as_millis() as u64,
         keeps: manner.pool.max_idle > 0,

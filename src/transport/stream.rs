@@ -387,9 +387,6 @@ impl State {
         let data = match ready!(receive.poll_data(cx)) {
             Some(Ok(data)) => {
                 self.session.heard();
-                if data.is_empty() && !receive.is_end_stream() {
-                    self.session.heard_nothing();
-                }
                 let _ = receive.flow_control().release_capacity(data.len());
                 if let Some(left) = &mut self.left {
                     *left = left.saturating_sub(data.len() as u64);

@@ -136,6 +136,15 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
     if path == "/length/trailers" {
         response.headers_mut().insert("trailer", "x-checksum".parse().unwrap());
     }
+    if path == "/empty" {
+        // Without an end or a byte, as some servers flush.
+        let mut send = respond.send_response(response, false).unwrap();
+        for _ in 0..60 {
+            send.send_data(Bytes::new(), false).unwrap();
+        }
+        let _ = send.send_data(Bytes::from_static(b"end"), true);
+        return;
+    }
     if path == "/quoted" {
         let name = http::HeaderName::from_lowercase(b"a\"b").unwrap();
         response.headers_mut().insert(name, "c".parse().unwrap());
@@ -328,6 +337,18 @@ async fn trailers_that_are_announced_come_behind_a_known_length() {
     let response = proxy.request("POST", "/length/trailers", &[("te", "trailers")], "").await;
     assert_eq!((response.status(), response.text()), (200, ""));
     eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_sends_empty_frames_breaks_nothing() {
+    // h2 would end the connection at the 101st.
+    let backend = Backend::new(Script::default()).await;
+    let proxy = backend.proxy("retries = 0").await;
+    for requests in 1..=5 {
+        assert_eq!(soon(proxy.get("/empty")).await.text(), "end");
+        assert_eq!(backend.requests(), requests);
+    }
+    assert_eq!(backend.connections(), 1);
 }
 
 #[tokio::test]

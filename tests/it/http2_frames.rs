@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isobar::telemetry::metrics::FloodKind;
 
@@ -309,6 +309,20 @@ async fn floods_end_their_connection() {
     let mut raw = Raw::connect(&proxy).await;
     raw.0.send(head(1, END_STREAM)).await;
     assert_eq!(raw.next_of(&[HEADERS, GOAWAY]).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn who_floods_may_not_begin_anew_at_once() {
+    let backend = TestBackend::ok("good");
+    let listener = "http2 = { control_frames_per_second = 100 }";
+    let proxy = TestProxy::with_keys(&[&backend], Keys { listener, ..Keys::default() }).await;
+    let mut raw = Raw::connect(&proxy).await;
+    raw.0.send(frame(PING, 0, 0, &[0; 8]).repeat(200)).await;
+    assert_eq!(raw.next_of(&[GOAWAY]).await.unwrap().code(), ENHANCE_YOUR_CALM);
+    let told = Instant::now();
+    assert!(raw.next().await.is_none(), "nothing follows");
+    // It is closed a second after it was told, and the clock of a worker is coarse.
+    assert!(told.elapsed() > Duration::from_millis(700), "closed after {:?}", told.elapsed());
 }
 
 #[tokio::test]
