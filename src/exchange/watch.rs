@@ -108,28 +108,38 @@ impl Clock {
         self.now_ms.set(now_ms.max(self.now_ms.get()));
     }
 
-    /// Moves the clock on, wakes whoever is overdue and forgets whoever is gone.
-    pub fn sweep(&self) {
+    /// Moves the clock on, wakes whoever is overdue and forgets whoever is gone. Whether there are more to be woken, which is to be
+    /// done once others had their turn: thousands that began together are overdue together.
+    pub fn sweep(&self) -> bool {
         self.at(Instant::now());
-        self.look();
+        self.look()
     }
 
-    fn look(&self) {
+    fn look(&self) -> bool {
         let now = self.now_ms.get();
         // A worker that was kept from looking does not hold that against its clients.
         let since = now.saturating_sub(self.swept_ms.replace(now)).min(LONGEST_LOOK_MS);
+        let (mut turns, mut more) = (WOKEN_A_TURN, false);
         self.watches.borrow_mut().retain(|watch| {
             let Some(watch) = watch.upgrade() else { return false };
             // Who does not move at all is told so, and not that it is slow: its deadline comes first.
             if watch.deadline_ms.get() <= now {
-                if !watch.expired.replace(true) {
-                    watch.wake();
+                if watch.expired.get() {
+                    return true;
                 }
-            } else if watch.awaited.get() != 0 {
-                watch.measure(since);
+                if turns == 0 {
+                    more = true;
+                    return true;
+                }
+                turns -= 1;
+                watch.expired.set(true);
+                watch.wake();
+            } else if watch.awaited.get() != 0 && watch.measure(since, turns > 0) {
+                turns -= 1;
             }
             true
         });
+        more
     }
 
     /// Calls `each` for every watch.
@@ -146,6 +156,8 @@ pub const NEVER: Duration = Duration::from_secs(50 * 365 * 86_400);
 const MIN_TICK_MS: u64 = 5;
 const MAX_TICK_MS: u64 = 250;
 const LONGEST_LOOK_MS: u64 = 1000;
+/// So many are woken before others get their turn.
+const WOKEN_A_TURN: u32 = 128;
 
 /// What is awaited of a client while a body is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -333,11 +345,12 @@ impl Watch {
         self.slow.get()
     }
 
-    /// What is awaited was so for another while. Not while something else is, as a connection to a backend.
-    fn measure(&self, since_ms: u64) {
-        let (Some(patience), Pace { bytes, over }) = (self.patience_ms.get(), self.pace.get()) else { return };
+    /// What is awaited was so for another while. Not while something else is, as a connection to a backend. Whether it was too slow, and
+    /// is woken for that, which may have to wait for the next look.
+    fn measure(&self, since_ms: u64, wakes: bool) -> bool {
+        let (Some(patience), Pace { bytes, over }) = (self.patience_ms.get(), self.pace.get()) else { return false };
         if !matches!(self.phase.get(), Phase::Response | Phase::Body) {
-            return;
+            return false;
         }
         let carried = self.carried.get();
         let moved = carried.wrapping_sub(self.seen.replace(carried));
@@ -345,11 +358,13 @@ impl Watch {
         let most = over.as_millis() as u64 + 2 * self.clock.tick_ms.get();
         let left = patience.saturating_add(earned).min(most).checked_sub(since_ms);
         self.patience_ms.set(Some(left.unwrap_or(0)));
-        if left.is_none() {
+        let slow = left.is_none() && wakes;
+        if slow {
             self.slow.set(true);
             self.expired.set(true);
             self.wake();
         }
+        slow
     }
 
     /// Whether the bound of the whole exchange, and not that of the phase, has passed.
@@ -551,6 +566,21 @@ mod tests {
         // Each is slower than that, and both together are not.
         assert_eq!((slow_at(&one, 60, 100), other.is_slow()), (None, false));
         assert!(slow_at(&one, 0, 100).is_some() && other.is_slow() && !connection.is_slow());
+    }
+
+    #[test]
+    fn thousands_that_are_overdue_together_are_woken_one_turn_after_the_other() {
+        let clock = Clock::new();
+        let watches: Vec<_> = (0..1000).map(|_| Watch::new(&clock, Duration::from_secs(1), 0)).collect();
+        clock.now_ms.set(10_000);
+        let woken = || watches.iter().filter(|watch| watch.expired()).count();
+        let mut looks = 1;
+        while clock.look() {
+            assert_eq!(woken(), looks * WOKEN_A_TURN as usize);
+            looks += 1;
+        }
+        assert_eq!((woken(), looks), (1000, 8));
+        assert!(!clock.look(), "once each");
     }
 
     #[test]

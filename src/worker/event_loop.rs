@@ -111,7 +111,9 @@ async fn sweep(worker: Rc<Worker>) {
         let began = Instant::now();
         tokio::time::sleep(tick).await;
         worker.lagged(began.elapsed().saturating_sub(tick));
-        worker.clock.sweep();
+        while worker.clock.sweep() {
+            tokio::task::yield_now().await;
+        }
         since_pools += tick;
         if since_pools >= POOL_SWEEP {
             since_pools = Duration::ZERO;
