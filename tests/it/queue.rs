@@ -165,6 +165,8 @@ async fn ten_thousand_clients_that_go_leave_nothing_behind() {
             panic!("a client failed");
         }
     }
+    // Those who have gone may still wait to be accepted.
+    eventually(|| proxy.counted(|it| &it.accepted) == 10_000).await;
     eventually(|| waiting(&proxy) == 0 && proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
     eventually(|| gated.backend.open() == 0).await;
     assert!(proxy.counted(|it| &it.requests) >= 5_000, "hardly anybody was there");
