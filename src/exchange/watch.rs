@@ -3,9 +3,11 @@
 //! A timer per request would be registered and cancelled several times an exchange, for something that hardly ever happens.
 //! So nothing is registered: whoever waits writes down until when, and a worker looks over all its watches once a tick and
 //! wakes those that are overdue. A deadline is never early and late by two ticks at most; a tick is a twentieth of the
-//! shortest time-out of the configuration, 5 ms to 250 ms.
+//! shortest time-out of the configuration, 5 ms to 250 ms. Only where thousands are overdue together, and nobody waits for what becomes
+//! of them, as idle connections, they end one after the other, one in a millisecond or more.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
@@ -24,6 +26,9 @@ pub struct Clock {
     now_ms: Cell<u64>,
     tick_ms: Cell<u64>,
     watches: RefCell<Vec<Weak<Watch>>>,
+    overdue: RefCell<Overdue>,
+    /// When some of them were told last.
+    told_ms: Cell<u64>,
     /// When they were last looked over.
     swept_ms: Cell<u64>,
     /// Whether whoever moves the clock waits for something to watch.
@@ -62,6 +67,8 @@ impl Clock {
             now_ms: Cell::new(0),
             tick_ms: Cell::new(MAX_TICK_MS),
             watches: RefCell::default(),
+            overdue: RefCell::default(),
+            told_ms: Cell::new(0),
             swept_ms: Cell::new(0),
             asleep: Cell::new(false),
             wanted: Notify::new(),
@@ -108,38 +115,56 @@ impl Clock {
         self.now_ms.set(now_ms.max(self.now_ms.get()));
     }
 
-    /// Moves the clock on, wakes whoever is overdue and forgets whoever is gone. Whether there are more to be woken, which is to be
-    /// done once others had their turn: thousands that began together are overdue together.
+    /// How long to wait before the next [`Clock::sweep`]: a tick, and less while some of those who are overdue wait to be told.
+    pub fn pause(&self) -> Duration {
+        match self.overdue.borrow().leisurely.is_empty() {
+            true => self.tick(),
+            false => Duration::from_millis(1),
+        }
+    }
+
+    /// Moves the clock on, and once a tick looks over all watches: tells those that are overdue and forgets those that are gone. Whether
+    /// there are more to be told once others had their turn: thousands that began together are overdue together.
     pub fn sweep(&self) -> bool {
         self.at(Instant::now());
         self.look()
     }
 
     fn look(&self) -> bool {
+        let (now, mut overdue) = (self.now_ms.get(), self.overdue.borrow_mut());
+        let overdue = &mut *overdue;
+        // Those who were found before are told first: to look over all of them for each turn would cost the square of their number.
+        if overdue.prompt.is_empty() && now >= self.swept_ms.get() + self.tick_ms.get() {
+            self.find(overdue);
+        }
+        // The more there are, the more at a time: a worker that has much else to do is not to fall behind for good.
+        let most = TOLD_A_TURN + overdue.prompt.len() / 1024;
+        tell(&mut overdue.prompt, now, most);
+        let since = now.saturating_sub(self.told_ms.replace(now)) as usize;
+        let most = since.min(4) * (LEISURELY_A_MS + overdue.leisurely.len() / 4096);
+        tell(&mut overdue.leisurely, now, most);
+        !overdue.prompt.is_empty()
+    }
+
+    /// Looks over all watches for those that are to be told.
+    fn find(&self, overdue: &mut Overdue) {
         let now = self.now_ms.get();
         // A worker that was kept from looking does not hold that against its clients.
         let since = now.saturating_sub(self.swept_ms.replace(now)).min(LONGEST_LOOK_MS);
-        let (mut turns, mut more) = (WOKEN_A_TURN, false);
-        self.watches.borrow_mut().retain(|watch| {
-            let Some(watch) = watch.upgrade() else { return false };
-            // Who does not move at all is told so, and not that it is slow: its deadline comes first.
-            if watch.deadline_ms.get() <= now {
-                if watch.expired.get() {
-                    return true;
-                }
-                if turns == 0 {
-                    more = true;
-                    return true;
-                }
-                turns -= 1;
-                watch.expired.set(true);
-                watch.wake();
-            } else if watch.awaited.get() != 0 && watch.measure(since, turns > 0) {
-                turns -= 1;
+        self.watches.borrow_mut().retain(|weak| {
+            let Some(watch) = weak.upgrade() else { return false };
+            if watch.is_overdue(now) {
+                watch.found.set(true);
+                let waited_for = watch.awaited.get() == 0
+                    && !matches!(watch.phase.get(), Phase::Handshake | Phase::Idle | Phase::Head);
+                let queue = if waited_for { &mut overdue.prompt } else { &mut overdue.leisurely };
+                queue.push_back(Weak::clone(weak));
+            } else if watch.awaited.get() != 0 && watch.measure(since) {
+                watch.found.set(true);
+                overdue.leisurely.push_back(Weak::clone(weak));
             }
             true
         });
-        more
     }
 
     /// Calls `each` for every watch.
@@ -156,8 +181,33 @@ pub const NEVER: Duration = Duration::from_secs(50 * 365 * 86_400);
 const MIN_TICK_MS: u64 = 5;
 const MAX_TICK_MS: u64 = 250;
 const LONGEST_LOOK_MS: u64 = 1000;
-/// So many are woken before others get their turn.
-const WOKEN_A_TURN: u32 = 128;
+/// So many are told, at least, before others get their turn: each may close its connection and its backend's, 50 µs together.
+const TOLD_A_TURN: usize = 4;
+/// So many in a millisecond, at least, of those for whom nobody waits. What the kernel does behind a close, it does for many at once,
+/// milliseconds long, if there are that many.
+const LEISURELY_A_MS: usize = 1;
+
+/// Those that were found to be overdue, and wait for their turn to be told.
+#[derive(Debug, Default)]
+struct Overdue {
+    /// Clients wait for what becomes of these.
+    prompt: VecDeque<Weak<Watch>>,
+    /// It is their clients who are awaited: they end for our sake.
+    leisurely: VecDeque<Weak<Watch>>,
+}
+
+/// Tells the first of those in a queue: so many at most.
+fn tell(queue: &mut VecDeque<Weak<Watch>>, now_ms: u64, most: usize) {
+    let mut told = 0;
+    while told < most {
+        let Some(watch) = queue.pop_front() else { break };
+        told += usize::from(watch.upgrade().is_some_and(|watch| watch.tell(now_ms)));
+    }
+    if queue.is_empty() {
+        // What a storm took is given back.
+        queue.shrink_to(64);
+    }
+}
 
 /// What is awaited of a client while a body is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,6 +236,8 @@ pub struct Watch {
     /// No phase of the exchange lasts longer than this.
     cap_ms: Cell<u64>,
     expired: Cell<bool>,
+    /// Whether it was found to be overdue and waits for its turn to be told.
+    found: Cell<bool>,
     drain: Cell<bool>,
     cut: Cell<bool>,
     /// Whose connection it is.
@@ -226,6 +278,7 @@ impl Watch {
             deadline_ms: Cell::new(u64::MAX),
             cap_ms: Cell::new(u64::MAX),
             expired: Cell::new(false),
+            found: Cell::new(false),
             drain: Cell::new(false),
             cut: Cell::new(false),
             owner,
@@ -345,11 +398,13 @@ impl Watch {
         self.slow.get()
     }
 
-    /// What is awaited was so for another while. Not while something else is, as a connection to a backend. Whether it was too slow, and
-    /// is woken for that, which may have to wait for the next look.
-    fn measure(&self, since_ms: u64, wakes: bool) -> bool {
+    /// What is awaited was so for another while. Not while something else is, as a connection to a backend. Whether it was too slow.
+    fn measure(&self, since_ms: u64) -> bool {
         let (Some(patience), Pace { bytes, over }) = (self.patience_ms.get(), self.pace.get()) else { return false };
-        if !matches!(self.phase.get(), Phase::Response | Phase::Body) {
+        // Who does not move at all is told so, and not that it is slow: its deadline comes first.
+        if !matches!(self.phase.get(), Phase::Response | Phase::Body)
+            || self.deadline_ms.get() <= self.clock.now_ms.get()
+        {
             return false;
         }
         let carried = self.carried.get();
@@ -358,13 +413,27 @@ impl Watch {
         let most = over.as_millis() as u64 + 2 * self.clock.tick_ms.get();
         let left = patience.saturating_add(earned).min(most).checked_sub(since_ms);
         self.patience_ms.set(Some(left.unwrap_or(0)));
-        let slow = left.is_none() && wakes;
+        left.is_none() && !self.found.get()
+    }
+
+    /// Whether its deadline has passed, and it does not know, nor waits to be told.
+    fn is_overdue(&self, now_ms: u64) -> bool {
+        self.deadline_ms.get() <= now_ms && !self.expired.get() && !self.found.get()
+    }
+
+    /// Tells what was found to be overdue or too slow that it is, if it still is. Whether it was told.
+    fn tell(&self, now_ms: u64) -> bool {
+        self.found.set(false);
+        let overdue = self.is_overdue(now_ms);
+        let slow = !overdue && self.awaited.get() != 0 && self.patience_ms.get() == Some(0);
         if slow {
             self.slow.set(true);
+        }
+        if overdue || slow {
             self.expired.set(true);
             self.wake();
         }
-        slow
+        overdue || slow
     }
 
     /// Whether the bound of the whole exchange, and not that of the phase, has passed.
@@ -568,19 +637,57 @@ mod tests {
         assert!(slow_at(&one, 0, 100).is_some() && other.is_slow() && !connection.is_slow());
     }
 
-    #[test]
-    fn thousands_that_are_overdue_together_are_woken_one_turn_after_the_other() {
-        let clock = Clock::new();
-        let watches: Vec<_> = (0..1000).map(|_| Watch::new(&clock, Duration::from_secs(1), 0)).collect();
+    /// A thousand that are overdue together.
+    fn thousand(clock: &Rc<Clock>, phase: Phase) -> Vec<Rc<Watch>> {
+        let watches: Vec<_> = (0..1000).map(|_| Watch::new(clock, NEVER, 0)).collect();
+        watches.iter().for_each(|watch| watch.enter(phase, Duration::from_secs(1)));
         clock.now_ms.set(10_000);
-        let woken = || watches.iter().filter(|watch| watch.expired()).count();
+        watches
+    }
+
+    /// How many of them know.
+    fn told(watches: &[Rc<Watch>]) -> usize {
+        watches.iter().filter(|watch| watch.expired()).count()
+    }
+
+    #[test]
+    fn thousands_that_are_overdue_together_are_told_one_turn_after_the_other() {
+        let clock = Clock::new();
+        let watches = thousand(&clock, Phase::Response);
         let mut looks = 1;
         while clock.look() {
-            assert_eq!(woken(), looks * WOKEN_A_TURN as usize);
+            assert_eq!(told(&watches), looks * TOLD_A_TURN);
             looks += 1;
         }
-        assert_eq!((woken(), looks), (1000, 8));
+        assert_eq!((told(&watches), looks), (1000, 1000_usize.div_ceil(TOLD_A_TURN)));
         assert!(!clock.look(), "once each");
+        assert_eq!(clock.pause(), clock.tick());
+    }
+
+    #[test]
+    fn those_for_whom_nobody_waits_are_told_in_time() {
+        let clock = Clock::new();
+        let watches = thousand(&clock, Phase::Idle);
+        let late = Watch::new(&clock, NEVER, 0);
+        clock.look();
+        let first = told(&watches);
+        assert!((1..=4 * LEISURELY_A_MS).contains(&first));
+        // One of them begins a request after all.
+        let kept = watches.iter().find(|watch| !watch.expired()).unwrap();
+        kept.enter(Phase::Response, Duration::from_secs(60));
+        late.enter(Phase::Response, Duration::ZERO);
+        for ms in 1..=1000 {
+            assert!(clock.pause() < clock.tick(), "after {ms} ms");
+            clock.now_ms.set(10_000 + ms);
+            assert!(!clock.look());
+            assert_eq!(told(&watches), (first + ms as usize * LEISURELY_A_MS).min(999));
+            // Who is waited for does not wait behind them.
+            assert_eq!(late.expired(), ms >= clock.tick_ms.get());
+            if told(&watches) == 999 {
+                break;
+            }
+        }
+        assert_eq!((told(&watches), kept.expired(), clock.pause()), (999, false, clock.tick()));
     }
 
     #[test]
@@ -589,7 +696,8 @@ mod tests {
         let watch = Watch::new(&clock, Duration::from_secs(1), 0);
         assert!(!clock.is_idle());
         drop(watch);
-        clock.sweep();
+        clock.now_ms.set(clock.tick_ms.get());
+        clock.look();
         assert!(clock.is_idle());
     }
 }

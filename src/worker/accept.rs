@@ -46,7 +46,7 @@ impl Acceptor {
 }
 
 /// Connections that are accepted before others get their turn.
-const ACCEPTED_A_TURN: u32 = 16;
+const ACCEPTED_A_TURN: u32 = 4;
 
 /// Accepts until this future is dropped.
 pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: Acceptor) {

@@ -107,14 +107,14 @@ async fn sweep(worker: Rc<Worker>) {
         if worker.clock.is_idle() && worker.proxy.transport.idle() == 0 && !refuses {
             worker.clock.sleep_until_wanted().await;
         }
-        let tick = worker.clock.tick();
+        let pause = worker.clock.pause();
         let began = Instant::now();
-        tokio::time::sleep(tick).await;
-        worker.lagged(began.elapsed().saturating_sub(tick));
+        tokio::time::sleep(pause).await;
+        worker.lagged(began.elapsed().saturating_sub(pause));
         while worker.clock.sweep() {
             tokio::task::yield_now().await;
         }
-        since_pools += tick;
+        since_pools += pause;
         if since_pools >= POOL_SWEEP {
             since_pools = Duration::ZERO;
             worker.proxy.transport.sweep();
