@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use rustls::{Error, HandshakeKind, PeerIncompatible, ProtocolVersion};
 use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::{LazyConfigAcceptor, TlsStream, server};
 use tracing::debug;
 
@@ -123,8 +125,25 @@ async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsSt
     };
     // Nobody closes the semaphore.
     let _turn = in_time(watch, || false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
-    let shaken = hello.into_stream(Arc::clone(&tls.server)).into_fallible();
-    in_time(watch, || false, shaken).await?.map_err(|(error, tcp)| failed(error, Some(tcp)))
+    let mut shaken = pin!(hello.into_stream(Arc::clone(&tls.server)).into_fallible());
+    let at_work = AT_WORK.with(Rc::clone);
+    let at_work = in_time(watch, || false, at_work.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
+    // What is answered to a first message is nearly all the work there is.
+    let shaken = match poll_fn(|cx| Poll::Ready(shaken.as_mut().poll(cx))).await {
+        Poll::Ready(shaken) => shaken,
+        Poll::Pending => {
+            tokio::task::yield_now().await;
+            drop(at_work);
+            in_time(watch, || false, shaken).await?
+        }
+    };
+    shaken.map_err(|(error, tcp)| failed(error, Some(tcp)))
+}
+
+thread_local! {
+    /// Who may work at a handshake on this worker: one, until all who wait for this worker had their turn, since it takes as long as ten
+    /// requests.
+    static AT_WORK: Rc<Semaphore> = Rc::new(Semaphore::new(1));
 }
 
 /// The first byte that the client sends, which stays unread.
