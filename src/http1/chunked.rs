@@ -1,7 +1,7 @@
 //! A body in chunks (RFC 9112 §7.1), read.
 
 use bytes::{Buf, Bytes};
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderValue};
 
 use super::field::{self, Line};
 
@@ -120,7 +120,7 @@ fn trailers(section: &[u8]) -> Result<Option<HeaderMap>, &'static str> {
         match field::line(section, &mut at).map_err(|_| MALFORMED)? {
             Line::Field(..) if map.len() == TRAILERS => return Err(MALFORMED),
             Line::Field(name, value) => {
-                let name = HeaderName::from_bytes(&section[name]).map_err(|_| MALFORMED)?;
+                let name = name.read(section).map_err(|_| MALFORMED)?;
                 map.append(name, HeaderValue::from_bytes(&section[value]).map_err(|_| MALFORMED)?);
             }
             Line::End => return Ok(Some(map)),

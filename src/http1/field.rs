@@ -5,17 +5,41 @@
 
 use std::ops::Range;
 
+use http::header::{HeaderName, InvalidHeaderName};
 use memchr::memchr;
+
+use super::name;
 
 /// What a section goes on with.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    /// A field: where its name is, and its value without the white space around it.
-    Field(Range<usize>, Range<usize>),
+    /// A field: its name, and where its value is, without the white space around it.
+    Field(Name, Range<usize>),
     /// The empty line that ends the section.
     End,
     /// The end of the line is not there yet.
     Partial,
+}
+
+/// The name of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Name {
+    /// Where it is.
+    pub(super) place: Range<usize>,
+    known: Option<&'static HeaderName>,
+}
+
+impl Name {
+    /// The name itself, from the bytes that it was found in.
+    ///
+    /// # Errors
+    /// It is longer than names can be.
+    pub(super) fn read(&self, bytes: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
+        match self.known {
+            Some(known) => Ok(known.clone()),
+            None => HeaderName::from_bytes(&bytes[self.place.clone()]),
+        }
+    }
 }
 
 /// What stands before the colon is no name (RFC 9110 §5.1): it is empty, folded (RFC 9112 §5.2), or holds white space, or there is no colon.
@@ -37,7 +61,10 @@ pub(super) fn line(bytes: &[u8], at: &mut usize) -> Result<Line, NoName> {
     if line.is_empty() {
         return Ok(Line::End);
     }
-    let colon = line.iter().position(|&byte| !TOKEN[usize::from(byte)]).unwrap_or_default();
+    let (colon, known) = match name::known(line) {
+        Some((length, name)) => (length, Some(name)),
+        None => (line.iter().position(|&byte| !TOKEN[usize::from(byte)]).unwrap_or_default(), None),
+    };
     if colon == 0 || line[colon] != b':' {
         return Err(NoName);
     }
@@ -48,7 +75,7 @@ pub(super) fn line(bytes: &[u8], at: &mut usize) -> Result<Line, NoName> {
     while from < to && is_space(line[to - 1]) {
         to -= 1;
     }
-    Ok(Line::Field(start..start + colon, start + from..start + to))
+    Ok(Line::Field(Name { place: start..start + colon, known }, start + from..start + to))
 }
 
 /// Where a message begins: behind empty lines (RFC 9112 §2.2).
@@ -96,7 +123,7 @@ mod tests {
         let (mut fields, mut at) = (Vec::new(), 0);
         loop {
             match line(text, &mut at)? {
-                Line::Field(name, value) => fields.push((&text[name], &text[value])),
+                Line::Field(name, value) => fields.push((&text[name.place], &text[value])),
                 Line::End => return Ok(Some((fields, at))),
                 Line::Partial => return Ok(None),
             }

@@ -5,6 +5,7 @@
 
 pub mod chunked;
 mod field;
+mod name;
 pub mod outgoing;
 #[cfg(target_os = "linux")]
 pub mod pipe;

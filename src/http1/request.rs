@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytes::{Buf, Bytes};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Uri, Version};
 use memchr::memchr;
@@ -89,7 +89,7 @@ pub fn read(
             return Err(Malformed::Field);
         }
         let value = &bytes[place.clone()];
-        let name = HeaderName::from_bytes(&bytes[name]).map_err(|_| Malformed::Field)?;
+        let name = name.read(bytes).map_err(|_| Malformed::Field)?;
         match name.as_str().len() {
             2 if name == header::TE => trailers |= tokens(value).any(|token| is(token, b"trailers")),
             6 if name == header::EXPECT => expects |= is(value, b"100-continue"),
@@ -189,6 +189,8 @@ pub fn number(value: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn read(bytes: &mut Bytes, headers: HeaderMap, max_headers: usize) -> Result<Option<Head>, Malformed> {

@@ -6,14 +6,14 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::response::Parts;
 use http::{StatusCode, Version};
 use hyper::ext::ReasonPhrase;
 use memchr::memchr;
 
 use super::Framing;
-use super::field::{self, Line};
+use super::field::{self, Line, Name};
 use super::outgoing::{length, line};
 use super::request::{Terms, is, number, tokens};
 
@@ -35,7 +35,7 @@ pub struct Head {
     pub dated: bool,
     reason: Range<usize>,
     /// Names and values, without the transfer coding. The space is used again.
-    fields: Vec<(Range<usize>, Range<usize>)>,
+    fields: Vec<(Name, Range<usize>)>,
 }
 
 impl Head {
@@ -65,12 +65,12 @@ impl Head {
         let (mut length, mut chunked) = (None, false);
         (self.hop_by_hop, self.dated) = (false, false);
         loop {
-            let (place, value_place) = match field::line(bytes, &mut at).map_err(|_| NO_NAME)? {
-                Line::Field(name, value) => (name, value),
+            let (told, place) = match field::line(bytes, &mut at).map_err(|_| NO_NAME)? {
+                Line::Field(name, place) => (name, place),
                 Line::End => break,
                 Line::Partial => return Ok(None),
             };
-            let (name, value) = (&bytes[place.clone()], &bytes[value_place.clone()]);
+            let (name, value) = (&bytes[told.place.clone()], &bytes[place.clone()]);
             // Few names are of such a length.
             match name.len() {
                 4 => self.dated |= is(name, b"date"),
@@ -104,7 +104,7 @@ impl Head {
             if self.fields.len() == FIELDS {
                 return Err("too many header fields");
             }
-            self.fields.push((place, value_place));
+            self.fields.push((told, place));
         }
         // Passed on as it came, without being made a response.
         if status.is_informational() && !is_text(&bytes[start..at]) {
@@ -127,7 +127,7 @@ impl Head {
     /// The value of the first field of that name, from the bytes that the head was read from.
     pub fn field(&self, bytes: &Bytes, name: &str) -> Option<Bytes> {
         let of = |place: &Range<usize>| bytes.get(place.clone()).unwrap_or_default();
-        let (_, value) = self.fields.iter().find(|(it, _)| of(it).eq_ignore_ascii_case(name.as_bytes()))?;
+        let (_, value) = self.fields.iter().find(|(it, _)| of(&it.place).eq_ignore_ascii_case(name.as_bytes()))?;
         Some(bytes.slice(value.clone()))
     }
 
@@ -139,7 +139,7 @@ impl Head {
         let headers = &mut parts.headers;
         headers.clear();
         for (name, value) in &self.fields {
-            let name = HeaderName::from_bytes(&bytes[name.clone()]).map_err(|_| NO_NAME)?;
+            let name = name.read(bytes).map_err(|_| NO_NAME)?;
             let value = HeaderValue::from_maybe_shared(bytes.slice(value.clone()));
             headers.append(name, value.map_err(|_| FORBIDDEN)?);
         }
@@ -255,7 +255,7 @@ fn status_line(line: &[u8]) -> Option<(StatusCode, bool, Range<usize>)> {
 
 #[cfg(test)]
 mod tests {
-    use http::Response;
+    use http::{HeaderName, Response};
 
     use super::*;
 
