@@ -147,7 +147,7 @@ class ZeroWindow(Attack):
 
     def hello(self):
         no_window = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
-        head = block(path=b"/1000000")
+        head = block(path=b"/200000")
         asked = b"".join(frame(HEADERS, END_STREAM | END_HEADERS, n, head) for n in range(1, 201, 2))
         return PREFACE + no_window + asked
 
@@ -287,6 +287,8 @@ ALL = {
     "handshakes, replayed, limited": Handshakes,
     "handshakes, whole, limited": FullHandshakes,
 }
+# Those that hold what they have, and do nothing more.
+HOLDING = {"zero window", "slowloris", "slow body", "slow read", "slow read by the byte", "10 000 idle"}
 
 
 class Slot:
