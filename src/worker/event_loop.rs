@@ -101,6 +101,7 @@ pub(super) fn run(
 /// Moves the worker's clock while there is anything to watch, and sleeps while there is not.
 async fn sweep(worker: Rc<Worker>) {
     let mut since_pools = Duration::ZERO;
+    let (mut since_lag, mut lag) = (Duration::ZERO, Duration::ZERO);
     loop {
         // Nor while new requests are refused: whether that is to end is found out here.
         let refuses = worker.proxy.process.refuses(worker.index) == Some(Cause::Lag);
@@ -110,7 +111,13 @@ async fn sweep(worker: Rc<Worker>) {
         let pause = worker.clock.pause();
         let began = Instant::now();
         tokio::time::sleep(pause).await;
-        worker.lagged(began.elapsed().saturating_sub(pause));
+        // Told once a tick, however short the pauses are: what is made of it counts how often in a row it is told.
+        lag = lag.max(began.elapsed().saturating_sub(pause));
+        since_lag += pause;
+        if since_lag >= worker.clock.tick() {
+            worker.lagged(std::mem::take(&mut lag));
+            since_lag = Duration::ZERO;
+        }
         while worker.clock.sweep() {
             tokio::task::yield_now().await;
         }
