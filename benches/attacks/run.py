@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import itertools
 import os
 import platform
 import resource
@@ -20,8 +19,6 @@ import attacks
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROXY_CORE, LOAD_CORE = 0, 1
 CLIENTS, RATE = 100, 20
-# Half by HTTP/1.1 and half by HTTP/2.
-GROUPS = 2
 # The clients' own beginning, a hundred connections at once, tells nothing of the attack.
 UNCOUNTED_SECONDS = 1
 BASELINE_SECONDS, ATTACK_SECONDS = 10, 20
@@ -126,12 +123,12 @@ class Clients:
     """A hundred clients that ask at their own pace, half by HTTP/1.1 and half by HTTP/2."""
 
     def __init__(self, work, url, seconds):
-        self.logs = [os.path.join(work, f"clients-{n}") for n in range(GROUPS)]
+        self.logs = [os.path.join(work, f"clients-{n}") for n in range(2)]
         self.processes, self.statuses = [], {}
-        for log, protocol in zip(self.logs, itertools.cycle((["--h1"], []))):
+        for log, protocol in zip(self.logs, (["--h1"], [])):
             if os.path.exists(log):
                 os.unlink(log)
-            command = ["h2load", *protocol, "-t1", f"-c{CLIENTS // GROUPS}", "-m1", f"--rps={RATE}", f"-D{UNCOUNTED_SECONDS + seconds}", f"--log-file={log}"]
+            command = ["h2load", *protocol, "-t1", f"-c{CLIENTS // 2}", "-m1", f"--rps={RATE}", f"-D{UNCOUNTED_SECONDS + seconds}", f"--log-file={log}"]
             out = open(log + ".out", "w")
             self.processes.append(preferred([*command, f"{url}/128"], stdout=out, stderr=out))
 

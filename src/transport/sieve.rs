@@ -1,8 +1,8 @@
 //! Leaves out DATA frames without data of what a backend sends by HTTP/2.
 //!
 //! They mean nothing (RFC 9113 §6.1), and some servers send one for each flush. `h2` takes 100 of them over the life of a connection for
-//! an attack and then ends it with all its streams, which others share; that number cannot be set. What a backend may cost is bounded by
-//! the windows.
+//! an attack and then ends it with all its streams, which others share; that number cannot be set. A backend that sends nothing else costs
+//! what it takes to read that, and tokio's budget has others have their turn.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
