@@ -125,25 +125,28 @@ async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsSt
     };
     // Nobody closes the semaphore.
     let _turn = in_time(watch, || false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
-    let mut shaken = pin!(hello.into_stream(Arc::clone(&tls.server)).into_fallible());
-    let at_work = AT_WORK.with(Rc::clone);
-    let at_work = in_time(watch, || false, at_work.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
-    // What is answered to a first message is nearly all the work there is.
-    let shaken = match poll_fn(|cx| Poll::Ready(shaken.as_mut().poll(cx))).await {
-        Poll::Ready(shaken) => shaken,
-        Poll::Pending => {
-            tokio::task::yield_now().await;
-            drop(at_work);
-            in_time(watch, || false, shaken).await?
-        }
-    };
-    shaken.map_err(|(error, tcp)| failed(error, Some(tcp)))
+    let shaken = hello.into_stream(Arc::clone(&tls.server)).into_fallible();
+    in_time(watch, || false, one_a_turn(shaken)).await?.map_err(|(error, tcp)| failed(error, Some(tcp)))
 }
 
 thread_local! {
-    /// Who may work at a handshake on this worker: one, until all who wait for this worker had their turn, since it takes as long as ten
-    /// requests.
+    /// Who may work at a handshake on this worker.
     static AT_WORK: Rc<Semaphore> = Rc::new(Semaphore::new(1));
+}
+
+/// Has all who wait for this worker had their turn before the next of these begins: what is answered to a first message is nearly all the
+/// work there is, and takes as long as ten requests.
+async fn one_a_turn<T>(handshake: impl Future<Output = T>) -> T {
+    let mut handshake = pin!(handshake);
+    let at_work = AT_WORK.with(Rc::clone);
+    // Nobody closes it.
+    let at_work = at_work.acquire().await;
+    if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(handshake.as_mut().poll(cx))).await {
+        return done;
+    }
+    tokio::task::yield_now().await;
+    drop(at_work);
+    handshake.await
 }
 
 /// The first byte that the client sends, which stays unread.
@@ -202,3 +205,61 @@ fn failure(error: &io::Error) -> HandshakeFailure {
 
 /// How long the end of a connection may take to be told.
 pub(super) const CLOSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::task::{LocalSet, spawn_local, yield_now};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_handshake_is_worked_at_between_two_turns_of_others() {
+        let (begun, turns) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let tasks = LocalSet::new();
+        tasks
+            .run_until(async {
+                let handshakes: Vec<_> = (0..20)
+                    .map(|_| {
+                        let begun = Rc::clone(&begun);
+                        spawn_local(one_a_turn(async move {
+                            begun.set(begun.get() + 1);
+                            // The client's answer.
+                            yield_now().await;
+                        }))
+                    })
+                    .collect();
+                let (seen, counted) = (Rc::clone(&begun), Rc::clone(&turns));
+                let others = spawn_local(async move {
+                    let mut before = 0;
+                    while seen.get() < 20 {
+                        assert!(seen.get() - before <= 1, "{} at once", seen.get() - before);
+                        before = seen.get();
+                        counted.set(counted.get() + 1);
+                        yield_now().await;
+                    }
+                });
+                for handshake in handshakes {
+                    handshake.await.unwrap();
+                }
+                others.await.unwrap();
+            })
+            .await;
+        assert!(turns.get() >= 20 - 1, "{} turns", turns.get());
+    }
+
+    #[tokio::test]
+    async fn who_goes_while_it_is_worked_at_keeps_no_turn() {
+        let tasks = LocalSet::new();
+        tasks
+            .run_until(async {
+                let gone = spawn_local(one_a_turn(std::future::pending::<()>()));
+                yield_now().await;
+                gone.abort();
+                let next = tokio::time::timeout(Duration::from_secs(5), one_a_turn(std::future::ready(7))).await;
+                assert_eq!(next, Ok(7));
+            })
+            .await;
+    }
+}
