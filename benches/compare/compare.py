@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from harness import HERE, KINDS, LOAD_CORE, Bench, Failed, Proxy, check, get, machine, main, programs, version
 
@@ -25,6 +26,8 @@ class Workload:
     browser: bool = False
     close: bool = False
     tls: bool = False
+    # Streams at a time on each connection, by HTTP/2 with prior knowledge.
+    streams: int = 0
 
     @property
     def path(self) -> str:
@@ -56,7 +59,12 @@ TLS = [
     # wrk takes up no session, so each is a full handshake.
     Workload("tls-handshake", "small GET, a handshake each", connections=16, close=True, tls=True),
 ]
+H2C = [
+    Workload("h2c", "small GET by HTTP/2, 8 streams", connections=16, streams=8),
+    Workload("h2c-10k", "10 kB down by HTTP/2, 8 streams", connections=16, down=10_000, streams=8),
+]
 CLOSE = Workload("close", "small GET, a connection each", close=True)
+CHOICE = [*WORKLOADS, *TLS, *H2C, CLOSE]
 
 
 @dataclass
@@ -106,47 +114,87 @@ DATA = "read readv recvfrom recvmsg recvmmsg write writev sendto sendmsg sendmms
 POLL = "epoll_wait epoll_pwait epoll_pwait2 poll ppoll select".split()
 
 
-def load(proxy: Proxy, workload: Workload, seconds: int) -> tuple[dict, int]:
-    """Loads it for so long; what wrk says, and the memory held while it ran."""
-    command = ["taskset", "-c", str(LOAD_CORE), "wrk", "-t1", f"-c{workload.connections}", f"-d{seconds}s", "--timeout"]
-    command += ["10s", "-s", str(HERE / "load.lua"), proxy.url(workload.path, workload.tls)]
+def load(bench: Bench, proxy: Proxy, workload: Workload, seconds: int) -> tuple[dict, int]:
+    """Loads it for so long; what the load's program says, and the memory held while it ran."""
+    log = bench.directory / "h2load"
+    url = proxy.url(workload.path, workload.tls, workload.streams > 0)
+    if workload.streams:
+        log.unlink(missing_ok=True)
+        command = ["h2load", "-t1", f"-c{workload.connections}", f"-m{workload.streams}", f"-D{seconds}"]
+        command += [f"--log-file={log}", url]
+    else:
+        command = ["wrk", "-t1", f"-c{workload.connections}", f"-d{seconds}s", "--timeout", "10s"]
+        command += ["-s", str(HERE / "load.lua"), url]
+    command = ["taskset", "-c", str(LOAD_CORE), *command]
     environment = {**os.environ, **workload.environment()}
-    wrk = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     resident = 0
     try:
         time.sleep(seconds * 0.8)
         resident = proxy.resident_bytes()
-        output = wrk.communicate(timeout=seconds + 30)[0]
+        output = running.communicate(timeout=seconds + 30)[0]
     finally:
-        wrk.kill()
-    lines = [line for line in output.splitlines() if line.startswith("{")]
-    if not lines:
-        raise Failed(f"wrk says of {proxy.name}, {workload.title}:\n{output}")
-    said = json.loads(lines[-1])
+        running.kill()
+    said = said_by_h2load(output, log) if workload.streams else said_by_wrk(output)
+    if not said:
+        raise Failed(f"{command[3]} says of {proxy.name}, {workload.title}:\n{output}")
     if said["not_2xx"] or said["broken"] or said["timeouts"] or not said["requests"]:
-        raise Failed(f"{proxy.name}, {workload.title}: not every request was answered well: {lines[-1]}")
+        raise Failed(f"{proxy.name}, {workload.title}: not every request was answered well: {said}")
     return said, resident
 
 
-def measure(proxy: Proxy, workload: Workload, seconds: int) -> Run:
+def said_by_wrk(output: str) -> dict | None:
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else None
+
+
+def said_by_h2load(output: str, log: Path) -> dict | None:
+    """The same, of h2load's summary and its lines of start, status and microseconds."""
+    totals = re.search(r"requests: .* (\d+) failed, (\d+) errored, (\d+) timeout", output)
+    finished = re.search(r"^finished in ([\d.]+)s", output, re.MULTILINE)
+    if not totals or not finished:
+        return None
+    failed, errored, timeouts = map(int, totals.groups())
+    answers = [line.split("\t") for line in log.read_text().splitlines()]
+    times = sorted(int(taken) for _, _, taken in answers) or [0]
+    return {
+        "requests": len(answers),
+        "microseconds": float(finished[1]) * 1e6,
+        "p50": times[len(times) // 2],
+        "p99": times[len(times) * 99 // 100],
+        "not_2xx": sum(not status.startswith("2") for _, status, _ in answers),
+        "broken": max(failed, errored),
+        "timeouts": timeouts,
+    }
+
+
+def measure(bench: Bench, proxy: Proxy, workload: Workload, seconds: int) -> Run:
     cpu, waited = proxy.cpu_seconds(), proxy.waited_seconds()
-    said, resident = load(proxy, workload, seconds)
+    said, resident = load(bench, proxy, workload, seconds)
     cpu, waited = proxy.cpu_seconds() - cpu, proxy.waited_seconds() - waited
     return Run(said["requests"], said["microseconds"] / 1e6, cpu, waited, said["p50"], said["p99"], resident)
 
 
-def measure_quietly(proxy: Proxy, workload: Workload, seconds: int, patience: int) -> Run:
+def measure_quietly(bench: Bench, proxy: Proxy, workload: Workload, seconds: int, patience: int) -> Run:
     """Repeats a load in which other programs ran on the proxy's core; gives back the least disturbed."""
-    best = measure(proxy, workload, seconds)
+    best = measure(bench, proxy, workload, seconds)
     for _ in range(patience):
         if best.disturbed <= DISTURBED_MAX:
             break
         time.sleep(1)
-        best = min(best, measure(proxy, workload, seconds), key=lambda run: run.disturbed)
+        best = min(best, measure(bench, proxy, workload, seconds), key=lambda run: run.disturbed)
     return best
 
 
 def check_workload(proxy: Proxy, workload: Workload) -> None:
+    if workload.streams:
+        # Python's own client has no HTTP/2.
+        command = ["curl", "-sS", "--http2-prior-knowledge", "--max-time", "10", "-w", "%{http_version} %{http_code} %{size_download}"]
+        command += ["-o", "/dev/null", proxy.url(workload.path, h2c=True)]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        if said.stdout != f"2 200 {workload.down}":
+            raise Failed(f"{proxy.name}, {workload.title}: answers {said.stdout or said.stderr}, not 2 200 {workload.down}")
+        return
     answer = get(proxy.tls if workload.tls else proxy.port, workload.path, workload.upload, workload.tls)
     if not 200 <= answer.status < 300 or len(answer.body) != workload.down:
         raise Failed(
@@ -161,7 +209,7 @@ def count_calls(bench: Bench, proxy: Proxy, workload: Workload) -> Calls:
     Of the threads that serve: what others do goes by the clock, and would seem frequent where tracing makes requests slow.
     """
     before = proxy.threads()
-    load(proxy, workload, 1)
+    load(bench, proxy, workload, 1)
     spent = {thread: ran - before.get(thread, (0, 0))[0] for thread, (ran, _) in proxy.threads().items()}
     serving = [thread for thread, seconds in spent.items() if seconds > 0.05 * sum(spent.values())]
     short, long = (traced(bench, proxy, workload, serving, seconds) for seconds in (1, 3))
@@ -180,7 +228,7 @@ def traced(bench: Bench, proxy: Proxy, workload: Workload, threads: list[int], s
         if strace.poll() is not None:
             raise Failed(f"strace of {proxy.name}: {strace.stderr.read()}")
         before = bench.origin_requests()
-        load(proxy, workload, seconds)
+        load(bench, proxy, workload, seconds)
         time.sleep(0.3)
         requests = bench.origin_requests() - before - 1
         strace.send_signal(signal.SIGINT)
@@ -266,7 +314,7 @@ def call_rows(calls: dict[tuple[str, str], Calls]) -> list[list[str]]:
 
 
 def choose(keys: str) -> list[Workload]:
-    known = {it.key: it for it in [*WORKLOADS, *TLS, CLOSE]}
+    known = {it.key: it for it in CHOICE}
     unknown = [key for key in keys.split(",") if key not in known]
     if unknown:
         raise Failed(f"no such workload: {', '.join(unknown)}; there are {', '.join(known)}")
@@ -277,7 +325,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.sh", description=__doc__)
     parser.add_argument("--binary", help="the isobar to measure; without it, cargo builds one")
     parser.add_argument("--only", help="proxies, by commas: isobar,nginx", type=lambda text: text.split(","))
-    parser.add_argument("--workloads", help=f"by commas: {','.join(it.key for it in [*WORKLOADS, *TLS, CLOSE])}")
+    parser.add_argument("--workloads", help=f"by commas: {','.join(it.key for it in CHOICE)}")
     parser.add_argument("--connections-close", action="store_true", help="also a connection for each request")
     parser.add_argument("--rounds", type=int, default=3, help="how often each load is repeated (3)")
     parser.add_argument("--seconds", type=int, default=1, help="of one load on one proxy (1)")
@@ -293,6 +341,9 @@ def run() -> None:
     workloads = choose(flags.workloads) if flags.workloads else WORKLOADS
     if flags.connections_close and CLOSE not in workloads:
         workloads = [*workloads, CLOSE]
+    for tool in ("curl", "h2load"):
+        if any(workload.streams for workload in workloads) and not shutil.which(tool):
+            raise Failed(f"{tool} is not installed, which loads by HTTP/2 need (Debian: curl, nghttp2-client)")
     traced_workloads = [] if flags.calls == "none" else choose(flags.calls)
     if traced_workloads and not shutil.which("strace"):
         print("strace is not installed: system calls are not counted", file=sys.stderr)
@@ -316,7 +367,7 @@ def run() -> None:
                 for at in range(len(proxies)):
                     proxy = proxies[(at + turn) % len(proxies)]
                     runs[workload.key, proxy.name].append(
-                        measure_quietly(proxy, workload, flags.seconds, flags.patience)
+                        measure_quietly(bench, proxy, workload, flags.seconds, flags.patience)
                     )
         calls = {
             (workload.title, proxy.name): count_calls(bench, proxy, workload)

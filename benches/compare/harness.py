@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import shutil
 import signal
@@ -82,13 +83,17 @@ class Proxy:
     metrics: int
     # Where it speaks TLS, if it was asked to.
     tls: int
+    # Where it speaks HTTP/2 with who begins with it (RFC 9113 §3.3).
+    h2c: int
 
     @property
     def name(self) -> str:
         return self.kind.name
 
-    def url(self, path: str, tls: bool = False) -> str:
-        return f"https://127.0.0.1:{self.tls}{path}" if tls else f"http://127.0.0.1:{self.port}{path}"
+    def url(self, path: str, tls: bool = False, h2c: bool = False) -> str:
+        if tls:
+            return f"https://127.0.0.1:{self.tls}{path}"
+        return f"http://127.0.0.1:{self.h2c if h2c else self.port}{path}"
 
     def processes(self) -> list[int]:
         """It and its children: they are in a process group of their own."""
@@ -185,12 +190,13 @@ class Bench:
         self, kind: Kind, program: str, wrap: list[str] | None = None, connections: int = 10_000, patience: float = 10
     ) -> Proxy:
         """Starts it and waits until it answers; under the command `wrap` it is one process."""
-        port, metrics, tls = free_port(), free_port(), free_port()
+        port, metrics, tls, h2c = (free_port() for _ in range(4))
         config = self.directory / kind.config
         words = {
             "@PORT@": port,
             "@METRICS@": metrics,
             "@TLS_PORT@": tls,
+            "@H2C_PORT@": h2c,
             "@CERTIFICATE@": self.directory / "certificate.pem",
             "@KEY@": self.directory / "key.pem",
             "@BOTH@": self.directory / "both.pem",
@@ -220,7 +226,7 @@ class Bench:
         wait_for(port, child, self.directory / f"{kind.name}.log", patience)
         if self.certified:
             wait_for(tls, child, self.directory / f"{kind.name}.log", patience)
-        return Proxy(kind, program, child, port, metrics, tls)
+        return Proxy(kind, program, child, port, metrics, tls, h2c)
 
     def spawn(
         self, command: list[str], core: int, name: str, environment: dict[str, str] | None = None
@@ -309,8 +315,9 @@ def check(proxy: Proxy) -> None:
     text = head.body.decode("latin-1").lower()
     if not 200 <= head.status < 300:
         raise Failed(f"{proxy.name} answers {head.status}: {text[:500]}")
-    if "\r\nx-forwarded-for: 127.0.0.1\r\n" not in text:
-        raise Failed(f"{proxy.name} does not say x-forwarded-for: 127.0.0.1 but\n{text}")
+    # Envoy names the machine's own address in place of the loopback one.
+    if not re.search(r"\r\nx-forwarded-for: [\d.]+\r\n", text):
+        raise Failed(f"{proxy.name} does not say x-forwarded-for but\n{text}")
     if f"\r\nhost: 127.0.0.1:{proxy.port}\r\n" not in text:
         raise Failed(f"{proxy.name} does not pass the client's host on but\n{text}")
     metrics = get(proxy.metrics, proxy.kind.metrics)

@@ -22,14 +22,17 @@ CRATE_OF_FILE = re.compile(r"/(?:registry/src/[^/]+|git/checkouts/[^/]+)/([A-Za-
 STANDARD = {"core", "alloc", "std", "hashbrown", "__rustc", "compiler_builtins"}
 
 
-def count(bench: Bench, kind: Kind, program: str, requests: int, load: list[str]) -> tuple[int, Path]:
+def count(
+    bench: Bench, kind: Kind, program: str, requests: int, streams: int, load: list[str]
+) -> tuple[int, Path]:
     """Instructions of a whole life that serves so many requests, and where they went."""
     profile = bench.directory / f"{kind.name}.{requests}"
     wrap = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}"]
     proxy = bench.start_proxy(kind, program, wrap, patience=60)
     check(proxy)
-    command = ["taskset", "-c", str(LOAD_CORE), "h2load", "--h1", "-t1", "-c16", f"-n{requests}", *load]
-    done = subprocess.run([*command, proxy.url("/128")], capture_output=True, text=True, check=False)
+    command = ["taskset", "-c", str(LOAD_CORE), "h2load", "-t1", "-c16", f"-n{requests}"]
+    command += [f"-m{streams}" if streams else "--h1", *load, proxy.url("/128", h2c=streams > 0)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     answered = re.search(r"(\d+) 2xx", done.stdout)
     if not answered or int(answered[1]) != requests:
         raise Failed(f"{kind.name} did not answer {requests} requests with 2xx:\n{done.stdout}{done.stderr}")
@@ -97,6 +100,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="instructions.sh", description=__doc__.splitlines()[0])
     parser.add_argument("--binary", help="the isobar to measure; without it, cargo builds one")
     parser.add_argument("--all", action="store_true", help="nginx and HAProxy too, where they are installed")
+    parser.add_argument("--streams", type=int, default=0, help="HTTP/2 with so many at a time (0: HTTP/1.1)")
     parser.add_argument("--functions", type=int, default=25, help="how many functions to list (25)")
     parser.add_argument("--profile", help="keep callgrind's file of the longer run under this name")
     parser.add_argument("load", nargs="*", help="after --: further arguments of h2load, such as -H 'accept: */*'")
@@ -111,7 +115,7 @@ def run() -> None:
         bench.start_origin()
         profiles = {}
         for name, program in found.items():
-            (few, first), (many, second) = (count(bench, KINDS[name], program, n, flags.load) for n in (FEW, MANY))
+            (few, first), (many, second) = (count(bench, KINDS[name], program, n, flags.streams, flags.load) for n in (FEW, MANY))
             profiles[name] = (first, second)
             print(f"{(many - few) / (MANY - FEW):8.0f}  {name}: user instructions per request", flush=True)
         breakdown(*profiles["isobar"], MANY - FEW, flags.functions)
