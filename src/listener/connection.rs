@@ -22,7 +22,7 @@ use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Handled, Proxy};
 
 use super::guard::{NOT_HTTP, Refusal};
-use super::http2;
+use super::http2::{self, Tasks};
 use super::wire::{Asked, Wire};
 use super::{Listener, Open, handshake};
 
@@ -51,7 +51,7 @@ pub async fn serve(
     (tcp, peer): (TcpStream, SocketAddr),
     listener: Arc<Listener>,
     open: Open,
-    clock: Rc<Clock>,
+    (clock, tasks): (Rc<Clock>, Rc<Tasks>),
     proxy: Rc<Proxy>,
 ) {
     let config = listener.config.load_full();
@@ -90,7 +90,7 @@ pub async fn serve(
     // An answer that was cut short must not look whole.
     let well = match wire.is_http2() {
         true => {
-            if http2::serve(&wire, &client, &proxy).await {
+            if http2::serve(&wire, &client, &proxy, &tasks).await {
                 calm(&wire.watch).await;
             }
             true

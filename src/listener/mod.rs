@@ -20,6 +20,7 @@ mod http2;
 pub mod wire;
 
 use addresses::{Addresses, Limits, Network};
+pub use http2::Tasks;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use http2::downgrade;

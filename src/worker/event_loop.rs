@@ -17,7 +17,7 @@ use crate::backend::BackendId;
 use crate::backend::queue::Order;
 use crate::exchange::watch::{Clock, Watch};
 use crate::listener::connection::{serve, turn_away};
-use crate::listener::{Listener, Open, owner};
+use crate::listener::{Listener, Open, Tasks, owner};
 use crate::proxy::{Proxy, Published, Snapshot};
 use crate::telemetry::overload::Cause;
 use crate::telemetry::process::Process;
@@ -38,6 +38,8 @@ pub(super) struct Worker {
     pub(super) peers: Peers,
     clock: Rc<Clock>,
     pub(super) proxy: Rc<Proxy>,
+    /// Those that serve HTTP/2's streams.
+    tasks: Rc<Tasks>,
     /// Client connections being served.
     served: Cell<usize>,
     turned_away: Cell<usize>,
@@ -83,6 +85,7 @@ pub(super) fn run(
             peers: peers.clone(),
             proxy: Proxy::new(index, published, Rc::clone(&clock), process),
             clock,
+            tasks: Rc::default(),
             served: Cell::new(0),
             turned_away: Cell::new(0),
             accepting: RefCell::default(),
@@ -220,7 +223,8 @@ impl Worker {
         spawn_local(async move {
             // Counted down by dropping, so that a panic in the connection's task counts too.
             let _served = Served(Rc::clone(&worker));
-            serve((tcp, peer), listener, open, Rc::clone(&worker.clock), Rc::clone(&worker.proxy)).await;
+            let shared = (Rc::clone(&worker.clock), Rc::clone(&worker.tasks));
+            serve((tcp, peer), listener, open, shared, Rc::clone(&worker.proxy)).await;
         });
     }
 

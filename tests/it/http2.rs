@@ -177,6 +177,28 @@ async fn streams_are_served_beside_each_other() {
 }
 
 #[tokio::test]
+async fn more_streams_than_tasks_are_kept_for_come_and_go() {
+    let backend = TestBackend::slow("good", Duration::from_millis(300));
+    let proxy = TestProxy::over(&[&backend]).await;
+    let mut clients = [Client::connect(&proxy).await, Client::connect(&proxy).await, Client::connect(&proxy).await];
+    for _ in 0..3 {
+        let mut responses = Vec::new();
+        for nth in 0..300 {
+            let (response, mut stream) = clients[nth % 3].begin(get("/"), true).await;
+            match nth % 5 {
+                // Some leave, and their tasks serve others.
+                0 => stream.send_reset(Reason::CANCEL),
+                _ => responses.push(response),
+            }
+        }
+        for response in responses {
+            assert_eq!(all(soon(response).await.unwrap().into_body()).await.unwrap().0, b"good");
+        }
+    }
+    assert_eq!(proxy.connections(), [3]);
+}
+
+#[tokio::test]
 async fn large_bodies_pass_both_ways_at_the_pace_of_who_takes_them() {
     let body = body_of(3_000_000);
     let sent = body.clone();

@@ -306,6 +306,11 @@ impl Watch {
         }
     }
 
+    /// Wakes nobody until somebody registers.
+    pub fn forget(&self) {
+        self.waker.take();
+    }
+
     /// Has the connection's task run.
     pub fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {

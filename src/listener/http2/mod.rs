@@ -3,7 +3,7 @@
 //! The crate `h2` reads and writes frames; what is a request, how long anything may take, and what is too much is decided here.
 //! The connection's task reads, hands each new stream to a task of its own, and writes what all of them have queued with one
 //! system call. Tasks for streams, rather than one that polls them all, because each is then woken for what concerns it and no
-//! other stream is looked at; the runtime queues them for the cost of a push, and needs one allocation for each.
+//! other stream is looked at; the runtime queues them for the cost of a push.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -14,7 +14,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Reason;
 use h2::server::{self, Connection};
-use tokio::task::spawn_local;
 
 use crate::config::{Http2Config, ListenerConfig};
 use crate::exchange::Client;
@@ -30,6 +29,9 @@ mod flood;
 mod io;
 mod request;
 mod stream;
+mod tasks;
+
+pub use tasks::Tasks;
 
 /// Opened to the fuzz targets in `fuzz/`: makes a request's head one that HTTP/1.1 can say. Whether it can, and how long its body
 /// is said to be.
@@ -52,9 +54,12 @@ const LINGER: Duration = Duration::from_secs(1);
 const SEND_BYTES: usize = 64 * 1024;
 
 /// What the streams of a connection share.
+#[derive(Debug)]
 struct Shared {
     client: Rc<Client>,
     proxy: Rc<Proxy>,
+    /// The worker's.
+    tasks: Rc<Tasks>,
     /// The connection's.
     watch: Rc<Watch>,
     /// Streams whose tasks have not ended.
@@ -64,11 +69,23 @@ struct Shared {
 }
 
 /// Counts a stream as open until it is dropped.
-struct Open(Rc<Shared>, Rc<Watch>);
+#[derive(Debug)]
+struct Open {
+    shared: Rc<Shared>,
+    /// The stream's.
+    watch: Rc<Watch>,
+}
 
 impl Shared {
     fn metrics(&self) -> &ListenerMetrics {
         self.client.metrics.of(self.proxy.worker)
+    }
+
+    /// Counts a stream.
+    fn open(self: &Rc<Self>) -> Open {
+        self.metrics().http2_streams.add(1);
+        self.open.set(self.open.get() + 1);
+        Open { shared: Rc::clone(self), watch: self.take_watch() }
     }
 
     /// A watch without a deadline.
@@ -87,7 +104,7 @@ impl Shared {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let Self(shared, watch) = self;
+        let Self { shared, watch } = self;
         shared.watches.borrow_mut().push(Rc::clone(watch));
         shared.metrics().http2_streams_ended.add(1);
         shared.open.set(shared.open.get() - 1);
@@ -99,7 +116,7 @@ impl Drop for Open {
 
 /// Serves HTTP/2 to the end of the connection, and of all its streams. Whether the client may still be sending, so that closing
 /// the socket at once would take our last word from it.
-pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> bool {
+pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>, tasks: &Rc<Tasks>) -> bool {
     let config = &client.listener;
     // Where it was switched off no connection gets here.
     let http2 = config.http2.unwrap_or_default();
@@ -109,6 +126,7 @@ pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy
     let shared = Rc::new(Shared {
         client: Rc::clone(client),
         proxy: Rc::clone(proxy),
+        tasks: Rc::clone(tasks),
         watch,
         open: Cell::new(0),
         watches: RefCell::default(),
@@ -233,15 +251,8 @@ impl Serving {
         for _ in 0..STREAMS_A_TURN {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    let shared = Rc::clone(&self.shared);
-                    shared.metrics().http2_streams.add(1);
-                    shared.open.set(shared.open.get() + 1);
-                    let watch = shared.take_watch();
-                    let open = Open(Rc::clone(&shared), Rc::clone(&watch));
-                    spawn_local(async move {
-                        stream::serve(shared, watch, request, respond).await;
-                        drop(open);
-                    });
+                    let open = self.shared.open();
+                    self.shared.tasks.serve(stream::Begun { open, request, respond });
                 }
                 Poll::Ready(Some(Err(error))) => {
                     // What `h2` counts by itself.

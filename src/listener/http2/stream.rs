@@ -16,7 +16,7 @@ use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body::{Body as _, Frame};
 use tokio::time::Sleep;
 
-use super::Shared;
+use super::Open;
 use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
 use crate::exchange::ClientSide;
@@ -24,6 +24,7 @@ use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
 use crate::http1;
 use crate::http1::pipe::Pipe;
+use crate::http1::request::number;
 use crate::listener::guard::Refusal;
 use crate::proxy::Handled;
 use crate::proxy::upgrade::Tunnel;
@@ -65,17 +66,21 @@ enum Cut {
     Reset(Reason),
 }
 
+/// A stream that is to be served.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) open: Open,
+    pub(super) request: Request<RecvStream>,
+    pub(super) respond: SendResponse<Bytes>,
+}
+
 /// Serves a stream to its end.
-pub(super) async fn serve(
-    shared: Rc<Shared>,
-    watch: Rc<Watch>,
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-) {
+pub(super) async fn serve(Begun { open, request, respond }: Begun) {
+    let shared = &open.shared;
     let (mut parts, recv) = request.into_parts();
     let whole = recv.is_end_stream();
     let stream = Rc::new(Stream {
-        watch,
+        watch: Rc::clone(&open.watch),
         recv: RefCell::new(recv),
         respond: RefCell::new(respond),
         taken: Cell::new(0),
@@ -347,10 +352,18 @@ fn frame(parts: &mut response::Parts, body: &Body, head: bool) -> bool {
         Some(0) | None if bodiless => {}
         // Of a call there is only the status, and what follows is no message of no bytes.
         Some(0) if parts.headers.contains_key("grpc-status") => {}
+        // Mostly the backend has said so, and nothing has to be made.
+        Some(bytes) if says(&parts.headers, bytes) => {}
         Some(bytes) => drop(parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes))),
         None => drop(parts.headers.remove(header::CONTENT_LENGTH)),
     }
     bodiless
+}
+
+/// Whether they tell this length, once.
+fn says(headers: &HeaderMap, bytes: u64) -> bool {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    lengths.next().and_then(|length| number(length.as_bytes())) == Some(bytes) && lengths.next().is_none()
 }
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
