@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri, request};
 use isobar::config::{HeaderEdits, ListenerConfig, Vocabulary, parse, tells_identity};
-use isobar::exchange::Client;
+use isobar::exchange::{Client, Lines, Untouched};
 use isobar::http1::request::Terms;
 use isobar::http1::{self, Framing};
 use isobar::listener::guard::Guard;
@@ -91,6 +91,7 @@ impl Settings {
             peer_text: HeaderValue::from_static("192.0.2.1"),
             port_text: HeaderValue::from_static("8080"),
             scheme: if self.asks() { "https" } else { "http" },
+            indicated: None,
             identity,
             name: RefCell::new((0, listener.name.clone())),
             listener,
@@ -112,7 +113,7 @@ fn request(text: &[u8], settings: Settings) {
     let read = http1::request::read(&mut bytes, HeaderMap::new(), listener.max_headers, &mut slot);
     let Ok(whole) = read else { return };
     assert!(whole, "the guard has seen the end of a head, and the reader has not");
-    let http1::request::Head { mut parts, framing, terms, .. } = slot.expect("a head");
+    let http1::request::Head { mut parts, mut untouched, framing, terms, .. } = slot.expect("a head");
 
     // The framing is told once, and by what both have seen.
     let end = passed.bytes - bytes.len();
@@ -134,7 +135,7 @@ fn request(text: &[u8], settings: Settings) {
         return;
     }
     let has_body = framing != Framing::None;
-    to_backend(&mut parts, framing, settings, !has_body && !terms.http10);
+    to_backend((&mut parts, &mut untouched), framing, settings, !has_body && !terms.http10);
 }
 
 /// What HTTP/2 brings as the head of a request.
@@ -183,7 +184,7 @@ fn downgraded(data: &[u8], settings: Settings) -> Result<()> {
         (false, Some(length)) => Framing::Length(length),
         (false, None) => Framing::Chunked,
     };
-    to_backend(&mut parts, framing, settings, whole);
+    to_backend((&mut parts, &mut Untouched::default()), framing, settings, whole);
     Ok(())
 }
 
@@ -198,20 +199,27 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// Sends a head on, and reads what a backend gets.
-fn to_backend(parts: &mut request::Parts, framing: Framing, settings: Settings, may_switch: bool) {
+fn to_backend(
+    (parts, untouched): (&mut request::Parts, &mut Untouched),
+    framing: Framing,
+    settings: Settings,
+    may_switch: bool,
+) {
     let client = settings.client();
     let mut edits = HeaderEdits::default();
     if settings.edits() {
         edits.set.push((HeaderName::from_static("x-edited"), HeaderValue::from_static("1")));
     }
-    let asked = parts.headers.clone();
-    let (upgrade, lines) = proxy::to_backend(&mut parts.headers, &client, &edits, may_switch);
+    let mut asked = parts.headers.clone();
+    untouched.copy_to(&mut asked);
+    let (upgrade, lines) = proxy::to_backend(&mut parts.headers, untouched, &client, &edits, may_switch);
     proxy::identity(&mut parts.headers, &client);
     if !parts.headers.contains_key("host") {
         parts.headers.insert("host", HeaderValue::from_static("named"));
     }
     let mut written = Vec::new();
-    http1::request::write(&mut written, parts, framing, lines.as_deref());
+    let lines = Lines { made: lines.as_deref(), untouched: Some(untouched) };
+    http1::request::write(&mut written, parts, framing, lines);
     let told = || String::from_utf8_lossy(&written).into_owned();
 
     // Another reader, which has not seen what was read.
@@ -242,7 +250,8 @@ fn to_backend(parts: &mut request::Parts, framing: Framing, settings: Settings, 
     let mut bytes = Bytes::copy_from_slice(&written);
     let read = http1::request::read(&mut bytes, HeaderMap::new(), 1000, &mut slot);
     assert_eq!(read, Ok(true), "{}", told());
-    let again = slot.expect("a head");
+    let mut again = slot.expect("a head");
+    again.untouched.give_to(&mut again.parts.headers);
     assert_eq!((again.framing, &again.parts.headers), (framing, &got), "{}", told());
     assert_eq!((&again.parts.uri, &again.parts.method), (&parts.uri, &parts.method), "{}", told());
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use isobar::config::{Vocabulary, parse};
 use isobar::exchange::watch::Clock;
-use isobar::listener::{self, Listener, Open, connection};
+use isobar::listener::{self, Listener, Open, Tasks, connection};
 use isobar::proxy::{Proxy, Published, Snapshot};
 use isobar::route::Table;
 use isobar::strategy::Factories;
@@ -33,6 +33,7 @@ pub struct Inside {
     listener: Arc<Listener>,
     front: TcpListener,
     snapshot: Arc<Snapshot>,
+    tasks: Rc<Tasks>,
 }
 
 /// What there is while an input is looked at.
@@ -40,6 +41,7 @@ pub struct Scene {
     listener: Arc<Listener>,
     front: TcpListener,
     clock: Rc<Clock>,
+    tasks: Rc<Tasks>,
     proxy: Rc<Proxy>,
     snapshot: Arc<Snapshot>,
     open: Arc<Vec<AtomicUsize>>,
@@ -65,7 +67,8 @@ impl Inside {
         let mut bound = listener::bind(&config.listeners[0], 1).expect("a listener");
         let front = bound.sockets.pop().expect("a socket");
         let snapshot = Snapshot { generation: 1, config, routes, upstreams, access_log: None };
-        Self { runtime, backend, listener: bound.listener, front, snapshot: Arc::new(snapshot) }
+        let tasks = Rc::default();
+        Self { runtime, backend, listener: bound.listener, front, snapshot: Arc::new(snapshot), tasks }
     }
 
     /// Plays a scene with a client, and each connection to the backend as `backend` has it. When it is over, so is everything, and
@@ -83,6 +86,7 @@ impl Inside {
                 front: self.front.try_clone().expect("its twin"),
                 proxy: Proxy::new(0, published, Rc::clone(&clock), Process::new(1)),
                 clock,
+                tasks: Rc::clone(&self.tasks),
                 snapshot: Arc::clone(&self.snapshot),
                 open: Arc::new(vec![AtomicUsize::new(0)]),
                 served: RefCell::default(),
@@ -136,8 +140,8 @@ impl Scene {
         }
         let accepted = TcpStream::from_std(accepted).expect("a socket");
         let open = Open::count(&self.listener, &self.open, (0, 0), None).unwrap_or_else(|_| panic!("no room"));
-        let (clock, proxy) = (Rc::clone(&self.clock), Rc::clone(&self.proxy));
-        let served = connection::serve((accepted, peer), Arc::clone(&self.listener), open, clock, proxy);
+        let (shared, proxy) = ((Rc::clone(&self.clock), Rc::clone(&self.tasks)), Rc::clone(&self.proxy));
+        let served = connection::serve((accepted, peer), Arc::clone(&self.listener), open, shared, proxy);
         *self.served.borrow_mut() = Some(spawn_local(served));
         TcpStream::from_std(tcp).expect("a socket").into_split()
     }

@@ -11,6 +11,7 @@ use isobar::config::{
     Action, HeaderEdits, HeaderMatch, HostPattern, ListenerName, LocationPart, PathPattern, PathRewrite, PathRule,
     PathsConfig, QueryMatch, Redirect, Respond, RouteConfig, ValueMatch,
 };
+use isobar::exchange::Lines;
 use isobar::http1::{self, Framing};
 use isobar::route::{Table, path, rewrite};
 use isobar::telemetry::metrics::Sharded;
@@ -376,7 +377,7 @@ fn forwarded(input: &mut Unstructured<'_>, uri: &Uri) -> Result<()> {
         assert_eq!(&parts.uri, uri);
     }
     let mut written = Vec::new();
-    http1::request::write(&mut written, &parts, Framing::None, None);
+    http1::request::write(&mut written, &parts, Framing::None, Lines::default());
     assert_eq!(written, format!("GET {} HTTP/1.1\r\n\r\n", parts.uri).as_bytes());
     for location in [
         vec![LocationPart::Path, LocationPart::Query],

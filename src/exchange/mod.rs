@@ -15,6 +15,8 @@ pub mod body;
 pub mod dry;
 pub mod watch;
 
+/// What of a request's head the proxy hands on without a look.
+pub use crate::http1::untouched::{Lines, Untouched};
 use watch::Watch;
 
 /// What all exchanges of a client connection share.

@@ -8,10 +8,10 @@ use std::ops::Range;
 use http::header::{HeaderName, InvalidHeaderName};
 use memchr::memchr;
 
-use super::name;
+use super::name::{self, Known};
 
 /// What a section goes on with.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Line {
     /// A field: its name, and where its value is, without the white space around it.
     Field(Name, Range<usize>),
@@ -22,21 +22,26 @@ pub(super) enum Line {
 }
 
 /// The name of a field.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Name {
     /// Where it is.
     pub(super) place: Range<usize>,
-    known: Option<&'static HeaderName>,
+    known: Option<&'static Known>,
 }
 
 impl Name {
+    /// Whether the field is no concern of anybody's here.
+    pub(super) fn passes(&self) -> bool {
+        self.known.is_some_and(|known| known.passes)
+    }
+
     /// The name itself, from the bytes that it was found in.
     ///
     /// # Errors
     /// It is longer than names can be.
     pub(super) fn read(&self, bytes: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
         match self.known {
-            Some(known) => Ok(known.clone()),
+            Some(known) => Ok(known.name.clone()),
             None => HeaderName::from_bytes(&bytes[self.place.clone()]),
         }
     }

@@ -15,6 +15,7 @@ pub mod pipe;
 pub mod request;
 pub mod response;
 pub mod space;
+pub mod untouched;
 
 /// How the end of a body is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

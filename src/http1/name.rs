@@ -8,7 +8,7 @@ use http::header::HeaderName;
 ///
 /// [`HeaderName`] looks at each byte of a name, and allocates for one that is not in its own list, which has been closed since before
 /// browsers sent `Sec-Fetch-*`: a third of their fields. Here a name is a few words of eight bytes, which are compared as such.
-pub(super) fn known(line: &[u8]) -> Option<(usize, &'static HeaderName)> {
+pub(super) fn known(line: &[u8]) -> Option<(usize, &'static Known)> {
     let mut words = Words::default();
     for (at, word) in words.iter_mut().enumerate() {
         let rest = line.get(8 * at..)?;
@@ -32,14 +32,14 @@ pub(super) fn known(line: &[u8]) -> Option<(usize, &'static HeaderName)> {
 }
 
 /// Eight times the same byte.
-const fn every(byte: u8) -> u64 {
+pub(super) const fn every(byte: u8) -> u64 {
     u64::from_le_bytes([byte; 8])
 }
 
 /// The bytes of a name, and zeros behind them.
 type Words = [u64; 4];
 
-static KNOWN: LazyLock<Names> = LazyLock::new(|| Names::new(&NAMES));
+static KNOWN: LazyLock<Names> = LazyLock::new(|| Names::new(&PASSING, &OTHERS));
 
 /// A table of names.
 struct Names {
@@ -48,12 +48,17 @@ struct Names {
     slots: Box<[u8; SLOTS]>,
 }
 
-struct Known {
+/// A name of the table.
+#[derive(Debug)]
+pub(super) struct Known {
     words: Words,
     /// The bit that tells capitals, in each byte that is a letter: no other byte may differ.
     letters: Words,
     length: usize,
-    name: HeaderName,
+    /// The name.
+    pub(super) name: HeaderName,
+    /// Whether the field is no concern of anybody's here.
+    pub(super) passes: bool,
 }
 
 /// Four times as many as there are names: the first slot that is looked at is the right one, or empty, most of the time.
@@ -61,9 +66,9 @@ const SLOTS: usize = 512;
 const EMPTY: u8 = u8::MAX;
 
 impl Names {
-    fn new(names: &[&'static str]) -> Self {
+    fn new(passing: &[&'static str], others: &[&'static str]) -> Self {
         let mut table = Self { names: Vec::new(), slots: Box::new([EMPTY; SLOTS]) };
-        for (index, name) in names.iter().enumerate() {
+        for (index, name) in passing.iter().chain(others).enumerate() {
             let (mut words, mut letters) = (Words::default(), Words::default());
             for (at, byte) in name.bytes().enumerate() {
                 words[at / 8] |= u64::from(byte) << (at % 8 * 8);
@@ -74,18 +79,19 @@ impl Names {
                 slot = (slot + 1) % SLOTS;
             }
             table.slots[slot] = index as u8;
-            table.names.push(Known { words, letters, length: name.len(), name: HeaderName::from_static(name) });
+            let (length, passes) = (name.len(), index < passing.len());
+            table.names.push(Known { words, letters, length, name: HeaderName::from_static(name), passes });
         }
         table
     }
 
-    fn find(&self, words: &Words, length: usize) -> Option<&HeaderName> {
+    fn find(&self, words: &Words, length: usize) -> Option<&Known> {
         let mut slot = slot(words);
         // There are empty slots, and so it ends.
         while let Some(known) = self.names.get(usize::from(self.slots[slot])) {
             let same = |at: usize| words[at] | known.letters[at] == known.words[at];
             if known.length == length && same(0) && same(1) && same(2) && same(3) {
-                return Some(&known.name);
+                return Some(known);
             }
             slot = (slot + 1) % SLOTS;
         }
@@ -100,28 +106,33 @@ fn slot(words: &Words) -> usize {
     (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55) as usize
 }
 
-/// Of browsers, of programs, of what stands in front, and of what answers: 31 bytes at most.
+/// Of requests, and no concern of anybody's here: only a configuration can ask for one. 31 bytes at most, as all names.
 #[rustfmt::skip]
-const NAMES: [&str; 126] = [
-    "accept", "accept-charset", "accept-encoding", "accept-language", "accept-ranges",
-    "access-control-allow-headers", "access-control-allow-methods", "access-control-allow-origin", "access-control-expose-headers",
-    "access-control-max-age", "access-control-request-headers", "access-control-request-method", "age", "allow", "alt-svc",
-    "authorization", "b3", "baggage", "cache-control", "cf-connecting-ip", "cf-ray", "connection", "content-disposition",
-    "content-encoding", "content-language", "content-length", "content-location", "content-range", "content-security-policy",
-    "content-type", "cookie", "cross-origin-embedder-policy", "cross-origin-opener-policy", "cross-origin-resource-policy", "date",
-    "dnt", "early-data", "etag", "expect", "expires", "forwarded", "from", "host", "idempotency-key", "if-match",
-    "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "keep-alive", "last-modified", "link", "location",
-    "max-forwards", "nel", "origin", "permissions-policy", "pragma", "priority", "proxy-authenticate", "proxy-authorization",
-    "proxy-connection", "range", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "referer", "referrer-policy",
-    "report-to", "retry-after", "save-data", "sec-ch-ua", "sec-ch-ua-mobile", "sec-ch-ua-platform", "sec-fetch-dest",
-    "sec-fetch-mode", "sec-fetch-site", "sec-fetch-user", "sec-gpc", "sec-purpose", "sec-websocket-accept",
-    "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-protocol", "sec-websocket-version", "server", "server-timing",
-    "set-cookie", "strict-transport-security", "te", "timing-allow-origin", "traceparent", "tracestate", "trailer",
-    "transfer-encoding", "upgrade", "upgrade-insecure-requests", "user-agent", "vary", "via", "warning", "www-authenticate",
-    "x-amzn-trace-id", "x-api-key", "x-b3-parentspanid", "x-b3-sampled", "x-b3-spanid", "x-b3-traceid", "x-cache",
-    "x-content-type-options", "x-correlation-id", "x-csrf-token", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port",
-    "x-forwarded-proto", "x-frame-options", "x-powered-by", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset",
-    "x-real-ip", "x-request-id", "x-requested-with", "x-robots-tag", "x-xss-protection",
+const PASSING: [&str; 55] = [
+    "accept", "accept-charset", "accept-encoding", "accept-language", "access-control-request-headers",
+    "access-control-request-method", "authorization", "b3", "baggage", "cache-control", "cf-connecting-ip", "cf-ray",
+    "content-disposition", "content-encoding", "content-language", "content-type", "cookie", "dnt", "early-data", "from",
+    "if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "origin", "pragma", "priority", "range",
+    "referer", "save-data", "sec-ch-ua", "sec-ch-ua-mobile", "sec-ch-ua-platform", "sec-fetch-dest", "sec-fetch-mode",
+    "sec-fetch-site", "sec-fetch-user", "sec-gpc", "sec-purpose", "traceparent", "tracestate", "upgrade-insecure-requests",
+    "user-agent", "x-amzn-trace-id", "x-api-key", "x-b3-parentspanid", "x-b3-sampled", "x-b3-spanid", "x-b3-traceid",
+    "x-correlation-id", "x-csrf-token", "x-real-ip", "x-request-id", "x-requested-with",
+];
+
+/// Those that are looked at, and those of responses.
+#[rustfmt::skip]
+const OTHERS: [&str; 71] = [
+    "accept-ranges", "access-control-allow-headers", "access-control-allow-methods", "access-control-allow-origin",
+    "access-control-expose-headers", "access-control-max-age", "age", "allow", "alt-svc", "connection", "content-length",
+    "content-location", "content-range", "content-security-policy", "cross-origin-embedder-policy", "cross-origin-opener-policy",
+    "cross-origin-resource-policy", "date", "etag", "expect", "expires", "forwarded", "host", "idempotency-key", "keep-alive",
+    "last-modified", "link", "location", "max-forwards", "nel", "permissions-policy", "proxy-authenticate", "proxy-authorization",
+    "proxy-connection", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "referrer-policy", "report-to",
+    "retry-after", "sec-websocket-accept", "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-protocol",
+    "sec-websocket-version", "server", "server-timing", "set-cookie", "strict-transport-security", "te", "timing-allow-origin",
+    "trailer", "transfer-encoding", "upgrade", "vary", "via", "warning", "www-authenticate", "x-cache", "x-content-type-options",
+    "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-frame-options", "x-powered-by",
+    "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "x-robots-tag", "x-xss-protection",
 ];
 
 #[cfg(test)]
@@ -130,19 +141,21 @@ mod tests {
 
     use super::*;
 
+    static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| PASSING.into_iter().chain(OTHERS).collect());
+
     fn find(text: &[u8], rest: &str) -> Option<&'static HeaderName> {
         let found = known(&[text, b":", rest.as_bytes()].concat());
-        found.map(|(length, name)| (assert_eq!(length, text.len()), name).1)
+        found.map(|(length, known)| (assert_eq!(length, text.len()), &known.name).1)
     }
 
     #[test]
     fn finds_each_whatever_follows() {
-        for text in NAMES {
+        for &text in &*NAMES {
             for rest in ["", " ", "x", " a value: of words"] {
                 assert_eq!(find(text.as_bytes(), rest).unwrap(), text);
                 assert_eq!(find(text.to_ascii_uppercase().as_bytes(), rest).unwrap(), text);
             }
-            assert_eq!(known(text.as_bytes()), None, "there is no colon");
+            assert!(known(text.as_bytes()).is_none(), "there is no colon");
         }
         assert_eq!(NAMES.len(), NAMES.iter().collect::<std::collections::HashSet<_>>().len(), "each once");
     }
@@ -157,7 +170,7 @@ mod tests {
 
     #[test]
     fn takes_nothing_else_for_one_of_them() {
-        for text in NAMES {
+        for &text in &*NAMES {
             for at in 0..text.len() {
                 for bit in 0..8 {
                     let mut other = text.as_bytes().to_vec();

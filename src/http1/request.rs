@@ -11,12 +11,15 @@ use memchr::memchr;
 use super::Framing;
 use super::field::{self, Line};
 use super::outgoing::{length, line};
+use super::untouched::{Lines, Untouched, is_value};
 
 /// A request's head, and what it says of the message and of the connection.
 #[derive(Debug)]
 pub struct Head {
-    /// The head.
+    /// The head, but for the fields that nobody looks at.
     pub parts: Parts,
+    /// Those.
+    pub untouched: Untouched,
     /// How its body is framed.
     pub framing: Framing,
     /// What its answer has to respect.
@@ -79,16 +82,27 @@ pub fn read(
     let (mut expects, mut trailers) = (false, false);
     let mut framing = Framing::None;
     headers.clear();
+    let (mut fields, mut untouched, mut room) = (0, Untouched::default(), true);
     loop {
         let (name, place) = match field::line(bytes, &mut at).map_err(|_| Malformed::Field)? {
             Line::Field(name, place) => (name, place),
             Line::End => break,
             Line::Partial => return Ok(false),
         };
-        if headers.len() == max_headers {
+        if fields == max_headers {
             return Err(Malformed::Field);
         }
+        fields += 1;
         let value = &bytes[place.clone()];
+        if room && name.passes() && is_value(value) {
+            if untouched.add(bytes, name.place.start, at) {
+                continue;
+            }
+            // Then it is none or all of them: those of one name keep their order (RFC 9110 §5.3).
+            room = false;
+            untouched.found_in(bytes);
+            untouched.give_to(&mut headers);
+        }
         let name = name.read(bytes).map_err(|_| Malformed::Field)?;
         match name.as_str().len() {
             2 if name == header::TE => trailers |= tokens(value).any(|token| is(token, b"trailers")),
@@ -109,6 +123,7 @@ pub fn read(
         headers.append(name, HeaderValue::from_maybe_shared(bytes.slice(place)).map_err(|_| Malformed::Field)?);
     }
     *request.headers_mut() = headers;
+    untouched.found_in(bytes);
     let terms = Terms {
         http10,
         head: *request.method() == Method::HEAD,
@@ -121,7 +136,7 @@ pub fn read(
     } else {
         *bytes = Bytes::new();
     }
-    *slot = Some(Head { parts: request.into_parts().0, framing, terms, expects: expects && !http10 });
+    *slot = Some(Head { parts: request.into_parts().0, untouched, framing, terms, expects: expects && !http10 });
     Ok(true)
 }
 
@@ -143,8 +158,8 @@ fn request_line(line: &[u8]) -> Option<(usize, Range<usize>, bool)> {
 /// What [`Uri`] takes.
 const LONGEST_TARGET: usize = u16::MAX as usize - 1;
 
-/// Writes the head of a request, with `lines` put in behind the request line.
-pub fn write(out: &mut Vec<u8>, parts: &Parts, framing: Framing, lines: Option<&[u8]>) {
+/// Writes the head of a request.
+pub fn write(out: &mut Vec<u8>, parts: &Parts, framing: Framing, lines: Lines<'_>) {
     out.extend_from_slice(parts.method.as_str().as_bytes());
     out.push(b' ');
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
@@ -154,13 +169,16 @@ pub fn write(out: &mut Vec<u8>, parts: &Parts, framing: Framing, lines: Option<&
     }
     out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    out.extend_from_slice(lines.unwrap_or_default());
+    out.extend_from_slice(lines.made.unwrap_or_default());
     for (name, value) in &parts.headers {
         // The framing is told below, as it is.
         if framing != Framing::None && (*name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING) {
             continue;
         }
         line(out, name, value.as_bytes());
+    }
+    for line in lines.untouched.iter().flat_map(|untouched| untouched.lines()) {
+        out.extend_from_slice(line);
     }
     match framing {
         Framing::None | Framing::Close => {}
@@ -193,9 +211,14 @@ mod tests {
 
     use super::*;
 
+    /// With all fields in the map.
     fn read(bytes: &mut Bytes, headers: HeaderMap, max_headers: usize) -> Result<Option<Head>, Malformed> {
         let mut slot = None;
-        super::read(bytes, headers, max_headers, &mut slot).map(|_| slot)
+        super::read(bytes, headers, max_headers, &mut slot)?;
+        if let Some(head) = &mut slot {
+            head.untouched.give_to(&mut head.parts.headers);
+        }
+        Ok(slot)
     }
     use proptest::prelude::*;
 
@@ -211,9 +234,9 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
-    fn written(parts: &Parts, framing: Framing, lines: Option<&[u8]>) -> String {
+    fn written(parts: &Parts, framing: Framing, made: Option<&[u8]>) -> String {
         let mut out = Vec::new();
-        write(&mut out, parts, framing, lines);
+        write(&mut out, parts, framing, Lines { made, untouched: None });
         String::from_utf8(out).unwrap()
     }
 
@@ -295,7 +318,7 @@ mod tests {
         #[test]
         fn reads_what_httparse_reads(
             line in "\r?\n?(GET|[A\t\x01!]{1,2})  ?(/|[*]|/[a-z?#<>\"%\u{e4}\x7f\t\x01 ]{0,4}|http://h/)( |\t)(HTTP/1[.][0129]|HTTP/2.0)",
-            fields in "(\r?\n([aZ!:\t \x01\u{e4}]{0,3}|Aa: bc|B:\tc \t|C-1:))*",
+            fields in "(\r?\n([aZ!:\t \x01\u{e4}]{0,3}|Aa: bc|B:\tc \t|C-1:|accept:[a\t \x01\u{e4}]{0,3}|Cookie: a|Host:h))*",
             end in "(\r\n\r\n|\n\n)?",
         ) {
             let text = format!("{line}{fields}{end}");
@@ -341,6 +364,28 @@ mod tests {
             prop_assert_eq!(again.parts.headers, parts.headers);
             prop_assert_eq!(again.parts.uri, parts.uri);
             prop_assert!(bytes.is_empty());
+        }
+
+        /// Fields that nobody looks at go out as they came in.
+        #[test]
+        fn what_nobody_looks_at_passes(
+            fields in proptest::collection::vec(
+                ("(accept|Cookie|USER-AGENT|sec-fetch-mode|host|te|x-[ab])", "[ \t]{0,2}([!-~]([ -~\u{e4}]{0,20}[!-~])?)?[ \t]?", "\r?\n"),
+                0..12,
+            ),
+        ) {
+            let text: String =
+                fields.iter().map(|(name, value, end)| [name, ":", value.as_str(), end].concat()).collect();
+            let text = format!("GET / HTTP/1.1\r\n{text}\r\n");
+            let mut slot = None;
+            prop_assert_eq!(super::read(&mut Bytes::from(text.clone()), HeaderMap::new(), 100, &mut slot), Ok(true));
+            let Head { mut parts, mut untouched, .. } = slot.unwrap();
+            let mut out = Vec::new();
+            write(&mut out, &parts, Framing::None, Lines { made: None, untouched: Some(&untouched) });
+            let all = read(&mut Bytes::from(text), HeaderMap::new(), 100).unwrap().unwrap().parts.headers;
+            prop_assert_eq!(&read(&mut out.into(), HeaderMap::new(), 100).unwrap().unwrap().parts.headers, &all);
+            untouched.give_to(&mut parts.headers);
+            prop_assert_eq!(parts.headers, all);
         }
 
         #[test]

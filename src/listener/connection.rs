@@ -153,7 +153,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
     let mut slot = None;
     let mut handled = Handled::default();
     loop {
-        let Head { parts, terms, .. } = match next(wire, &mut slot).await {
+        let Head { parts, untouched, terms, .. } = match next(wire, &mut slot).await {
             Ok(head) => head,
             Err(end) => return end,
         };
@@ -162,7 +162,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
         {
             let side = (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _);
-            let exchange = pin!(Rc::clone(proxy).handle::<false>(side, parts, upload, &mut handled));
+            let exchange = pin!(Rc::clone(proxy).handle::<false>(side, (parts, untouched), upload, &mut handled));
             if let Some(end) = answered(wire, exchange).await {
                 return end;
             }

@@ -14,6 +14,7 @@ use http_body::Body as _;
 use crate::config::{Protocol, RetryConfig};
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch, Way};
+use crate::exchange::{Lines, Untouched};
 use crate::route::{Forward, Route, rewrite};
 use crate::telemetry::metrics::{BackendMetrics, RetryCause};
 use crate::transport::connect::{self, NoConnection};
@@ -33,7 +34,7 @@ pub(super) async fn forward(
     proxy: &Rc<Proxy>,
     running: &Rc<Running>,
     (route, forward): (&Route, &Forward),
-    parts: &mut Parts,
+    (parts, untouched): (&mut Parts, &mut Untouched),
     upload: Option<Rc<dyn Source>>,
     handled: &mut Handled,
 ) -> Result<(), ProxyError> {
@@ -47,7 +48,7 @@ pub(super) async fn forward(
     // HTTP/1.0 cannot switch; nor does anybody behind a body, which the guard would not hold the connection for.
     let may_switch = !has_body && !running.http10();
     let headers::ToBackend { upgrade, lines, unnamed } =
-        headers::to_backend(&mut parts.headers, client, &route.config.request_headers, may_switch);
+        headers::to_backend(&mut parts.headers, untouched, client, &route.config.request_headers, may_switch);
     if upgrade.is_some() && forward.upstream.config.protocol == Protocol::Http2 {
         return Err(ProxyError::CannotSwitch);
     }
@@ -85,6 +86,7 @@ pub(super) async fn forward(
         Some(place) => place,
         None => attempts.in_line().await?,
     };
+    let lines = Lines { made: lines.as_deref(), untouched: Some(untouched) };
     let mut fresh = false;
     // Connections that may turn out to be of no use before it is the backend's fault.
     let mut spare = 4_u8;
@@ -130,11 +132,10 @@ pub(super) async fn forward(
         if let Some(call) = running.call() {
             call.tell(&mut parts.headers).map_err(|error| attempts.failed(error))?;
         }
-        connection.begin(parts, &body, lines.as_deref());
+        connection.begin(parts, &body, lines);
         let mut ended = match attempts.hedge_delay() {
             None => in_time(&running.exchange.watch, response(&connection, &mut body, running)).await,
             Some(delay) => {
-                let lines = lines.as_deref();
                 let first = (&connection, &mut body);
                 let raced = hedge::race(proxy, &mut attempts, (&mut *parts, lines), first, delay);
                 match Box::pin(raced).await {

@@ -7,16 +7,17 @@ use http::header::{HeaderMap, HeaderValue};
 
 use super::headers;
 use crate::config::HeaderEdits;
-use crate::exchange::Client;
+use crate::exchange::{Client, Untouched};
 
 /// Makes a client's headers the ones that go to a backend: the protocol to switch to, and lines for behind the request line.
 pub fn to_backend(
     headers: &mut HeaderMap,
+    untouched: &mut Untouched,
     client: &Client,
     edits: &HeaderEdits,
     may_switch: bool,
 ) -> (Option<HeaderValue>, Option<Rc<[u8]>>) {
-    let headers::ToBackend { upgrade, lines, .. } = headers::to_backend(headers, client, edits, may_switch);
+    let headers::ToBackend { upgrade, lines, .. } = headers::to_backend(headers, untouched, client, edits, may_switch);
     (upgrade, lines)
 }
 

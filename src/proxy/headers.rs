@@ -7,7 +7,7 @@ use std::rc::Rc;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::{HeaderEdits, tells_identity};
-use crate::exchange::Client;
+use crate::exchange::{Client, Untouched};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -104,6 +104,16 @@ fn remove_named(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether `Connection` names other headers than those that are for this hop in any case.
+fn names_others(headers: &HeaderMap) -> bool {
+    let tokens =
+        headers.get_all(header::CONNECTION).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    tokens.map(<[u8]>::trim_ascii).any(|token| {
+        let usual: [&[u8]; 5] = [b"keep-alive", b"close", b"upgrade", b"te", b""];
+        !usual.iter().any(|usual| token.eq_ignore_ascii_case(usual))
+    })
+}
+
 /// Whether a comma-separated header has a token, in any case.
 fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     headers.get_all(name).iter().any(|value| {
@@ -136,8 +146,17 @@ pub(super) struct ToBackend {
 
 /// Makes a client's headers the ones that go to a backend. What the route itself says of a header, in `edits`, stands.
 /// Without `may_switch`, no wish to switch protocols is passed on.
-pub(super) fn to_backend(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits, may_switch: bool) -> ToBackend {
+pub(super) fn to_backend(
+    headers: &mut HeaderMap,
+    untouched: &mut Untouched,
+    client: &Client,
+    edits: &HeaderEdits,
+    may_switch: bool,
+) -> ToBackend {
     let found = HopByHop::find(headers);
+    if found.connection && names_others(headers) {
+        untouched.give_to(headers);
+    }
     let upgrade = match found.upgrade && found.connection && may_switch {
         true if has_token(headers, header::CONNECTION, "upgrade") && !asks_for_http2(headers) => {
             headers.get(header::UPGRADE).cloned()

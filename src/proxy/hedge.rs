@@ -13,6 +13,7 @@ use http::StatusCode;
 use http::request::Parts;
 
 use crate::backend::outlier::Outcome;
+use crate::exchange::Lines;
 use crate::exchange::body::RequestBody;
 use crate::transport::{Connection, Failed, Informed, connect};
 
@@ -43,7 +44,7 @@ pub(super) struct Second {
 pub(super) async fn race(
     proxy: &Rc<Proxy>,
     attempts: &mut Attempts<'_>,
-    (parts, lines): (&mut Parts, Option<&[u8]>),
+    (parts, lines): (&mut Parts, Lines<'_>),
     (connection, body): (&Connection, &mut RequestBody),
     delay: Duration,
 ) -> Raced {
@@ -106,7 +107,7 @@ async fn ask(
     attempts: &Attempts<'_>,
     mut place: Place,
     mut body: RequestBody,
-    (parts, lines): (&Parts, Option<&[u8]>),
+    (parts, lines): (&Parts, Lines<'_>),
 ) -> Option<Second> {
     let config = &attempts.upstream.config;
     let backend = Arc::clone(place.backend());

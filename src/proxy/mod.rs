@@ -16,7 +16,7 @@ use http::{Method, Response, Version, response};
 use crate::config::Redirect;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Watch};
-use crate::exchange::{Client, ClientSide, Exchange};
+use crate::exchange::{Client, ClientSide, Exchange, Untouched};
 use crate::route::{self, Action, Forward, Route};
 use crate::strategy::Dice;
 use crate::telemetry::overload::Cause;
@@ -120,7 +120,7 @@ impl Proxy {
     pub async fn handle<const HTTP2: bool>(
         self: Rc<Self>,
         (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
-        parts: &mut Parts,
+        (parts, untouched): (&mut Parts, &mut Untouched),
         upload: Option<Rc<dyn Source>>,
         handled: &mut Handled,
     ) {
@@ -129,15 +129,19 @@ impl Proxy {
         let exchange =
             Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client, watch, side };
         let call = if HTTP2 { Call::of(parts) } else { None };
-        let running = Running::begin(&self, self.current.get(), exchange, call, parts);
+        let snapshot = self.current.get();
+        if snapshot.looks_at_headers() {
+            untouched.give_to(&mut parts.headers);
+        }
+        let running = Running::begin(&self, snapshot, exchange, call, parts);
         let chosen = match self.process.refuses(self.worker) {
-            None => self.choose(&running, parts),
+            None => self.choose(&running, parts, untouched),
             Some(cause) => Err(self.overloaded(cause)),
         };
         match chosen {
             Ok(Choice::Answer(response)) => *handled = response.into(),
             Ok(Choice::Forward(route, forward)) => {
-                match attempt::forward(&self, &running, (route, forward), parts, upload, handled).await {
+                match attempt::forward(&self, &running, (route, forward), (parts, untouched), upload, handled).await {
                     Ok(()) => running.finish(route, handled),
                     Err(error) => *handled = running.failed(&error),
                 }
@@ -155,7 +159,12 @@ impl Proxy {
     }
 
     /// Finds the route, lets middleware look at the request, and answers what needs no backend.
-    fn choose<'a>(&self, running: &'a Running, parts: &mut Parts) -> Result<Choice<'a>, ProxyError> {
+    fn choose<'a>(
+        &self,
+        running: &'a Running,
+        parts: &mut Parts,
+        untouched: &mut Untouched,
+    ) -> Result<Choice<'a>, ProxyError> {
         if matches!(parts.method, Method::CONNECT | Method::TRACE) {
             return Err(ProxyError::Method);
         }
@@ -171,6 +180,9 @@ impl Proxy {
             }
         }
         let route = self.find(running, parts)?;
+        if !route.chain.is_empty() {
+            untouched.give_to(&mut parts.headers);
+        }
         if let ControlFlow::Break(response) = route.chain.on_request(parts, &running.exchange) {
             return Ok(Choice::Answer(response));
         }

@@ -26,6 +26,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether a request is asked for fields by whatever name before its route is known.
+    pub fn looks_at_headers(&self) -> bool {
+        self.access_log.is_some() || self.routes.looks_at_headers()
+    }
+
     /// The upstream of that name.
     pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
         self.upstreams.iter().find(|upstream| upstream.name().as_str() == name)

@@ -91,6 +91,8 @@ pub struct Table {
     /// By what comes after the `*`.
     wildcard_hosts: Longest<Paths>,
     any_host: Paths,
+    /// Whether a route asks for headers.
+    looks_at_headers: bool,
 }
 
 impl Table {
@@ -109,12 +111,19 @@ impl Table {
             metrics: metrics(&config.name),
             config: Arc::clone(config),
         });
+        let routes: Box<[Route]> = routes.collect();
         Self {
-            routes: routes.collect(),
+            looks_at_headers: routes.iter().any(|route| !route.config.headers.is_empty()),
+            routes,
             exact_hosts: draft.exact_hosts.into_iter().map(|(host, paths)| (host, paths.finish())).collect(),
             wildcard_hosts: draft.wildcard_hosts.into_iter().map(|(host, paths)| (host, paths.finish())).collect(),
             any_host: draft.any_host.finish(),
         }
+    }
+
+    /// Whether a route asks for headers of a request.
+    pub fn looks_at_headers(&self) -> bool {
+        self.looks_at_headers
     }
 
     /// The route of a request that came to `listener` for `host`: the value of a `Host` header, in any case, with or without

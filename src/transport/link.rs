@@ -25,6 +25,7 @@ use crate::http1::outgoing::Outgoing;
 use crate::http1::pipe::Pipe;
 use crate::http1::response::Head;
 use crate::http1::space::{Space, join};
+use crate::http1::untouched::Lines;
 use crate::http1::{Framing, request};
 use crate::socket::Socket;
 
@@ -139,8 +140,8 @@ impl Link {
         })))
     }
 
-    /// Takes a request, with `lines` put in behind its request line. Nothing is written yet.
-    pub(super) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Option<&[u8]>) {
+    /// Takes a request. Nothing is written yet.
+    pub(super) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Lines<'_>) {
         let inner = &mut *self.0.borrow_mut();
         let framing = match (body.is_end_stream(), body.size_hint().exact()) {
             (true, _) => Framing::None,
@@ -750,7 +751,7 @@ mod tests {
         let sent = Rc::new(Sent(Cell::new(Some(Bytes::from(vec![b'u'; BODY])))));
         let mut body = RequestBody::streamed(sent, Rc::new(Nobody));
         let (parts, ()) = http::Request::post("/").header("host", "a").body(()).unwrap().into_parts();
-        link.begin(&parts, &body, None);
+        link.begin(&parts, &body, Lines::default());
         backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
         let status = poll_fn(|cx| link.poll_response(cx, &mut body, &Nobody)).await.unwrap();
         assert_eq!((status, link.whole()), (StatusCode::OK, Some(Bytes::new())));

@@ -19,6 +19,7 @@ use crate::config::{PoolConfig, Protocol};
 use crate::exchange::body::{RequestBody, Source};
 use crate::exchange::watch::Clock;
 use crate::http1::space::Space;
+use crate::http1::untouched::Lines;
 
 pub mod connect;
 pub mod link;
@@ -189,8 +190,8 @@ impl Connection {
         Self { line: Line::Http2(stream), resumed: None, reused, transport, slot: backend.id, pool, released: false }
     }
 
-    /// Takes a request, with `lines` put in behind its request line. It is sent by [`Connection::poll_response`].
-    pub fn begin(&self, parts: &Parts, body: &RequestBody, lines: Option<&[u8]>) {
+    /// Takes a request. It is sent by [`Connection::poll_response`].
+    pub fn begin(&self, parts: &Parts, body: &RequestBody, lines: Lines<'_>) {
         match &self.line {
             Line::Http1(link) => link.begin(parts, body, lines),
             Line::Http2(stream) => stream.begin(parts, body, lines),

@@ -21,6 +21,7 @@ use crate::exchange::body::{RequestBody, Source};
 use crate::http1::outgoing::{is_sayable, may_trail};
 use crate::http1::pipe::Pipe;
 use crate::http1::request::number;
+use crate::http1::untouched::Lines;
 
 use super::multiplex::Session;
 use super::{Failed, Informed};
@@ -113,7 +114,7 @@ impl Stream {
         self.0.borrow().alone
     }
 
-    pub(super) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Option<&[u8]>) {
+    pub(super) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Lines<'_>) {
         let state = &mut *self.0.borrow_mut();
         let ends = body.is_end_stream();
         let length = body.size_hint().exact().filter(|_| !ends);
@@ -495,9 +496,12 @@ impl std::fmt::Debug for Stream {
 }
 
 /// The request as HTTP/2 has it: the host in `:authority`, and no fields for one hop alone (RFC 9113 §8.2.2).
-fn request(parts: &Parts, lines: Option<&[u8]>, length: Option<u64>, secure: bool) -> Request<()> {
+fn request(parts: &Parts, lines: Lines<'_>, length: Option<u64>, secure: bool) -> Request<()> {
     let mut headers = parts.headers.clone();
-    for line in lines.unwrap_or_default().split(|byte| *byte == b'\n') {
+    if let Some(untouched) = lines.untouched {
+        untouched.copy_to(&mut headers);
+    }
+    for line in lines.made.unwrap_or_default().split(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if let Some(colon) = memchr::memchr(b':', line)
             && let Ok(name) = HeaderName::from_bytes(&line[..colon])

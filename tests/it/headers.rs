@@ -99,6 +99,60 @@ async fn connection_cannot_strip_what_others_rely_on() {
 }
 
 #[tokio::test]
+async fn what_nobody_looks_at_passes_as_it_came() {
+    let backend = TestBackend::ok("a");
+    let proxy = TestProxy::over(&[&backend]).await;
+    let said = "Cookie: a=1\r\nUSER-AGENT:me \r\nAccept:\t*/*\r\nX-Own: 1\r\nCookie:\r\nTE: x\r\nReferer: \u{e4}\r\n";
+    let answer = proxy.raw(format!("GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{said}\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let head = backend.last_head();
+    let as_sent: Vec<_> =
+        head.fields.iter().map(|(name, _)| &**name).filter(|name| *name != name.to_lowercase()).collect();
+    assert_eq!(as_sent, ["Cookie", "USER-AGENT", "Accept", "Cookie", "Referer"]);
+    assert_eq!(head.all("cookie"), ["a=1", ""]);
+    assert_eq!(
+        (head.get("user-agent"), head.get("accept"), head.get("referer")),
+        (Some("me"), Some("*/*"), Some("\u{e4}"))
+    );
+    assert_eq!((head.get("x-own"), head.get("te")), (Some("1"), None));
+    // Behind a body, and more runs of them than there is room for.
+    let runs: String = (0..9).map(|nth| format!("accept: {nth}\r\nx-other: {nth}\r\n")).collect();
+    let answer = proxy
+        .raw(format!("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\nconnection: close\r\n{runs}\r\n\0\0"))
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let head = backend.last_head();
+    let nine: Vec<_> = (0..9).map(|nth| nth.to_string()).collect();
+    assert_eq!(
+        (head.all("accept"), head.all("x-other")),
+        (nine.iter().map(|nth| &**nth).collect(), nine.iter().map(|nth| &**nth).collect())
+    );
+}
+
+#[tokio::test]
+async fn what_nobody_looks_at_is_seen_by_who_does() {
+    // By whoever has it removed, or chooses a route by it.
+    let head =
+        seen_with(Keys::default(), &[("cookie", "a"), ("user-agent", "me"), ("connection", "Cookie, close")]).await;
+    assert_eq!((head.get("cookie"), head.get("user-agent")), (None, Some("me")));
+    let backend = TestBackend::ok("a");
+    let tables = r#"
+        [[route]]
+        headers = { "user-agent" = { regex = "curl/.*" } }
+        respond = { body = "curl" }
+        [[route]]
+        headers = { "authorization" = { present = false } }
+        respond = { status = 401 }
+    "#;
+    let proxy = TestProxy::with_keys(&[&backend], Keys { tables, route: "path = \"/open\"", ..Keys::default() }).await;
+    let status = async |fields: &[(&str, &str)]| proxy.request("GET", "/", fields, "").await.status();
+    assert_eq!(proxy.request("GET", "/", &[("User-Agent", "curl/8"), ("authorization", "x")], "").await.text(), "curl");
+    assert_eq!((status(&[]).await, status(&[("Authorization", "x")]).await), (401, 404));
+    let response = proxy.request("GET", "/open", &[("Authorization", "x")], "").await;
+    assert_eq!((response.status(), backend.last_head().get("authorization")), (200, Some("x")));
+}
+
+#[tokio::test]
 async fn hop_by_hop_fields_of_responses_stay_here() {
     let backend = TestBackend::fixed(
         "HTTP/1.1 200 OK\r\nconnection: x-mine\r\nx-mine: 1\r\nx-ours: 2\r\nkeep-alive: timeout=5\r\n\

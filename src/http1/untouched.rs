@@ -1,0 +1,173 @@
+//! Fields that nobody looks at.
+//!
+//! Most of what a browser says of itself is for whoever answers, and no concern of a proxy's. To make each such field a name and a
+//! value, put it into a map and write it out again costs 800 instructions; to let its line pass costs a quarter of that. A line
+//! passes if its name is one that nothing but a configuration can ask for, and who serves a request by such a configuration has
+//! them put into the map after all.
+
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderValue};
+
+use super::field::{self, Line};
+use super::name::every;
+
+/// Lines of a head that pass as they came: each a name that is no concern of ours, a value that could stand in a map, and CRLF.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Untouched {
+    /// What they were found in.
+    bytes: Bytes,
+    /// Where they are: lines that follow each other are one run.
+    runs: [(u32, u32); RUNS],
+    used: usize,
+}
+
+/// Browsers send two or three: the fields that are looked at stand in between.
+const RUNS: usize = 4;
+
+impl Untouched {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+
+    /// Adds the line of `bytes` that begins and ends there, if there is room and it ends as lines should. What stands in it is for
+    /// the caller to look at.
+    pub(super) fn add(&mut self, bytes: &[u8], start: usize, end: usize) -> bool {
+        let (Ok(from), Ok(to)) = (u32::try_from(start), u32::try_from(end)) else { return false };
+        if !bytes[..end].ends_with(b"\r\n") {
+            return false;
+        }
+        match self.runs[..self.used].last_mut() {
+            Some(last) if last.1 == from => last.1 = to,
+            _ if self.used == RUNS => return false,
+            _ => {
+                self.runs[self.used] = (from, to);
+                self.used += 1;
+            }
+        }
+        true
+    }
+
+    /// Tells what all of them were found in. Kept only where there are some.
+    pub(super) fn found_in(&mut self, bytes: &Bytes) {
+        if self.used > 0 {
+            self.bytes = bytes.clone();
+        }
+    }
+
+    /// The lines, several at a time, each with its end.
+    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        self.runs[..self.used].iter().map(|&(from, to)| &self.bytes[from as usize..to as usize])
+    }
+
+    /// Puts the fields into a map, for somebody who may look at them, or who needs them as such.
+    pub fn copy_to(&self, headers: &mut HeaderMap) {
+        for &(from, to) in &self.runs[..self.used] {
+            let mut at = from as usize;
+            while at < to as usize {
+                // They have been read like this before.
+                let Ok(Line::Field(name, place)) = field::line(&self.bytes, &mut at) else { return };
+                if let (Ok(name), Ok(value)) =
+                    (name.read(&self.bytes), HeaderValue::from_maybe_shared(self.bytes.slice(place)))
+                {
+                    headers.append(name, value);
+                }
+            }
+        }
+    }
+
+    /// Puts the fields into a map, and has none any more.
+    pub fn give_to(&mut self, headers: &mut HeaderMap) {
+        if !self.is_empty() {
+            self.copy_to(headers);
+            *self = Self::default();
+        }
+    }
+}
+
+/// Lines of a request's head beside the fields in its map.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lines<'a> {
+    /// To be put in behind the request line.
+    pub made: Option<&'a [u8]>,
+    /// To be put behind the fields of the map.
+    pub untouched: Option<&'a Untouched>,
+}
+
+/// Whether a value holds nothing but what values may: what [`HeaderValue`] takes.
+///
+/// Eight bytes at a time, as long as there is no tab.
+pub(super) fn is_value(bytes: &[u8]) -> bool {
+    let one_by_one = || bytes.iter().all(|&byte| (byte >= b' ' && byte != 0x7f) || byte == b'\t');
+    let Some(last) = bytes.last_chunk() else { return one_by_one() };
+    let (words, _) = bytes.as_chunks();
+    let marked = words.iter().fold(controls(*last), |marked, word| marked | controls(*word));
+    marked & every(0x80) == 0 || one_by_one()
+}
+
+/// The highest bit of each byte that is a control character, and perhaps of some behind it.
+fn controls(bytes: [u8; 8]) -> u64 {
+    let word = u64::from_le_bytes(bytes);
+    let (low, delete) = (word.wrapping_sub(every(b' ')), (word ^ every(0x7f)).wrapping_sub(every(1)));
+    (low | delete) & !word
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn found(text: &'static str) -> Untouched {
+        let bytes = Bytes::from_static(text.as_bytes());
+        let (mut untouched, mut at) = (Untouched::default(), 0);
+        while let Ok(Line::Field(name, _)) = field::line(&bytes, &mut { at }) {
+            let start = at;
+            let _ = field::line(&bytes, &mut at);
+            if name.passes() {
+                assert!(untouched.add(&bytes, start, at), "{text:?}");
+            }
+        }
+        untouched.found_in(&bytes);
+        untouched
+    }
+
+    #[test]
+    fn lines_that_follow_each_other_are_one_run() {
+        let untouched = found("Accept: a\r\ncookie:b\r\nHost: h\r\nCookie: \tc \r\nTE: x\r\n\r\n");
+        let runs: Vec<_> = untouched.lines().map(|run| str::from_utf8(run).unwrap()).collect();
+        assert_eq!(runs, ["Accept: a\r\ncookie:b\r\n", "Cookie: \tc \r\n"]);
+        let mut headers = HeaderMap::new();
+        headers.insert("host", HeaderValue::from_static("h"));
+        untouched.clone().give_to(&mut headers);
+        assert_eq!(headers.len(), 4);
+        assert_eq!(headers["accept"], "a");
+        assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["b", "c"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_taken() {
+        let mut untouched = Untouched::default();
+        let bytes = b"accept: a\r\n".repeat(2 * RUNS);
+        for run in 0..RUNS {
+            assert!(untouched.add(&bytes, 22 * run, 22 * run + 11));
+        }
+        assert!(!untouched.add(&bytes, 22 * RUNS, 22 * RUNS), "no further run");
+        assert!(!Untouched::default().add(b"accept: a\n", 0, 10), "another end");
+        assert!(Untouched::default().is_empty() && Untouched::default().lines().next().is_none());
+        untouched.give_to(&mut HeaderMap::new());
+        assert!(untouched.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_is_what_a_map_takes(
+            text in "[ -~\t\u{e4}]{0,40}", at in any::<prop::sample::Index>(), byte in any::<u8>(),
+        ) {
+            let mut value = text.into_bytes();
+            prop_assert_eq!(is_value(&value), HeaderValue::from_bytes(&value).is_ok());
+            value.insert(at.index(value.len() + 1), byte);
+            prop_assert_eq!(is_value(&value), HeaderValue::from_bytes(&value).is_ok(), "{:?}", value);
+        }
+    }
+}
