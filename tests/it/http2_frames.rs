@@ -375,14 +375,16 @@ async fn streams_that_were_reset_at_once_reach_no_backend() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_a_query_alone_is_none() {
+async fn a_target_that_is_a_query_or_a_fragment_alone_is_none() {
     let backend = TestBackend::ok("good");
     let proxy = TestProxy::over(&[&backend]).await;
     let mut raw = Raw::connect(&proxy).await;
-    let mut fields = good();
-    fields[3] = (b":path", b"?x");
-    raw.send(HEADERS, END_STREAM | END_HEADERS, 1, &block(&fields)).await;
-    assert_eq!(raw.next_of(&[HEADERS, RST_STREAM, GOAWAY]).await.unwrap().status(), 400);
+    for (stream, target) in [(1, &b"?x"[..]), (3, b"#x")] {
+        let mut fields = good();
+        fields[3] = (b":path", target);
+        raw.send(HEADERS, END_STREAM | END_HEADERS, stream, &block(&fields)).await;
+        assert_eq!(raw.next_of(&[HEADERS, RST_STREAM, GOAWAY]).await.unwrap().status(), 400);
+    }
     assert_eq!(backend.connections(), 0);
 }
 

@@ -84,7 +84,8 @@ pub(super) fn check(parts: &mut Parts, whole: bool, max_headers: usize) -> Resul
     // Not `path()`, which says "/" where there is only a query.
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
     let all = target == "*" && parts.method == Method::OPTIONS;
-    if !all && !target.starts_with('/') {
+    // "#fragment" alone is read as nothing, which would go on as "/".
+    if !all && (!target.starts_with('/') || parts.uri.path().is_empty()) {
         return Err(refuse(400, "the request target is not one of HTTP"));
     }
     let Some(protocol) = protocol else { return Ok(Ask::Response { expects, length }) };
@@ -188,6 +189,8 @@ mod tests {
             ("GET", "/", &[("host", "a")], 200),
             ("GET", "/", &[("host", "a/b")], 400),
             ("GET", "*", &[("host", "a")], 400),
+            ("GET", "http://a#b", &[], 400),
+            ("GET", "http://a/#b", &[], 200),
             ("OPTIONS", "*", &[("host", "a")], 200),
             ("POST", "http://a/", &[("content-length", "0")], 200),
             ("POST", "http://a/", &[("content-length", "5")], 0),
