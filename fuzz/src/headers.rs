@@ -56,6 +56,11 @@ impl Settings {
         self.0 & 16 != 0
     }
 
+    /// Whether fields that nobody looks at are left as they are.
+    fn lets_pass(self) -> bool {
+        self.0 & 64 != 0
+    }
+
     /// Whether the client has shown one.
     fn shown(self) -> bool {
         self.asks() && self.0 & 32 != 0
@@ -110,7 +115,8 @@ fn request(text: &[u8], settings: Settings) {
     }
     let mut bytes = Bytes::copy_from_slice(&text[..passed.bytes]);
     let mut slot = None;
-    let read = http1::request::read(&mut bytes, HeaderMap::new(), listener.max_headers, &mut slot);
+    let read =
+        http1::request::read(&mut bytes, HeaderMap::new(), (listener.max_headers, settings.lets_pass()), &mut slot);
     let Ok(whole) = read else { return };
     assert!(whole, "the guard has seen the end of a head, and the reader has not");
     let http1::request::Head { mut parts, mut untouched, framing, terms, .. } = slot.expect("a head");
@@ -212,7 +218,7 @@ fn to_backend(
     }
     let mut asked = parts.headers.clone();
     untouched.copy_to(&mut asked);
-    let (upgrade, lines) = proxy::to_backend(&mut parts.headers, untouched, &client, &edits, may_switch);
+    let (upgrade, lines) = proxy::to_backend(&mut parts.headers, Some(&mut *untouched), &client, &edits, may_switch);
     proxy::identity(&mut parts.headers, &client);
     if !parts.headers.contains_key("host") {
         parts.headers.insert("host", HeaderValue::from_static("named"));
@@ -248,7 +254,7 @@ fn to_backend(
     // And the proxy's own reader reads what was decided.
     let mut slot = None;
     let mut bytes = Bytes::copy_from_slice(&written);
-    let read = http1::request::read(&mut bytes, HeaderMap::new(), 1000, &mut slot);
+    let read = http1::request::read(&mut bytes, HeaderMap::new(), (1000, true), &mut slot);
     assert_eq!(read, Ok(true), "{}", told());
     let mut again = slot.expect("a head");
     again.untouched.give_to(&mut again.parts.headers);
@@ -345,16 +351,16 @@ fn response(text: &[u8], settings: Settings) {
     let terms =
         Terms { http10: terms & 1 != 0, head: terms & 2 != 0, keep_alive: terms & 4 != 0, trailers: terms & 8 != 0 };
     let mut head = http1::response::Head::default();
+    head.lets_pass = settings.lets_pass();
     let Ok(Some(end)) = head.parse(text, terms.head) else { return };
     let bytes = Bytes::copy_from_slice(&text[..end]);
     let (mut parts, ()) = Response::new(()).into_parts();
-    if head.response(&bytes, &mut parts).is_err() {
-        return;
-    }
+    let Ok(mut untouched) = head.response(&bytes, &mut parts) else { return };
     let framed = head.framing;
-    let came = parts.headers.clone();
+    let mut came = parts.headers.clone();
+    untouched.copy_to(&mut came);
     let client = settings.client();
-    let dated = proxy::to_client(&mut parts.headers, &client, (head.hop_by_hop, head.dated));
+    let dated = proxy::to_client((&mut parts.headers, &mut untouched), &client, (head.hop_by_hop, head.dated));
     assert_eq!(dated, parts.headers.contains_key("date"), "a date that is not there, or not known of: {came:?}");
     // What the body says of its length: what the backend said, or of an answer of ours another.
     let bytes = match framed {
@@ -363,7 +369,7 @@ fn response(text: &[u8], settings: Settings) {
         Framing::Chunked | Framing::Close => (sizes & 1 != 0).then_some(u64::from(sizes >> 1)),
     };
     let mut written = Vec::new();
-    let (framing, close) = http1::response::write(&mut written, &parts, terms, bytes, false);
+    let (framing, close) = http1::response::write(&mut written, (&parts, &untouched), terms, bytes, false);
     let told = || String::from_utf8_lossy(&written).into_owned();
     let mut space = [httparse::EMPTY_HEADER; 300];
     let mut reference = httparse::Response::new(&mut space);

@@ -1,7 +1,7 @@
 //! Field lines of a head or a trailer section (RFC 9112 §5), as places in the bytes they are read from.
 //!
 //! Only the name is looked at byte by byte here, since where it ends decides what everything else means. A value is checked once, when it
-//! becomes a [`HeaderValue`](http::HeaderValue), which takes no CR, LF or NUL.
+//! becomes a [`HeaderValue`](http::HeaderValue), which takes no CR, LF or NUL, or by `untouched::is_value`.
 
 use std::ops::Range;
 

@@ -55,14 +55,15 @@ pub enum Malformed {
 }
 
 /// Reads the head that `bytes` begin with, takes it from there and puts it into `slot`, where it stays: it is large. `false` when
-/// its end is not there yet. `headers` is space for its fields, of which there are `max_headers` at most.
+/// its end is not there yet. `headers` is space for its fields, of which there are `max_headers` at most; with `lets_pass`, fields that
+/// nobody looks at are left as they are.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn read(
     bytes: &mut Bytes,
     mut headers: HeaderMap,
-    max_headers: usize,
+    (max_headers, lets_pass): (usize, bool),
     slot: &mut Option<Head>,
 ) -> Result<bool, Malformed> {
     let start = field::begin(bytes);
@@ -82,7 +83,7 @@ pub fn read(
     let (mut expects, mut trailers) = (false, false);
     let mut framing = Framing::None;
     headers.clear();
-    let (mut fields, mut untouched, mut room) = (0, Untouched::default(), true);
+    let (mut fields, mut untouched, mut room) = (0, Untouched::default(), lets_pass);
     loop {
         let (name, place) = match field::line(bytes, &mut at).map_err(|_| Malformed::Field)? {
             Line::Field(name, place) => (name, place),
@@ -214,7 +215,7 @@ mod tests {
     /// With all fields in the map.
     fn read(bytes: &mut Bytes, headers: HeaderMap, max_headers: usize) -> Result<Option<Head>, Malformed> {
         let mut slot = None;
-        super::read(bytes, headers, max_headers, &mut slot)?;
+        super::read(bytes, headers, (max_headers, true), &mut slot)?;
         if let Some(head) = &mut slot {
             head.untouched.give_to(&mut head.parts.headers);
         }
@@ -378,7 +379,7 @@ mod tests {
                 fields.iter().map(|(name, value, end)| [name, ":", value.as_str(), end].concat()).collect();
             let text = format!("GET / HTTP/1.1\r\n{text}\r\n");
             let mut slot = None;
-            prop_assert_eq!(super::read(&mut Bytes::from(text.clone()), HeaderMap::new(), 100, &mut slot), Ok(true));
+            prop_assert_eq!(super::read(&mut Bytes::from(text.clone()), HeaderMap::new(), (100, true), &mut slot), Ok(true));
             let Head { mut parts, mut untouched, .. } = slot.unwrap();
             let mut out = Vec::new();
             write(&mut out, &parts, Framing::None, Lines { made: None, untouched: Some(&untouched) });

@@ -16,6 +16,7 @@ use super::Framing;
 use super::field::{self, Line, Name};
 use super::outgoing::{length, line};
 use super::request::{Terms, is, number, tokens};
+use super::untouched::{Untouched, is_value};
 
 /// Fields of a head at most.
 const FIELDS: usize = 256;
@@ -23,6 +24,8 @@ const FIELDS: usize = 256;
 /// A head, as places in the bytes that it was read from.
 #[derive(Debug, Default)]
 pub struct Head {
+    /// Whether fields that nobody looks at are left as they are. Said before it is read.
+    pub lets_pass: bool,
     /// The status.
     pub status: StatusCode,
     /// How the body is framed.
@@ -36,6 +39,8 @@ pub struct Head {
     reason: Range<usize>,
     /// Names and values, without the transfer coding. The space is used again.
     fields: Vec<(Name, Range<usize>)>,
+    /// The fields that nobody looks at.
+    untouched: Untouched,
 }
 
 impl Head {
@@ -61,6 +66,8 @@ impl Head {
         self.reason = if usual { 0..0 } else { start + reason.start..start + reason.end };
         let mut at = start + end + 1;
         self.fields.clear();
+        self.untouched = Untouched::default();
+        let (mut fields, mut room) = (0, self.lets_pass);
         let (mut close, mut keep_alive) = (false, false);
         let (mut length, mut chunked) = (None, false);
         (self.hop_by_hop, self.dated) = (false, false);
@@ -101,8 +108,17 @@ impl Head {
                 }
                 _ => {}
             }
-            if self.fields.len() == FIELDS {
+            if fields == FIELDS {
                 return Err("too many header fields");
+            }
+            fields += 1;
+            if room && told.passes() && is_value(value) {
+                if self.untouched.add(bytes, told.place.start, at) {
+                    continue;
+                }
+                // Then it is none or all of them: those of one name keep their order (RFC 9110 §5.3).
+                room = false;
+                self.fields.extend(std::mem::take(&mut self.untouched).fields(bytes));
             }
             self.fields.push((told, place));
         }
@@ -127,15 +143,16 @@ impl Head {
     /// The value of the first field of that name, from the bytes that the head was read from.
     pub fn field(&self, bytes: &Bytes, name: &str) -> Option<Bytes> {
         let of = |place: &Range<usize>| bytes.get(place.clone()).unwrap_or_default();
-        let (_, value) = self.fields.iter().find(|(it, _)| of(&it.place).eq_ignore_ascii_case(name.as_bytes()))?;
-        Some(bytes.slice(value.clone()))
+        let mut fields = self.fields.iter().cloned().chain(self.untouched.fields(bytes));
+        let (_, value) = fields.find(|(it, _)| of(&it.place).eq_ignore_ascii_case(name.as_bytes()))?;
+        Some(bytes.slice(value))
     }
 
-    /// Puts the head into `parts`, from the bytes that it was read from.
+    /// Puts the head into `parts`, from the bytes that it was read from, but for the fields that nobody looks at, which are given back.
     ///
     /// # Errors
     /// When a field holds what is no text of HTTP.
-    pub fn response(&self, bytes: &Bytes, parts: &mut Parts) -> Result<(), &'static str> {
+    pub fn response(&mut self, bytes: &Bytes, parts: &mut Parts) -> Result<Untouched, &'static str> {
         let headers = &mut parts.headers;
         headers.clear();
         for (name, value) in &self.fields {
@@ -151,13 +168,20 @@ impl Head {
         {
             parts.extensions.insert(reason);
         }
-        Ok(())
+        self.untouched.found_in(bytes);
+        Ok(std::mem::take(&mut self.untouched))
     }
 }
 
-/// Writes the head of the answer to a request on these `terms`, whose body has so many bytes if that is known. How the body is
+/// Writes the head of the answer to a request on these `terms`, with `untouched` among its fields, whose body has so many bytes if that is known. How the body is
 /// framed; and whether the connection ends with it, as it does if `close` says so, or the head itself.
-pub fn write(out: &mut Vec<u8>, parts: &Parts, terms: Terms, bytes: Option<u64>, close: bool) -> (Framing, bool) {
+pub fn write(
+    out: &mut Vec<u8>,
+    (parts, untouched): (&Parts, &Untouched),
+    terms: Terms,
+    bytes: Option<u64>,
+    close: bool,
+) -> (Framing, bool) {
     let status = parts.status;
     out.extend_from_slice(if terms.http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.extend_from_slice(status.as_str().as_bytes());
@@ -186,6 +210,9 @@ pub fn write(out: &mut Vec<u8>, parts: &Parts, terms: Terms, bytes: Option<u64>,
             continue;
         }
         line(out, name, value.as_bytes());
+    }
+    for lines in untouched.lines() {
+        out.extend_from_slice(lines);
     }
     let framing = match bytes {
         _ if bodiless => {
@@ -259,15 +286,16 @@ mod tests {
 
     use super::*;
 
-    fn fill(head: &Head, bytes: &Bytes, response: &mut Response<()>) {
+    /// With all fields in the map.
+    fn fill(mut head: Head, bytes: &Bytes, response: &mut Response<()>) {
         let (mut parts, ()) = std::mem::take(response).into_parts();
-        head.response(bytes, &mut parts).unwrap();
+        head.response(bytes, &mut parts).unwrap().give_to(&mut parts.headers);
         *response = Response::from_parts(parts, ());
     }
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<Option<(Head, usize)>, &'static str> {
-        let mut head = Head::default();
+        let mut head = Head { lets_pass: true, ..Head::default() };
         Ok(head.parse(text.as_bytes(), false)?.map(|end| (head, end)))
     }
 
@@ -312,10 +340,12 @@ mod tests {
         ] {
             assert!(framing(fields).is_err(), "{fields:?}");
         }
-        for field in ["A: b\0", "A: \x01b", "A: b\rc", "A: b\x7f", "A: b\r"] {
+        for field in
+            ["A: b\0", "A: \x01b", "A: b\rc", "A: b\x7f", "A: b\r", "Server: b\0", "Server: b\rc", "Server: b\r"]
+        {
             let whole = |status: u16| format!("HTTP/1.1 {status} \r\n{field}\r\n\r\n");
             let (text, mut parts) = (Bytes::from(whole(200)), Response::new(()).into_parts().0);
-            let (head, _) = parse(&whole(200)).unwrap().unwrap();
+            let (mut head, _) = parse(&whole(200)).unwrap().unwrap();
             assert_eq!(head.response(&text, &mut parts), Err(FORBIDDEN), "{field:?}");
             assert!(matches!(parse(&whole(103)), Err(FORBIDDEN)), "{field:?}");
         }
@@ -360,7 +390,7 @@ mod tests {
         let (head, end) = parse(text).unwrap().unwrap();
         let bytes = Bytes::from(text[..end].to_owned());
         let mut response = Response::default();
-        fill(&head, &bytes, &mut response);
+        fill(head, &bytes, &mut response);
         assert_eq!(response.status(), 299);
         assert_eq!(response.extensions().get::<ReasonPhrase>().unwrap().as_bytes(), b"Fine By Me");
         assert_eq!(response.headers().get_all("set-cookie").iter().collect::<Vec<_>>(), ["a", "b"]);
@@ -376,7 +406,8 @@ mod tests {
             response = response.header(*name, *value);
         }
         let mut out = Vec::new();
-        let (framing, close) = write(&mut out, &response.body(()).unwrap().into_parts().0, terms, bytes, false);
+        let (framing, close) =
+            write(&mut out, (&response.body(()).unwrap().into_parts().0, &Untouched::default()), terms, bytes, false);
         (String::from_utf8(out).unwrap(), framing, close)
     }
 
@@ -426,34 +457,67 @@ mod tests {
         fn reads_what_httparse_reads(
             begin in "(\r\n|\n|\r)?",
             line in "(HTTP/1[.][012] |HTTP/1.1|HTP/1.1 )(200|404|99|1000|a)( |\t)?( ?[a-z\x01\u{e4}]{1,2}){0,2}",
-            fields in "((\r|\r\n|\n)([aZ!:\t \x01\u{e4}]{0,3}|Aa: bc|B:\tc \t|C-1:))*",
+            fields in "((\r|\r\n|\n)([aZ!:\t \x01\u{e4}]{0,3}|Aa: bc|B:\tc \t|C-1:|Vary:[a\t \x01\u{e4}]{0,3}|Set-Cookie: a|age:1))*",
             end in "(\r\n\r\n|\n\n)?",
         ) {
             let text = Bytes::from(format!("{begin}{line}{fields}{end}"));
             let mut parts = Response::new(()).into_parts().0;
-            let mut head = Head::default();
+            let mut head = Head { lets_pass: true, ..Head::default() };
             let ours = head.parse(&text, false);
-            let ours = ours.and_then(|end| end.map(|end| head.response(&text, &mut parts).map(|()| end)).transpose());
+            let ours = ours.and_then(|end| end.map(|end| head.response(&text, &mut parts).map(|mut untouched| {
+                untouched.give_to(&mut parts.headers);
+                end
+            })).transpose());
             let mut space = [httparse::EMPTY_HEADER; 64];
             let mut theirs = httparse::Response::new(&mut space);
             match (ours, theirs.parse(&text)) {
                 (Ok(Some(end)), Ok(httparse::Status::Complete(their_end))) => {
                     prop_assert_eq!(end, their_end);
                     prop_assert_eq!(Some(parts.status.as_u16()), theirs.code);
-                    let fields: Vec<_> = parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
                     let mut expected = Response::<()>::default();
                     for field in &*theirs.headers {
                         let name = HeaderName::from_bytes(field.name.as_bytes()).unwrap();
                         expected.headers_mut().append(name, HeaderValue::from_bytes(field.value).unwrap());
                     }
-                    let expected: Vec<_> = expected.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-                    prop_assert_eq!(fields, expected);
+                    prop_assert_eq!(&parts.headers, expected.headers());
                 }
                 (Ok(None), Ok(httparse::Status::Partial)) => {}
                 // What ends no line yet may be found out when it does.
                 (Ok(None), Err(_)) => {}
                 (ours, theirs) => prop_assert!(ours.is_err() && !matches!(theirs, Ok(httparse::Status::Complete(_))), "{ours:?} {theirs:?}"),
             }
+        }
+
+        /// Fields that nobody looks at go out as they came in, and are found by name.
+        #[test]
+        fn what_nobody_looks_at_passes(
+            fields in proptest::collection::vec(
+                ("(Server|VARY|set-cookie|content-type|via|x-[ab])", "[!-~]([ -~\u{e4}]{0,20}[!-~])?", "[ \t]?\r?\n"),
+                0..12,
+            ),
+        ) {
+            let text: String =
+                fields.iter().map(|(name, value, end)| [name, ":", value.as_str(), end].concat()).collect();
+            let text = Bytes::from(format!("HTTP/1.1 200 OK\r\n{text}\r\n"));
+            let map = |text: &Bytes| {
+                let (mut head, mut response) = (Head::default(), Response::new(()));
+                assert!(matches!(head.parse(text, false), Ok(Some(_))), "{text:?}");
+                fill(head, text, &mut response);
+                response.into_parts().0.headers
+            };
+            let (mut head, mut parts) = (Head { lets_pass: true, ..Head::default() }, Response::new(()).into_parts().0);
+            prop_assert_eq!(head.parse(&text, false), Ok(Some(text.len())));
+            for name in ["server", "vary", "set-cookie", "content-type", "via", "x-a"] {
+                let first = fields.iter().find(|(it, _, _)| it.eq_ignore_ascii_case(name)).map(|(_, value, _)| value.as_bytes());
+                let found = head.field(&text, name);
+                prop_assert_eq!(found.as_deref(), first);
+            }
+            let untouched = head.response(&text, &mut parts).unwrap();
+            let mut out = Vec::new();
+            write(&mut out, (&parts, &untouched), KEPT, Some(0), false);
+            let mut all = map(&out.into());
+            prop_assert_eq!(all.remove("content-length").unwrap(), "0");
+            prop_assert_eq!(all, map(&text));
         }
 
         /// Never a panic, and a head is found exactly when its last byte is there.

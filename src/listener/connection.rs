@@ -153,7 +153,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
     let mut slot = None;
     let mut handled = Handled::default();
     loop {
-        let Head { parts, untouched, terms, .. } = match next(wire, &mut slot).await {
+        let Head { parts, untouched, terms, .. } = match next(wire, proxy, &mut slot).await {
             Ok(head) => head,
             Err(end) => return end,
         };
@@ -162,14 +162,15 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
         {
             let side = (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _);
-            let exchange = pin!(Rc::clone(proxy).handle::<false>(side, (parts, untouched), upload, &mut handled));
+            let exchange = pin!(Rc::clone(proxy).handle::<false>(side, (parts, Some(untouched)), upload, &mut handled));
             if let Some(end) = answered(wire, exchange).await {
                 return end;
             }
         }
         // It holds the memory that it was read into.
         slot = None;
-        let close = wire.respond(&mut handled.head, &handled.body, terms, wire.watch.draining());
+        let close =
+            wire.respond((&mut handled.head, &mut handled.untouched), &handled.body, terms, wire.watch.draining());
         if let Some(end) = sent(wire, &mut handled.body, terms).await {
             handled.body.cut();
             return end;
@@ -191,12 +192,12 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
 }
 
 /// Waits for the next request, whose head is put into `slot`.
-async fn next<'a>(wire: &Wire, slot: &'a mut Option<Head>) -> Result<&'a mut Head, End> {
+async fn next<'a>(wire: &Wire, proxy: &Proxy, slot: &'a mut Option<Head>) -> Result<&'a mut Head, End> {
     let watch = &wire.watch;
     let mut awaited = false;
     let end = poll_fn(|cx| {
         watch.register(cx);
-        match wire.poll_request(cx, slot) {
+        match wire.poll_request(cx, slot, proxy.lets_pass()) {
             Poll::Ready(Asked::Head) => return Poll::Ready(None),
             Poll::Ready(Asked::Closed) => return Poll::Ready(Some(End::Closed)),
             Poll::Ready(Asked::Malformed(malformed)) => return Poll::Ready(Some(End::Malformed(malformed))),

@@ -15,10 +15,10 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::ListenerConfig;
-use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, POURED_BYTES, Source};
 use crate::exchange::dry::Dry;
 use crate::exchange::watch::{Pace, Phase, Watch, Way};
+use crate::exchange::{ClientSide, Untouched};
 use crate::http1::chunked::{Chunked, Next};
 use crate::http1::outgoing::Outgoing;
 use crate::http1::pipe::Pipe;
@@ -191,14 +191,15 @@ impl Wire {
     }
 
     /// Waits for the next request, and puts its head into `slot`: it is large, and so moved once.
-    pub fn poll_request(&self, cx: &mut Context<'_>, slot: &mut Option<Head>) -> Poll<Asked> {
+    /// With `lets_pass`, fields that nobody looks at are left as they are.
+    pub fn poll_request(&self, cx: &mut Context<'_>, slot: &mut Option<Head>, lets_pass: bool) -> Poll<Asked> {
         while self.heads.get() == 0 {
             if !matches!(ready!(self.poll_fill(cx, None)), Ok(1..)) {
                 return Poll::Ready(Asked::Closed);
             }
         }
         let mut read = self.read.borrow_mut();
-        let head = match request::read(&mut read, self.space.map(), self.max_headers, slot) {
+        let head = match request::read(&mut read, self.space.map(), (self.max_headers, lets_pass), slot) {
             Ok(_) => slot.as_ref(),
             Err(malformed) => return Poll::Ready(Asked::Malformed(malformed)),
         };
@@ -255,14 +256,22 @@ impl Wire {
     }
 
     /// Takes the head of the response. With `close`, the connection ends with it in any case. Whether it does.
-    pub fn respond(&self, parts: &mut response::Parts, body: &Body, terms: Terms, close: bool) -> bool {
+    pub fn respond(
+        &self,
+        (parts, untouched): (&mut response::Parts, &mut Untouched),
+        body: &Body,
+        terms: Terms,
+        close: bool,
+    ) -> bool {
         // No 100 comes behind the answer.
         self.expects.set(false);
         self.skip();
         // Nobody will read what the client still sends, and until that is over nothing else can be read.
         let close = close || (!self.is_read() && !self.wanted.get());
         let mut buffer = self.space.buffer();
-        let (framing, close) = head::write(&mut buffer, parts, terms, body.size_hint().exact(), close);
+        let (framing, close) = head::write(&mut buffer, (parts, untouched), terms, body.size_hint().exact(), close);
+        // It holds the memory that it was read into.
+        *untouched = Untouched::default();
         // Of streams without a length nobody knows how fast they are meant to be.
         self.paced.set(matches!(framing, Framing::Length(_)));
         self.out.borrow_mut().begin(buffer, framing);

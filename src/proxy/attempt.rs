@@ -34,7 +34,7 @@ pub(super) async fn forward(
     proxy: &Rc<Proxy>,
     running: &Rc<Running>,
     (route, forward): (&Route, &Forward),
-    (parts, untouched): (&mut Parts, &mut Untouched),
+    (parts, mut untouched): (&mut Parts, Option<&mut Untouched>),
     upload: Option<Rc<dyn Source>>,
     handled: &mut Handled,
 ) -> Result<(), ProxyError> {
@@ -47,8 +47,13 @@ pub(super) async fn forward(
     }
     // HTTP/1.0 cannot switch; nor does anybody behind a body, which the guard would not hold the connection for.
     let may_switch = !has_body && !running.http10();
-    let headers::ToBackend { upgrade, lines, unnamed } =
-        headers::to_backend(&mut parts.headers, untouched, client, &route.config.request_headers, may_switch);
+    let headers::ToBackend { upgrade, lines, unnamed } = headers::to_backend(
+        &mut parts.headers,
+        untouched.as_deref_mut(),
+        client,
+        &route.config.request_headers,
+        may_switch,
+    );
     if upgrade.is_some() && forward.upstream.config.protocol == Protocol::Http2 {
         return Err(ProxyError::CannotSwitch);
     }
@@ -86,7 +91,9 @@ pub(super) async fn forward(
         Some(place) => place,
         None => attempts.in_line().await?,
     };
-    let lines = Lines { made: lines.as_deref(), untouched: Some(untouched) };
+    // Middleware wants to see all of the response too.
+    let untouched = untouched.as_deref().filter(|_| route.chain.is_empty());
+    let lines = Lines { made: lines.as_deref(), untouched };
     let mut fresh = false;
     // Connections that may turn out to be of no use before it is the backend's fault.
     let mut spare = 4_u8;
@@ -398,13 +405,15 @@ fn answer(
     let head = &mut handled.head;
     // The request is sent and not sent again: there is room for its answer.
     std::mem::swap(&mut head.headers, &mut parts.headers);
-    if let Err(error) = connection.response(head) {
-        return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error });
-    }
+    handled.untouched = match connection.response(head) {
+        Ok(untouched) => untouched,
+        Err(error) => return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error }),
+    };
     connection.upload(body, running.upload_idle());
     let status = head.status;
     lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
-    handled.dated = headers::to_client(&mut head.headers, &running.exchange.client, connection.tells());
+    handled.dated =
+        headers::to_client((&mut head.headers, &mut handled.untouched), &running.exchange.client, connection.tells());
     if status != SWITCHING {
         handled.body = match connection.whole() {
             Some(bytes) => {

@@ -12,7 +12,7 @@ use crate::exchange::{Client, Untouched};
 /// Makes a client's headers the ones that go to a backend: the protocol to switch to, and lines for behind the request line.
 pub fn to_backend(
     headers: &mut HeaderMap,
-    untouched: &mut Untouched,
+    untouched: Option<&mut Untouched>,
     client: &Client,
     edits: &HeaderEdits,
     may_switch: bool,
@@ -28,7 +28,7 @@ pub fn identity(headers: &mut HeaderMap, client: &Client) {
 
 /// Makes a backend's headers the ones that go to the client. `known`: whether there may be some for this hop alone, and whether
 /// there is a date.
-pub fn to_client(headers: &mut HeaderMap, client: &Client, known: (bool, bool)) -> bool {
+pub fn to_client(headers: (&mut HeaderMap, &mut Untouched), client: &Client, known: (bool, bool)) -> bool {
     headers::to_client(headers, client, known)
 }
 

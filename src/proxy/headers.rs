@@ -148,13 +148,16 @@ pub(super) struct ToBackend {
 /// Without `may_switch`, no wish to switch protocols is passed on.
 pub(super) fn to_backend(
     headers: &mut HeaderMap,
-    untouched: &mut Untouched,
+    untouched: Option<&mut Untouched>,
     client: &Client,
     edits: &HeaderEdits,
     may_switch: bool,
 ) -> ToBackend {
     let found = HopByHop::find(headers);
-    if found.connection && names_others(headers) {
+    if found.connection
+        && names_others(headers)
+        && let Some(untouched) = untouched
+    {
         untouched.give_to(headers);
     }
     let upgrade = match found.upgrade && found.connection && may_switch {
@@ -324,15 +327,25 @@ fn append_via(headers: &mut HeaderMap) {
 
 /// Makes a backend's headers the ones that go to the client. Whether they hold a date. What is known of them: whether there
 /// may be some for this hop alone, and whether there is a date.
-pub(super) fn to_client(headers: &mut HeaderMap, client: &Client, (hop_by_hop, dated): (bool, bool)) -> bool {
+pub(super) fn to_client(
+    (headers, untouched): (&mut HeaderMap, &mut Untouched),
+    client: &Client,
+    (hop_by_hop, dated): (bool, bool),
+) -> bool {
+    let mut named = false;
     if hop_by_hop {
-        HopByHop::find(headers).remove(headers);
+        let found = HopByHop::find(headers);
+        named = found.connection && names_others(headers);
+        if named {
+            untouched.give_to(headers);
+        }
+        found.remove(headers);
     }
     if client.listener.via {
         append_via(headers);
     }
     // A field that `Connection` names is gone, a date too.
-    dated && (!hop_by_hop || headers.contains_key(header::DATE))
+    dated && (!named || headers.contains_key(header::DATE))
 }
 
 /// The address of the client: the connection's, or the last one that the trusted proxies before us did not add themselves.

@@ -65,8 +65,10 @@ pub struct Proxy {
 /// What a request comes to. It is large, and so has one place that it is put into, and is never moved.
 #[derive(Debug)]
 pub struct Handled {
-    /// The head of what the client is answered.
+    /// The head of what the client is answered, but for the fields that nobody looks at.
     pub head: response::Parts,
+    /// Those.
+    pub untouched: Untouched,
     /// Its body.
     pub body: Body,
     /// What the connection becomes once that is sent.
@@ -86,7 +88,7 @@ impl Default for Handled {
 impl From<Response<Body>> for Handled {
     fn from(response: Response<Body>) -> Self {
         let (head, body) = response.into_parts();
-        Self { head, body, tunnel: None, last: false, dated: false }
+        Self { head, untouched: Untouched::default(), body, tunnel: None, last: false, dated: false }
     }
 }
 
@@ -113,14 +115,15 @@ impl Proxy {
 
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
     /// its way. Whatever goes wrong comes to a response. The exchange waits by `watch` and has `side` sent its answer. `upload` is
-    /// the request's body, where it has one; what it comes to is put into `handled`.
+    /// the request's body, where it has one; what it comes to is put into `handled`. `untouched` has fields of the head that are not in
+    /// its map; where there is none, all fields of the response are in its map too.
     ///
     /// By HTTP/2 a request may be a call of gRPC; no other difference is made. The parameter gives each protocol its own copy, which
     /// the compiler can put in where it is called: with one copy for both, what a request comes to is moved through memory on the way.
     pub async fn handle<const HTTP2: bool>(
         self: Rc<Self>,
         (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
-        (parts, untouched): (&mut Parts, &mut Untouched),
+        (parts, mut untouched): (&mut Parts, Option<&mut Untouched>),
         upload: Option<Rc<dyn Source>>,
         handled: &mut Handled,
     ) {
@@ -128,14 +131,16 @@ impl Proxy {
         watch.clock().at(started);
         let exchange =
             Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client, watch, side };
-        let call = if HTTP2 { Call::of(parts) } else { None };
         let snapshot = self.current.get();
-        if snapshot.looks_at_headers() {
+        if snapshot.looks_at_headers()
+            && let Some(untouched) = &mut untouched
+        {
             untouched.give_to(&mut parts.headers);
         }
+        let call = if HTTP2 { Call::of(parts) } else { None };
         let running = Running::begin(&self, snapshot, exchange, call, parts);
         let chosen = match self.process.refuses(self.worker) {
-            None => self.choose(&running, parts, untouched),
+            None => self.choose(&running, parts, untouched.as_deref_mut()),
             Some(cause) => Err(self.overloaded(cause)),
         };
         match chosen {
@@ -151,6 +156,11 @@ impl Proxy {
         running.respond(handled);
     }
 
+    /// Whether fields of the next request that nobody looks at may be left as they are. Advice: who looks has them put into the map.
+    pub fn lets_pass(&self) -> bool {
+        !self.current.get().looks_at_headers()
+    }
+
     /// There is too much to do: refused while that costs little.
     #[cold]
     fn overloaded(&self, cause: Cause) -> ProxyError {
@@ -163,7 +173,7 @@ impl Proxy {
         &self,
         running: &'a Running,
         parts: &mut Parts,
-        untouched: &mut Untouched,
+        untouched: Option<&mut Untouched>,
     ) -> Result<Choice<'a>, ProxyError> {
         if matches!(parts.method, Method::CONNECT | Method::TRACE) {
             return Err(ProxyError::Method);
@@ -180,7 +190,9 @@ impl Proxy {
             }
         }
         let route = self.find(running, parts)?;
-        if !route.chain.is_empty() {
+        if !route.chain.is_empty()
+            && let Some(untouched) = untouched
+        {
             untouched.give_to(&mut parts.headers);
         }
         if let ControlFlow::Break(response) = route.chain.on_request(parts, &running.exchange) {

@@ -25,7 +25,7 @@ use crate::http1::outgoing::Outgoing;
 use crate::http1::pipe::Pipe;
 use crate::http1::response::Head;
 use crate::http1::space::{Space, join};
-use crate::http1::untouched::Lines;
+use crate::http1::untouched::{Lines, Untouched};
 use crate::http1::{Framing, request};
 use crate::socket::Socket;
 
@@ -151,6 +151,7 @@ impl Link {
         let mut buffer = inner.space.buffer();
         request::write(&mut buffer, parts, framing, lines);
         inner.head_length = buffer.len();
+        inner.head.lets_pass = lines.untouched.is_some();
         inner.out.begin(buffer, framing);
         inner.upload = if framing == Framing::None { Upload::Over } else { Upload::Open };
         inner.written = false;
@@ -186,7 +187,7 @@ impl Link {
     }
 
     /// Puts the head of the response that has come into `parts`.
-    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<()> {
+    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<Untouched> {
         let inner = &mut *self.0.borrow_mut();
         let head_bytes = std::mem::take(&mut inner.head_bytes);
         inner.head.response(&head_bytes, parts).map_err(malformed)

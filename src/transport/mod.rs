@@ -19,7 +19,7 @@ use crate::config::{PoolConfig, Protocol};
 use crate::exchange::body::{RequestBody, Source};
 use crate::exchange::watch::Clock;
 use crate::http1::space::Space;
-use crate::http1::untouched::Lines;
+use crate::http1::untouched::{Lines, Untouched};
 
 pub mod connect;
 pub mod link;
@@ -215,11 +215,12 @@ impl Connection {
         }
     }
 
-    /// Puts the head of the response whose status is known into `parts`.
+    /// Puts the head of the response whose status is known into `parts`, but for the fields that nobody looks at, which are given
+    /// back.
     ///
     /// # Errors
     /// When a field is malformed.
-    pub fn response(&self, parts: &mut response::Parts) -> io::Result<()> {
+    pub fn response(&self, parts: &mut response::Parts) -> io::Result<Untouched> {
         match &self.line {
             Line::Http1(link) => link.response(parts),
             Line::Http2(stream) => stream.response(parts),

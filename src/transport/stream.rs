@@ -21,7 +21,7 @@ use crate::exchange::body::{RequestBody, Source};
 use crate::http1::outgoing::{is_sayable, may_trail};
 use crate::http1::pipe::Pipe;
 use crate::http1::request::number;
-use crate::http1::untouched::Lines;
+use crate::http1::untouched::{Lines, Untouched};
 
 use super::multiplex::Session;
 use super::{Failed, Informed};
@@ -199,7 +199,7 @@ impl Stream {
         }
     }
 
-    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<()> {
+    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<Untouched> {
         let head = self.0.borrow_mut().head.take().ok_or_else(closed)?;
         if !head.headers().keys().all(is_sayable) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a field whose name is none"));
@@ -207,7 +207,7 @@ impl Stream {
         (*parts, ()) = head.into_parts();
         // How it came is no matter of the client's.
         parts.version = Version::HTTP_11;
-        Ok(())
+        Ok(Untouched::default())
     }
 
     /// HTTP/2 has no fields for this hop alone: h2 takes a response with one for malformed.

@@ -130,6 +130,24 @@ async fn what_nobody_looks_at_passes_as_it_came() {
 }
 
 #[tokio::test]
+async fn what_nobody_looks_at_is_sent_again_with_the_rest() {
+    let busy = TestBackend::fixed("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+    let ok = TestBackend::ok("a");
+    let proxy = TestProxy::over(&[&busy, &ok]).await;
+    let fields = "Cookie: a\r\nX-Own: 1\r\nCookie: b\r\nAccept: */*\r\n";
+    let one = |target: &str, end: &str| format!("GET {target} HTTP/1.1\r\nhost: test\r\n{fields}{end}\r\n");
+    // In one piece; the one or the other finds the busy backend first.
+    let answers = proxy.raw(one("/1", "") + &one("/2", "") + &one("/3", "connection: close\r\n")).await;
+    assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), 3, "{answers}");
+    assert_eq!((busy.heads().is_empty(), ok.heads().len()), (false, 3));
+    for head in busy.heads().iter().chain(&ok.heads()) {
+        let passed = |name: &str| head.all(name);
+        assert_eq!((passed("cookie"), passed("accept"), passed("x-own")), (vec!["a", "b"], vec!["*/*"], vec!["1"]));
+        assert_eq!(head.fields.iter().filter(|(name, _)| name == "Cookie").count(), 2);
+    }
+}
+
+#[tokio::test]
 async fn what_nobody_looks_at_is_seen_by_who_does() {
     // By whoever has it removed, or chooses a route by it.
     let head =
@@ -164,6 +182,48 @@ async fn hop_by_hop_fields_of_responses_stay_here() {
         assert_eq!(response.headers(name), [""; 0], "{name}");
     }
     assert_eq!(response.header("x-ours"), Some("2"));
+}
+
+#[tokio::test]
+async fn what_nobody_looks_at_of_responses_passes_as_it_came() {
+    let answer = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\nok");
+    let date = "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+    let said =
+        format!("Server: a\r\nX-Own: 1\r\nSET-COOKIE:a=1 \r\nset-cookie: b\r\nVia: x\r\n{date}Set-Cookie: c\r\n");
+    for (connection, dated, cookies) in [
+        ("", true, &["a=1", "b", "c"][..]),
+        ("Connection: keep-alive\r\n", true, &["a=1", "b", "c"]),
+        ("Connection: Date, set-cookie\r\n", false, &[]),
+    ] {
+        let backend = TestBackend::fixed(answer(&format!("{connection}{said}")));
+        let response = TestProxy::over(&[&backend]).await.get("/").await;
+        let of = |name: &str| response.headers(name);
+        assert_eq!((response.status(), response.text()), (200, "ok"));
+        assert_eq!(
+            (of("set-cookie"), of("server"), of("x-own"), of("via")),
+            (cookies.to_vec(), vec!["a"], vec!["1"], vec!["x"])
+        );
+        assert_eq!((of("date").len(), of("date") == [&date[6..35]]), (1, dated), "{connection:?}");
+        assert_eq!(of("content-length"), ["2"]);
+        let written = response.head.fields.iter().filter(|(name, _)| name == "Server" || name == "SET-COOKIE").count();
+        assert!(connection.contains("Date") || written == 2, "{:?}", response.head.fields);
+    }
+    // More places than there is room for.
+    let runs: String = (0..9).map(|nth| format!("Vary: {nth}\r\nX-Other: {nth}\r\n")).collect();
+    let backend = TestBackend::fixed(answer(&runs));
+    let response = TestProxy::over(&[&backend]).await.get("/").await;
+    let nine: Vec<_> = (0..9).map(|nth| nth.to_string()).collect();
+    assert_eq!(
+        (response.headers("vary"), response.headers("x-other")),
+        (nine.iter().map(|nth| &**nth).collect(), nine.iter().map(|nth| &**nth).collect())
+    );
+    // By whoever changes them, and to clients of HTTP/2 (`http2::responses_without_a_body_and_with_trailers`).
+    let backend = TestBackend::fixed(answer(&said));
+    let route = r#"response_headers = { set = { "server" = "b" }, add = { "set-cookie" = "d" }, remove = ["date"] }"#;
+    let response = TestProxy::with_keys(&[&backend], Keys { route, ..Keys::default() }).await.get("/").await;
+    assert_eq!((response.headers("server"), response.headers("set-cookie")), (vec!["b"], vec!["a=1", "b", "c", "d"]));
+    assert_eq!(response.headers("date").len(), 1);
+    assert_ne!(response.headers("date"), [&date[6..35]]);
 }
 
 #[tokio::test]

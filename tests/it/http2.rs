@@ -132,7 +132,7 @@ async fn responses_without_a_body_and_with_trailers() {
                     peer.respond("200 OK", "late").await;
                 }
                 _ => {
-                    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nkeep-alive: 5\r\n\r\n";
+                    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nkeep-alive: 5\r\nServer: a\r\n\r\n";
                     peer.write(format!("{head}5\r\nhello\r\n0\r\nx-sum: 5\r\n\r\n")).await;
                 }
             }
@@ -155,6 +155,7 @@ async fn responses_without_a_body_and_with_trailers() {
     assert_eq!(all(soon(response).await.unwrap().into_body()).await.unwrap().0, b"late");
     let response = client.ask(get("/")).await;
     assert!(!response.headers().contains_key("keep-alive") && !response.headers().contains_key("transfer-encoding"));
+    assert_eq!(response.headers()["server"], "a");
     let (body, trailers) = all(response.into_body()).await.unwrap();
     assert_eq!((&body[..], &trailers.unwrap()["x-sum"]), (&b"hello"[..], &"5".parse().unwrap()));
 }

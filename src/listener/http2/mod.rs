@@ -1,7 +1,7 @@
 //! A client's connection on which HTTP/2 is spoken: many streams, each with an exchange of its own.
 //!
 //! The crate `h2` reads and writes frames; what is a request, how long anything may take, and what is too much is decided here.
-//! The connection's task reads, hands each new stream to a task of its own, and writes what all of them have queued with one
+//! The connection's task reads, hands each new stream to one of the worker's tasks for streams, and writes what all of them have queued with one
 //! system call. Tasks for streams, rather than one that polls them all, because each is then woken for what concerns it and no
 //! other stream is looked at; the runtime queues them for the cost of a push.
 
@@ -62,7 +62,7 @@ struct Shared {
     tasks: Rc<Tasks>,
     /// The connection's.
     watch: Rc<Watch>,
-    /// Streams whose tasks have not ended.
+    /// Streams that are being served.
     open: Cell<usize>,
     /// Watches of streams that have ended: the next ones take them, which saves making and sweeping one for each.
     watches: RefCell<Vec<Rc<Watch>>>,
@@ -153,7 +153,7 @@ pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy
     } else {
         shared.metrics().rejected.add(1);
     }
-    // With the connection all streams have broken, and their tasks are about to end.
+    // With the connection all streams have broken, and are about to end.
     let ended = poll_fn(|cx| {
         shared.watch.register(cx);
         if shared.open.get() == 0 { Poll::Ready(()) } else { Poll::Pending }

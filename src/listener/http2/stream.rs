@@ -19,9 +19,9 @@ use tokio::time::Sleep;
 use super::Open;
 use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
+use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
-use crate::exchange::{ClientSide, Untouched};
 use crate::http1;
 use crate::http1::pipe::Pipe;
 use crate::http1::request::number;
@@ -110,10 +110,10 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
             let websocket = ask == Ask::WebSocket;
             let upload = (!whole && !websocket).then(|| Rc::clone(&stream) as Rc<dyn Source>);
             let side = (Rc::clone(&shared.client), Rc::clone(&stream.watch), Rc::clone(&stream) as Rc<dyn ClientSide>);
-            let (mut handled, mut none) = (Handled::default(), Untouched::default());
+            let mut handled = Handled::default();
             let answered = {
                 let proxy = Rc::clone(&shared.proxy);
-                let exchange = pin!(proxy.handle::<true>(side, (&mut parts, &mut none), upload, &mut handled));
+                let exchange = pin!(proxy.handle::<true>(side, (&mut parts, None), upload, &mut handled));
                 stream.answered(exchange).await
             };
             let response = Response::from_parts(handled.head, handled.body);

@@ -13,7 +13,7 @@ use tokio::task::spawn_local;
 
 use super::stream::{self, Begun};
 
-/// So many tasks without a stream are kept: two thirds of a megabyte.
+/// So many tasks without a stream are kept by a worker, for good: two thirds of a megabyte.
 const KEPT: usize = 192;
 
 /// A worker's tasks for streams.
@@ -60,10 +60,11 @@ impl Tasks {
             let watch = Rc::clone(&begun.open.watch);
             // Where it is pinned it is also made, and not moved there.
             pin!(stream::serve(begun)).await;
+            // Its connection keeps the watch for another stream. Until that is served the watch would wake this task for nothing, and
+            // keep its memory where it ends.
+            watch.forget();
             let mut idle = self.idle.borrow_mut();
             if idle.len() == KEPT {
-                // The next stream's may come late, and this one's memory would be kept until then.
-                watch.forget();
                 return;
             }
             idle.push(Rc::clone(&seat));
