@@ -1,9 +1,9 @@
 //! Fields that nobody looks at.
 //!
-//! Most of what a browser says of itself is for whoever answers, most of what that says is for the browser, and no concern of a proxy's. To make each such field a name and a
-//! value, put it into a map and write it out again costs 970 instructions; to let its line pass costs half of that. A line
-//! passes if its name is one that nothing but a configuration can ask for, and who serves a request by such a configuration has
-//! them put into the map after all.
+//! Most of what a browser says of itself is for whoever answers, most of what that says is for the browser, and neither is a
+//! concern of a proxy's. To make each such field a name and a value, put it into a map and write it out again costs 970
+//! instructions; to let its line pass costs half of that. A line passes if its name is one that nothing but a configuration can
+//! ask for, and who serves a request by such a configuration has them put into the map after all.
 
 use std::ops::Range;
 

@@ -1,9 +1,9 @@
 //! A client's connection on which HTTP/2 is spoken: many streams, each with an exchange of its own.
 //!
 //! The crate `h2` reads and writes frames; what is a request, how long anything may take, and what is too much is decided here.
-//! The connection's task reads, hands each new stream to one of the worker's tasks for streams, and writes what all of them have queued with one
-//! system call. Tasks for streams, rather than one that polls them all, because each is then woken for what concerns it and no
-//! other stream is looked at; the runtime queues them for the cost of a push.
+//! The connection's task reads, hands each new stream to one of the worker's tasks for streams, and writes what all of them have
+//! queued with one system call. Tasks for streams, rather than one that polls them all, because each is then woken for what
+//! concerns it and no other stream is looked at; the runtime queues them for the cost of a push.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
