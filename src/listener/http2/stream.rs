@@ -166,14 +166,16 @@ impl Stream {
         let mut begun = false;
         poll_fn(|cx| {
             self.watch.register(cx);
+            let first = !std::mem::replace(&mut begun, true);
             // What was reset before anybody looked is no request that a backend has to hear of.
-            if !std::mem::replace(&mut begun, true) && self.respond.borrow_mut().poll_reset(cx).is_ready() {
+            if first && self.respond.borrow_mut().poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(Cut::Client));
             }
             if exchange.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            if self.respond.borrow_mut().poll_reset(cx).is_ready() {
+            // Frames are read by another task, so between the two nothing has come.
+            if !first && self.respond.borrow_mut().poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(Cut::Client));
             }
             // Deadlines are seen by whoever waits for a backend.
