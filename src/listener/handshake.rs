@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -16,7 +16,7 @@ use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_rustls::{LazyConfigAcceptor, TlsStream, server};
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use tracing::debug;
 
 use super::Listener;
@@ -50,7 +50,7 @@ pub(super) async fn socket(
             let new = connection.protocol_version() == Some(ProtocolVersion::TLSv1_3);
             let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
             metrics.handshakes[handshake_index(new, resumed)].add(1);
-            Some(Socket::Tls(Box::new(TlsStream::Server(stream))))
+            Some(Socket::Tls(stream))
         }
         Err(Failed { failure, error, tcp }) => {
             metrics.handshake_failures[failure as usize].add(1);
@@ -100,7 +100,7 @@ impl From<HandshakeFailure> for Failed {
     }
 }
 
-async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsStream<TcpStream>, Failed> {
+async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<Box<TlsStream<TcpStream>>, Failed> {
     // Who says nothing takes no turn from those who do.
     let first = in_time(watch, || !has_unread(&tcp), first_byte(&tcp)).await?;
     match first {
@@ -125,7 +125,9 @@ async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<server::TlsSt
     };
     // Nobody closes the semaphore.
     let _turn = in_time(watch, || false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
-    let shaken = hello.into_stream(Arc::clone(&tls.server)).into_fallible();
+    let handshake = hello.into_stream(Arc::clone(&tls.server)).into_fallible();
+    // In a box at once: it is large, and would be moved again by whoever hands it on.
+    let shaken = pin!(async { handshake.await.map(|stream| Box::new(TlsStream::Server(stream))) });
     in_time(watch, || false, one_a_turn(shaken)).await?.map_err(|(error, tcp)| failed(error, Some(tcp)))
 }
 
@@ -136,12 +138,11 @@ thread_local! {
 
 /// Has all who wait for this worker had their turn before the next of these begins: what is answered to a first message is nearly all the
 /// work there is, and takes as long as ten requests.
-async fn one_a_turn<T>(handshake: impl Future<Output = T>) -> T {
-    let mut handshake = pin!(handshake);
+async fn one_a_turn<T>(mut handshake: impl Future<Output = T> + Unpin) -> T {
     let at_work = AT_WORK.with(Rc::clone);
     // Nobody closes it.
     let at_work = at_work.acquire().await;
-    if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(handshake.as_mut().poll(cx))).await {
+    if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(Pin::new(&mut handshake).poll(cx))).await {
         return done;
     }
     tokio::task::yield_now().await;
@@ -223,11 +224,11 @@ mod tests {
                 let handshakes: Vec<_> = (0..20)
                     .map(|_| {
                         let begun = Rc::clone(&begun);
-                        spawn_local(one_a_turn(async move {
+                        spawn_local(one_a_turn(Box::pin(async move {
                             begun.set(begun.get() + 1);
                             // The client's answer.
                             yield_now().await;
-                        }))
+                        })))
                     })
                     .collect();
                 let (seen, counted) = (Rc::clone(&begun), Rc::clone(&turns));
