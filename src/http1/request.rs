@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Uri, Version};
-use memchr::memchr;
+use memchr::{memchr, memmem};
 
 use super::Framing;
 use super::field::{self, Line};
@@ -53,6 +53,27 @@ pub enum Malformed {
     /// A header field.
     Field,
 }
+
+/// Takes what is behind the head that `bytes` begin with, if it is much, and leaves a copy of the head.
+///
+/// A head lasts until its answer, and what is made of it shares the bytes it was read into. A body that came with it would be held
+/// as long, though it has long been passed on, and the next be read into memory that no near cache has.
+// Most requests have no such body.
+#[inline(never)]
+pub fn part(bytes: &mut Bytes) -> Option<Bytes> {
+    let start = field::begin(bytes);
+    let end = start + memmem::find(&bytes[start..], b"\r\n\r\n")? + 4;
+    if bytes.len() - end < MUCH_BYTES {
+        return None;
+    }
+    let head = Bytes::copy_from_slice(&bytes[..end]);
+    let mut behind = std::mem::replace(bytes, head);
+    behind.advance(end);
+    Some(behind)
+}
+
+/// So many bytes are worth a copy of the head.
+pub const MUCH_BYTES: usize = 4 * 1024;
 
 /// Reads the head that `bytes` begin with, takes it from there and puts it into `slot`, where it stays: it is large. `false` when
 /// its end is not there yet. `headers` is space for its fields, of which there are `max_headers` at most; with `lets_pass`, fields that
@@ -250,6 +271,19 @@ mod tests {
         assert_eq!(head.parts.headers.get_all("x").iter().collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!(head.framing, Framing::Length(3));
         assert_eq!(&bytes[..], b"abc");
+    }
+
+    #[test]
+    fn a_head_does_not_hold_the_large_body_behind_it() {
+        let (head, body) = ("\r\nPOST / HTTP/1.1\r\nHost: h\r\n\r\n", "\r\n\r\n".repeat(MUCH_BYTES / 4));
+        let block = Bytes::from([head, &body].concat());
+        let mut bytes = block.clone();
+        assert_eq!(part(&mut bytes).unwrap(), body);
+        assert_eq!(bytes, head);
+        assert!(block.is_unique(), "the block can be used again");
+        // What is small is not worth it.
+        assert_eq!(part(&mut block.slice(..block.len() - 1)), None);
+        assert_eq!(part(&mut Bytes::from(vec![b'a'; 2 * MUCH_BYTES])), None);
     }
 
     #[test]

@@ -199,10 +199,17 @@ impl Wire {
             }
         }
         let mut read = self.read.borrow_mut();
+        // What is behind the only head is body.
+        let parts = self.heads.get() == 1 && read.len() >= request::MUCH_BYTES;
+        let behind = if parts { request::part(&mut read) } else { None };
         let head = match request::read(&mut read, self.space.map(), (self.max_headers, lets_pass), slot) {
             Ok(_) => slot.as_ref(),
             Err(malformed) => return Poll::Ready(Asked::Malformed(malformed)),
         };
+        if let Some(behind) = behind {
+            debug_assert!(read.is_empty(), "the guard and `part` agree where a head ends");
+            *read = behind;
+        }
         // The guard has seen the end of it.
         let Some(head) = head else { return Poll::Ready(Asked::Malformed(Malformed::Line)) };
         self.heads.set(self.heads.get() - 1);
