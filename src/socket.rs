@@ -4,11 +4,15 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 /// A connected socket.
+///
+/// In the clear a write is tried before it is polled: there nearly always is room, and a try costs some 50 instructions less. It does
+/// not count against the task's turn, though, as reading does: whoever can write for long without reading has to yield by itself. To
+/// be used on runtimes of one thread.
 ///
 /// What is written by TLS may wait in memory until it is flushed: whoever has written a message flushes behind it, which costs
 /// a connection in the clear nothing.
@@ -93,7 +97,18 @@ impl AsyncWrite for Socket {
     #[inline]
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Plain(tcp) => match tcp.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Pin::new(tcp).poll_write(cx, bytes),
+                written => {
+                    if written.as_ref().is_ok_and(|&some| some < bytes.len()) {
+                        // It is full: the next try need not ask the kernel. Nobody can have been told of room in between, since the
+                        // event loop runs on the same thread.
+                        let _ =
+                            tcp.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+                    }
+                    Poll::Ready(written)
+                }
+            },
             Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, bytes),
         }
     }
@@ -105,7 +120,12 @@ impl AsyncWrite for Socket {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, pieces),
+            Self::Plain(tcp) => match tcp.try_write_vectored(pieces) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    Pin::new(tcp).poll_write_vectored(cx, pieces)
+                }
+                written => Poll::Ready(written),
+            },
             Self::Tls(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, pieces),
         }
     }
@@ -126,6 +146,47 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_socket_is_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let (mut near, mut written) = (Socket::Plain(near), 0);
+        let large = vec![0; 1 << 20];
+        let mut write = |cx: &mut Context<'_>, in_pieces: bool| {
+            let near = Pin::new(&mut near);
+            match in_pieces {
+                true => near.poll_write_vectored(cx, &[IoSlice::new(&large[..5]), IoSlice::new(&large[5..])]),
+                false => near.poll_write(cx, &large),
+            }
+        };
+        for in_pieces in [false, true] {
+            let mut cx = Context::from_waker(Waker::noop());
+            while let Poll::Ready(bytes) = write(&mut cx, in_pieces) {
+                written += bytes.unwrap();
+            }
+            assert!(written > 0);
+            let waiting = poll_fn(|cx| write(cx, in_pieces));
+            let drain = async {
+                let mut space = vec![0; written];
+                far.read_exact(&mut space).await.unwrap();
+            };
+            let both = async { tokio::join!(waiting, drain).0.unwrap() };
+            written = tokio::time::timeout(Duration::from_secs(10), both).await.expect("somebody is told of the room");
         }
     }
 }

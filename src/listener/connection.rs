@@ -188,6 +188,10 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         {
             return end;
         }
+        if wire.has_next() {
+            // Nothing is read for it, so nothing else counts it against the connection's turn.
+            tokio::task::consume_budget().await;
+        }
     }
 }
 

@@ -97,9 +97,9 @@ pub enum Asked {
 /// Bytes that a client may send ahead of the answer to its request for another protocol, or of the end of an exchange.
 const HELD_BYTES: usize = 64 * 1024;
 
-/// After so many bytes of one body the others have their turn. Also the sockets' other ends then have more to do at a time, and
-/// need not be woken for every piece.
-const LARGE_BYTES: usize = 32 * 1024;
+/// After so many bytes of one body the others have their turn, however small its pieces are. Also the sockets' other ends then have
+/// more to do at a time, and need not be woken for every piece.
+const TURN_BYTES: usize = 64 * 1024;
 
 impl Wire {
     /// The wire of an accepted socket.
@@ -157,6 +157,11 @@ impl Wire {
     /// Whether the first request behind a handshake is still to come. Asked once: it is given its time.
     pub fn take_fresh(&self) -> bool {
         self.fresh.take()
+    }
+
+    /// Whether the next request has come already, with one before it.
+    pub fn has_next(&self) -> bool {
+        self.heads.get() > 0
     }
 
     /// Whether it is HTTP/2 that the client speaks.
@@ -292,6 +297,7 @@ impl Wire {
     /// When either side breaks. What the client has got then is cut short.
     pub fn poll_respond(&self, cx: &mut Context<'_>, body: &mut Body, terms: Terms) -> Poll<io::Result<()>> {
         let out = &mut *self.out.borrow_mut();
+        let mut turn = 0;
         let mut over = out.framing == Framing::None;
         if over {
             body.leave_out();
@@ -333,7 +339,7 @@ impl Wire {
                     }
                 }
             }
-            let large = out.len() > LARGE_BYTES;
+            turn += out.len();
             while !out.is_written() {
                 ready!(self.poll_early(cx))?;
                 let written = out.poll_write(&mut *self.socket.borrow_mut(), cx);
@@ -356,7 +362,7 @@ impl Wire {
                 self.space.give_buffer(out.rest());
                 return Poll::Ready(Ok(()));
             }
-            if large && !waiting {
+            if turn > TURN_BYTES && !waiting {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }

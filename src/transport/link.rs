@@ -48,7 +48,10 @@ pub struct Failed {
 const HEAD_BYTES: usize = 64 * 1024;
 
 /// After so many bytes of one body the others have their turn.
-const LARGE_BYTES: usize = 32 * 1024;
+const TURN_BYTES: usize = 64 * 1024;
+
+/// A write takes as long as so many bytes do, however few it writes.
+const WRITE_BYTES: usize = 1024;
 
 /// A connection to a backend.
 pub struct Link(RefCell<Inner>);
@@ -356,6 +359,7 @@ impl Inner {
     /// # Errors
     /// The client's.
     fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut RequestBody) -> Poll<io::Result<()>> {
+        let mut turn = 0;
         loop {
             // Poured past the encryption it would go in the clear.
             if matches!(self.upload, Upload::Open | Upload::Apart(_))
@@ -389,14 +393,14 @@ impl Inner {
                     Poll::Ready(None) => self.end(None)?,
                 }
             }
-            let large = self.out.len() > LARGE_BYTES;
+            turn += self.out.len().max(WRITE_BYTES);
             if let Err(error) = ready!(self.poll_write(cx)) {
                 // It may have answered before it closed.
                 self.upload = Upload::Refused(Some(error));
             }
             match self.upload {
                 Upload::Open | Upload::Apart(_) if waiting => return Poll::Pending,
-                Upload::Open | Upload::Apart(_) if large => {
+                Upload::Open | Upload::Apart(_) if turn > TURN_BYTES => {
                     // The others have their turn; as in the other direction.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -718,6 +722,30 @@ mod tests {
         }
     }
 
+    /// A body of so many pieces of one byte, all of them there.
+    struct Crumbs(Cell<usize>);
+
+    impl Source for Crumbs {
+        fn poll_piece(&self, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            let left = self.0.get();
+            self.0.set(left.saturating_sub(1));
+            Poll::Ready((left > 0).then(|| Ok(Frame::data(Bytes::from_static(b"z")))))
+        }
+        fn is_done(&self) -> bool {
+            self.0.get() == 0
+        }
+        fn left(&self) -> Option<u64> {
+            None
+        }
+        fn want(&self, _: bool) {}
+        fn pours(&self) -> bool {
+            false
+        }
+        fn poll_pour(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(0))
+        }
+    }
+
     struct Nobody;
 
     impl Progress for Nobody {
@@ -740,15 +768,20 @@ mod tests {
         fn informational(&self, _: &[u8]) {}
     }
 
-    /// A backend that has answered a POST of 4 MB before it has read it, the connection to it, and the rest of the body.
-    async fn answered_early() -> (tokio::net::TcpStream, Rc<Link>, RequestBody) {
+    /// A backend and a connection to it.
+    async fn link() -> (TcpStream, Rc<Link>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (mut backend, _) = listener.accept().await.unwrap();
-        // Smaller than the body: its only piece is taken from the client at once, and waits for room.
-        SockRef::from(&tcp).set_send_buffer_size(4096).unwrap();
+        let (backend, _) = listener.accept().await.unwrap();
         let state = BackendState::new("u".into(), Address::Ip(([127, 0, 0, 1], 1).into()), 1);
-        let link = Link::new(Socket::Plain(tcp), 0, Rc::default(), Connected::try_new(&state).unwrap());
+        (backend, Link::new(Socket::Plain(tcp), 0, Rc::default(), Connected::try_new(&state).unwrap()))
+    }
+
+    /// A backend that has answered a POST of 4 MB before it has read it, the connection to it, and the rest of the body.
+    async fn answered_early() -> (TcpStream, Rc<Link>, RequestBody) {
+        let (mut backend, link) = link().await;
+        // Smaller than the body: its only piece is taken from the client at once, and waits for room.
+        SockRef::from(link.0.borrow().socket.tcp()).set_send_buffer_size(4096).unwrap();
         let sent = Rc::new(Sent(Cell::new(Some(Bytes::from(vec![b'u'; BODY])))));
         let mut body = RequestBody::streamed(sent, Rc::new(Nobody));
         let (parts, ()) = http::Request::post("/").header("host", "a").body(()).unwrap().into_parts();
@@ -760,6 +793,31 @@ mod tests {
     }
 
     const BODY: usize = 4 << 20;
+
+    #[tokio::test]
+    async fn a_body_in_crumbs_takes_turns() {
+        const CRUMBS: usize = 1000;
+        let (mut backend, link) = link().await;
+        let crumbs = Rc::new(Crumbs(Cell::new(CRUMBS)));
+        let mut body = RequestBody::streamed(Rc::clone(&crumbs) as Rc<dyn Source>, Rc::new(Nobody));
+        let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
+        link.begin(&parts, &body, Lines::default());
+        let mut most = 0;
+        while !crumbs.is_done() {
+            let before = crumbs.0.get();
+            let polled = poll_fn(|cx| Poll::Ready(link.poll_response(cx, &mut body, &Nobody))).await;
+            assert!(polled.is_pending());
+            most = most.max(before - crumbs.0.get());
+        }
+        assert!((1..=TURN_BYTES / WRITE_BYTES + 1).contains(&most), "{most} writes in a turn");
+        let (mut read, mut space) = (0, [0; 1024]);
+        while read < CRUMBS {
+            let bytes = backend.read(&mut space).await.unwrap();
+            assert!(bytes > 0, "cut short after {read}");
+            // None in the head.
+            read += space[..bytes].iter().filter(|&&byte| byte == b'z').count();
+        }
+    }
 
     #[tokio::test]
     async fn a_connection_is_not_kept_with_the_tail_of_a_request_unwritten() {

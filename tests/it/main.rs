@@ -50,5 +50,6 @@ mod strategies;
 mod timeouts;
 mod tls;
 mod truncated;
+mod turns;
 mod upgrade;
 mod workers;
