@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness import HERE, KINDS, LOAD_CORE, Bench, Failed, Proxy, check, get, machine, main, programs, version
@@ -28,10 +28,22 @@ class Workload:
     tls: bool = False
     # Streams at a time on each connection, by HTTP/2 with prior knowledge.
     streams: int = 0
+    # Requests a second, however fast they are answered; 0 is as many as there can be.
+    rate: int = 0
 
     @property
     def path(self) -> str:
         return f"/{self.down}"
+
+    @property
+    def by_h2load(self) -> bool:
+        return self.streams > 0 or self.rate > 0
+
+    def at(self, rate: int) -> "Workload":
+        """The same at so many requests a second."""
+        if self.browser or self.close:
+            raise Failed(f"{self.key} has no rate: h2load sends neither a browser's headers nor each request on a connection of its own")
+        return replace(self, title=f"{self.title}, {rate}/s", rate=rate)
 
     def environment(self) -> dict[str, str]:
         return {
@@ -118,10 +130,16 @@ def load(bench: Bench, proxy: Proxy, workload: Workload, seconds: int) -> tuple[
     """Loads it for so long; what the load's program says, and the memory held while it ran."""
     log = bench.directory / "h2load"
     url = proxy.url(workload.path, workload.tls, workload.streams > 0)
-    if workload.streams:
+    if workload.by_h2load:
         log.unlink(missing_ok=True)
-        command = ["h2load", "-t1", f"-c{workload.connections}", f"-m{workload.streams}", f"-D{seconds}"]
-        command += [f"--log-file={log}", url]
+        command = ["h2load", "-t1", f"-c{workload.connections}", f"-D{seconds}", f"--log-file={log}"]
+        command += [f"-m{workload.streams}"] if workload.streams else ["--h1"]
+        command += [f"--rps={workload.rate / workload.connections}"] if workload.rate else []
+        if workload.upload:
+            upload = bench.directory / "upload"
+            upload.write_bytes(bytes(workload.upload))
+            command += ["-d", str(upload)]
+        command += [url]
     else:
         command = ["wrk", "-t1", f"-c{workload.connections}", f"-d{seconds}s", "--timeout", "10s"]
         command += ["-s", str(HERE / "load.lua"), url]
@@ -135,7 +153,7 @@ def load(bench: Bench, proxy: Proxy, workload: Workload, seconds: int) -> tuple[
         output = running.communicate(timeout=seconds + 30)[0]
     finally:
         running.kill()
-    said = said_by_h2load(output, log) if workload.streams else said_by_wrk(output)
+    said = said_by_h2load(output, log) if workload.by_h2load else said_by_wrk(output)
     if not said:
         raise Failed(f"{command[3]} says of {proxy.name}, {workload.title}:\n{output}")
     if said["not_2xx"] or said["broken"] or said["timeouts"] or not said["requests"]:
@@ -328,6 +346,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", help=f"by commas: {','.join(it.key for it in CHOICE)}")
     parser.add_argument("--connections-close", action="store_true", help="also a connection for each request")
     parser.add_argument("--rounds", type=int, default=3, help="how often each load is repeated (3)")
+    parser.add_argument("--rate", type=int, help="requests a second, the same for all, by h2load; without it, as many as there can be")
     parser.add_argument("--seconds", type=int, default=1, help="of one load on one proxy (1)")
     parser.add_argument("--patience", type=int, default=0, help="repeat a disturbed load up to so often (0)")
     parser.add_argument("--calls", default="small", help="workloads whose system calls are counted (small), or none")
@@ -341,9 +360,11 @@ def run() -> None:
     workloads = choose(flags.workloads) if flags.workloads else WORKLOADS
     if flags.connections_close and CLOSE not in workloads:
         workloads = [*workloads, CLOSE]
+    if flags.rate:
+        workloads = [workload.at(flags.rate) for workload in workloads]
     for tool in ("curl", "h2load"):
-        if any(workload.streams for workload in workloads) and not shutil.which(tool):
-            raise Failed(f"{tool} is not installed, which loads by HTTP/2 need (Debian: curl, nghttp2-client)")
+        if any(workload.by_h2load for workload in workloads) and not shutil.which(tool):
+            raise Failed(f"{tool} is not installed, which loads by HTTP/2 or at a rate need (Debian: curl, nghttp2-client)")
     traced_workloads = [] if flags.calls == "none" else choose(flags.calls)
     if traced_workloads and not shutil.which("strace"):
         print("strace is not installed: system calls are not counted", file=sys.stderr)

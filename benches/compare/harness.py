@@ -354,7 +354,10 @@ def machine() -> str:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    return f"{model}, {os.cpu_count()} cores, Linux {os.uname().release}"
+    control = "unknown"
+    with contextlib.suppress(OSError):
+        control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    return f"{model}, {os.cpu_count()} cores, Linux {os.uname().release}, TCP by {control}"
 
 
 def main(run) -> None:
