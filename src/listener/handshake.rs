@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use rustls::server::Acceptor;
-use rustls::{Error, HandshakeKind, PeerIncompatible, ProtocolVersion};
+use rustls::{Error, HandshakeKind, PeerIncompatible, ProtocolVersion, ServerConfig};
 use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream};
 use tracing::debug;
 
 use super::Listener;
@@ -125,10 +125,22 @@ async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<Box<TlsStream
     };
     // Nobody closes the semaphore.
     let _turn = in_time(watch, || false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
-    let handshake = hello.into_stream(Arc::clone(&tls.server)).into_fallible();
-    // In a box at once: it is large, and would be moved again by whoever hands it on.
-    let shaken = pin!(async { handshake.await.map(|stream| Box::new(TlsStream::Server(stream))) });
-    in_time(watch, || false, one_a_turn(shaken)).await?.map_err(|(error, tcp)| failed(error, Some(tcp)))
+    let answered = answer(hello, Arc::clone(&tls.server));
+    in_time(watch, || false, answered).await?.map_err(|(error, tcp)| failed(error, Some(tcp)))
+}
+
+/// Shakes hands with a client that has said hello.
+async fn answer(
+    hello: StartHandshake<TcpStream>,
+    server: Arc<ServerConfig>,
+) -> Result<Box<TlsStream<TcpStream>>, (io::Error, TcpStream)> {
+    let shaken = pin!(async {
+        // Works out the answer at once, and not when it is polled: in its turn.
+        let handshake = hello.into_stream(server).into_fallible();
+        // In a box at once: it is large, and would be moved again by whoever hands it on.
+        handshake.await.map(|stream| Box::new(TlsStream::Server(stream)))
+    });
+    one_a_turn(shaken).await
 }
 
 thread_local! {
@@ -209,45 +221,78 @@ pub(super) const CLOSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::SeqCst;
 
+    use rustls::crypto::CryptoProvider;
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::server::{ClientHello, ResolvesServerCert};
+    use rustls::sign::CertifiedKey;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
     use tokio::task::{LocalSet, spawn_local, yield_now};
 
     use super::*;
 
+    /// Counts how often an answer was begun: it is asked for a certificate each time.
+    #[derive(Debug)]
+    struct Counting(AtomicUsize, Arc<CertifiedKey>);
+
+    impl ResolvesServerCert for Counting {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            self.0.fetch_add(1, SeqCst);
+            Some(Arc::clone(&self.1))
+        }
+    }
+
+    /// What a client has said, which says no more.
+    async fn hello(provider: &Arc<CryptoProvider>) -> (TcpStream, StartHandshake<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::clone(provider)).with_safe_default_protocol_versions();
+        let config = config.unwrap().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        let mut said = Vec::new();
+        let mut tls = ClientConnection::new(Arc::new(config), "t.example".try_into().unwrap()).unwrap();
+        tls.write_tls(&mut said).unwrap();
+        client.write_all(&said).await.unwrap();
+        let server = listener.accept().await.unwrap().0;
+        (client, LazyConfigAcceptor::new(Acceptor::default(), server).await.unwrap())
+    }
+
     #[tokio::test]
     async fn one_handshake_is_worked_at_between_two_turns_of_others() {
-        let (begun, turns) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        const HANDSHAKES: usize = 20;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let made = rcgen::generate_simple_self_signed(["t.example".into()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let key = CertifiedKey::from_der(vec![made.cert.der().clone()], key, &provider).unwrap();
+        let begun = Arc::new(Counting(AtomicUsize::new(0), Arc::new(key)));
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+        let server = server.unwrap().with_no_client_auth().with_cert_resolver(Arc::clone(&begun) as _);
+        let server = Arc::new(server);
         let tasks = LocalSet::new();
         tasks
             .run_until(async {
-                let handshakes: Vec<_> = (0..20)
-                    .map(|_| {
-                        let begun = Rc::clone(&begun);
-                        spawn_local(one_a_turn(Box::pin(async move {
-                            begun.set(begun.get() + 1);
-                            // The client's answer.
-                            yield_now().await;
-                        })))
-                    })
-                    .collect();
-                let (seen, counted) = (Rc::clone(&begun), Rc::clone(&turns));
-                let others = spawn_local(async move {
-                    let mut before = 0;
-                    while seen.get() < 20 {
-                        assert!(seen.get() - before <= 1, "{} at once", seen.get() - before);
-                        before = seen.get();
-                        counted.set(counted.get() + 1);
-                        yield_now().await;
-                    }
-                });
-                for handshake in handshakes {
-                    handshake.await.unwrap();
+                let (mut clients, mut hellos) = (Vec::new(), Vec::new());
+                for _ in 0..HANDSHAKES {
+                    let (client, hello) = hello(&provider).await;
+                    clients.push(client);
+                    hellos.push(hello);
                 }
-                others.await.unwrap();
+                for hello in hellos {
+                    spawn_local(answer(hello, Arc::clone(&server)));
+                }
+                let (mut before, mut turns) = (0, 0);
+                while before < HANDSHAKES {
+                    yield_now().await;
+                    let seen = begun.0.load(SeqCst);
+                    assert!(seen - before <= 1, "{} at once", seen - before);
+                    (before, turns) = (seen, turns + 1);
+                }
+                assert!(turns >= HANDSHAKES, "{turns} turns");
             })
             .await;
-        assert!(turns.get() >= 20 - 1, "{} turns", turns.get());
     }
 
     #[tokio::test]
