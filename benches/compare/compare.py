@@ -347,6 +347,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--connections-close", action="store_true", help="also a connection for each request")
     parser.add_argument("--rounds", type=int, default=3, help="how often each load is repeated (3)")
     parser.add_argument("--rate", type=int, help="requests a second, the same for all, by h2load; without it, as many as there can be")
+    parser.add_argument("--restarts", type=int, default=1, help="how often all are started anew for these rounds (1)")
     parser.add_argument("--seconds", type=int, default=1, help="of one load on one proxy (1)")
     parser.add_argument("--patience", type=int, default=0, help="repeat a disturbed load up to so often (0)")
     parser.add_argument("--calls", default="small", help="workloads whose system calls are counted (small), or none")
@@ -370,40 +371,44 @@ def run() -> None:
         print("strace is not installed: system calls are not counted", file=sys.stderr)
         traced_workloads = []
 
-    with Bench() as bench:
-        bench.start_origin()
-        if any(workload.tls for workload in workloads):
-            bench.certify()
-        proxies = [bench.start_proxy(KINDS[name], program) for name, program in found.items()]
-        for proxy in proxies:
-            check(proxy)
-            for workload in workloads:
-                check_workload(proxy, workload)
-        total = len(workloads) * len(proxies) * flags.rounds * flags.seconds
-        print(f"measuring for {total} s and a bit", file=sys.stderr)
-        runs = {(workload.key, proxy.name): [] for workload in workloads for proxy in proxies}
-        for turn in range(flags.rounds):
-            for workload in workloads:
-                # Nobody is always first.
-                for at in range(len(proxies)):
-                    proxy = proxies[(at + turn) % len(proxies)]
-                    runs[workload.key, proxy.name].append(
-                        measure_quietly(bench, proxy, workload, flags.seconds, flags.patience)
-                    )
-        calls = {
-            (workload.title, proxy.name): count_calls(bench, proxy, workload)
-            for workload in traced_workloads
-            for proxy in proxies
-        }
-        names = [proxy.name for proxy in proxies]
-        versions = ", ".join(re.sub(r" (http|-).*", "", version(KINDS[name], found[name])) for name in names)
-        print(f"{machine()}; {flags.rounds} rounds of {flags.seconds} s; {versions}\n")
-        print(table(result_rows(workloads, names, runs), flags.markdown))
-        disturbed = median(run.disturbed for each in runs.values() for run in each)
-        if disturbed > DISTURBED_MAX:
-            print(f"\nOther programs held the proxies' core while these were ready: {disturbed:.0%} of the time.")
-        if calls:
-            print("\n" + table(call_rows(calls), flags.markdown))
+    total = len(workloads) * len(found) * flags.rounds * flags.restarts * flags.seconds
+    print(f"measuring for {total} s and a bit", file=sys.stderr)
+    runs = {(workload.key, name): [] for workload in workloads for name in found}
+    for restart in range(flags.restarts):
+        with Bench() as bench:
+            bench.start_origin()
+            if any(workload.tls for workload in workloads):
+                bench.certify()
+            proxies = [bench.start_proxy(KINDS[name], program) for name, program in found.items()]
+            for proxy in proxies:
+                check(proxy)
+                for workload in workloads:
+                    check_workload(proxy, workload)
+            for turn in range(flags.rounds):
+                for workload in workloads:
+                    # Nobody is always first.
+                    for at in range(len(proxies)):
+                        proxy = proxies[(at + turn + restart) % len(proxies)]
+                        runs[workload.key, proxy.name].append(
+                            measure_quietly(bench, proxy, workload, flags.seconds, flags.patience)
+                        )
+            # Once: they do not differ from start to start.
+            last = restart + 1 == flags.restarts
+            calls = {
+                (workload.title, proxy.name): count_calls(bench, proxy, workload)
+                for workload in traced_workloads if last
+                for proxy in proxies
+            }
+    names = list(found)
+    versions = ", ".join(re.sub(r" (http|-).*", "", version(KINDS[name], found[name])) for name in names)
+    restarted = f", {flags.restarts} times" if flags.restarts > 1 else ""
+    print(f"{machine()}; {flags.rounds} rounds of {flags.seconds} s{restarted}; {versions}\n")
+    print(table(result_rows(workloads, names, runs), flags.markdown))
+    disturbed = median(run.disturbed for each in runs.values() for run in each)
+    if disturbed > DISTURBED_MAX:
+        print(f"\nOther programs held the proxies' core while these were ready: {disturbed:.0%} of the time.")
+    if calls:
+        print("\n" + table(call_rows(calls), flags.markdown))
 
 
 if __name__ == "__main__":
