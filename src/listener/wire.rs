@@ -159,9 +159,9 @@ impl Wire {
         self.fresh.take()
     }
 
-    /// Whether the next request has come already, with one before it.
+    /// Whether the next request may have come already, with one before it.
     pub fn has_next(&self) -> bool {
-        self.heads.get() > 0
+        self.heads.get() > 0 || !self.held.borrow().is_empty()
     }
 
     /// Whether it is HTTP/2 that the client speaks.

@@ -69,6 +69,8 @@ struct Inner {
     upload: Upload,
     /// Whether any byte of the request was written.
     written: bool,
+    /// Whether the backend has taken something since this was last made false.
+    moved: bool,
     /// Whether what was taken of the request's body can be given back.
     intact: bool,
     /// Whether any byte of a response has come.
@@ -130,6 +132,7 @@ impl Link {
             pipe: None,
             upload: Upload::Over,
             written: false,
+            moved: false,
             intact: true,
             answered: false,
             bodiless: false,
@@ -271,9 +274,9 @@ impl Link {
             if !matches!(inner.upload, Upload::Apart(_)) {
                 return Poll::Ready(());
             }
-            let left = (inner.out.len(), inner.out.framing);
+            inner.moved = false;
             let sent = inner.poll_send(cx, &mut body);
-            if sent.is_pending() && left == (inner.out.len(), inner.out.framing) {
+            if sent.is_pending() && !inner.moved {
                 if wait.as_mut().poll(cx).is_pending() {
                     inner.upload = Upload::Apart(Some(cx.waker().clone()));
                     return Poll::Pending;
@@ -439,7 +442,7 @@ impl Inner {
             }
         }
         while pipe.held() > 0 && matches!(written, Poll::Ready(Ok(()))) {
-            written = pipe.poll_drain(self.socket.tcp(), cx).map_ok(|_| ());
+            written = pipe.poll_drain(self.socket.tcp(), cx).map_ok(|_| self.moved = true);
         }
         match written {
             Poll::Ready(Ok(())) => {}
@@ -474,7 +477,7 @@ impl Inner {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_written() {
             ready!(self.out.poll_write(&mut self.socket, cx))?;
-            self.written = true;
+            (self.written, self.moved) = (true, true);
         }
         Pin::new(&mut self.socket).poll_flush(cx)
     }
@@ -746,6 +749,33 @@ mod tests {
         }
     }
 
+    /// A body of so many pieces, one each 50 ms.
+    struct Drip(Cell<usize>, RefCell<Pin<Box<tokio::time::Sleep>>>);
+
+    impl Source for Drip {
+        fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            let mut sleep = self.1.borrow_mut();
+            ready!(sleep.as_mut().poll(cx));
+            sleep.as_mut().reset(tokio::time::Instant::now() + Duration::from_millis(50));
+            let left = self.0.get();
+            self.0.set(left.saturating_sub(1));
+            Poll::Ready((left > 0).then(|| Ok(Frame::data(Bytes::from_static(b"z")))))
+        }
+        fn is_done(&self) -> bool {
+            self.0.get() == 0
+        }
+        fn left(&self) -> Option<u64> {
+            None
+        }
+        fn want(&self, _: bool) {}
+        fn pours(&self) -> bool {
+            false
+        }
+        fn poll_pour(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(0))
+        }
+    }
+
     struct Nobody;
 
     impl Progress for Nobody {
@@ -803,7 +833,10 @@ mod tests {
         let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
         link.begin(&parts, &body, Lines::default());
         let mut most = 0;
-        while !crumbs.is_done() {
+        for _ in 0..CRUMBS {
+            if crumbs.is_done() {
+                break;
+            }
             let before = crumbs.0.get();
             let polled = poll_fn(|cx| Poll::Ready(link.poll_response(cx, &mut body, &Nobody))).await;
             assert!(polled.is_pending());
@@ -817,6 +850,24 @@ mod tests {
             // None in the head.
             read += space[..bytes].iter().filter(|&&byte| byte == b'z').count();
         }
+    }
+
+    #[tokio::test]
+    async fn an_upload_in_chunks_that_goes_on_is_not_given_up() {
+        let (mut backend, link) = link().await;
+        let drip = Drip(Cell::new(20), RefCell::new(Box::pin(tokio::time::sleep(Duration::ZERO))));
+        let mut body = RequestBody::streamed(Rc::new(drip), Rc::new(Nobody));
+        let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
+        link.begin(&parts, &body, Lines::default());
+        backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        poll_fn(|cx| link.poll_response(cx, &mut body, &Nobody)).await.unwrap();
+        // A second, and so more than twice as long as it may stand still.
+        link.upload(body, Duration::from_millis(400)).await;
+        let mut written = Vec::new();
+        while !written.ends_with(b"0\r\n\r\n") {
+            assert!(backend.read_buf(&mut written).await.unwrap() > 0);
+        }
+        assert_eq!(written.iter().filter(|&&byte| byte == b'z').count(), 20);
     }
 
     #[tokio::test]
