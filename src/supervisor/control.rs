@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use super::handle::{Handle, LastError, Shared, Stop};
+use super::watch::Stamp;
 use super::{Applied, Error, Reopen, Supervisor, report};
 use crate::config::{self, Loaded, Problem, Vocabulary};
 use crate::strategy::Factories;
@@ -64,8 +65,8 @@ pub(super) enum Command {
 /// Why a reload happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trigger {
-    /// The file is another.
-    File,
+    /// The file is another: this one.
+    File(Stamp),
     /// SIGHUP.
     Signal,
     /// A handle: the admin address or the embedding program.
@@ -94,6 +95,13 @@ impl Source {
             Self::Text(text) => config::parse(text, "lb.toml", &|name| std::env::var(name).ok(), vocabulary),
         };
         Ok(loaded?)
+    }
+
+    /// Whether it is the file that was `seen`, not written since.
+    async fn is_still(&self, seen: Stamp) -> bool {
+        let Self::File(path) = self.clone() else { return true };
+        let now = tokio::task::spawn_blocking(move || Stamp::of(&path)).await;
+        matches!(now, Ok(Ok(now)) if now == seen)
     }
 }
 
@@ -209,7 +217,8 @@ impl Reloads<'_> {
             match command {
                 Command::Apply { text, reply } => {
                     let source = Source::Text(text);
-                    let outcome = self.reload(Trigger::Asked, source.clone()).await;
+                    let loaded = load(source.clone(), self.vocabulary.clone()).await;
+                    let outcome = self.apply(Trigger::Asked, loaded);
                     if outcome.is_ok() && matches!(self.source, Source::Text(_)) {
                         self.source = source;
                     }
@@ -218,18 +227,25 @@ impl Reloads<'_> {
                 Command::Reload { trigger, reply } => {
                     let mut batch = Batch { trigger, replies: reply.into_iter().collect() };
                     held_back = batch.join_waiting(commands);
-                    let outcome = self.reload(batch.trigger, self.source.clone()).await;
+                    debug!(trigger = ?batch.trigger, "reloading");
+                    let loaded = load(self.source.clone(), self.vocabulary.clone()).await;
+                    if let Trigger::File(seen) = batch.trigger
+                        && !self.source.is_still(seen).await
+                    {
+                        // What was read may be half of it. That it is another once more is noticed, too.
+                        debug!("the file was written while it was read");
+                        continue;
+                    }
+                    let outcome = self.apply(batch.trigger, loaded);
                     answer(batch.replies, &outcome);
                 }
             }
         }
     }
 
-    async fn reload(&mut self, trigger: Trigger, source: Source) -> Outcome {
-        debug!(?trigger, "reloading");
-        let loaded = load(source, self.vocabulary.clone()).await;
-        // From here on nothing waits.
-        let reopen = if trigger == Trigger::File { Reopen::Changed } else { Reopen::All };
+    /// Nothing waits in here.
+    fn apply(&mut self, trigger: Trigger, loaded: Result<Loaded, Error>) -> Outcome {
+        let reopen = if matches!(trigger, Trigger::File(_)) { Reopen::Changed } else { Reopen::All };
         let outcome = loaded.and_then(|Loaded { config, warnings }| self.supervisor.apply(config, warnings, reopen));
         match outcome {
             Ok(applied) => Ok(self.note_applied(applied)),
@@ -264,7 +280,7 @@ impl Reloads<'_> {
         let text = error.to_string().trim_end().to_owned();
         // A file that is written again with the same mistake is no news; who asks for a reload gets an answer.
         let known = status.last_error.as_ref().is_some_and(|last| last.text == text);
-        if known && trigger == Trigger::File {
+        if known && matches!(trigger, Trigger::File(_)) {
             debug!(problems = %text, "still not applied");
         } else {
             error!(problems = %text, serving_generation = status.generation, "configuration refused, nothing changed");
@@ -295,7 +311,7 @@ impl Batch {
     fn join_waiting(&mut self, commands: &mut mpsc::Receiver<Command>) -> Option<Command> {
         while let Ok(command) = commands.try_recv() {
             let Command::Reload { trigger, reply } = command else { return Some(command) };
-            if self.trigger == Trigger::File {
+            if matches!(self.trigger, Trigger::File(_)) {
                 self.trigger = trigger;
             }
             self.replies.extend(reply);

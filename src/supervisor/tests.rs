@@ -117,7 +117,7 @@ async fn a_start_that_fails_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_file_is_followed_and_a_broken_one_is_not_served() {
-    let file = Scratch::new(&text(U));
+    let file = Scratch::new("followed", &text(U));
     let running = Isobar::builder().config_file(&file.0).admin(false).start().unwrap();
     let handle = running.handle().clone();
     assert_eq!(handle.status().file.as_ref(), Some(&file.0));
@@ -180,6 +180,37 @@ fn is_free(address: SocketAddr) -> bool {
     TcpListener::bind(address).is_ok()
 }
 
+#[tokio::test]
+async fn what_is_read_while_the_file_is_written_is_thrown_away() {
+    let file = Scratch::new("written", &text(U));
+    let running = Isobar::builder().config_file(&file.0).watch(false).admin(false).start().unwrap();
+    let handle = running.handle();
+    // The control task takes up one command after the other, but reloads that wait together are one.
+    let noticed = async |seen| {
+        let trigger = control::Trigger::File(seen);
+        handle.commands.send(control::Command::Reload { trigger, reply: None }).await.unwrap();
+        eventually(|| handle.commands.capacity() == handle.commands.max_capacity()).await;
+    };
+    let counted = |text: &str| {
+        std::fs::write(&file.0, text).unwrap();
+        let status = handle.status();
+        (status.reloads_applied, status.reloads_failed)
+    };
+    let seen = || watch::Stamp::of(&file.0).unwrap();
+
+    let before = seen();
+    for half in ["[[listener]]\naddr", &text("")] {
+        counted(half);
+        noticed(before).await;
+        handle.apply_text(&text(U)).await.unwrap();
+    }
+    assert_eq!(counted(&text(V)), (2, 0), "neither refused nor applied");
+    noticed(seen()).await;
+    eventually(|| handle.status().reloads_applied == 3).await;
+    assert!(handle.snapshot().upstream("v").is_some());
+    running.stop(Duration::ZERO).await;
+}
+
 async fn eventually(mut condition: impl FnMut() -> bool) {
     for _ in 0..250 {
         if condition() {
@@ -194,8 +225,8 @@ async fn eventually(mut condition: impl FnMut() -> bool) {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(text: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("isobar-supervisor-{}.toml", std::process::id()));
+    fn new(name: &str, text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("isobar-supervisor-{}-{name}.toml", std::process::id()));
         std::fs::write(&path, text).unwrap();
         Self(path)
     }

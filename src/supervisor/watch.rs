@@ -6,7 +6,8 @@
 //! over it, and the swap of a link further up by which Kubernetes replaces a ConfigMap. (One thing nobody sees from inside a
 //! container: a rename over a file that is itself mounted. Mount its directory.)
 //!
-//! A change is acted upon once two looks in a row agree, so that a file is not read while it is written.
+//! A change is acted upon once two looks in a row agree, so that a file is not read while it is written. Where it is all the same, what was
+//! read is thrown away: [`Source`](super::control::Source) looks once more.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -71,8 +72,8 @@ const PATIENCE: u32 = 4;
 pub enum Action {
     /// Nothing: as it was, or still changing.
     Wait,
-    /// The file is another.
-    Reload,
+    /// The file is another: this one.
+    Reload(Stamp),
     /// There is no file any more.
     Vanished,
 }
@@ -93,7 +94,7 @@ impl Watch {
         }
         self.settled = now;
         self.unsteady = 0;
-        if now.is_some() { Action::Reload } else { Action::Vanished }
+        now.map_or(Action::Vanished, Action::Reload)
     }
 }
 
@@ -116,9 +117,9 @@ async fn poll(path: PathBuf, mut watch: Watch, commands: mpsc::Sender<Command>) 
         match watch.look(looked.ok()) {
             Action::Wait => {}
             Action::Vanished => warn!(file = %path.display(), "file vanished, keeping what runs"),
-            Action::Reload => {
+            Action::Reload(seen) => {
                 info!(file = %path.display(), "file changed");
-                if commands.send(Command::Reload { trigger: Trigger::File, reply: None }).await.is_err() {
+                if commands.send(Command::Reload { trigger: Trigger::File(seen), reply: None }).await.is_err() {
                     return;
                 }
             }
@@ -138,14 +139,15 @@ mod tests {
 
     #[test]
     fn a_change_counts_once_it_is_seen_twice() {
-        use Action::{Reload, Vanished, Wait};
+        use Action::{Vanished, Wait};
         const GONE: Option<Stamp> = None;
         let (a, b, c) = (stamp(1), stamp(2), stamp(3));
+        let reload = |stamp: Option<Stamp>| Action::Reload(stamp.unwrap());
         type Look = (Option<Stamp>, Action);
         let cases: &[(&str, Option<Stamp>, &[Look])] = &[
             ("nothing happens", a, &[(a, Wait), (a, Wait), (a, Wait)]),
-            ("an edit", a, &[(b, Wait), (b, Reload), (b, Wait), (b, Wait)]),
-            ("a slow writer", a, &[(b, Wait), (c, Wait), (b, Wait), (b, Reload), (b, Wait)]),
+            ("an edit", a, &[(b, Wait), (b, reload(b)), (b, Wait), (b, Wait)]),
+            ("a slow writer", a, &[(b, Wait), (c, Wait), (b, Wait), (b, reload(b)), (b, Wait)]),
             (
                 "one that never rests",
                 a,
@@ -153,23 +155,23 @@ mod tests {
                     (b, Wait),
                     (c, Wait),
                     (b, Wait),
-                    (c, Reload),
+                    (c, reload(c)),
                     (b, Wait),
                     (c, Wait),
                     (b, Wait),
-                    (a, Reload),
+                    (a, reload(a)),
                     (a, Wait),
                 ],
             ),
             ("an edit and its undoing between looks", a, &[(b, Wait), (a, Wait), (a, Wait)]),
-            ("two edits", a, &[(b, Wait), (b, Reload), (c, Wait), (c, Reload)]),
-            ("an edit that comes back", a, &[(b, Wait), (b, Reload), (a, Wait), (a, Reload)]),
-            ("gone for the moment of a rename", a, &[(GONE, Wait), (b, Wait), (b, Reload)]),
+            ("two edits", a, &[(b, Wait), (b, reload(b)), (c, Wait), (c, reload(c))]),
+            ("an edit that comes back", a, &[(b, Wait), (b, reload(b)), (a, Wait), (a, reload(a))]),
+            ("gone for the moment of a rename", a, &[(GONE, Wait), (b, Wait), (b, reload(b))]),
             ("gone for the moment of a link's swap", a, &[(GONE, Wait), (a, Wait), (a, Wait)]),
             ("gone, said once", a, &[(GONE, Wait), (GONE, Vanished), (GONE, Wait), (GONE, Wait)]),
-            ("gone and back", a, &[(GONE, Wait), (GONE, Vanished), (b, Wait), (b, Reload), (b, Wait)]),
-            ("gone and back, the same", a, &[(GONE, Wait), (GONE, Vanished), (a, Wait), (a, Reload)]),
-            ("not there at first", GONE, &[(GONE, Wait), (GONE, Wait), (a, Wait), (a, Reload)]),
+            ("gone and back", a, &[(GONE, Wait), (GONE, Vanished), (b, Wait), (b, reload(b)), (b, Wait)]),
+            ("gone and back, the same", a, &[(GONE, Wait), (GONE, Vanished), (a, Wait), (a, reload(a))]),
+            ("not there at first", GONE, &[(GONE, Wait), (GONE, Wait), (a, Wait), (a, reload(a))]),
         ];
         for (case, loaded, looks) in cases {
             let mut watch = Watch::new(*loaded);
@@ -226,7 +228,8 @@ mod tests {
             [("in place", &edit_in_place as &dyn Fn()), ("link", &swap_the_link), ("rename", &rename_over)]
         {
             edit();
-            assert_eq!([look(), look(), look()], [Action::Wait, Action::Reload, Action::Wait], "{way}");
+            let seen = Stamp::of(&path).unwrap();
+            assert_eq!([look(), look(), look()], [Action::Wait, Action::Reload(seen), Action::Wait], "{way}");
         }
         fs::remove_file(&path).unwrap();
         assert_eq!([look(), look(), look()], [Action::Wait, Action::Vanished, Action::Wait]);
@@ -242,7 +245,7 @@ mod tests {
 
         fs::write(&path, "two, longer").unwrap();
         let first = tokio::time::timeout(Duration::from_secs(1), asked.recv()).await.unwrap();
-        assert!(matches!(first, Some(Command::Reload { trigger: Trigger::File, reply: None })));
+        assert!(matches!(first, Some(Command::Reload { trigger: Trigger::File(_), reply: None })));
         assert!(tokio::time::timeout(3 * POLL_EVERY, asked.recv()).await.is_err(), "one change, one reload");
 
         drop(asked);
