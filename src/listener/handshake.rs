@@ -1,10 +1,10 @@
 //! From an accepted socket to one that HTTP is spoken on: the TLS handshake, where the listener has one.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::task::spawn_local;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream};
 use tracing::debug;
 
@@ -134,33 +135,45 @@ async fn answer(
     hello: StartHandshake<TcpStream>,
     server: Arc<ServerConfig>,
 ) -> Result<Box<TlsStream<TcpStream>>, (io::Error, TcpStream)> {
+    // Whether the client is asked for another key share, and so gets a further answer (RFC 8446 §4.1.4).
+    let again = Cell::new(false);
     let shaken = pin!(async {
         // Works out the answer at once, and not when it is polled: in its turn.
-        let handshake = hello.into_stream(server).into_fallible();
+        let handshake = hello.into_stream_with(server, |connection| {
+            again.set(connection.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest));
+        });
         // In a box at once: it is large, and would be moved again by whoever hands it on.
-        handshake.await.map(|stream| Box::new(TlsStream::Server(stream)))
+        handshake.into_fallible().await.map(|stream| Box::new(TlsStream::Server(stream)))
     });
-    one_a_turn(shaken).await
+    one_a_turn(shaken, &again).await
 }
 
 thread_local! {
     /// Who may work at a handshake on this worker.
-    static AT_WORK: Rc<Semaphore> = Rc::new(Semaphore::new(1));
+    static AT_WORK: Arc<Semaphore> = Arc::new(Semaphore::new(1));
 }
 
-/// Has all who wait for this worker had their turn before the next of these begins: what is answered to a first message is nearly all the
-/// work there is, and takes as long as ten requests. (Who is asked for another key share, or speaks TLS 1.2, has some of it done behind its
-/// turn.)
-async fn one_a_turn<T>(mut handshake: impl Future<Output = T> + Unpin) -> T {
-    let at_work = AT_WORK.with(Rc::clone);
-    // Nobody closes it.
-    let at_work = at_work.acquire().await;
-    if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(Pin::new(&mut handshake).poll(cx))).await {
-        return done;
+/// Has all who wait for this worker had their turn before the next answer to a client's hello is worked out: that is nearly all the work there
+/// is in a handshake, and takes as long as ten requests. What comes behind takes turns too where there may be an answer `again`.
+async fn one_a_turn<T>(mut handshake: impl Future<Output = T> + Unpin, again: &Cell<bool>) -> T {
+    let at_work = AT_WORK.with(Arc::clone);
+    loop {
+        // Nobody closes it.
+        let turn = Arc::clone(&at_work).acquire_owned().await;
+        let worked = poll_fn(|cx| Poll::Ready(Pin::new(&mut handshake).poll(cx))).await;
+        // Apart, so that this task is woken by its client alone.
+        spawn_local(async move {
+            tokio::task::yield_now().await;
+            drop(turn);
+        });
+        match worked {
+            Poll::Ready(done) => return done,
+            Poll::Pending if !again.get() => return handshake.await,
+            Poll::Pending => {}
+        }
+        let mut woken = false;
+        poll_fn(|_| if std::mem::replace(&mut woken, true) { Poll::Ready(()) } else { Poll::Pending }).await;
     }
-    tokio::task::yield_now().await;
-    drop(at_work);
-    handshake.await
 }
 
 /// The first byte that the client sends, which stays unread.
@@ -230,9 +243,9 @@ mod tests {
     use rustls::server::{ClientHello, ResolvesServerCert};
     use rustls::sign::CertifiedKey;
     use rustls::{ClientConfig, ClientConnection, RootCertStore};
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
-    use tokio::task::{LocalSet, spawn_local, yield_now};
+    use tokio::task::{LocalSet, yield_now};
 
     use super::*;
 
@@ -247,52 +260,78 @@ mod tests {
         }
     }
 
-    /// What a client has said, which says no more.
-    async fn hello(provider: &Arc<CryptoProvider>) -> (TcpStream, StartHandshake<TcpStream>) {
+    /// A client with what it has said first.
+    async fn hello(provider: &Arc<CryptoProvider>) -> (TcpStream, ClientConnection, StartHandshake<TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let config = ClientConfig::builder_with_provider(Arc::clone(provider)).with_safe_default_protocol_versions();
         let config = config.unwrap().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
-        let mut said = Vec::new();
         let mut tls = ClientConnection::new(Arc::new(config), "t.example".try_into().unwrap()).unwrap();
-        tls.write_tls(&mut said).unwrap();
-        client.write_all(&said).await.unwrap();
+        say(&client, &mut tls);
         let server = listener.accept().await.unwrap().0;
-        (client, LazyConfigAcceptor::new(Acceptor::default(), server).await.unwrap())
+        (client, tls, LazyConfigAcceptor::new(Acceptor::default(), server).await.unwrap())
+    }
+
+    /// Sends what there is to be said at once, before anybody else runs.
+    fn say(client: &TcpStream, tls: &mut ClientConnection) {
+        let mut said = Vec::new();
+        tls.write_tls(&mut said).unwrap();
+        assert_eq!(client.try_write(&said).unwrap(), said.len());
+    }
+
+    /// Waits until so many answers were begun, of which there is one between two turns.
+    async fn begun(answers: &Counting, until: usize) {
+        let (mut before, mut turns) = (answers.0.load(SeqCst), 0);
+        let first = before;
+        while before < until {
+            assert!(turns < 1000, "{before} begun");
+            yield_now().await;
+            let seen = answers.0.load(SeqCst);
+            assert!(seen - before <= 1, "{} at once", seen - before);
+            (before, turns) = (seen, turns + 1);
+        }
+        assert!(turns >= until - first, "{turns} turns");
     }
 
     #[tokio::test]
-    async fn one_handshake_is_worked_at_between_two_turns_of_others() {
+    async fn one_answer_is_worked_out_between_two_turns_of_others() {
         const HANDSHAKES: usize = 20;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let ours = rustls::crypto::aws_lc_rs::default_provider();
         let made = rcgen::generate_simple_self_signed(["t.example".into()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let key = CertifiedKey::from_der(vec![made.cert.der().clone()], key, &provider).unwrap();
-        let begun = Arc::new(Counting(AtomicUsize::new(0), Arc::new(key)));
-        let server = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-        let server = server.unwrap().with_no_client_auth().with_cert_resolver(Arc::clone(&begun) as _);
-        let server = Arc::new(server);
+        let key = CertifiedKey::from_der(vec![made.cert.der().clone()], key, &ours).unwrap();
+        let answers = Arc::new(Counting(AtomicUsize::new(0), Arc::new(key)));
+        // What clients do not guess: each is asked for another key share, and so gets two answers.
+        let provider =
+            CryptoProvider { kx_groups: vec![rustls::crypto::aws_lc_rs::kx_group::SECP384R1], ..ours.clone() };
+        let server = ServerConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions();
+        let server = server.unwrap().with_no_client_auth().with_cert_resolver(Arc::clone(&answers) as _);
+        let (server, ours) = (Arc::new(server), Arc::new(ours));
         let tasks = LocalSet::new();
         tasks
             .run_until(async {
                 let (mut clients, mut hellos) = (Vec::new(), Vec::new());
                 for _ in 0..HANDSHAKES {
-                    let (client, hello) = hello(&provider).await;
-                    clients.push(client);
+                    let (client, tls, hello) = hello(&ours).await;
+                    clients.push((client, tls));
                     hellos.push(hello);
                 }
                 for hello in hellos {
                     spawn_local(answer(hello, Arc::clone(&server)));
                 }
-                let (mut before, mut turns) = (0, 0);
-                while before < HANDSHAKES {
-                    assert!(turns < 100 * HANDSHAKES, "{before} begun");
-                    yield_now().await;
-                    let seen = begun.0.load(SeqCst);
-                    assert!(seen - before <= 1, "{} at once", seen - before);
-                    (before, turns) = (seen, turns + 1);
+                begun(&answers, HANDSHAKES).await;
+                for (client, tls) in &mut clients {
+                    let mut asked = vec![0; 1024];
+                    while !tls.wants_write() {
+                        let bytes = client.read(&mut asked).await.unwrap();
+                        tls.read_tls(&mut &asked[..bytes]).unwrap();
+                        tls.process_new_packets().unwrap();
+                    }
                 }
-                assert!(turns >= HANDSHAKES, "{turns} turns");
+                for (client, tls) in &mut clients {
+                    say(client, tls);
+                }
+                begun(&answers, 2 * HANDSHAKES).await;
             })
             .await;
     }
@@ -302,10 +341,12 @@ mod tests {
         let tasks = LocalSet::new();
         tasks
             .run_until(async {
-                let gone = spawn_local(one_a_turn(std::future::pending::<()>()));
+                let gone = spawn_local(async { one_a_turn(std::future::pending::<()>(), &Cell::new(false)).await });
                 yield_now().await;
                 gone.abort();
-                let next = tokio::time::timeout(Duration::from_secs(5), one_a_turn(std::future::ready(7))).await;
+                let next =
+                    tokio::time::timeout(Duration::from_secs(5), one_a_turn(std::future::ready(7), &Cell::new(false)))
+                        .await;
                 assert_eq!(next, Ok(7));
             })
             .await;
