@@ -39,9 +39,13 @@ class Workload:
     def by_h2load(self) -> bool:
         return self.streams > 0 or self.rate > 0
 
+    @property
+    def has_rate(self) -> bool:
+        return not self.browser and not self.close
+
     def at(self, rate: int) -> "Workload":
         """The same at so many requests a second."""
-        if self.browser or self.close:
+        if not self.has_rate:
             raise Failed(f"{self.key} has no rate: h2load sends neither a browser's headers nor each request on a connection of its own")
         return replace(self, title=f"{self.title}, {rate}/s", rate=rate)
 
@@ -190,6 +194,8 @@ def measure(bench: Bench, proxy: Proxy, workload: Workload, seconds: int) -> Run
     cpu, waited = proxy.cpu_seconds(), proxy.waited_seconds()
     said, resident = load(bench, proxy, workload, seconds)
     cpu, waited = proxy.cpu_seconds() - cpu, proxy.waited_seconds() - waited
+    if said["requests"] < 0.95 * workload.rate * seconds:
+        raise Failed(f"{proxy.name}, {workload.title}: no more than {said['requests'] / seconds:.0f}/s were asked")
     return Run(said["requests"], said["microseconds"] / 1e6, cpu, waited, said["p50"], said["p99"], resident)
 
 
@@ -339,6 +345,13 @@ def choose(keys: str) -> list[Workload]:
     return [known[key] for key in keys.split(",")]
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.sh", description=__doc__)
     parser.add_argument("--binary", help="the isobar to measure; without it, cargo builds one")
@@ -346,8 +359,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", help=f"by commas: {','.join(it.key for it in CHOICE)}")
     parser.add_argument("--connections-close", action="store_true", help="also a connection for each request")
     parser.add_argument("--rounds", type=int, default=3, help="how often each load is repeated (3)")
-    parser.add_argument("--rate", type=int, help="requests a second, the same for all, by h2load; without it, as many as there can be")
-    parser.add_argument("--restarts", type=int, default=1, help="how often all are started anew for these rounds (1)")
+    parser.add_argument("--rate", type=positive, help="requests a second, the same for all, by h2load; without it, as many as there can be")
+    parser.add_argument("--restarts", type=positive, default=1, help="how often all are started anew for these rounds (1)")
     parser.add_argument("--seconds", type=int, default=1, help="of one load on one proxy (1)")
     parser.add_argument("--patience", type=int, default=0, help="repeat a disturbed load up to so often (0)")
     parser.add_argument("--calls", default="small", help="workloads whose system calls are counted (small), or none")
@@ -362,6 +375,8 @@ def run() -> None:
     if flags.connections_close and CLOSE not in workloads:
         workloads = [*workloads, CLOSE]
     if flags.rate:
+        if not flags.workloads:
+            workloads = [workload for workload in workloads if workload.has_rate]
         workloads = [workload.at(flags.rate) for workload in workloads]
     for tool in ("curl", "h2load"):
         if any(workload.by_h2load for workload in workloads) and not shutil.which(tool):

@@ -725,17 +725,23 @@ mod tests {
         }
     }
 
-    /// A body of so many pieces of one byte, all of them there.
-    struct Crumbs(Cell<usize>);
+    /// A body of so many pieces of one byte: all of them there, or each after a pause.
+    struct Crumbs {
+        left: Cell<usize>,
+        pause: Option<RefCell<tokio::time::Interval>>,
+    }
 
     impl Source for Crumbs {
-        fn poll_piece(&self, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-            let left = self.0.get();
-            self.0.set(left.saturating_sub(1));
+        fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            if let Some(pause) = &self.pause {
+                ready!(pause.borrow_mut().poll_tick(cx));
+            }
+            let left = self.left.get();
+            self.left.set(left.saturating_sub(1));
             Poll::Ready((left > 0).then(|| Ok(Frame::data(Bytes::from_static(b"z")))))
         }
         fn is_done(&self) -> bool {
-            self.0.get() == 0
+            self.left.get() == 0
         }
         fn left(&self) -> Option<u64> {
             None
@@ -749,31 +755,14 @@ mod tests {
         }
     }
 
-    /// A body of so many pieces, one each 50 ms.
-    struct Drip(Cell<usize>, RefCell<Pin<Box<tokio::time::Sleep>>>);
-
-    impl Source for Drip {
-        fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-            let mut sleep = self.1.borrow_mut();
-            ready!(sleep.as_mut().poll(cx));
-            sleep.as_mut().reset(tokio::time::Instant::now() + Duration::from_millis(50));
-            let left = self.0.get();
-            self.0.set(left.saturating_sub(1));
-            Poll::Ready((left > 0).then(|| Ok(Frame::data(Bytes::from_static(b"z")))))
+    /// What a backend has got of them, once it has all.
+    async fn eaten(backend: &mut TcpStream) -> usize {
+        let mut written = Vec::new();
+        while !written.ends_with(b"\r\n0\r\n\r\n") {
+            assert!(backend.read_buf(&mut written).await.unwrap() > 0, "cut short");
         }
-        fn is_done(&self) -> bool {
-            self.0.get() == 0
-        }
-        fn left(&self) -> Option<u64> {
-            None
-        }
-        fn want(&self, _: bool) {}
-        fn pours(&self) -> bool {
-            false
-        }
-        fn poll_pour(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
-            Poll::Ready(Ok(0))
-        }
+        // None in the head.
+        written.iter().filter(|&&byte| byte == b'z').count()
     }
 
     struct Nobody;
@@ -828,46 +817,37 @@ mod tests {
     async fn a_body_in_crumbs_takes_turns() {
         const CRUMBS: usize = 1000;
         let (mut backend, link) = link().await;
-        let crumbs = Rc::new(Crumbs(Cell::new(CRUMBS)));
+        let crumbs = Rc::new(Crumbs { left: Cell::new(CRUMBS), pause: None });
         let mut body = RequestBody::streamed(Rc::clone(&crumbs) as Rc<dyn Source>, Rc::new(Nobody));
         let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
         link.begin(&parts, &body, Lines::default());
         let mut most = 0;
-        for _ in 0..CRUMBS {
-            if crumbs.is_done() {
-                break;
-            }
-            let before = crumbs.0.get();
-            let polled = poll_fn(|cx| Poll::Ready(link.poll_response(cx, &mut body, &Nobody))).await;
-            assert!(polled.is_pending());
-            most = most.max(before - crumbs.0.get());
-        }
+        poll_fn(|cx| {
+            let before = crumbs.left.get();
+            assert!(link.poll_response(cx, &mut body, &Nobody).is_pending());
+            most = most.max(before - crumbs.left.get());
+            if crumbs.is_done() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         assert!((1..=TURN_BYTES / WRITE_BYTES + 1).contains(&most), "{most} writes in a turn");
-        let (mut read, mut space) = (0, [0; 1024]);
-        while read < CRUMBS {
-            let bytes = backend.read(&mut space).await.unwrap();
-            assert!(bytes > 0, "cut short after {read}");
-            // None in the head.
-            read += space[..bytes].iter().filter(|&&byte| byte == b'z').count();
-        }
+        assert_eq!(eaten(&mut backend).await, CRUMBS);
     }
 
     #[tokio::test]
     async fn an_upload_in_chunks_that_goes_on_is_not_given_up() {
+        const CRUMBS: usize = 20;
         let (mut backend, link) = link().await;
-        let drip = Drip(Cell::new(20), RefCell::new(Box::pin(tokio::time::sleep(Duration::ZERO))));
-        let mut body = RequestBody::streamed(Rc::new(drip), Rc::new(Nobody));
+        let pause = Some(RefCell::new(tokio::time::interval(Duration::from_millis(50))));
+        let crumbs = Rc::new(Crumbs { left: Cell::new(CRUMBS), pause });
+        let mut body = RequestBody::streamed(crumbs, Rc::new(Nobody));
         let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
         link.begin(&parts, &body, Lines::default());
         backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
         poll_fn(|cx| link.poll_response(cx, &mut body, &Nobody)).await.unwrap();
-        // A second, and so more than twice as long as it may stand still.
+        // It takes a second, more than twice as long as it may stand still.
         link.upload(body, Duration::from_millis(400)).await;
-        let mut written = Vec::new();
-        while !written.ends_with(b"0\r\n\r\n") {
-            assert!(backend.read_buf(&mut written).await.unwrap() > 0);
-        }
-        assert_eq!(written.iter().filter(|&&byte| byte == b'z').count(), 20);
+        assert!(link.rest(), "it was given up");
+        assert_eq!(eaten(&mut backend).await, CRUMBS);
     }
 
     #[tokio::test]
