@@ -7,7 +7,7 @@
 //! container: a rename over a file that is itself mounted. Mount its directory.)
 //!
 //! A change is acted upon once two looks in a row agree, so that a file is not read while it is written. Where it is all the same, what was
-//! read is thrown away: [`Source`](super::control::Source) looks once more.
+//! read is thrown away: whoever has read it looks once more.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
