@@ -11,7 +11,7 @@ import time
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9
-END_STREAM, END_HEADERS = 1, 4
+END_STREAM, ACK, END_HEADERS = 1, 1, 4
 
 # Not that of the well-behaved: what an address may have is the attacker's own.
 ADDRESS = "127.0.0.2"
@@ -120,6 +120,13 @@ class Ping(Attack):
 
     def burst(self, state):
         return frame(PING, 0, 0, b"12345678") * 4000
+
+
+class PingAnswers(Attack):
+    """Acknowledgements of PINGs that nobody has sent: each is worth a remark, and none should get one."""
+
+    def burst(self, state):
+        return frame(PING, ACK, 0, b"12345678") * 4000
 
 
 class Priority(Attack):
@@ -273,6 +280,7 @@ ALL = {
     "empty CONTINUATION": EmptyContinuation,
     "SETTINGS": Settings,
     "PING": Ping,
+    "PING answers": PingAnswers,
     "PRIORITY": Priority,
     "empty DATA": EmptyData,
     "zero window": ZeroWindow,

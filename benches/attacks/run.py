@@ -22,6 +22,8 @@ CLIENTS, RATE = 100, 20
 # The clients' own beginning, a hundred connections at once, tells nothing of the attack.
 UNCOUNTED_SECONDS = 1
 BASELINE_SECONDS, ATTACK_SECONDS = 10, 20
+# A few lines tell of an attack. Some for each second are a part of it: they fill disks, and who writes them waits.
+MOST_LINES = ATTACK_SECONDS
 
 CONFIG = """\
 workers = 1
@@ -95,6 +97,11 @@ class Isobar:
         self.log = open(os.path.join(work, "log"), "w")
         self.process = pinned(PROXY_CORE, [binary, "--config", config], stdout=self.log, stderr=self.log)
         until(lambda: listens(self.plain) and listens(self.tls), "isobar listens")
+
+    def lines(self):
+        """How many it has logged."""
+        with open(self.log.name, "rb") as log:
+            return sum(1 for _ in log)
 
     def metrics(self):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=10) as response:
@@ -192,7 +199,7 @@ def one(name, binary, work, origin):
         port = isobar.limited if name.endswith(", limited") else isobar.tls if secure else isobar.plain
         url = f"http{'s' * secure}://127.0.0.1:{port}"
         _, failed_before, usual = Clients(work, url, BASELINE_SECONDS).wait()
-        before, memory = isobar.metrics(), isobar.memory("VmRSS")
+        before, memory, lines = isobar.metrics(), isobar.memory("VmRSS"), isobar.lines()
         running = attacks.Running(name, port, LOAD_CORE)
         # What holds something is there before the others come: while it begins, it is a thousand requests like any others.
         time.sleep(2 if name in attacks.HOLDING else 0.5)
@@ -215,6 +222,7 @@ def one(name, binary, work, origin):
             "CPU": f"{busy:.0%}",
             "MiB before": f"{memory:.0f}",
             "MiB at most": f"{isobar.memory('VmHWM'):.0f}",
+            "log lines": isobar.lines() - lines,
             "seen in": caught(before, after),
         }
     finally:
@@ -256,7 +264,7 @@ def main():
     print("| " + " | ".join(columns) + " |\n|" + "|".join("---" if it in ("attack", "seen in") else "--:" for it in columns) + "|")
     for row in rows:
         print("| " + " | ".join(str(row[column]) for column in columns) + " |")
-    bad = [row["attack"] for row in rows if row["errors"] or float(row["ratio"]) > 2]
+    bad = [row["attack"] for row in rows if row["errors"] or float(row["ratio"]) > 2 or row["log lines"] > MOST_LINES]
     if bad:
         print(f"\nnot held: {', '.join(bad)}")
         sys.exit(1)

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tracing::Subscriber;
-use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
+use tracing_subscriber::filter::{Directive, EnvFilter, LevelFilter, ParseError};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
@@ -184,21 +184,35 @@ enum Floor {
     Audit,
 }
 
-/// Like [`EnvFilter::try_new`], but changes by hand are logged whatever the level, unless the text speaks of them itself; and a lone word must be a level. `EnvFilter` takes `inof` for the name of a module and then
-/// logs nothing at all.
+/// Like [`EnvFilter::try_new`], but three things differ. Changes by hand are logged whatever the level, unless the text speaks of them
+/// itself. What a peer makes a library say waits for `debug`, see [`quiet`]. And a lone word must be a level: `EnvFilter` takes
+/// `inof` for the name of a module and then logs nothing at all.
 fn parse(level: &str, floor: Floor) -> Result<EnvFilter, BadLevel> {
     let bad = |source| BadLevel { level: level.into(), source };
     let lone_word = |part: &str| !part.contains(['=', '[']) && LevelFilter::from_str(part).is_err();
     if level.trim().is_empty() || level.split(',').map(str::trim).any(lone_word) {
         return Err(bad(None));
     }
-    let filter = EnvFilter::try_new(level).map_err(|source| bad(Some(source)))?;
+    let mut filter = EnvFilter::try_new(level).map_err(|source| bad(Some(source)))?;
+    if let Some(quiet) = quiet(level) {
+        filter = filter.add_directive(quiet);
+    }
     let silent = level.trim().eq_ignore_ascii_case("off") || level.contains(audit::TARGET);
     if silent && floor == Floor::Off {
         return Ok(filter);
     }
     let audit = format!("{}=info", audit::TARGET).parse().map_err(|source| bad(Some(source)))?;
     Ok(filter.add_directive(audit))
+}
+
+/// What keeps `h2` quiet under a level that does not ask for every detail: it warns of frames that make no sense, a line for each, and
+/// who sends them could fill a disk and have the workers wait for it. They are counted instead (`listener::http2`). A text that
+/// names the library means it.
+fn quiet(level: &str) -> Option<Directive> {
+    let mut parts = level.split(',').map(str::trim);
+    let lets_through =
+        |part: &str| part.starts_with("h2") || LevelFilter::from_str(part).is_ok_and(|level| level > LevelFilter::INFO);
+    if parts.any(lets_through) { None } else { "h2=error".parse().ok() }
 }
 
 #[cfg(test)]
@@ -295,6 +309,27 @@ mod tests {
             assert!(!seen(), "but the file can switch everything off");
             logging.set_level("info,isobar::audit=off").unwrap();
             assert!(!seen());
+        });
+    }
+
+    #[test]
+    fn what_peers_make_a_library_say_waits_for_debug() {
+        logged(LogFormat::Text, "info", false, |logging, lines| {
+            for (level, seen) in [
+                ("info", false),
+                ("warn", false),
+                ("off", false),
+                ("isobar=info", false),
+                ("info,isobar::proxy=debug", false),
+                ("debug", true),
+                ("isobar=info,TRACE", true),
+                ("info,h2=warn", true),
+                ("info,h2::proto=warn", true),
+            ] {
+                logging.set_level(level).unwrap();
+                tracing::warn!(target: "h2::proto::ping_pong", "what is this");
+                assert_eq!(lines.take().contains("what is this"), seen, "{level}");
+            }
         });
     }
 
