@@ -50,6 +50,8 @@ pub enum Malformed {
     Target,
     /// The target is longer than 64 KiB.
     LongTarget,
+    /// The target has a fragment, which is nobody's but the client's.
+    Fragment,
     /// A header field.
     Field,
 }
@@ -96,8 +98,13 @@ pub fn read(
     let target = start + target.start..start + target.end;
     let long = target.len() > LONGEST_TARGET;
     // What is made of a head shares the bytes it is read from.
-    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice(target))
+    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice(target.clone()))
         .map_err(|_| if long { Malformed::LongTarget } else { Malformed::Target })?;
+    // `Uri` drops one. Nothing was dropped where the path is as long as the target.
+    let whole = request.uri().path_and_query().is_some_and(|kept| kept.as_str().len() == target.len());
+    if !whole && memchr(b'#', &bytes[target]).is_some() {
+        return Err(Malformed::Fragment);
+    }
     *request.version_mut() = if http10 { Version::HTTP_10 } else { Version::HTTP_11 };
 
     let (mut close, mut keep_alive) = (false, false);
@@ -313,6 +320,14 @@ mod tests {
             ("G\0T / HTTP/1.1\r\n\r\n", Malformed::Line),
             ("GET  / HTTP/1.1\r\n\r\n", Malformed::Line),
             ("GET http://a:b:c/ HTTP/1.1\r\n\r\n", Malformed::Target),
+            ("GET # HTTP/1.1\r\n\r\n", Malformed::Target),
+            ("GET #a HTTP/1.1\r\n\r\n", Malformed::Target),
+            ("GET /# HTTP/1.1\r\n\r\n", Malformed::Fragment),
+            ("GET /a?b#c HTTP/1.1\r\n\r\n", Malformed::Fragment),
+            ("GET ?#c HTTP/1.1\r\n\r\n", Malformed::Target),
+            ("GET *#c HTTP/1.1\r\n\r\n", Malformed::Target),
+            ("GET http://h/a#c HTTP/1.1\r\n\r\n", Malformed::Fragment),
+            ("GET http://h#/ HTTP/1.1\r\n\r\n", Malformed::Fragment),
         ] {
             assert_eq!(head(text).map(|head| head.is_some()).unwrap_err(), expected, "{text:?}");
         }
@@ -376,6 +391,7 @@ mod tests {
                     prop_assert_eq!(head.parts.headers, expected);
                 }
                 (Ok(None), _) => prop_assert!(bytes.len() == text.len()),
+                (Err(Malformed::Fragment), Ok(httparse::Status::Complete(_))) => prop_assert!(theirs.path.unwrap().contains('#')),
                 // A target that is none to `Uri`, or a value that is none to `HeaderValue`.
                 (Err(ours), Ok(httparse::Status::Complete(_))) => prop_assert_eq!(ours, Malformed::Target),
                 (ours, theirs) => prop_assert!(ours.is_err() && theirs.is_err() || matches!(theirs, Ok(httparse::Status::Partial)), "{ours:?} {theirs:?}"),

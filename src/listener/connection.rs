@@ -141,6 +141,7 @@ fn refused(malformed: Malformed) -> Refusal {
     let (status, reason) = match malformed {
         Malformed::Line => (400, "the request line is not one of HTTP/1.1"),
         Malformed::Target => (400, "the request target is not one of HTTP"),
+        Malformed::Fragment => (400, "the request target has a fragment"),
         Malformed::LongTarget => (414, "the request target is longer than this listener takes"),
         Malformed::Field => (400, "a header field holds a forbidden character"),
     };

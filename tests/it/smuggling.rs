@@ -29,6 +29,8 @@ fn refused() -> Vec<(&'static str, Vec<u8>, u16)> {
         ("NUL in the target", "GET /\0 HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         ("CR in the target", "GET /\r HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         ("a target that is a fragment", "GET #a HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        ("a target with a fragment", "GET /a?b#c HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        ("a fragment behind a host", "GET http://a#@b/c HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         ("a target that is no path", "GET a/b HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         ("HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         ("HTTP/1.2", "GET / HTTP/1.2\r\nhost: a\r\n\r\n", 505),
