@@ -1,0 +1,194 @@
+//! The body of a request on its way from the client.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::Frame;
+
+use super::Wire;
+use crate::exchange::ClientSide as _;
+use crate::exchange::body::{POURED_BYTES, Source};
+use crate::exchange::watch::Phase;
+use crate::http1::chunked::{Chunked, Next};
+use crate::http1::pipe::Pipe;
+
+/// What is left of a request's body.
+#[derive(Debug, Default)]
+pub(super) enum Upload {
+    /// Nothing.
+    #[default]
+    Done,
+    /// So many bytes.
+    Length(u64),
+    Chunked(Chunked),
+    /// What does not come any more.
+    Broken,
+}
+
+impl Upload {
+    /// Takes the next piece from what was read: `None` when there is none in it.
+    fn take(&mut self, read: &mut Bytes) -> io::Result<Option<Frame<Bytes>>> {
+        match self {
+            Self::Done => Ok(None),
+            Self::Broken => Err(io::ErrorKind::InvalidData.into()),
+            Self::Length(left) => {
+                let bytes = (*left).min(read.len() as u64);
+                *left -= bytes;
+                if *left == 0 {
+                    *self = Self::Done;
+                }
+                let piece =
+                    if bytes == read.len() as u64 { std::mem::take(read) } else { read.split_to(bytes as usize) };
+                Ok(Some(Frame::data(piece)).filter(|_| bytes > 0))
+            }
+            Self::Chunked(chunked) => match chunked.next(read) {
+                Ok(Next::Data(data)) => Ok(Some(Frame::data(data))),
+                Ok(Next::More) => Ok(None),
+                Ok(Next::End(trailers)) => {
+                    *self = Self::Done;
+                    if read.is_empty() {
+                        // A connection that waits does not hold on to the memory it was read into.
+                        *read = Bytes::new();
+                    }
+                    Ok(trailers.map(Frame::trailers))
+                }
+                Err(what) => Err(io::Error::new(io::ErrorKind::InvalidData, what)),
+            },
+        }
+    }
+}
+
+impl Wire {
+    /// Passes over what has come of a body that nobody wants.
+    pub(super) fn skip(&self) {
+        if self.wanted.get() {
+            return;
+        }
+        let mut read = self.read.borrow_mut();
+        let body = &mut *self.body.borrow_mut();
+        while !read.is_empty() {
+            match body.take(&mut read) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => {
+                    *body = Upload::Broken;
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Asks a client that waits for it to send its body.
+    fn go_on(&self) {
+        if self.expects.take() && self.read.borrow().is_empty() {
+            self.inform(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+    }
+}
+
+/// The body of the request that is being served.
+impl Source for Wire {
+    fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.go_on();
+        loop {
+            let left = {
+                let body = &mut *self.body.borrow_mut();
+                match body.take(&mut self.read.borrow_mut()) {
+                    Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                    Ok(None) => match body {
+                        Upload::Done => return Poll::Ready(None),
+                        Upload::Length(left) => Some(*left),
+                        _ => None,
+                    },
+                    Err(error) => {
+                        *body = Upload::Broken;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            };
+            let broken = match ready!(self.poll_fill(cx, left)) {
+                Ok(1..) => continue,
+                Ok(0) => io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection"),
+                Err(error) => error,
+            };
+            *self.body.borrow_mut() = Upload::Broken;
+            return Poll::Ready(Some(Err(broken)));
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.is_read()
+    }
+
+    fn left(&self) -> Option<u64> {
+        match *self.body.borrow() {
+            Upload::Done => Some(0),
+            Upload::Length(left) => Some(left),
+            Upload::Chunked(_) | Upload::Broken => None,
+        }
+    }
+
+    fn pours(&self) -> bool {
+        matches!(*self.body.borrow(), Upload::Length(left) if left >= POURED_BYTES)
+            && self.read.borrow().is_empty()
+            && self.held.borrow().is_empty()
+            && self.socket.borrow().plain().is_some()
+    }
+
+    fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        self.go_on();
+        let socket = self.socket.borrow();
+        let mut guard = self.guard.borrow_mut();
+        let left = guard.left();
+        if matches!(*self.body.borrow(), Upload::Broken) {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        let poured = ready!(self.dry.poll(cx, |cx| pipe.poll_fill(socket.tcp(), cx, left)));
+        let body = &mut *self.body.borrow_mut();
+        let broken = match (poured, &mut *body) {
+            (Ok(bytes @ 1..), Upload::Length(left)) => {
+                guard.poured(bytes as u64);
+                *left = left.saturating_sub(bytes as u64);
+                if *left == 0 {
+                    *body = Upload::Done;
+                }
+                return Poll::Ready(Ok(bytes));
+            }
+            (Ok(_), _) => io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection"),
+            (Err(error), _) => error,
+        };
+        *body = Upload::Broken;
+        Poll::Ready(Err(broken))
+    }
+
+    fn want(&self, wanted: bool) {
+        self.wanted.set(wanted);
+        if wanted {
+            return;
+        }
+        // Once the response has begun it is another task that reads the body. From here on the connection's own waits for the
+        // next request, if the exchange is over, or else has to look whether the client goes.
+        if !self.busy.get() {
+            self.wait_for_next();
+            self.watch.wake();
+        } else if self.watch.phase() == Phase::Body {
+            self.watch.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_was_read_leaves_nothing_held() {
+        let block = Bytes::from(b"5\r\nhello\r\n0\r\n\r\n".to_vec());
+        let (mut body, mut read) = (Upload::Chunked(Chunked::default()), block.clone());
+        while !matches!(body, Upload::Done) {
+            drop(body.take(&mut read).unwrap());
+        }
+        assert!(block.is_unique(), "the block can be used again");
+    }
+}
