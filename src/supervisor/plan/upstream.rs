@@ -1,0 +1,183 @@
+//! What differs in an upstream.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::change::{Change, Changes, limit};
+use crate::config::{
+    BackendConfig, BackendLimits, BackendTlsConfig, HealthCheckConfig, NamedFile, OutlierConfig, RetryConfig, RetryOn,
+    TiersConfig, UpstreamConfig,
+};
+
+pub(super) fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
+    let mut changes = Changes::default();
+    changes.value("strategy", old.strategy.as_str(), new.strategy.as_str());
+    let addresses = |backends: &[BackendConfig]| backends.iter().map(|it| it.address.clone()).collect::<Vec<_>>();
+    changes.members("backends", &addresses(&old.backends), &addresses(&new.backends));
+    let known: HashMap<_, _> = old.backends.iter().map(|it| (&it.address, it)).collect();
+    for backend in &new.backends {
+        if let Some(was) = known.get(&backend.address) {
+            changes.value(&format!("weight of {}", backend.address), &was.weight, &backend.weight);
+            changes.value(&format!("tier of {}", backend.address), &was.place.tier, &backend.place.tier);
+            let zone = |it: &BackendConfig| it.place.zone.as_deref().unwrap_or("none").to_owned();
+            changes.value(&format!("zone of {}", backend.address), &zone(was), &zone(backend));
+        }
+    }
+    changes.time("connect_timeout", old.connect_timeout, new.connect_timeout);
+    retry_changes(&mut changes, &old.retries, &new.retries);
+    changes.value("retry_budget.percent", &old.retry_budget.percent, &new.retry_budget.percent);
+    changes.value("retry_budget.per_second", &old.retry_budget.per_second, &new.retry_budget.per_second);
+    changes.value("pool.max_idle", &old.pool.max_idle, &new.pool.max_idle);
+    changes.time("pool.idle_timeout", old.pool.idle_timeout, new.pool.idle_timeout);
+    changes.value("protocol", old.protocol.as_str(), new.protocol.as_str());
+    backend_tls_changes(&mut changes, old.tls.as_deref(), new.tls.as_deref());
+    match (&old.health_check, &new.health_check) {
+        (None, Some(_)) => changes.push_value("health_check", "off", "on"),
+        (Some(_), None) => changes.push_value("health_check", "on", "off"),
+        (Some(was), Some(is)) => health_check_changes(&mut changes, was, is),
+        (None, None) => {}
+    }
+    limits_changes(&mut changes, old, new);
+    picking_changes(&mut changes, old, new);
+    changes.0
+}
+
+fn backend_tls_changes(changes: &mut Changes, old: Option<&BackendTlsConfig>, new: Option<&BackendTlsConfig>) {
+    let (was, is) = match (old, new) {
+        (None, None) => return,
+        (None, Some(_)) => return changes.push_value("tls", "off", "on"),
+        (Some(_), None) => return changes.push_value("tls", "on", "off"),
+        (Some(was), Some(is)) => (was, is),
+    };
+    let path = |file: Option<&NamedFile>| file.map_or_else(|| "none".into(), |file| file.path.display().to_string());
+    let ca = |tls: &BackendTlsConfig| tls.ca.as_ref().map_or_else(|| "the system's".into(), |file| path(Some(file)));
+    changes.value("tls.ca", &ca(was), &ca(is));
+    let name = |tls: &BackendTlsConfig| tls.server_name.as_deref().unwrap_or("the host").to_owned();
+    changes.value("tls.server_name", &name(was), &name(is));
+    let shown = |tls: &BackendTlsConfig| {
+        let shown = tls.client_certificate.as_ref();
+        (path(shown.map(|shown| &shown.certificate)), path(shown.map(|shown| &shown.key)))
+    };
+    let ((certificate, key), (new_certificate, new_key)) = (shown(was), shown(is));
+    changes.value("tls.client_certificate.certificate", &certificate, &new_certificate);
+    changes.value("tls.client_certificate.key", &key, &new_key);
+    changes.value("tls.insecure_skip_verify", &was.insecure_skip_verify, &is.insecure_skip_verify);
+}
+
+pub(super) fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &RetryConfig) {
+    changes.value("retries.max", &old.max, &new.max);
+    let conditions = |on: &RetryOn| {
+        let words = [(on.connect_failure, "connect_failure"), (on.reset, "reset"), (on.timeout, "timeout")];
+        let words = words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word.to_owned());
+        words.chain(on.statuses.iter().map(|status| status.as_str().to_owned())).collect::<Vec<_>>()
+    };
+    changes.members("retries.on", &conditions(&old.on), &conditions(&new.on));
+    changes.members("retries.grpc_statuses", &old.grpc_statuses, &new.grpc_statuses);
+    let timeout = |timeout: Option<Duration>| timeout.map_or_else(|| "none".into(), |timeout| format!("{timeout:?}"));
+    changes.value("retries.attempt_timeout", &timeout(old.attempt_timeout), &timeout(new.attempt_timeout));
+    changes.time("retries.backoff.base", old.backoff_base, new.backoff_base);
+    changes.time("retries.backoff.max", old.backoff_max, new.backoff_max);
+    changes.time("retries.backoff.retry_after_max", old.retry_after_max, new.retry_after_max);
+    changes.value("retries.body_buffer", &old.body_buffer, &new.body_buffer);
+    changes.value("retries.response_buffer", &old.response_buffer, &new.response_buffer);
+    match (&old.hedge, &new.hedge) {
+        (None, Some(_)) => changes.push_value("retries.hedge", "off", "on"),
+        (Some(_), None) => changes.push_value("retries.hedge", "on", "off"),
+        (was, is) => changes.other("retries.hedge", was, is),
+    }
+}
+
+fn limits_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamConfig) {
+    let mut backend = |of: &str, was: &BackendLimits, is: &BackendLimits| {
+        changes.value(&format!("max_in_flight{of}"), &limit(was.max_in_flight), &limit(is.max_in_flight));
+        changes.value(&format!("max_connections{of}"), &limit(was.max_connections), &limit(is.max_connections));
+    };
+    let (was, is) = (&old.limits, &new.limits);
+    backend("", &was.backend, &is.backend);
+    let known: HashMap<_, _> = old.backends.iter().map(|it| (&it.address, it.limits)).collect();
+    for it in &new.backends {
+        // That it follows the upstream was told already.
+        let follows = |limits: BackendLimits, upstream: &BackendLimits| limits == *upstream;
+        if let Some(&before) = known.get(&it.address)
+            && !(follows(before, &was.backend) && follows(it.limits, &is.backend))
+        {
+            backend(&format!(" of {}", it.address), &before, &it.limits);
+        }
+    }
+    changes.value("queue.length", &was.queue.length, &is.queue.length);
+    changes.time("queue.timeout", was.queue.timeout, is.queue.timeout);
+    changes.other("queue.order", &was.queue.order, &is.queue.order);
+    changes.switched("circuit_breaker", &was.breaker, &is.breaker);
+    changes.switched("adaptive_limit", &was.adaptive, &is.adaptive);
+}
+
+fn picking_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamConfig) {
+    changes.value("panic_threshold", &old.tiers.panic_percent, &new.tiers.panic_percent);
+    let factor = |tiers: &TiersConfig| f64::from(tiers.overprovisioning_percent) / 100.0;
+    changes.value("overprovisioning", &factor(&old.tiers), &factor(&new.tiers));
+    match (&old.tiers.zones, &new.tiers.zones) {
+        (None, Some(_)) => changes.push_value("zone_preference", "off", "on"),
+        (Some(_), None) => changes.push_value("zone_preference", "on", "off"),
+        (was, is) => changes.other("zone_preference", was, is),
+    }
+    match (&old.slow_start, &new.slow_start) {
+        (None, Some(_)) => changes.push_value("slow_start", "off", "on"),
+        (Some(_), None) => changes.push_value("slow_start", "on", "off"),
+        (Some(was), Some(is)) => {
+            changes.time("slow_start.window", was.window, is.window);
+            changes.value("slow_start.aggression", &was.aggression, &is.aggression);
+            changes.value("slow_start.minimum_percent", &percent(was.minimum), &percent(is.minimum));
+        }
+        (None, None) => {}
+    }
+    match (&old.outlier_detection, &new.outlier_detection) {
+        (None, Some(_)) => changes.push_value("outlier_detection", "off", "on"),
+        (Some(_), None) => changes.push_value("outlier_detection", "on", "off"),
+        (Some(was), Some(is)) => outlier_changes(changes, was, is),
+        (None, None) => {}
+    }
+}
+
+fn outlier_changes(changes: &mut Changes, old: &OutlierConfig, new: &OutlierConfig) {
+    let key = |key: &str| format!("outlier_detection.{key}");
+    changes.value(&key("consecutive_gateway_errors"), &old.consecutive_gateway, &new.consecutive_gateway);
+    changes.value(&key("consecutive_local_errors"), &old.consecutive_local, &new.consecutive_local);
+    changes.value(&key("count_server_errors"), &old.count_server_errors, &new.count_server_errors);
+    changes.time(&key("interval"), old.interval, new.interval);
+    changes.time(&key("window"), old.window, new.window);
+    changes.value(&key("failure_percent"), &percent(old.failure_rate), &percent(new.failure_rate));
+    changes.value(&key("failure_volume"), &old.failure_volume, &new.failure_volume);
+    changes.value(&key("success_deviations"), &old.success_deviations, &new.success_deviations);
+    changes.value(&key("success_gap_percent"), &percent(old.success_gap), &percent(new.success_gap));
+    changes.value(&key("success_volume"), &old.success_volume, &new.success_volume);
+    changes.value(&key("success_intervals"), &old.success_intervals, &new.success_intervals);
+    changes.value(&key("latency_deviations"), &old.latency_deviations, &new.latency_deviations);
+    changes.value(&key("latency_ratio"), &old.latency_ratio, &new.latency_ratio);
+    changes.time(&key("latency_excess"), old.latency_excess, new.latency_excess);
+    changes.value(&key("latency_volume"), &old.latency_volume, &new.latency_volume);
+    changes.value(&key("latency_intervals"), &old.latency_intervals, &new.latency_intervals);
+    changes.value(&key("backends_min"), &old.hosts, &new.hosts);
+    changes.time(&key("ejection_time"), old.base, new.base);
+    changes.time(&key("ejection_time_max"), old.longest, new.longest);
+    changes.value(&key("jitter_percent"), &percent(old.jitter), &percent(new.jitter));
+    changes.time(&key("forgive_after"), old.forgive, new.forgive);
+    changes.value(&key("max_ejected_percent"), &old.max_ejected_percent, &new.max_ejected_percent);
+}
+
+fn percent(part: f64) -> u32 {
+    (part * 100.0).round() as u32
+}
+
+pub(super) fn health_check_changes(changes: &mut Changes, old: &HealthCheckConfig, new: &HealthCheckConfig) {
+    // What it asks may hold credentials.
+    changes.other("health_check.request", &old.probe, &new.probe);
+    let port = |port: Option<u16>| port.map_or_else(|| "the backend's".into(), |port| port.to_string());
+    changes.value("health_check.port", &port(old.port), &port(new.port));
+    changes.time("health_check.interval", old.interval, new.interval);
+    changes.time("health_check.interval_in_doubt", old.interval_in_doubt, new.interval_in_doubt);
+    changes.value("health_check.jitter_percent", &old.jitter_percent, &new.jitter_percent);
+    changes.time("health_check.timeout", old.timeout, new.timeout);
+    changes.value("health_check.unhealthy_after", &old.unhealthy_after, &new.unhealthy_after);
+    changes.value("health_check.healthy_after", &old.healthy_after, &new.healthy_after);
+    changes.value("health_check.initial", old.initial.as_str(), new.initial.as_str());
+}
