@@ -1,0 +1,129 @@
+//! `/config`: the configuration in force, under the keys that `lb.toml` has for it.
+//!
+//! Written out by hand, because [`Config`] says what the file means, not what it says: a header match is a key of a map there
+//! and a struct here, a duration a text there and a number here. Values that look like credentials are hidden: the file may
+//! take them from the environment, and whoever reads metrics need not know them.
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::{ReloadFailed, Status};
+use crate::config::{Config, OverloadConfig};
+use crate::proxy::Snapshot;
+use crate::telemetry::calendar::rfc3339;
+
+mod process;
+mod listener;
+mod route;
+mod upstream;
+mod value;
+
+use value::{entry_if, shown};
+
+/// The whole answer.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct View<'a> {
+    generation: u64,
+    file: Option<String>,
+    loaded_at: String,
+    config: Shown<&'a Config>,
+    last_error: Option<LastError<'a>>,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct LastError<'a> {
+    at: String,
+    problems: &'a [String],
+}
+
+impl<'a> View<'a> {
+    /// What a snapshot was built from, and what came of the last attempt to change it.
+    pub(super) fn of(snapshot: &'a Snapshot, status: &'a Status) -> Self {
+        Self {
+            generation: snapshot.generation,
+            file: status.file.as_ref().map(|file| file.display().to_string()),
+            loaded_at: rfc3339(status.loaded_at),
+            config: Shown(&snapshot.config),
+            last_error: status.last_error.as_ref().map(LastError::of),
+        }
+    }
+}
+
+impl<'a> LastError<'a> {
+    fn of(failed: &'a ReloadFailed) -> Self {
+        Self { at: rfc3339(failed.at), problems: &failed.problems }
+    }
+}
+
+/// A part of the configuration as `lb.toml` has it. Structs are taken apart as a whole, so that the compiler asks for each new
+/// field.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown<T>(pub(super) T);
+
+impl Serialize for Shown<&Config> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Config {
+            workers,
+            shutdown_grace,
+            drain_limit,
+            admin,
+            zone,
+            log,
+            access_log,
+            overload,
+            listeners,
+            tells_identity: _,
+            routes,
+            upstreams,
+        } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        match workers {
+            Some(workers) => map.serialize_entry("workers", &workers)?,
+            None => map.serialize_entry("workers", "auto")?,
+        }
+        map.serialize_entry("shutdown_grace", &Shown(*shutdown_grace))?;
+        map.serialize_entry("drain_limit", &Shown(*drain_limit))?;
+        entry_if(&mut map, "zone", zone.as_deref().map(str::to_owned).as_ref())?;
+        map.serialize_entry("admin", &Switched { on: admin.as_ref().map(Shown) })?;
+        map.serialize_entry("log", &Shown(log))?;
+        map.serialize_entry("access_log", &Switched { on: access_log.as_ref().map(Shown) })?;
+        map.serialize_entry(
+            "overload",
+            &Switched { on: (*overload != OverloadConfig::OFF).then_some(Shown(overload)) },
+        )?;
+        map.serialize_entry("listener", &shown(listeners.iter().map(|it| &**it)))?;
+        map.serialize_entry("route", &shown(routes.iter().map(|it| &**it)))?;
+        let upstreams = upstreams.iter().map(|it| (it.name.to_string(), Shown(&**it)));
+        map.serialize_entry("upstream", &Entries(upstreams.collect()))?;
+        map.end()
+    }
+}
+
+/// A table that can be switched off: only then has it `enabled`, and nothing else.
+struct Switched<T> {
+    on: Option<T>,
+}
+
+impl<T: Serialize> Serialize for Switched<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.on {
+            Some(on) => on.serialize(serializer),
+            None => {
+                let mut map = serializer.serialize_map(None)?;
+                map.serialize_entry("enabled", &false)?;
+                map.end()
+            }
+        }
+    }
+}
+
+/// A map in the order it was made in.
+pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
+
+impl<T: Serialize> Serialize for Entries<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
