@@ -80,6 +80,8 @@ impl Inside {
     {
         self.runtime.block_on(async {
             let clock = Clock::new();
+            // It looks for who is gone once a tick, and that is waited for.
+            clock.set_shortest(Duration::ZERO);
             let published = Published::new(Arc::clone(&self.snapshot));
             let scene = Rc::new(Scene {
                 listener: Arc::clone(&self.listener),
