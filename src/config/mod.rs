@@ -180,6 +180,11 @@ pub struct LogConfig {
     pub format: LogFormat,
 }
 
+/// A filter without the white space around its parts, which tracing takes for a part of their names.
+pub fn log_filter(text: &str) -> String {
+    text.split(',').map(str::trim).collect::<Vec<_>>().join(",")
+}
+
 /// How a log event is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

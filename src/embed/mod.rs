@@ -100,7 +100,8 @@ impl Builder {
     }
 
     /// Whether the configuration's `[log]` sets up the logging of the process. Not where this is not called: events go
-    /// to whatever `tracing` subscriber the program has.
+    /// to whatever `tracing` subscriber the program has. It should keep the target `h2` at `error`: clients can have that library
+    /// warn as often as they like.
     pub fn logging(mut self, logging: bool) -> Self {
         self.logging = logging;
         self

@@ -1,5 +1,6 @@
 //! Logs of the process itself, to standard error.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -8,13 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tracing::Subscriber;
-use tracing_subscriber::filter::{Directive, EnvFilter, LevelFilter, ParseError};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use super::audit;
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{LogConfig, LogFormat, log_filter};
 
 /// Begins to log. Where the process logs in a way of its own already (a test, a program that embeds isobar), that stays as
 /// it is, and so does its level.
@@ -184,20 +185,17 @@ enum Floor {
     Audit,
 }
 
-/// Like [`EnvFilter::try_new`], but three things differ. Changes by hand are logged whatever the level, unless the text speaks of them
-/// itself. What a peer makes a library say waits for `debug`, see [`quiet`]. And a lone word must be a level: `EnvFilter` takes
-/// `inof` for the name of a module and then logs nothing at all.
+/// Like [`EnvFilter::try_new`], but a few things differ. Changes by hand are logged whatever the level, unless the text speaks of them
+/// itself. What a peer makes a library say waits for `debug`, see [`quiet`]. White space around a part is none of it. And a lone word must
+/// be a level: `EnvFilter` takes `inof` for the name of a module and then logs nothing at all.
 fn parse(level: &str, floor: Floor) -> Result<EnvFilter, BadLevel> {
     let bad = |source| BadLevel { level: level.into(), source };
-    let lone_word = |part: &str| !part.contains(['=', '[']) && LevelFilter::from_str(part).is_err();
-    if level.trim().is_empty() || level.split(',').map(str::trim).any(lone_word) {
+    let text = log_filter(level);
+    if text.is_empty() || text.split(',').any(|part| lone(part).is_some_and(|level| level.is_none())) {
         return Err(bad(None));
     }
-    let mut filter = EnvFilter::try_new(level).map_err(|source| bad(Some(source)))?;
-    if let Some(quiet) = quiet(level) {
-        filter = filter.add_directive(quiet);
-    }
-    let silent = level.trim().eq_ignore_ascii_case("off") || level.contains(audit::TARGET);
+    let filter = EnvFilter::try_new(quiet(&text)).map_err(|source| bad(Some(source)))?;
+    let silent = text.eq_ignore_ascii_case("off") || text.contains(audit::TARGET);
     if silent && floor == Floor::Off {
         return Ok(filter);
     }
@@ -205,14 +203,21 @@ fn parse(level: &str, floor: Floor) -> Result<EnvFilter, BadLevel> {
     Ok(filter.add_directive(audit))
 }
 
-/// What keeps `h2` quiet under a level that does not ask for every detail: it warns of frames that make no sense, a line for each, and
-/// who sends them could fill a disk and have the workers wait for it. They are counted instead (`listener::http2`). A text that
-/// names the library means it.
-fn quiet(level: &str) -> Option<Directive> {
-    let mut parts = level.split(',').map(str::trim);
-    let lets_through =
-        |part: &str| part.starts_with("h2") || LevelFilter::from_str(part).is_ok_and(|level| level > LevelFilter::INFO);
-    if parts.any(lets_through) { None } else { "h2=error".parse().ok() }
+/// A part of a filter that is a word alone: the level that it is, if it is one.
+fn lone(part: &str) -> Option<Option<LevelFilter>> {
+    (!part.contains(['=', '['])).then(|| LevelFilter::from_str(part).ok())
+}
+
+/// Keeps `h2` quiet where everything is logged from `info` or `warn` on: it warns of frames that make no sense, a line for each, and who
+/// sends them could fill a disk and have the workers wait for it. They are counted instead (`listener::http2`). What the filter says of
+/// the library, or of a module of it, holds.
+fn quiet(filter: &str) -> Cow<'_, str> {
+    // The last holds.
+    let everything = filter.split(',').filter_map(lone).next_back().flatten();
+    match everything {
+        Some(LevelFilter::INFO | LevelFilter::WARN) => format!("h2=error,{filter}").into(),
+        _ => filter.into(),
+    }
 }
 
 #[cfg(test)]
@@ -313,6 +318,17 @@ mod tests {
     }
 
     #[test]
+    fn white_space_around_a_part_is_none_of_it() {
+        logged(LogFormat::Text, " info ", false, |logging, lines| {
+            tracing::info!("seen");
+            assert!(lines.take().contains("seen"));
+            logging.set_level("warn , isobar=debug").unwrap();
+            tracing::debug!("seen too");
+            assert!(lines.take().contains("seen too"));
+        });
+    }
+
+    #[test]
     fn what_peers_make_a_library_say_waits_for_debug() {
         logged(LogFormat::Text, "info", false, |logging, lines| {
             for (level, seen) in [
@@ -325,6 +341,13 @@ mod tests {
                 ("isobar=info,TRACE", true),
                 ("info,h2=warn", true),
                 ("info,h2::proto=warn", true),
+                ("h2=warn,info", true),
+                ("info,h2::codec=off", false),
+                ("info,h2::codec=debug", false),
+                ("info,h2x=off", false),
+                ("info, debug", true),
+                (" warn , isobar=debug ", false),
+                ("debug,info", false),
             ] {
                 logging.set_level(level).unwrap();
                 tracing::warn!(target: "h2::proto::ping_pong", "what is this");

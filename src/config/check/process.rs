@@ -14,7 +14,7 @@ use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
 use crate::config::{AccessLogConfig, AccessLogFormat, AccessLogOutput, LogConfig, LogFormat};
-use crate::config::{AdminConfig, Secret};
+use crate::config::{AdminConfig, Secret, log_filter};
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9900);
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -100,12 +100,13 @@ fn level(check: &Check<'_>, field: &Field<String>) -> String {
             return default;
         }
     }
-    if let Err(error) = EnvFilter::try_new(text) {
-        let problem = Problem::error(format!("{} is not a filter: {error}", quote(text)));
+    let text = log_filter(text);
+    if let Err(error) = EnvFilter::try_new(&text) {
+        let problem = Problem::error(format!("{} is not a filter: {error}", quote(&text)));
         check.add(place, problem.expected("a level, or a filter such as \"info,isobar::proxy=debug\""));
         return default;
     }
-    text.clone()
+    text
 }
 
 /// `[access_log]`; `None` when it is off.

@@ -315,6 +315,7 @@ mod tests {
             ("settings", frame(SETTINGS, 0, &[]), (10, Some(FloodKind::Settings))),
             ("acknowledgements", frame(SETTINGS, 1, &[]), (10, Some(FloodKind::Unknown))),
             ("pings", frame(PING, 0, &[0; 8]), (10, Some(FloodKind::Ping))),
+            ("answers to pings", frame(PING, ACK, &[0; 8]), (10, Some(FloodKind::Unknown))),
             ("priorities", frame(PRIORITY, 0, &[0; 5]), (10, Some(FloodKind::Priority))),
             ("a priority with each request", stream, (100, None)),
             ("window updates", frame(WINDOW_UPDATE, 0, &[0, 0, 0, 1]), (10, Some(FloodKind::WindowUpdate))),
