@@ -139,7 +139,7 @@ async fn dispatch(head: &request::Parts, body: Incoming, context: Context) -> Re
     let reads = head.method == Method::GET || head.method == Method::HEAD;
     if let Err(why) = browser::check(head, *site) {
         if !reads {
-            audit::refused(&peer.to_string(), &format!("{} {path}", head.method), why);
+            context.strangers.refused(&peer.to_string(), &format!("{} {path}", head.method), why);
         }
         return Err(Refusal::new(StatusCode::FORBIDDEN, why, path));
     }
@@ -209,7 +209,7 @@ async fn change(
     let who = match authority::check(head, *site, *peer, token) {
         Ok(who) => who,
         Err(denied) => {
-            audit::refused(&peer.to_string(), &what, &denied.to_string());
+            context.strangers.refused(&peer.to_string(), &what, &denied.to_string());
             return Ok(denied.answer(head.uri.path()));
         }
     };

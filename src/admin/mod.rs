@@ -50,6 +50,9 @@ use authority::Peer;
 use browser::Site;
 use socket::BoundSocket;
 
+use crate::telemetry::audit::Strangers;
+use crate::telemetry::seldom::Seldom;
+
 pub use control::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 
 /// Connections at a time. Further ones wait to be accepted: the limits below see to it that they soon are, and a probe that
@@ -117,13 +120,15 @@ impl Admin {
         let listeners = Arc::new(Semaphore::new(stream::LISTENERS_MAX));
         let (stopping, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
-        let mut accept_failing = false;
+        let accept_failing = Seldom::new(1);
         let mut stop = pin!(stop);
+        let strangers = Arc::new(Strangers::default());
         let context = |site, peer| Context {
             control: Arc::clone(&control),
             site,
             peer,
             listeners: Arc::clone(&listeners),
+            strangers: Arc::clone(&strangers),
             stopped: stopped.clone(),
             streaming: Arc::default(),
         };
@@ -141,12 +146,11 @@ impl Admin {
                 }
             };
             match accepted {
-                Ok(()) => accept_failing = false,
+                Ok(()) => {}
                 Err(error) => {
-                    if !accept_failing {
-                        warn!(%error, "could not accept a connection on the admin address; trying on");
+                    if let Some(times) = accept_failing.happened() {
+                        warn!(%error, times, "could not accept a connection on the admin address; trying on");
                     }
-                    accept_failing = true;
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -175,6 +179,8 @@ struct Context {
     peer: Peer,
     /// Places for listeners to events.
     listeners: Arc<Semaphore>,
+    /// What is refused to those who may not.
+    strangers: Arc<Strangers>,
     /// Closed at the stop.
     stopped: watch::Receiver<()>,
     /// Set when the answer goes on for as long as the client likes.

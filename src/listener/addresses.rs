@@ -12,11 +12,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::hash::BuildHasher;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::telemetry::metrics::AddressLimit;
+use crate::telemetry::seldom::Seldom;
 
 const PARTS: usize = 16;
 
@@ -25,9 +25,6 @@ const REMEMBERED: usize = 4096;
 
 /// A full part is not looked over more often than this.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
-
-/// One line in the log says this much of refused connections.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Whose connections are counted together: an IPv4 address, or a /64 of IPv6, which is what one site has at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,9 +60,7 @@ pub struct Addresses {
     /// Seeded, so that nobody can choose addresses that meet in one place.
     hasher: RandomState,
     epoch: Instant,
-    /// When the log is told again, in milliseconds since `epoch`.
-    told_ms: AtomicU64,
-    untold: AtomicU64,
+    refused: Seldom,
 }
 
 #[derive(Debug, Default)]
@@ -104,8 +99,7 @@ impl Default for Addresses {
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             epoch: Instant::now(),
-            told_ms: AtomicU64::new(0),
-            untold: AtomicU64::new(0),
+            refused: Seldom::new(1),
         }
     }
 }
@@ -159,15 +153,7 @@ impl Addresses {
 
     /// A connection was refused: how many there were since the log was last told, where it is time to tell it.
     pub fn refused(&self) -> Option<u64> {
-        self.refused_at(self.epoch.elapsed())
-    }
-
-    fn refused_at(&self, now: Duration) -> Option<u64> {
-        self.untold.fetch_add(1, Relaxed);
-        let (now, due) = (now.as_millis() as u64, self.told_ms.load(Relaxed));
-        let next = now + TOLD_EVERY.as_millis() as u64;
-        (now >= due && self.told_ms.compare_exchange(due, next, Relaxed, Relaxed).is_ok())
-            .then(|| self.untold.swap(0, Relaxed))
+        self.refused.happened()
     }
 
     fn part(&self, network: Network) -> MutexGuard<'_, Part> {
@@ -292,13 +278,5 @@ mod tests {
             addresses.leave_at(v6(prefix), ms(0));
         }
         assert_eq!(remembered(&addresses), 0);
-    }
-
-    #[test]
-    fn the_log_is_told_now_and_then() {
-        let addresses = Addresses::default();
-        for (at, expected) in [(0, Some(1)), (1, None), (9_999, None), (10_000, Some(3)), (10_001, None)] {
-            assert_eq!(addresses.refused_at(ms(at)), expected, "at {at}");
-        }
     }
 }

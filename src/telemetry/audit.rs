@@ -5,6 +5,8 @@
 
 use tracing::info;
 
+use super::seldom::Seldom;
+
 /// The target of these lines.
 pub const TARGET: &str = "isobar::audit";
 
@@ -39,6 +41,28 @@ pub fn unchanged(entry: &Entry<'_>) {
 pub fn refused(who: &str, what: &str, why: &str) {
     info!(target: "isobar::audit", who, what, why, outcome = "refused", "by hand");
 }
+
+/// Changes that are refused to those who have not shown that they may make any, and who could go on asking: ten lines in ten seconds at
+/// most, the first of the next ten with the number of all that got none.
+#[derive(Debug)]
+pub struct Strangers(Seldom);
+
+impl Default for Strangers {
+    fn default() -> Self {
+        Self(Seldom::new(10))
+    }
+}
+
+impl Strangers {
+    /// It was not done, and why. Of what was asked for, which may be long, the beginning.
+    pub fn refused(&self, who: &str, what: &str, why: &str) {
+        let Some(times) = self.0.happened() else { return };
+        let what: String = what.chars().take(WHAT_CHARS).collect();
+        info!(target: "isobar::audit", who, what, why, times, outcome = "refused", "by hand");
+    }
+}
+
+const WHAT_CHARS: usize = 200;
 
 fn line(entry: &Entry<'_>, outcome: &str) {
     let Entry { who, what, upstream, backend, from, to } = entry;

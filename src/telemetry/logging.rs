@@ -318,6 +318,19 @@ mod tests {
     }
 
     #[test]
+    fn who_may_not_change_anything_does_not_fill_the_log() {
+        logged(LogFormat::Text, "error", false, |_, lines| {
+            let strangers = audit::Strangers::default();
+            for _ in 0..1000 {
+                strangers.refused("192.0.2.1:80", &format!("POST /{}", "\u{e4}".repeat(10_000)), "no token");
+            }
+            let text = lines.take();
+            assert_eq!(text.lines().count(), 10);
+            assert!(text.len() < 10_000, "{}", text.len());
+        });
+    }
+
+    #[test]
     fn white_space_around_a_part_is_none_of_it() {
         logged(LogFormat::Text, " info ", false, |logging, lines| {
             tracing::info!("seen");

@@ -7,6 +7,7 @@ pub mod events;
 pub mod access_log;
 pub mod audit;
 pub mod logging;
+pub mod seldom;
 pub mod calendar;
 pub mod clock;
 pub mod overload;

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::SendError;
 
 use crate::listener::{Listener, Open};
+use crate::telemetry::seldom::Seldom;
 
 use super::Command;
 use super::event_loop::Worker;
@@ -50,7 +51,7 @@ const ACCEPTED_A_TURN: u32 = 4;
 
 /// Accepts until this future is dropped.
 pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: Acceptor) {
-    let mut exhausted = false;
+    let exhausted = Seldom::new(1);
     loop {
         if socket.0.readable().await.is_err() {
             return;
@@ -61,14 +62,14 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: 
                 tokio::task::yield_now().await;
             }
             match socket.0.try_io(Interest::READABLE, || take(&worker, &listener, &socket)) {
-                Ok(()) => exhausted = false,
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
-                    if !exhausted {
-                        tracing::error!(%error, listener = %listener.name(), "could not accept; trying again");
+                    // Clients can have it change from one moment to the next.
+                    if let Some(times) = exhausted.happened() {
+                        tracing::error!(%error, listener = %listener.name(), times, "could not accept; trying again");
                     }
-                    exhausted = true;
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
             }
