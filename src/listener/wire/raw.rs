@@ -1,4 +1,4 @@
-//! A client's socket past HTTP/1.1: for tunnels, for HTTP/2, and for what is thrown away.
+//! A client's socket as it is: for tunnels, for HTTP/2, and for what goes past both, as the last words to a client that is turned away.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

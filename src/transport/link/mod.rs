@@ -219,16 +219,6 @@ impl Link {
     pub(super) fn is_open(&self) -> bool {
         self.0.borrow_mut().socket.is_quiet()
     }
-
-    /// What the backend has sent behind its agreement to another protocol.
-    pub fn take_rest(&self) -> Bytes {
-        std::mem::take(&mut self.0.borrow_mut().read)
-    }
-
-    /// The socket, for a tunnel.
-    pub fn io(self: &Rc<Self>) -> LinkIo {
-        LinkIo(Rc::clone(self))
-    }
 }
 
 /// A backend that does not speak HTTP as it has to.

@@ -5,13 +5,26 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Link;
 
+impl Link {
+    /// What the backend has sent behind its agreement to another protocol.
+    pub fn take_rest(&self) -> Bytes {
+        std::mem::take(&mut self.0.borrow_mut().read)
+    }
+
+    /// The socket, for a tunnel.
+    pub fn io(self: &Rc<Self>) -> LinkIo {
+        LinkIo(Rc::clone(self))
+    }
+}
+
 /// The socket that a tunnel reads and writes through.
 #[derive(Debug)]
-pub struct LinkIo(pub(super) Rc<Link>);
+pub struct LinkIo(Rc<Link>);
 
 impl AsyncRead for LinkIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
