@@ -261,7 +261,12 @@ fn answers<'b>(came: &'b [u8], asked: &[Message], over: bool) -> (Vec<Message>, 
         let read = strict::response(came, at, to_head, over);
         let Some(mut answer) = read.unwrap_or_else(|why| panic!("{why}, at {at} of {}", told())) else { break };
         let refused = to_head && answer.status() >= 400 && answer.all("connection") == [b"close"];
-        if refused && over && came.len() > answer.end {
+        if refused && !over {
+            // Nothing follows but that body.
+            answers.push(answer);
+            return (answers, &[]);
+        }
+        if refused && came.len() > answer.end {
             answer = strict::response(came, at, false, over).ok().flatten().expect("the same head");
         }
         if !answer.whole {
