@@ -90,7 +90,8 @@ pub async fn serve(
     // An answer that was cut short must not look whole.
     let well = match wire.is_http2() {
         true => {
-            if http2::serve(&wire, &client, &proxy, &tasks).await {
+            // In a box, see `handshake::socket`.
+            if Box::pin(http2::serve(&wire, &client, &proxy, &tasks)).await {
                 calm(&wire.watch).await;
             }
             true

@@ -41,7 +41,14 @@ pub(super) async fn socket(
     watch: &Watch,
     worker: usize,
 ) -> Option<Socket> {
-    let Some(tls) = tls else { return Some(Socket::Plain(tcp)) };
+    match tls {
+        None => Some(Socket::Plain(tcp)),
+        // In a box for as long as it takes: a connection has room, to its end, for all that it may once wait for.
+        Some(tls) => Box::pin(secure(tcp, (listener, tls), watch, worker)).await,
+    }
+}
+
+async fn secure(tcp: TcpStream, (listener, tls): (&Listener, &Tls), watch: &Watch, worker: usize) -> Option<Socket> {
     watch.enter(Phase::Handshake, tls.settings.handshake_timeout);
     let peer = tcp.peer_addr();
     let metrics = listener.metrics.of(worker);

@@ -78,7 +78,10 @@ async fn ten_thousand_idle_connections_and_it_serves_on() {
         idle.push(client);
     }
     let grown = process.resident_bytes().saturating_sub(before);
-    println!("{connections} idle connections in {:.1?}: {} bytes each", start.elapsed(), grown / connections);
+    let each = grown / connections;
+    println!("{connections} idle connections in {:.1?}: {each} bytes each", start.elapsed());
+    // What a connection may once wait for must not be room that each of them holds: it is 5.6 KiB without.
+    assert!(each < 7 * 1024, "{each} bytes each");
     assert_eq!(Client::connect(port.address()).await.get("/").await.text(), "served", "a new one");
     for client in idle.iter_mut().step_by(97) {
         assert_eq!(client.get("/").await.text(), "served", "one that was idle");
