@@ -43,7 +43,7 @@ pub fn refused(who: &str, what: &str, why: &str) {
 }
 
 /// Changes that are refused to those who have not shown that they may make any, and who could go on asking: ten lines in ten seconds at
-/// most, the first of the next ten with the number of all that got none.
+/// most. Each says for how many `times` it stands.
 #[derive(Debug)]
 pub struct Strangers(Seldom);
 

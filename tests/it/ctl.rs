@@ -216,6 +216,16 @@ async fn the_address_takes_the_token() {
     process.said("reset-stats");
     assert!(process.log().contains("who=\"token from 127.0.0.1:"), "{}", process.log());
     assert!(process.log().contains("why=\"the token is wrong\""), "{}", process.log());
+    // Who has no token cannot fill the log.
+    for _ in 0..40 {
+        let mut stranger = Client::connect(at.parse().unwrap()).await;
+        stranger.send(format!("POST /reload HTTP/1.1\r\nhost: {at}\r\ncontent-length: 0\r\n\r\n")).await;
+        assert_eq!(stranger.response().await.status(), 401);
+    }
+    process.said("reset-stats");
+    eventually(|| process.log().matches("what=\"reset statistics\"").count() == 4).await;
+    let refused = process.log().matches("outcome=\"refused\"").count();
+    assert!((4..=20).contains(&refused), "{refused} lines: {}", process.log());
 }
 
 #[tokio::test]
