@@ -92,7 +92,8 @@ pub(super) fn log(check: &Check<'_>, field: &Field<raw::Log>) -> LogConfig {
 fn level(check: &Check<'_>, field: &Field<String>) -> String {
     let default = "info".to_owned();
     let Some((place, text)) = field.given() else { return default };
-    let words = text.split(',').map(str::trim).filter(|word| !word.contains(['=', '[']));
+    let text = log_filter(text);
+    let words = text.split(',').filter(|word| !word.contains(['=', '[']));
     for word in words {
         if !LEVELS.contains(&word.to_lowercase().as_str()) {
             let problem = Problem::error(format!("unknown level {}", quote(word))).one_of(word, LEVELS);
@@ -100,7 +101,6 @@ fn level(check: &Check<'_>, field: &Field<String>) -> String {
             return default;
         }
     }
-    let text = log_filter(text);
     if let Err(error) = EnvFilter::try_new(&text) {
         let problem = Problem::error(format!("{} is not a filter: {error}", quote(&text)));
         check.add(place, problem.expected("a level, or a filter such as \"info,isobar::proxy=debug\""));
