@@ -324,8 +324,8 @@ async fn linger(wire: &Wire) -> std::io::Result<()> {
 /// How long the first request behind a handshake may take while the connection is to end.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
-/// The same as [`LINGER`]; nothing for the fuzzer, most of whose clients ask for too much.
-const CALM: Duration = if cfg!(feature = "fuzzing") { Duration::ZERO } else { LINGER };
+/// The same as [`LINGER`]; nothing under cargo-fuzz, most of whose clients ask for too much.
+const CALM: Duration = if cfg!(fuzzing) { Duration::ZERO } else { LINGER };
 const LINGER_READS: usize = 1024;
 
 /// A whole response that ends its connection.
