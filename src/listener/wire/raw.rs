@@ -1,4 +1,4 @@
-//! A client's socket as it is: for tunnels, for HTTP/2, and for what goes past both, as the last words to a client that is turned away.
+//! A client's socket as it is, past the guard: for tunnels, for HTTP/2, for last words and what is thrown away behind them.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

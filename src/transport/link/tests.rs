@@ -11,7 +11,7 @@ use super::send::{TURN_BYTES, WRITE_BYTES};
 use super::*;
 use crate::backend::BackendState;
 use crate::config::Address;
-use crate::exchange::body::{BodyError, Progress, Source};
+use crate::exchange::body::Source;
 use crate::http1::untouched::Lines;
 
 /// A client that has sent its body, all of it.
@@ -84,22 +84,6 @@ async fn eaten(backend: &mut TcpStream) -> usize {
 
 struct Nobody;
 
-impl Progress for Nobody {
-    fn request_data(&self, _: usize) -> Result<(), BodyError> {
-        Ok(())
-    }
-    fn waits_for_client(&self, _: bool) {}
-    fn request_ended(&self, _: bool) {}
-    fn response_read(&self) {}
-    fn response_data(&self, _: usize) {}
-    fn response_trailers(&self, _: &http::HeaderMap) {}
-    fn last_words(&self) -> Option<http::HeaderMap> {
-        None
-    }
-    fn response_broke(&self) {}
-    fn ended(&self, _: bool) {}
-}
-
 impl Informed for Nobody {
     fn informational(&self, _: &[u8]) {}
 }
@@ -119,7 +103,7 @@ async fn answered_early() -> (TcpStream, Rc<Link>, RequestBody) {
     // Smaller than the body: its only piece is taken from the client at once, and waits for room.
     SockRef::from(link.0.borrow().socket.tcp()).set_send_buffer_size(4096).unwrap();
     let sent = Rc::new(Sent(Cell::new(Some(Bytes::from(vec![b'u'; BODY])))));
-    let mut body = RequestBody::streamed(sent, Rc::new(Nobody));
+    let mut body = RequestBody::streamed(sent, Rc::new(()));
     let (parts, ()) = http::Request::post("/").header("host", "a").body(()).unwrap().into_parts();
     link.begin(&parts, &body, Lines::default());
     backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
@@ -135,7 +119,7 @@ async fn a_body_in_crumbs_takes_turns() {
     const CRUMBS: usize = 1000;
     let (mut backend, link) = link().await;
     let crumbs = Rc::new(Crumbs { left: Cell::new(CRUMBS), pause: None });
-    let mut body = RequestBody::streamed(Rc::clone(&crumbs) as Rc<dyn Source>, Rc::new(Nobody));
+    let mut body = RequestBody::streamed(Rc::clone(&crumbs) as Rc<dyn Source>, Rc::new(()));
     let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
     link.begin(&parts, &body, Lines::default());
     let mut most = 0;
@@ -156,7 +140,7 @@ async fn an_upload_in_chunks_that_goes_on_is_not_given_up() {
     let (mut backend, link) = link().await;
     let pause = Some(RefCell::new(tokio::time::interval(Duration::from_millis(50))));
     let crumbs = Rc::new(Crumbs { left: Cell::new(CRUMBS), pause });
-    let mut body = RequestBody::streamed(crumbs, Rc::new(Nobody));
+    let mut body = RequestBody::streamed(crumbs, Rc::new(()));
     let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
     link.begin(&parts, &body, Lines::default());
     backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();

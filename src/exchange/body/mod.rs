@@ -1,0 +1,291 @@
+//! Bodies on their way: counted, bounded, never gathered.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::backend::Lease;
+use crate::http1::pipe::Pipe;
+
+mod request;
+
+pub use request::RequestBody;
+
+/// What wants to know how an exchange goes on while its bodies are under way.
+pub trait Progress {
+    /// A piece of the request's body came from the client. `Err` when the body is not to go on.
+    fn request_data(&self, bytes: usize) -> Result<(), BodyError>;
+    /// The request's body waits for the client (`true`) or for the backend.
+    fn waits_for_client(&self, waits: bool);
+    /// The request's body ended well, or broke on the client's side.
+    fn request_ended(&self, complete: bool);
+    /// All of the response has been read from the backend: its connection may take the next request.
+    fn response_read(&self);
+    /// A piece of the response's body goes to the client.
+    fn response_data(&self, bytes: usize);
+    /// The trailers of the response go to the client.
+    fn response_trailers(&self, trailers: &HeaderMap);
+    /// The backend broke the response's body off.
+    fn response_broke(&self);
+    /// The response is about to be cut short: trailers that say so, where there is somebody who understands them.
+    fn last_words(&self) -> Option<HeaderMap>;
+    /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
+    fn ended(&self, complete: bool);
+}
+
+/// Where a body comes from: a client's connection, or a backend's.
+pub trait Source {
+    /// The next piece, or the trailer section; `None` at the end.
+    fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>>;
+    /// Whether nothing is left.
+    fn is_done(&self) -> bool;
+    /// Bytes that are left, where that is known.
+    fn left(&self) -> Option<u64>;
+    /// Whether somebody is going to take the rest.
+    fn want(&self, wanted: bool);
+    /// Whether the rest is large, of known length, and may be poured.
+    fn pours(&self) -> bool;
+    /// Takes the next piece into an empty pipe: how many bytes it is.
+    fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
+}
+
+/// From so many bytes on a body is poured: below, setting up costs more than copying.
+pub const POURED_BYTES: u64 = 256 * 1024;
+
+/// Why a body does not go on.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The request's body is longer than the listener allows.
+    TooLarge,
+    /// The client broke it off.
+    Client(io::Error),
+    /// The backend broke it off.
+    Backend(io::Error),
+}
+
+impl std::fmt::Display for BodyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::TooLarge => "body larger than allowed",
+            Self::Client(_) | Self::Backend(_) => "body cut short",
+        })
+    }
+}
+
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::TooLarge => None,
+            Self::Client(error) => Some(error),
+            Self::Backend(error) => Some(error),
+        }
+    }
+}
+
+/// A response's body.
+#[derive(Default)]
+pub struct Body {
+    kind: Kind,
+    /// Whether the client did not get all that was taken.
+    cut: bool,
+    exchange: Option<Rc<dyn Progress>>,
+}
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Full(Bytes, Option<Lease>),
+    Leased(LeasedBody),
+}
+
+/// A backend's response on its way to the client. Holds the lease, so that the request counts as in flight until the last
+/// byte.
+struct LeasedBody {
+    /// Until all of it has been read.
+    source: Option<Rc<dyn Source>>,
+    _lease: Lease,
+}
+
+impl Body {
+    /// No bytes.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// These bytes.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes, None) };
+        Self { kind, cut: false, exchange: None }
+    }
+
+    /// What a backend has sent, all of it.
+    pub fn whole(bytes: Bytes, lease: Lease) -> Self {
+        let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes, Some(lease)) };
+        Self { kind, cut: false, exchange: None }
+    }
+
+    /// What a backend sends.
+    pub fn leased(source: Rc<dyn Source>, lease: Lease) -> Self {
+        Self { kind: Kind::Leased(LeasedBody { source: Some(source), _lease: lease }), cut: false, exchange: None }
+    }
+
+    /// Has `exchange` told how this body goes on and that it ended.
+    pub fn observe(&mut self, exchange: Rc<dyn Progress>) {
+        self.exchange = Some(exchange);
+    }
+
+    /// Whether the rest may be poured.
+    pub fn pours(&self) -> bool {
+        matches!(&self.kind, Kind::Leased(LeasedBody { source: Some(source), .. }) if source.pours())
+    }
+
+    /// Takes the next piece into an empty pipe: how many bytes it is. Only where [`Body::pours`].
+    ///
+    /// # Errors
+    /// When the backend breaks it off.
+    pub fn poll_pour(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let Kind::Leased(LeasedBody { source: from @ Some(_), .. }) = &mut self.kind else { return Poll::Ready(Ok(0)) };
+        let Some(source) = from else { return Poll::Ready(Ok(0)) };
+        let bytes = ready!(source.poll_pour(cx, pipe))?;
+        let over = source.is_done();
+        if over {
+            *from = None;
+        }
+        if let Some(exchange) = &self.exchange {
+            exchange.response_data(bytes);
+            if over {
+                exchange.response_read();
+            }
+        }
+        Poll::Ready(Ok(bytes))
+    }
+
+    /// The answer is whole without it, as that to a HEAD is.
+    pub fn leave_out(&mut self) {
+        if let Kind::Full(..) = self.kind {
+            self.kind = Kind::Empty;
+        }
+    }
+
+    /// What is to be said in place of the rest, which does not go on.
+    pub fn last_words(&self) -> Option<HeaderMap> {
+        self.exchange.as_ref()?.last_words()
+    }
+
+    /// The client did not get all that was taken.
+    pub fn cut(&mut self) {
+        self.cut = true;
+    }
+
+    fn is_done(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(..) => false,
+            Kind::Leased(body) => body.source.is_none(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match &self.kind {
+            Kind::Empty => "Body::Empty",
+            Kind::Full(..) => "Body::Full",
+            Kind::Leased(_) => "Body::Leased",
+        })
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        match &mut this.kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes, lease) => {
+                let (bytes, lease) = (std::mem::take(bytes), lease.take());
+                this.kind = Kind::Empty;
+                if let Some(exchange) = &this.exchange {
+                    exchange.response_data(bytes.len());
+                }
+                drop(lease);
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Leased(body) => {
+                let Some(source) = &body.source else { return Poll::Ready(None) };
+                let frame = ready!(source.poll_piece(cx));
+                // It may have been the last.
+                if source.is_done() {
+                    body.source = None;
+                    if let Some(exchange) = &this.exchange {
+                        exchange.response_read();
+                    }
+                }
+                if let (Some(exchange), Some(Ok(frame))) = (&this.exchange, &frame) {
+                    if let Some(data) = frame.data_ref() {
+                        exchange.response_data(data.len());
+                    } else if let Some(trailers) = frame.trailers_ref() {
+                        exchange.response_trailers(trailers);
+                    }
+                }
+                if let (Some(exchange), Some(Err(_))) = (&this.exchange, &frame) {
+                    exchange.response_broke();
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Backend)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_done()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Leased(body) => match body.source.as_ref().map_or(Some(0), |source| source.left()) {
+                Some(left) => SizeHint::with_exact(left),
+                None => SizeHint::default(),
+            },
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.ended(self.is_done() && !self.cut);
+        }
+    }
+}
+
+/// Nobody wants to know.
+#[cfg(test)]
+impl Progress for () {
+    fn request_data(&self, _: usize) -> Result<(), BodyError> {
+        Ok(())
+    }
+    fn waits_for_client(&self, _: bool) {}
+    fn request_ended(&self, _: bool) {}
+    fn response_read(&self) {}
+    fn response_data(&self, _: usize) {}
+    fn response_trailers(&self, _: &HeaderMap) {}
+    fn response_broke(&self) {}
+    fn last_words(&self) -> Option<HeaderMap> {
+        None
+    }
+    fn ended(&self, _: bool) {}
+}
+
+#[cfg(test)]
+mod tests;
