@@ -1,6 +1,7 @@
 //! What is counted and logged is what was sent.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -227,11 +228,16 @@ async fn access_log_tells_of_attempts_and_times() {
 async fn access_log_tells_who_cut_a_response_short() {
     let log = Log::new();
     let tables = logging(&log, "json");
-    let stalling = TestBackend::scripted(async |peer| {
+    // Made before: where memory is slow to come by, it would be the backend that stalls.
+    let much = Arc::new(vec![b'x'; 50_000_000]);
+    let stalling = TestBackend::scripted(async move |peer| {
         while let Some(head) = peer.head().await {
-            peer.write("HTTP/1.1 200 OK\r\ncontent-length: 50000000\r\n\r\n").await;
+            peer.write("HTTP/1.1 200 OK\r\ncontent-length: 200000000\r\n\r\n").await;
             if head.target() == "/much" {
-                peer.write(vec![b'x'; 50_000_000]).await;
+                // More than the buffers of all sockets on the way, which some kernels let grow to 33 MB each.
+                for _ in 0..4 {
+                    peer.write(&much[..]).await;
+                }
             }
             peer.gone().await;
         }
