@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{Request, StatusCode, request};
-use isobar::config::{Action, HeaderEdits, HostPattern, ListenerName, PathPattern, Respond, RouteConfig};
+use isobar::config::{
+    Action, HeaderEdits, HostPattern, ListenerName, PathOverrides, PathPattern, Respond, RouteConfig,
+};
 use isobar::route::Table;
 use isobar::telemetry::metrics::Sharded;
 
@@ -19,6 +21,7 @@ fn route(host: Option<HostPattern>, path: PathPattern) -> Arc<RouteConfig> {
         methods: Vec::new(),
         headers: Vec::new(),
         query: Vec::new(),
+        paths: PathOverrides::default(),
         action: Action::Respond(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),

@@ -14,6 +14,8 @@
 //! | [`transport`] | bytes to a backend and back: connections and their pools |
 //! | [`exchange`] | one request with its response: identity, deadlines, bodies |
 //! | [`http1`] | HTTP/1.1: bytes to messages and back |
+//! | [`target`] | what a request asks for, in one form: its authority and its path |
+//! | [`fields`] | names of header fields, as everybody reads them |
 //! | [`socket`] | a connection's bytes, in the clear or by TLS |
 //! | [`tls`] | certificates and keys from their files to handshakes |
 //! | [`listener`] | sockets to connections |
@@ -33,6 +35,7 @@ pub mod cli;
 pub mod config;
 pub mod embed;
 pub mod exchange;
+pub mod fields;
 pub mod health;
 pub mod http1;
 pub mod listener;
@@ -42,6 +45,7 @@ pub mod route;
 pub mod socket;
 pub mod strategy;
 pub mod supervisor;
+pub mod target;
 pub mod telemetry;
 pub mod tls;
 pub mod transport;

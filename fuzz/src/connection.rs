@@ -8,6 +8,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use bytes::Bytes;
+use isobar::target::{authority, path, sent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -228,11 +230,30 @@ fn same(asked: &Message, seen: &Seen) -> bool {
         false => asked.body.starts_with(&got.body),
     };
     method == got_method
-        && target == got_target
+        && forwarded(&target).is_some_and(|target| target == got_target)
         && body
-        // HTTP/1.0 need not name one; the upstream's name is what stands there then.
-        && got.all("host") == [host.unwrap_or_else(|| b"u".to_vec())]
+        // HTTP/1.0 need not name one; the upstream's name is what stands there then, and where it is empty.
+        && got.all("host") == [canonical(&host.unwrap_or_default()).unwrap_or_default()]
         && got.all("x-forwarded-for") == [b"127.0.0.1"]
+}
+
+/// What a host is to the backend; `None` if it is none, and refused.
+pub(crate) fn canonical(host: &[u8]) -> Option<Vec<u8>> {
+    if host.is_empty() { Some(b"u".to_vec()) } else { authority::canonical(host).map(String::into_bytes) }
+}
+
+/// What a target is to the backend: the same but for escapes of what needs none.
+pub(crate) fn forwarded(target: &[u8]) -> Option<Vec<u8>> {
+    let end = target.iter().position(|&byte| byte == b'?').unwrap_or(target.len());
+    let (sent, query) = target.split_at(end);
+    // What only a client may leave as it is, it leaves in a path of which nothing else is to be changed.
+    let escaped = match http::Uri::try_from(target) {
+        Ok(_) => str::from_utf8(sent).ok()?.to_owned(),
+        Err(_) => sent::escaped(&Bytes::copy_from_slice(target))?.0.split('?').next()?.to_owned(),
+    };
+    let tidy = path::tidy(&escaped).ok()?;
+    let path = if tidy == escaped && str::from_utf8(sent).is_ok() { sent } else { tidy.as_bytes() };
+    Some([path, query].concat())
 }
 
 /// The target in origin form, and the host that is in it (RFC 9112 §3.2). What stands behind `#` is nobody's.

@@ -10,8 +10,9 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri, request};
-use isobar::config::{HeaderEdits, ListenerConfig, Vocabulary, parse, tells_identity};
+use isobar::config::{ListenerConfig, Vocabulary, parse};
 use isobar::exchange::{Client, Lines, Untouched};
+use isobar::fields::{tells_client, tells_identity};
 use isobar::http1::request::Terms;
 use isobar::http1::{self, Framing};
 use isobar::listener::guard::Guard;
@@ -140,8 +141,7 @@ fn request(text: &[u8], settings: Settings) {
         // What becomes of the host in a target is for the proxy, and looked at by the target `connection`.
         return;
     }
-    let has_body = framing != Framing::None;
-    to_backend((&mut parts, &mut untouched), framing, settings, !has_body && !terms.http10);
+    to_backend((&mut parts, &mut untouched), framing, settings, !terms.http10);
 }
 
 /// What HTTP/2 brings as the head of a request.
@@ -200,7 +200,7 @@ const X_FORWARDED: [&str; 4] = ["x-forwarded-for", "x-forwarded-proto", "x-forwa
 fn is_ours(name: &str) -> bool {
     let hop = ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade", "expect"];
     hop.contains(&name)
-        || X_FORWARDED.contains(&name)
+        || HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| tells_client(&name))
         || ["content-length", "forwarded", "via", "x-edited"].contains(&name)
 }
 
@@ -212,14 +212,14 @@ fn to_backend(
     may_switch: bool,
 ) {
     let client = settings.client();
-    let mut edits = HeaderEdits::default();
-    if settings.edits() {
-        edits.set.push((HeaderName::from_static("x-edited"), HeaderValue::from_static("1")));
-    }
     let mut asked = parts.headers.clone();
     untouched.copy_to(&mut asked);
-    let (upgrade, lines) = proxy::to_backend(&mut parts.headers, Some(&mut *untouched), &client, &edits, may_switch);
-    proxy::identity(&mut parts.headers, &client);
+    let ip = proxy::client_ip(&asked, &client);
+    let (upgrade, lines) = proxy::clean(&mut parts.headers, Some(&mut *untouched), &client, may_switch);
+    if settings.edits() {
+        // As a route does, which has the last word.
+        parts.headers.insert("x-edited", HeaderValue::from_static("1"));
+    }
     if !parts.headers.contains_key("host") {
         parts.headers.insert("host", HeaderValue::from_static("named"));
     }
@@ -299,6 +299,8 @@ fn to_backend(
         .flat_map(|value| value.split(|&byte| byte == b','))
         .map(|token| String::from_utf8_lossy(token.trim_ascii()).to_lowercase())
         .collect();
+    // What a route sets stands, whatever a client names in `Connection`.
+    assert!(!settings.edits() || sent("x-edited") == [b"1".to_vec()], "{}", told());
     for name in &named {
         let stays = is_ours(name) || name == "host" || HeaderName::from_bytes(name.as_bytes()).is_err();
         let ours = client.identity.iter().any(|(ours, _)| ours.as_str() == name);
@@ -306,10 +308,13 @@ fn to_backend(
     }
     // Who asked.
     let peer = b"192.0.2.1".to_vec();
-    let before = if settings.trusted() && !named.iter().any(|name| name == "x-forwarded-for") {
-        all(&asked, "x-forwarded-for")
-    } else {
-        vec![]
+    let before = match all(&asked, "x-forwarded-for") {
+        before if !before.is_empty() && settings.trusted() && !named.iter().any(|name| name == "x-forwarded-for") => {
+            before
+        }
+        // Known from elsewhere.
+        _ if settings.trusted() && ip != client.peer.ip() => vec![ip.to_string().into_bytes()],
+        _ => vec![],
     };
     let chain = before.into_iter().chain([peer]).collect::<Vec<_>>().join(&b", "[..]);
     assert_eq!(sent("x-forwarded-for"), [chain], "{}", told());
@@ -323,8 +328,14 @@ fn to_backend(
         let element = sent("forwarded");
         assert_eq!(element.len(), usize::from(settings.forwarded()), "{}", told());
         assert!(element.iter().all(|element| element.starts_with(b"for=192.0.2.1;")), "{}", told());
-        assert_eq!(proxy::client_ip(&asked, &client), client.peer.ip());
+        assert_eq!(ip, client.peer.ip());
+        let ours = |name: &HeaderName| X_FORWARDED.contains(&name.as_str());
+        assert!(!got.keys().any(|name| tells_client(name) && !ours(name)), "{}", told());
     }
+    // In no spelling that some backends take for one of these.
+    let spelled = |name: &HeaderName| (tells_client(name) || tells_identity(name)) && name.as_str().contains('_');
+    let trusted = settings.trusted() && !settings.asks();
+    assert!(!got.keys().any(|name| spelled(name) && !(trusted && tells_identity(name))), "{}", told());
     // Of the client's certificate nobody tells but the proxy, or one that is trusted.
     if settings.asks() || !settings.trusted() {
         let told_of: Vec<_> = got.iter().filter(|(name, _)| tells_identity(name)).collect();
@@ -360,7 +371,8 @@ fn response(text: &[u8], settings: Settings) {
     let mut came = parts.headers.clone();
     untouched.copy_to(&mut came);
     let client = settings.client();
-    let dated = proxy::to_client((&mut parts.headers, &mut untouched), &client, (head.hop_by_hop, head.dated));
+    let dated =
+        proxy::to_client((&mut parts.headers, &mut untouched), &client, parts.status, (head.hop_by_hop, head.dated));
     let mut left = parts.headers.clone();
     untouched.copy_to(&mut left);
     assert_eq!(dated, left.contains_key("date"), "a date that is not there, or not known of: {came:?}");
@@ -402,13 +414,17 @@ fn response(text: &[u8], settings: Settings) {
         assert!(lengths.is_empty() && codings.is_empty(), "a length of nothing: {}", told());
     }
     if !switches {
-        let says: Vec<&[u8]> = match (close, terms.http10) {
+        let mut says: Vec<&[u8]> = match (close, terms.http10) {
             (true, _) => vec![b"close"],
             (false, true) => vec![b"keep-alive"],
             (false, false) => vec![],
         };
+        // Which protocol is wanted (RFC 9110 §15.5.22).
+        assert!(values("upgrade").is_empty() || parts.status == 426, "{}", told());
+        if !values("upgrade").is_empty() {
+            says.insert(0, b"upgrade");
+        }
         assert_eq!(values("connection"), says, "{}", told());
-        assert!(values("upgrade").is_empty(), "{}", told());
     }
     // And the proxy's own reader, as if it were a client.
     let mut again = http1::response::Head::default();

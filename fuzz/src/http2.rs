@@ -2,7 +2,7 @@
 
 use arbitrary::{Result, Unstructured};
 
-use crate::connection::{Seen, origin};
+use crate::connection::{Seen, canonical, forwarded, origin};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -61,9 +61,10 @@ impl Asked {
                 true => self.ended && self.body == got.body,
                 false => self.body.starts_with(&got.body),
             };
-        let same_host = matches!(got.all("host")[..], [got] if got.eq_ignore_ascii_case(host));
+        let host = canonical(host).unwrap_or_default();
+        let same_host = matches!(got.all("host")[..], [got] if got == host);
         (asked == method || (switches && method == b"GET"))
-            && origin(path).0 == target
+            && forwarded(&origin(path).0).is_some_and(|path| path == target)
             && same_host
             && body
             && got.all("x-forwarded-for") == [b"127.0.0.1"]

@@ -8,12 +8,14 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, request};
 use isobar::config::{
-    Action, HeaderEdits, HeaderMatch, HostPattern, ListenerName, LocationPart, PathPattern, PathRewrite, PathRule,
-    PathsConfig, QueryMatch, Redirect, Respond, RouteConfig, ValueMatch,
+    Action, HeaderEdits, HeaderMatch, HostPattern, ListenerName, LocationPart, PathOverrides, PathPattern, PathRewrite,
+    PathRule, PathsConfig, QueryMatch, Redirect, Respond, RouteConfig, ValueMatch,
 };
 use isobar::exchange::Lines;
 use isobar::http1::{self, Framing};
 use isobar::route::{Table, path, rewrite};
+use isobar::target::authority;
+use isobar::target::path::{is_plain, matched, tidy};
 use isobar::telemetry::metrics::Sharded;
 use regex::Regex;
 
@@ -26,7 +28,7 @@ pub fn check(data: &[u8]) {
 
 const LISTENERS: [&str; 2] = ["main", "side"];
 const LABELS: [&str; 4] = ["a", "b", "com", "xn--a"];
-const SEGMENTS: [&str; 8] = ["a", "b", "ab", "", "v1", "%41", "a.b", "users"];
+const SEGMENTS: [&str; 11] = ["a", "b", "ab", "", "v1", "%61", "a.b", "users", "%2Fa", "b;x", "%22"];
 const PATTERNS: [&str; 6] = ["/a/.*", "/[ab]/?", "/v[0-9]+/.*", ".*b", "/", "/a(/.*)?"];
 const VALUES: [&str; 4] = ["1", "", "a b", "x"];
 
@@ -42,7 +44,7 @@ fn table(input: &mut Unstructured<'_>) -> Result<()> {
         let host = asked_host(input)?;
         let Some(parts) = request(input)? else { continue };
         let listener = ListenerName::from(*input.choose(&LISTENERS)?);
-        let found = table.find_index(&listener, &host, &parts);
+        let found = table.find(&listener, &host, &parts).map(|route| route.name.as_str().parse().expect("its number"));
         let expected = naive(&routes, &listener, &host, &parts);
         assert_eq!(found, expected, "of {routes:#?}\nfor {listener} {host:?} {parts:?}");
     }
@@ -73,8 +75,8 @@ fn route(input: &mut Unstructured<'_>, index: usize) -> Result<RouteConfig> {
         });
     }
     let path = match input.int_in_range(0..=3)? {
-        0 => PathPattern::Exact(path_text(input)?),
-        1 | 2 => PathPattern::Prefix(path_text(input)?.trim_end_matches('/').to_owned()),
+        0 => PathPattern::Exact(kept_path(input)?),
+        1 | 2 => PathPattern::Prefix(kept_path(input)?.trim_end_matches('/').to_owned()),
         _ => PathPattern::Regex(anchored(input.choose(&PATTERNS)?)),
     };
     let (mut methods, mut listeners, mut headers, mut query) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -98,6 +100,7 @@ fn route(input: &mut Unstructured<'_>, index: usize) -> Result<RouteConfig> {
         methods,
         headers,
         query,
+        paths: PathOverrides::default(),
         action: Action::Respond(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
@@ -123,6 +126,11 @@ fn method(input: &mut Unstructured<'_>) -> Result<Method> {
 
 fn header(input: &mut Unstructured<'_>) -> Result<HeaderName> {
     Ok(HeaderName::from_static(input.choose(&["x-a", "x-b", "accept"])?))
+}
+
+/// As the file's are kept.
+fn kept_path(input: &mut Unstructured<'_>) -> Result<String> {
+    Ok(matched(&tidy(&path_text(input)?).expect("without NUL")).path)
 }
 
 fn path_text(input: &mut Unstructured<'_>) -> Result<String> {
@@ -170,8 +178,11 @@ fn request(input: &mut Unstructured<'_>) -> Result<Option<request::Parts>> {
 
 /// The rules as the documentation has them, looked at for each route.
 fn naive(routes: &[Arc<RouteConfig>], listener: &ListenerName, host: &str, parts: &request::Parts) -> Option<usize> {
-    let host = bare(host);
-    let path = parts.uri.path();
+    let host = match host {
+        "" => String::new(),
+        host => bare(&authority::canonical(host.as_bytes())?),
+    };
+    let (path, with_parameters) = read(parts.uri.path())?;
     let mut best = None;
     for (index, route) in routes.iter().enumerate() {
         if !others_fit(route, listener, parts) {
@@ -188,11 +199,13 @@ fn naive(routes: &[Arc<RouteConfig>], listener: &ListenerName, host: &str, parts
                 Some(_) => continue,
             };
             let by_path = match &route.path {
-                PathPattern::Exact(exact) if exact == path => (3, 0),
+                PathPattern::Exact(exact) if *exact == path => (3, 0),
                 PathPattern::Prefix(prefix) if prefix.is_empty() => (0, 0),
-                PathPattern::Prefix(prefix) if begins(prefix, path) => (2, prefix.len()),
+                PathPattern::Prefix(prefix) if begins(prefix, &path) => (2, prefix.len()),
                 // The first route of the same host with this pattern tells the place of them all.
-                PathPattern::Regex(regex) if regex.is_match(path) => (1, usize::MAX - first(routes, pattern, regex)),
+                PathPattern::Regex(regex) if regex.is_match(&path) || regex.is_match(&with_parameters) => {
+                    (1, usize::MAX - first(routes, pattern, regex))
+                }
                 _ => continue,
             };
             let asks = route.headers.len()
@@ -219,12 +232,55 @@ fn first(routes: &[Arc<RouteConfig>], host: Option<&HostPattern>, regex: &Regex)
     routes.iter().position(|route| stands(&route)).expect("itself")
 }
 
-/// Without port and final dot, in lower case; nothing where it is longer than any name.
+/// Without port.
 fn bare(host: &str) -> String {
     let digits = host.len() - host.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-    let host = host[..host.len() - digits].strip_suffix(':').unwrap_or(host);
-    let host = host.strip_suffix('.').unwrap_or(host);
-    if host.len() > 256 { String::new() } else { host.to_ascii_lowercase() }
+    host[..host.len() - digits].strip_suffix(':').unwrap_or(host).to_owned()
+}
+
+/// A path as a backend reads it that decodes everything and takes it apart then: without parameters, and with them. `None` if it is none.
+fn read(path: &str) -> Option<(String, String)> {
+    if !path.starts_with('/') {
+        return Some((path.to_owned(), path.to_owned()));
+    }
+    let (mut decoded, mut rest) = (Vec::new(), path.as_bytes());
+    while let Some((&first, behind)) = rest.split_first() {
+        let code = rest.get(1..3).filter(|code| first == b'%' && code.iter().all(u8::is_ascii_hexdigit));
+        let byte = code.and_then(|code| u8::from_str_radix(str::from_utf8(code).ok()?, 16).ok());
+        decoded.push(byte.unwrap_or(first));
+        rest = if byte.is_some() { &rest[3..] } else { behind };
+    }
+    if decoded.contains(&0) {
+        return None;
+    }
+    let mut names: Vec<(&[u8], &[u8])> = Vec::new();
+    let mut folder = true;
+    for whole in decoded.split(|byte| matches!(byte, b'/' | b'\\')) {
+        let name = whole.split(|&byte| byte == b';').next().unwrap_or_default();
+        folder = matches!(name, b"" | b"." | b"..");
+        match name {
+            b"" | b"." => {}
+            b".." => drop(names.pop()),
+            _ => names.push((name, whole)),
+        }
+    }
+    let write = |of: fn(&(&[u8], &[u8])) -> Vec<u8>| {
+        let mut text = String::new();
+        for name in &names {
+            text.push('/');
+            for byte in of(name) {
+                match byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte) {
+                    true => text.push(char::from(byte)),
+                    false => text.push_str(&format!("%{byte:02X}")),
+                }
+            }
+        }
+        if folder {
+            text.push('/');
+        }
+        text
+    };
+    Some((write(|(name, _)| name.to_vec()), write(|(_, whole)| whole.to_vec())))
 }
 
 fn named(name: &str, host: &str) -> bool {
@@ -309,20 +365,29 @@ fn plain(input: &mut Unstructured<'_>) -> Result<()> {
     }
     let Ok(uri) = target.parse::<Uri>() else { return Ok(()) };
     let asked = uri.path().to_owned();
-    let settled = path::settle(&uri, &rules);
-    if path::is_plain(asked.as_bytes()) {
-        assert_eq!(settled, Ok(None), "{target} is plain, under {rules:?}");
+    let Ok(tidy) = tidy(&asked) else { return Ok(()) };
+    let settled = path::settle(&tidy, &rules);
+    if is_plain(asked.as_bytes()) {
+        assert_eq!(settled.as_deref(), Ok(&*asked), "{target} is plain, under {rules:?}");
         assert!(!has_dots(&asked) && !asked.contains("//"), "{target} is not plain");
+        assert_eq!(matched(&tidy).path, asked, "{target} is plain");
     }
+    let read = read(&asked).expect("without NUL");
+    let found = matched(&tidy);
+    let found = (found.path.clone(), found.with_parameters.unwrap_or(found.path));
+    assert_eq!(found, read, "{target} is matched as no backend reads it");
     let Ok(settled) = settled else { return Ok(()) };
-    let becomes = settled.clone().unwrap_or(uri.clone());
+    let mut parts = Request::get(uri.clone()).body(()).expect("a request").into_parts().0;
+    path::replace(&mut parts, &settled).expect("it is short");
+    let becomes = parts.uri;
     let shown = becomes.path();
-    assert_ne!(settled.as_ref(), Some(&uri), "what stays as it is is not made anew");
+    let again = isobar::target::path::tidy(shown).expect("without NUL");
     assert_eq!(
-        path::settle(&becomes, &rules),
-        Ok(None),
+        path::settle(&again, &rules).as_deref(),
+        Ok(shown),
         "{target} became {becomes}, and again something else: {rules:?}"
     );
+    assert_eq!(matched(&again).path, read.0, "{target} became {becomes}, which is matched otherwise: {rules:?}");
     assert_eq!(becomes.query(), uri.query(), "{target}");
     assert!(shown.starts_with('/'), "{target} became {becomes}");
     let lower = shown.to_ascii_lowercase();
@@ -342,7 +407,7 @@ fn plain(input: &mut Unstructured<'_>) -> Result<()> {
             backslashes: PathRule::Keep,
         })
     {
-        assert_eq!(settled, None, "{target} is kept");
+        assert_eq!(settled, tidy, "{target} is kept");
     }
     forwarded(input, &becomes)
 }

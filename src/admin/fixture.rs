@@ -14,11 +14,11 @@ use http::{Method, StatusCode};
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
     Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyMatch,
-    BreakerConfig, ClientCertificateConfig, Config, Forward, HeaderEdits, HeaderMatch, HealthCheckConfig, HedgeConfig,
-    HostPattern, HttpProbe, InitialHealth, LimitsConfig, ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile,
-    OutlierConfig, OverloadConfig, PathPattern, PathRewrite, PathsConfig, Place, PoolConfig, Probe, QueryMatch,
-    QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig, RouteConfig, Spot, StrategyConfig, TiersConfig,
-    Timeouts, UpstreamConfig, ValueMatch, Vocabulary,
+    BreakerConfig, ClientCertificateConfig, Config, Forward, ForwardedHeader, HeaderEdits, HeaderMatch,
+    HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig, ListenerConfig, LocationPart,
+    LogConfig, LogFormat, NamedFile, OutlierConfig, OverloadConfig, PathOverrides, PathPattern, PathRewrite, PathRule,
+    PathsConfig, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig,
+    RouteConfig, Spot, StrategyConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch, Vocabulary,
 };
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -233,6 +233,7 @@ fn listener() -> ListenerConfig {
         min_bytes_per_second: 240,
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         forwarded: false,
+        forwarded_headers: vec![ForwardedHeader::RealIp],
         via: false,
         paths: PathsConfig::default(),
         redirect_to_https: None,
@@ -250,6 +251,7 @@ fn routes() -> [RouteConfig; 3] {
         methods: vec![],
         headers: vec![],
         query: vec![],
+        paths: PathOverrides::default(),
         action: Action::Forward(Forward {
             upstream: "users".into(),
             path: PathRewrite::StripPrefix,
@@ -275,6 +277,7 @@ fn routes() -> [RouteConfig; 3] {
             HeaderMatch { name: HeaderName::from_static("x-tenant"), value: ValueMatch::Regex(regex("a|b")) },
         ],
         query: vec![QueryMatch { name: "debug".into(), value: ValueMatch::Absent }],
+        paths: PathOverrides { encoded_slashes: Some(PathRule::Refuse), ..PathOverrides::default() },
         request_headers: HeaderEdits {
             remove: vec![HeaderName::from_static("x-debug")],
             set: vec![

@@ -31,6 +31,7 @@ mod units;
 mod check;
 mod grpc;
 mod retry;
+mod forwarded;
 mod paths;
 mod picking;
 mod report;
@@ -41,12 +42,13 @@ mod tls;
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity, nearest};
+pub use forwarded::ForwardedHeader;
 pub use grpc::GrpcStatus;
 pub use health_check::{BodyMatch, GrpcProbe, HealthCheckConfig, HttpProbe, InitialHealth, Probe};
 pub use limits::{
     AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
 };
-pub use paths::{PathRule, PathsConfig};
+pub use paths::{PathOverrides, PathRule, PathsConfig};
 pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 pub use route::{
@@ -55,7 +57,7 @@ pub use route::{
 };
 pub use tls::{
     CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, Misdirected, TlsConfig, TlsProfile,
-    UnknownNames, tells_identity,
+    UnknownNames,
 };
 pub use units::duration;
 pub use upstream::{Address, BackendConfig, PoolConfig, Protocol, StrategyConfig, UpstreamConfig};
@@ -257,6 +259,8 @@ pub struct ListenerConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether to send `Forwarded` (RFC 7239) too.
     pub forwarded: bool,
+    /// What backends are told of clients beyond `X-Forwarded-For`, `-Proto`, `-Host` and `-Port`.
+    pub forwarded_headers: Vec<ForwardedHeader>,
     /// Whether to send `Via` (RFC 9110 §7.6.3) both ways.
     pub via: bool,
     /// What is done with paths that servers read differently.

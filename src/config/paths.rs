@@ -1,28 +1,63 @@
 //! What is done with paths that servers read differently.
 
-/// `paths`: what is done with what one server takes for a part of a name and another for a step between folders. Where a backend
-/// reads it otherwise than the route table has, a request passes by the rules of the route that it belongs to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// `paths`: what becomes of what one server takes for a part of a name and another for a step between folders. Routes are found by how
+/// a backend reads the path that takes all of it for steps; this says what the backend is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathsConfig {
-    /// `.` and `..` as segments, also encoded (`%2e`) and with parameters (`..;x`).
+    /// `.` and `..` as segments, also encoded (`%2e`) and with parameters (`..;x`). Refused by default.
     pub dot_segments: PathRule,
-    /// `%2f`.
+    /// `%2f`. Kept by default: package registries, GitLab and object stores put names with slashes into paths.
     pub encoded_slashes: PathRule,
-    /// `//`.
+    /// `//`. Kept by default.
     pub duplicate_slashes: PathRule,
-    /// `\` and `%5c`.
+    /// `\` and `%5c`. Refused by default.
     pub backslashes: PathRule,
 }
 
-/// What is done with it.
+impl Default for PathsConfig {
+    fn default() -> Self {
+        Self {
+            dot_segments: PathRule::Refuse,
+            encoded_slashes: PathRule::Keep,
+            duplicate_slashes: PathRule::Keep,
+            backslashes: PathRule::Refuse,
+        }
+    }
+}
+
+/// `paths` of a route: what it says goes before what its listener says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathOverrides {
+    /// In place of [`PathsConfig::dot_segments`].
+    pub dot_segments: Option<PathRule>,
+    /// In place of [`PathsConfig::encoded_slashes`].
+    pub encoded_slashes: Option<PathRule>,
+    /// In place of [`PathsConfig::duplicate_slashes`].
+    pub duplicate_slashes: Option<PathRule>,
+    /// In place of [`PathsConfig::backslashes`].
+    pub backslashes: Option<PathRule>,
+}
+
+impl PathOverrides {
+    /// The rules of a route at a listener.
+    pub fn over(&self, listener: &PathsConfig) -> PathsConfig {
+        PathsConfig {
+            dot_segments: self.dot_segments.unwrap_or(listener.dot_segments),
+            encoded_slashes: self.encoded_slashes.unwrap_or(listener.encoded_slashes),
+            duplicate_slashes: self.duplicate_slashes.unwrap_or(listener.duplicate_slashes),
+            backslashes: self.backslashes.unwrap_or(listener.backslashes),
+        }
+    }
+}
+
+/// What is done with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathRule {
     /// The request is answered 400.
-    #[default]
     Refuse,
-    /// The path is made the one that is meant, before a route is looked for.
+    /// The backend is sent the path that is meant.
     Normalize,
-    /// The path stays as the client sent it.
+    /// The backend is sent it as the client sent it.
     Keep,
 }
 

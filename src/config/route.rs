@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
-use super::{ListenerName, RetryConfig, RouteName, UpstreamName};
+use super::{ListenerName, PathOverrides, RetryConfig, RouteName, UpstreamName};
 
 /// `[[route]]`: which requests match and where they go.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +26,8 @@ pub struct RouteConfig {
     pub headers: Vec<HeaderMatch>,
     /// All of these.
     pub query: Vec<QueryMatch>,
+    /// What is said of paths that servers read differently.
+    pub paths: PathOverrides,
     /// What is done with a request that matches.
     pub action: Action,
     /// Changes to the headers that go to the backend.
@@ -43,7 +45,7 @@ pub enum HostPattern {
     Wildcard(String),
 }
 
-/// Which paths match.
+/// Which paths match, in the form that paths are matched in (see [`target::path`](crate::target::path)).
 #[derive(Clone, Debug)]
 pub enum PathPattern {
     /// The whole path.
@@ -209,6 +211,16 @@ pub struct HeaderEdits {
 }
 
 impl HeaderEdits {
+    /// The fields of which nothing that came is left.
+    pub fn touched(&self) -> impl Iterator<Item = &HeaderName> {
+        self.remove.iter().chain(self.set.iter().map(|(name, _)| name))
+    }
+
+    /// The fields that a change is made to.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> + Clone {
+        self.remove.iter().chain(self.set.iter().chain(&self.add).map(|(name, _)| name))
+    }
+
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()

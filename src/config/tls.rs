@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 
 use super::error::{Problem, Severity};
 
@@ -63,14 +63,6 @@ pub struct CertificateConfig {
     pub key: FileKey,
     /// DER: an OCSP response to staple.
     pub ocsp: Option<FileKey>,
-}
-
-/// Whether a header field is one that tells a backend of a client's certificate, and so is the proxy's to send. Some backends take
-/// `_` for `-`.
-pub fn tells_identity(name: &HeaderName) -> bool {
-    const PREFIX: &[u8] = b"x-client-cert-";
-    let name = name.as_str().as_bytes();
-    name.len() >= PREFIX.len() && name.iter().zip(PREFIX).all(|(&a, &b)| a == b || (a == b'_' && b == b'-'))
 }
 
 impl TlsConfig {

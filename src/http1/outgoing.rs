@@ -9,14 +9,14 @@ use http::HeaderMap;
 use http::header::{self, HeaderName};
 use tokio::io::AsyncWrite;
 
-use crate::config::tells_identity;
+use crate::fields::{is_spelling_of, tells_client, tells_identity};
 
 use super::Framing;
 use super::chunked::{Chunked, Next};
 
 /// Header fields that tell the framing, who asks, or what a recipient decides by before it reads a body: never taken from a
 /// trailer section (RFC 9110 §6.5.1), since some recipients merge that into the header section.
-const NOT_TRAILERS: [HeaderName; 24] = [
+const NOT_TRAILERS: [HeaderName; 20] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,
     header::CONNECTION,
@@ -37,15 +37,12 @@ const NOT_TRAILERS: [HeaderName; 24] = [
     header::UPGRADE,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-proto"),
 ];
 
 /// Whether a field may stand in a trailer section that is passed on.
 pub fn may_trail(name: &HeaderName) -> bool {
-    is_sayable(name) && !tells_identity(name) && !NOT_TRAILERS.contains(name)
+    let barred = NOT_TRAILERS.iter().any(|barred| is_spelling_of(name, barred));
+    is_sayable(name) && !tells_identity(name) && !tells_client(name) && !barred
 }
 
 /// Whether HTTP/1.1 can say a name that came by HTTP/2: what reads HTTP/2 takes quotation marks in names, which are no part of a

@@ -12,6 +12,7 @@ use super::Framing;
 use super::field::{self, Line};
 use super::outgoing::{length, line};
 use super::untouched::{Lines, Untouched, is_value};
+use crate::target::sent::{self, AsSent};
 
 /// A request's head, and what it says of the message and of the connection.
 #[derive(Debug)]
@@ -98,8 +99,11 @@ pub fn read(
     let target = start + target.start..start + target.end;
     let long = target.len() > LONGEST_TARGET;
     // What is made of a head shares the bytes it is read from.
-    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice(target.clone()))
-        .map_err(|_| if long { Malformed::LongTarget } else { Malformed::Target })?;
+    match Uri::from_maybe_shared(bytes.slice(target.clone())) {
+        Ok(uri) => *request.uri_mut() = uri,
+        Err(_) if long => return Err(Malformed::LongTarget),
+        Err(_) => uncommon(&bytes.slice(target.clone()), &mut request)?,
+    }
     // `Uri` drops one. Nothing was dropped where the path is as long as the target.
     let whole = request.uri().path_and_query().is_some_and(|kept| kept.as_str().len() == target.len());
     if !whole && memchr(b'#', &bytes[target]).is_some() {
@@ -169,6 +173,18 @@ pub fn read(
     Ok(true)
 }
 
+/// Takes a target with characters that a [`Uri`] has escaped only: the target as it was sent is put beside it.
+#[cold]
+fn uncommon(target: &Bytes, request: &mut Request<()>) -> Result<(), Malformed> {
+    let (escaped, sent) = sent::escaped(target).ok_or(Malformed::Target)?;
+    if escaped.len() > LONGEST_TARGET {
+        return Err(Malformed::LongTarget);
+    }
+    *request.uri_mut() = Uri::from_maybe_shared(Bytes::from(escaped)).map_err(|_| Malformed::Target)?;
+    request.extensions_mut().insert(sent);
+    Ok(())
+}
+
 /// Takes a request line apart: how long its method is, where its target is, and whether its version is HTTP/1.0. `None` if it is none
 /// of HTTP/1.
 fn request_line(line: &[u8]) -> Option<(usize, Range<usize>, bool)> {
@@ -196,7 +212,15 @@ pub fn write(out: &mut Vec<u8>, parts: &Parts, framing: Framing, lines: Lines<'_
         // "?query" alone.
         out.push(b'/');
     }
-    out.extend_from_slice(target.as_bytes());
+    match parts.extensions.get::<AsSent>() {
+        None => out.extend_from_slice(target.as_bytes()),
+        Some(sent) => {
+            out.extend_from_slice(sent.path.as_deref().unwrap_or(parts.uri.path().as_bytes()));
+            for piece in sent.query.iter().flat_map(|query| [b"?", &query[..]]) {
+                out.extend_from_slice(piece);
+            }
+        }
+    }
     out.extend_from_slice(b" HTTP/1.1\r\n");
     out.extend_from_slice(lines.made.unwrap_or_default());
     for (name, value) in &parts.headers {

@@ -207,6 +207,10 @@ pub fn write(
             continue;
         } else if *name == header::CONNECTION && !switches {
             close |= tokens(value.as_bytes()).any(|token| is(token, b"close"));
+            if status == StatusCode::UPGRADE_REQUIRED && tokens(value.as_bytes()).any(|token| is(token, b"upgrade")) {
+                // Behind `Upgrade`, which tells to what (RFC 9110 §7.8).
+                line(out, name, b"upgrade");
+            }
             continue;
         }
         line(out, name, value.as_bytes());

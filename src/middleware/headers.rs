@@ -6,6 +6,7 @@ use super::Middleware;
 use crate::config::HeaderEdits;
 use crate::exchange::Exchange;
 use crate::exchange::body::Body;
+use crate::fields::{self, has_underscore, is_spelling_of};
 
 /// Removes, sets and adds headers, both ways.
 #[derive(Debug)]
@@ -32,6 +33,11 @@ impl Middleware for Headers {
 }
 
 fn apply(edits: &HeaderEdits, headers: &mut HeaderMap) {
+    // What a rule says of a field holds for each spelling that some backend takes for it.
+    let touched = || edits.touched().any(has_underscore);
+    if headers.keys().any(has_underscore) || touched() {
+        fields::remove(headers, |name| edits.touched().any(|it| it != name && is_spelling_of(it, name)));
+    }
     for name in &edits.remove {
         headers.remove(name);
     }
@@ -61,6 +67,15 @@ mod tests {
             (&[("x-a", "1")], &[], &[], &[("x-a", "2")], &[("x-a", "1"), ("x-a", "2")]),
             (&[("x-a", "1")], &["x-a"], &[("x-a", "2")], &[("x-a", "3")], &[("x-a", "2"), ("x-a", "3")]),
             (&[], &["x-a"], &[], &[("x-a", "1"), ("x-a", "2")], &[("x-a", "1"), ("x-a", "2")]),
+            // Of any spelling.
+            (
+                &[("x_a", "1"), ("x_b", "2"), ("x_c", "3")],
+                &["x-a"],
+                &[("x-b", "4")],
+                &[],
+                &[("x_c", "3"), ("x-b", "4")],
+            ),
+            (&[("x-a", "1"), ("x-b", "2")], &["x_a"], &[], &[("x_b", "4")], &[("x-b", "2"), ("x_b", "4")]),
         ] {
             let edits = HeaderEdits {
                 remove: remove.iter().map(|&name| HeaderName::from_static(name)).collect(),

@@ -15,13 +15,14 @@ use crate::config::{Protocol, RetryConfig};
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch, Way};
 use crate::exchange::{Lines, Untouched};
-use crate::route::{Forward, Route, rewrite};
+use crate::route::{Forward, Route, path, rewrite};
 use crate::telemetry::metrics::{BackendMetrics, RetryCause};
 use crate::transport::connect::{self, NoConnection};
 use crate::transport::{Connection, Failed};
 use crate::upstream::Upstream;
 
 use super::grpc::{Call, Head};
+use super::headers::Clean;
 use super::hedge::{self, Raced};
 use super::place::Place;
 use super::retry::{self, Attempts};
@@ -34,7 +35,7 @@ pub(super) async fn forward(
     proxy: &Rc<Proxy>,
     running: &Rc<Running>,
     (route, forward): (&Route, &Forward),
-    (parts, mut untouched): (&mut Parts, Option<&mut Untouched>),
+    (parts, untouched, Clean { mut upgrade, lines }): (&mut Parts, Option<&mut Untouched>, Clean),
     upload: Option<Rc<dyn Source>>,
     handled: &mut Handled,
 ) -> Result<(), ProxyError> {
@@ -45,31 +46,24 @@ pub(super) async fn forward(
     {
         return Err(ProxyError::BodyTooLarge);
     }
-    // HTTP/1.0 cannot switch; nor does anybody behind a body, which the guard would not hold the connection for.
-    let may_switch = !has_body && !running.http10();
-    let headers::ToBackend { upgrade, lines, unnamed } = headers::to_backend(
-        &mut parts.headers,
-        untouched.as_deref_mut(),
-        client,
-        &route.config.request_headers,
-        may_switch,
-    );
     if upgrade.is_some() && forward.upstream.config.protocol == Protocol::Http2 {
-        return Err(ProxyError::CannotSwitch);
-    }
-    // Behind that, or a client could have it removed by naming it in `Connection`.
-    if running.snapshot.config.tells_identity {
-        headers::identity(&mut parts.headers, client);
+        if !has_body {
+            return Err(ProxyError::CannotSwitch);
+        }
+        // Its client wants an answer in any case.
+        parts.headers.remove(header::UPGRADE);
+        parts.headers.remove(header::CONNECTION);
+        upgrade = None;
     }
     if let Some(host) = &forward.host {
         parts.headers.insert(header::HOST, host.clone());
-    } else if unnamed {
-        // An HTTP/1.0 client need not say which host it means; HTTP/1.1, in which the backend is asked, has to
+    } else if headers::host(&parts.headers).is_none() {
+        // A client need not say which host it means, in HTTP/1.0 not at all; HTTP/1.1, in which the backend is asked, has to
         // (RFC 9112 §3.2). The upstream's name is what nginx says.
         parts.headers.insert(header::HOST, upstream_host(forward));
     }
     if let Some(target) = rewrite::backend_target(&forward.path, &route.config.path, &parts.uri) {
-        parts.uri = target.into();
+        path::put(parts, target);
     }
     let measured = upload.as_ref().is_some_and(|body| body.left().is_some());
     running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over }, measured)?;
@@ -409,11 +403,12 @@ fn answer(
         Ok(untouched) => untouched,
         Err(error) => return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error }),
     };
+    let whole = running.upload() == Upload::Over;
     connection.upload(body, running.upload_idle());
     let status = head.status;
     lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
-    handled.dated =
-        headers::to_client((&mut head.headers, &mut handled.untouched), &running.exchange.client, connection.tells());
+    let client = &running.exchange.client;
+    handled.dated = headers::to_client((&mut head.headers, &mut handled.untouched), client, status, connection.tells());
     if status != SWITCHING {
         handled.body = match connection.whole() {
             Some(bytes) => {
@@ -430,7 +425,8 @@ fn answer(
         };
         return Ok(());
     }
-    let (Some(protocol), Some(link)) = (upgrade, connection.link()) else {
+    // What follows a request belongs to another protocol only when all of the request is there.
+    let (Some(protocol), Some(link), true) = (upgrade, connection.link(), whole && !connection.uploads()) else {
         return Err(ProxyError::UnaskedUpgrade { backend: lease.backend().address.clone() });
     };
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));

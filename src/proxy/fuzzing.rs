@@ -3,38 +3,40 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue};
 
 use super::headers;
-use crate::config::HeaderEdits;
+use super::told::{self, Asker};
 use crate::exchange::{Client, Untouched};
 
-/// Makes a client's headers the ones that go to a backend: the protocol to switch to, and lines for behind the request line.
-pub fn to_backend(
+/// Makes a client's headers those that are true: the protocol to switch to, and lines for behind the request line.
+pub fn clean(
     headers: &mut HeaderMap,
     untouched: Option<&mut Untouched>,
     client: &Client,
-    edits: &HeaderEdits,
     may_switch: bool,
 ) -> (Option<HeaderValue>, Option<Rc<[u8]>>) {
-    let headers::ToBackend { upgrade, lines, .. } = headers::to_backend(headers, untouched, client, edits, may_switch);
+    let asker = Asker::of(headers, client);
+    let headers::Clean { upgrade, lines } = headers::clean(headers, untouched, asker, (may_switch, false));
+    told::identity(headers, client);
     (upgrade, lines)
-}
-
-/// Tells of the client's certificate, and lets nobody else do so.
-pub fn identity(headers: &mut HeaderMap, client: &Client) {
-    headers::identity(headers, client);
 }
 
 /// Makes a backend's headers the ones that go to the client. `known`: whether there may be some for this hop alone, and whether
 /// there is a date.
-pub fn to_client(headers: (&mut HeaderMap, &mut Untouched), client: &Client, known: (bool, bool)) -> bool {
-    headers::to_client(headers, client, known)
+pub fn to_client(
+    headers: (&mut HeaderMap, &mut Untouched),
+    client: &Client,
+    status: StatusCode,
+    known: (bool, bool),
+) -> bool {
+    headers::to_client(headers, client, status, known)
 }
 
 /// The address of the client.
 pub fn client_ip(headers: &HeaderMap, client: &Client) -> IpAddr {
-    headers::client_ip(headers, client)
+    Asker::of(headers, client).ip
 }
 
 /// What of an informational response's head goes to the client.

@@ -1,18 +1,15 @@
-//! Which headers pass, and which the proxy adds.
+//! Which headers pass. What is told of the client is in [`told`].
 
-use std::fmt::Write;
-use std::net::IpAddr;
 use std::rc::Rc;
 
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::config::{HeaderEdits, tells_identity};
 use crate::exchange::{Client, Untouched};
+use crate::fields::tells_client;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+use super::told::{self, Asker, Found};
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -31,9 +28,8 @@ struct HopByHop {
     transfer_encoding: bool,
     upgrade: bool,
     expect: bool,
-    forwarded: bool,
-    /// Any of `X-Forwarded-*`.
-    x_forwarded: bool,
+    /// Those that tell of the client.
+    told: Found,
 }
 
 impl HopByHop {
@@ -41,23 +37,19 @@ impl HopByHop {
     /// than eight lookups.
     fn find(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
-        for name in headers.keys() {
-            let name = name.as_str().as_bytes();
+        for field in headers.keys() {
+            let name = field.as_str().as_bytes();
             // Length and first letter tell nearly all names apart from these without a comparison.
             match (name.len(), name.first()) {
                 (2, Some(b't')) => found.te |= name == b"te",
                 (6, Some(b'e')) => found.expect |= name == b"expect",
                 (7, Some(b'u')) => found.upgrade |= name == b"upgrade",
-                (9, Some(b'f')) => found.forwarded |= name == b"forwarded",
+                (9, Some(b'f')) => found.told.forwarded |= name == b"forwarded",
                 (10, Some(b'c')) => found.connection |= name == b"connection",
                 (10, Some(b'k')) => found.keep_alive |= name == b"keep-alive",
                 (16, Some(b'p')) => found.proxy_connection |= name == b"proxy-connection",
                 (17, Some(b't')) => found.transfer_encoding |= name == b"transfer-encoding",
-                (15..=17, Some(b'x')) => {
-                    found.x_forwarded |=
-                        [&b"x-forwarded-for"[..], b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto"]
-                            .contains(&name);
-                }
+                (_, Some(b'x')) => found.told.client |= tells_client(field),
                 _ => {}
             }
         }
@@ -132,27 +124,25 @@ fn asks_for_http2(headers: &HeaderMap) -> bool {
     protocols.map(<[u8]>::trim_ascii).any(|protocol| protocol.len() >= 2 && protocol[..2].eq_ignore_ascii_case(b"h2"))
 }
 
-/// What becomes of a client's headers on their way to a backend.
+/// What is known of a request's headers when they are clean.
 #[derive(Debug)]
-pub(super) struct ToBackend {
+pub(super) struct Clean {
     /// The protocol that the client asks to switch to, if it does so properly; HTTP/2 is none: it would carry requests past
     /// every check of ours (h2c smuggling).
     pub(super) upgrade: Option<HeaderValue>,
     /// Lines to put in behind the request line.
     pub(super) lines: Option<Rc<[u8]>>,
-    /// Whether the client named no host.
-    pub(super) unnamed: bool,
 }
 
-/// Makes a client's headers the ones that go to a backend. What the route itself says of a header, in `edits`, stands.
-/// Without `may_switch`, no wish to switch protocols is passed on.
-pub(super) fn to_backend(
+/// Makes a client's headers those that are true: what is for this hop alone goes, and so does what only the proxy may say, which is
+/// said. Routes, middleware and backends see no others. Without `may_switch`, no wish to switch protocols is passed on; `in_map` is
+/// whether all of them are looked at before they are sent.
+pub(super) fn clean(
     headers: &mut HeaderMap,
     untouched: Option<&mut Untouched>,
-    client: &Client,
-    edits: &HeaderEdits,
-    may_switch: bool,
-) -> ToBackend {
+    asker: Asker<'_>,
+    (may_switch, in_map): (bool, bool),
+) -> Clean {
     let found = HopByHop::find(headers);
     if found.connection
         && names_others(headers)
@@ -182,142 +172,11 @@ pub(super) fn to_backend(
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol.clone());
     }
-    if client.listener.via {
+    if asker.client.listener.via {
         append_via(headers);
     }
-    if client.listener.forwarded || (found.forwarded && !client.trusted) {
-        forwarded(headers, client);
-    }
-    let plain = !client.trusted && edits.is_empty() && !found.x_forwarded;
-    let asked = host(headers);
-    let unnamed = asked.is_none();
-    let lines = match plain {
-        true => Some(forwarded_lines(client, asked)),
-        false => {
-            x_forwarded(headers, client, edits);
-            None
-        }
-    };
-    ToBackend { upgrade, lines, unnamed }
-}
-
-/// Tells of the client's certificate, and lets nobody else do so: but a trusted proxy, of its own client, at a listener that does
-/// not ask for certificates itself.
-#[cold]
-pub(super) fn identity(headers: &mut HeaderMap, client: &Client) {
-    let asks = client.listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
-    if asks || !client.trusted {
-        let forged: Vec<HeaderName> = headers.keys().filter(|name| tells_identity(name)).cloned().collect();
-        for name in forged {
-            headers.remove(name);
-        }
-    }
-    for (name, value) in &client.identity {
-        headers.insert(name, value.clone());
-    }
-}
-
-/// `X-Forwarded-*` as lines. For a client that is not trusted they depend on nothing but its connection and the host it asks
-/// for, so they are made once; putting them into each request's map would cost four hashed inserts, and again their
-/// encoding: 1 500 instructions a request.
-fn forwarded_lines(client: &Client, host: Option<&HeaderValue>) -> Rc<[u8]> {
-    let mut cached = client.lines.borrow_mut();
-    if cached.1.is_empty() || cached.0.as_ref() != host {
-        let mut lines = Vec::with_capacity(160);
-        let mut line = |name: &HeaderName, value: &[u8]| {
-            lines.extend_from_slice(name.as_str().as_bytes());
-            lines.extend_from_slice(b": ");
-            lines.extend_from_slice(value);
-            lines.extend_from_slice(b"\r\n");
-        };
-        line(&X_FORWARDED_FOR, client.peer_text.as_bytes());
-        line(&X_FORWARDED_PROTO, client.scheme.as_bytes());
-        if let Some(host) = host {
-            line(&X_FORWARDED_HOST, host.as_bytes());
-        }
-        line(&X_FORWARDED_PORT, client.port_text.as_bytes());
-        // A copy: the field itself is a part of the block that the request was read into, and the connection may wait long.
-        let host = host.and_then(|host| HeaderValue::from_bytes(host.as_bytes()).ok());
-        *cached = (host, lines.into());
-    }
-    Rc::clone(&cached.1)
-}
-
-/// `X-Forwarded-*` in the map: added to what a trusted proxy says, in place of what anybody else says, and not where the
-/// route says otherwise.
-fn x_forwarded(headers: &mut HeaderMap, client: &Client, edits: &HeaderEdits) {
-    let edited = |name: &HeaderName| {
-        edits.remove.contains(name) || edits.set.iter().chain(&edits.add).any(|(other, _)| other == name)
-    };
-    let asked = host(headers).cloned();
-    let mut put = |name: HeaderName, value: Option<HeaderValue>| {
-        if edited(&name) {
-            return;
-        }
-        match value {
-            Some(value) if client.trusted => drop(headers.entry(name).or_insert(value)),
-            Some(value) => drop(headers.insert(name, value)),
-            None => drop(headers.remove(name)),
-        }
-    };
-    put(X_FORWARDED_PROTO, Some(HeaderValue::from_static(client.scheme)));
-    put(X_FORWARDED_HOST, asked);
-    put(X_FORWARDED_PORT, Some(client.port_text.clone()));
-    if edited(&X_FORWARDED_FOR) {
-        return;
-    }
-    let before = if client.trusted { joined(headers, &X_FORWARDED_FOR) } else { None };
-    let value = before
-        .and_then(|before| HeaderValue::try_from([&before, &b", "[..], client.peer_text.as_bytes()].concat()).ok());
-    headers.insert(X_FORWARDED_FOR, value.unwrap_or_else(|| client.peer_text.clone()));
-}
-
-/// `Forwarded` (RFC 7239): added to what a trusted proxy says, in place of what anybody else says.
-fn forwarded(headers: &mut HeaderMap, client: &Client) {
-    if !client.listener.forwarded {
-        headers.remove(header::FORWARDED);
-        return;
-    }
-    let element = forwarded_element(client, host(headers));
-    let before = if client.trusted { joined(headers, &header::FORWARDED) } else { None };
-    let value = match before {
-        Some(before) => HeaderValue::try_from([&before, &b", "[..], element.as_bytes()].concat()),
-        None => HeaderValue::try_from(element),
-    };
-    if let Ok(value) = value {
-        headers.insert(header::FORWARDED, value);
-    }
-}
-
-/// All values of a list header as one.
-fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
-    let mut values = headers.get_all(name).iter();
-    let mut all = values.next()?.as_bytes().to_vec();
-    for value in values {
-        all.extend_from_slice(b", ");
-        all.extend_from_slice(value.as_bytes());
-    }
-    Some(all)
-}
-
-/// RFC 7239 §4. IPv6 addresses are bracketed and, with their colons, quoted; so is a host with a port.
-fn forwarded_element(client: &Client, host: Option<&HeaderValue>) -> String {
-    let mut text = String::with_capacity(64);
-    // Writing to a String cannot fail.
-    let _ = match client.peer.ip().to_canonical() {
-        IpAddr::V4(ip) => write!(text, "for={ip}"),
-        IpAddr::V6(ip) => write!(text, "for=\"[{ip}]\""),
-    };
-    if let Some(host) = host.and_then(|host| host.to_str().ok()) {
-        let _ = match host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
-            true => write!(text, ";host={host}"),
-            // A checked host holds neither quotes nor backslashes.
-            false => write!(text, ";host=\"{host}\""),
-        };
-    }
-    text.push_str(";proto=");
-    text.push_str(client.scheme);
-    text
+    let lines = told::tell(headers, asker, found.told, in_map);
+    Clean { upgrade, lines }
 }
 
 /// RFC 9110 §7.6.3, with a pseudonym for the host.
@@ -330,6 +189,7 @@ fn append_via(headers: &mut HeaderMap) {
 pub(super) fn to_client(
     (headers, untouched): (&mut HeaderMap, &mut Untouched),
     client: &Client,
+    status: StatusCode,
     (hop_by_hop, dated): (bool, bool),
 ) -> bool {
     let mut named = false;
@@ -339,33 +199,24 @@ pub(super) fn to_client(
         if named {
             untouched.give_to(headers);
         }
+        let protocols = match status {
+            // Nobody else can tell the client what to switch to (RFC 9110 §15.5.22).
+            StatusCode::UPGRADE_REQUIRED if found.upgrade && !asks_for_http2(headers) => {
+                headers.get(header::UPGRADE).cloned()
+            }
+            _ => None,
+        };
         found.remove(headers);
+        if let Some(protocols) = protocols {
+            headers.insert(header::UPGRADE, protocols);
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
     }
     if client.listener.via {
         append_via(headers);
     }
     // A field that `Connection` names is gone, a date too.
     dated && (!named || headers.contains_key(header::DATE))
-}
-
-/// The address of the client: the connection's, or the last one that the trusted proxies before us did not add themselves.
-pub(super) fn client_ip(headers: &HeaderMap, client: &Client) -> IpAddr {
-    let peer = client.peer.ip().to_canonical();
-    if !client.trusted {
-        return peer;
-    }
-    let Some(all) = joined(headers, &X_FORWARDED_FOR) else { return peer };
-    let mut last = peer;
-    for text in all.rsplit(|&byte| byte == b',') {
-        let Some(ip) = std::str::from_utf8(text.trim_ascii()).ok().and_then(|text| text.parse::<IpAddr>().ok()) else {
-            break;
-        };
-        last = ip.to_canonical();
-        if !client.listener.trusted_proxies.iter().any(|net| net.contains(&last)) {
-            break;
-        }
-    }
-    last
 }
 
 /// What of an informational response's head goes to the client: all but what is for this hop. Its lines end with CRLF
@@ -413,8 +264,6 @@ fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::testing::client;
-    use bytes::Bytes;
 
     #[test]
     fn an_informational_head_is_one_of_ours() {
@@ -429,17 +278,5 @@ mod tests {
             let clean = informational(head.as_bytes()).unwrap();
             assert_eq!(String::from_utf8(clean).unwrap(), expected, "{head:?}");
         }
-    }
-
-    #[test]
-    fn what_a_connection_remembers_holds_no_memory_that_others_read_into() {
-        let client = client(false, |_| {});
-        let block = Bytes::from(b"Host: example.com\r\n".to_vec());
-        let host = HeaderValue::from_maybe_shared(block.slice(6..17)).unwrap();
-        let lines = forwarded_lines(&client, Some(&host));
-        drop(host);
-        assert!(block.is_unique(), "the block can be used again");
-        let again = forwarded_lines(&client, Some(&HeaderValue::from_static("example.com")));
-        assert!(Rc::ptr_eq(&lines, &again), "and the lines are remembered");
     }
 }

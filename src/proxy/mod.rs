@@ -9,16 +9,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header;
+use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, Version, response};
 
-use crate::config::Redirect;
+use crate::config::{ForwardedHeader, PathPattern, PathRewrite, PathRule, PathsConfig, Redirect};
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Watch};
 use crate::exchange::{Client, ClientSide, Exchange, Untouched};
-use crate::route::{self, Action, Forward, Route};
+use crate::route::{self, Action, Forward, Reading, Route};
 use crate::strategy::Dice;
+use crate::target::{self, Host, authority};
 use crate::telemetry::overload::Cause;
 use crate::telemetry::process::Process;
 use crate::transport::Transport;
@@ -30,6 +31,7 @@ mod place;
 mod outcome;
 mod grpc;
 mod headers;
+mod told;
 mod respond;
 mod running;
 mod reason;
@@ -43,8 +45,10 @@ pub mod upgrade;
 
 pub use error::{Blame, ProxyError};
 use grpc::Call;
+use headers::Clean;
 use running::Running;
 pub use snapshot::{Current, Published, Snapshot};
+use told::Asker;
 use upgrade::Tunnel;
 
 /// A worker's data plane.
@@ -97,7 +101,7 @@ enum Choice<'a> {
     /// Answered already.
     Answer(Response<Body>),
     /// A backend answers.
-    Forward(&'a Route, &'a Forward),
+    Forward(&'a Route, &'a Forward, Clean),
 }
 
 impl Proxy {
@@ -129,8 +133,8 @@ impl Proxy {
     ) {
         let started = Instant::now();
         watch.clock().at(started);
-        let exchange =
-            Exchange { started, client_ip: headers::client_ip(&parts.headers, &client), client, watch, side };
+        let Asker { ip, scheme, .. } = Asker::of(&parts.headers, &client);
+        let exchange = Exchange { started, client_ip: ip, scheme, client, watch, side };
         let snapshot = self.current.get();
         if snapshot.looks_at_headers()
             && let Some(untouched) = &mut untouched
@@ -145,8 +149,9 @@ impl Proxy {
         };
         match chosen {
             Ok(Choice::Answer(response)) => *handled = response.into(),
-            Ok(Choice::Forward(route, forward)) => {
-                match attempt::forward(&self, &running, (route, forward), (parts, untouched), upload, handled).await {
+            Ok(Choice::Forward(route, forward, clean)) => {
+                let what = (parts, untouched, clean);
+                match attempt::forward(&self, &running, (route, forward), what, upload, handled).await {
                     Ok(()) => running.finish(route, handled),
                     Err(error) => *handled = running.failed(&error),
                 }
@@ -168,41 +173,62 @@ impl Proxy {
         ProxyError::Overloaded { cause }
     }
 
-    /// Finds the route, lets middleware look at the request, and answers what needs no backend.
+    /// Makes the request canonical and clean, finds its route, lets middleware look at it, and answers what needs no backend.
+    ///
+    /// In this order: what is said of the target is decided before anything is compared with it, what only the proxy may say is removed and
+    /// said before a route asks for it, and what a route changes comes last.
     fn choose<'a>(
         &self,
         running: &'a Running,
         parts: &mut Parts,
-        untouched: Option<&mut Untouched>,
+        mut untouched: Option<&mut Untouched>,
     ) -> Result<Choice<'a>, ProxyError> {
+        let exchange = &running.exchange;
+        let client = &*exchange.client;
         if matches!(parts.method, Method::CONNECT | Method::TRACE) {
             return Err(ProxyError::Method);
         }
         name_host(parts)?;
         agree_on_host(self, running, parts)?;
-        if let Some(redirect) = &running.exchange.client.listener.redirect_to_https {
-            return to_https(redirect, parts).map(Choice::Answer);
+        if let Some(redirect) = &client.listener.redirect_to_https
+            && exchange.scheme != "https"
+        {
+            return to_https(redirect, client, parts).map(Choice::Answer);
         }
-        if !route::path::is_plain(parts.uri.path().as_bytes()) {
-            let settled = route::path::settle(&parts.uri, &running.exchange.client.listener.paths);
-            if let Some(uri) = settled.map_err(ProxyError::BadRequest)? {
-                parts.uri = uri;
+        // HTTP/1.0 cannot switch (RFC 9110 §7.8).
+        let may_switch = !running.http10();
+        let asker = Asker { client, ip: exchange.client_ip, scheme: exchange.scheme };
+        let in_map = running.snapshot.routes.looks_at_clients();
+        let mut clean = headers::clean(&mut parts.headers, untouched.as_deref_mut(), asker, (may_switch, in_map));
+        // Behind that, or a client could have it removed by naming it in `Connection`.
+        if running.snapshot.config.tells_identity {
+            told::identity(&mut parts.headers, client);
+        }
+        let route = match target::path::is_plain(parts.uri.path().as_bytes()) {
+            true => self.find(running, Reading::plain(parts.uri.path()), parts)?.1,
+            false => self.find_spelled(running, parts)?,
+        };
+        if let Action::Forward(forward) = &route.action
+            && !client.listener.forwarded_headers.is_empty()
+        {
+            prefix_taken_off(route, forward, client, parts);
+        }
+        if !route.chain.is_empty() {
+            if let Some(untouched) = untouched {
+                untouched.give_to(&mut parts.headers);
+            }
+            if clean.lines.take().is_some() {
+                told::put_lines(&mut parts.headers, client);
             }
         }
-        let route = self.find(running, parts)?;
-        if !route.chain.is_empty()
-            && let Some(untouched) = untouched
-        {
-            untouched.give_to(&mut parts.headers);
-        }
-        if let ControlFlow::Break(response) = route.chain.on_request(parts, &running.exchange) {
+        if let ControlFlow::Break(response) = route.chain.on_request(parts, exchange) {
             return Ok(Choice::Answer(response));
         }
         let response = match &route.action {
-            Action::Forward(forward) => return Ok(Choice::Forward(route, forward)),
+            Action::Forward(forward) => return Ok(Choice::Forward(route, forward, clean)),
             Action::Redirect(redirect) => {
-                let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
-                let location = route::rewrite::location(redirect, running.exchange.client.scheme, host, &parts.uri)
+                let host = told::public_authority(&parts.headers, client);
+                let location = route::rewrite::location(redirect, exchange.scheme, &host, &parts.uri)
                     .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
                 respond::redirect(redirect.status, location)
             }
@@ -213,12 +239,113 @@ impl Proxy {
         Ok(Choice::Answer(Response::from_parts(handled.head, handled.body)))
     }
 
-    fn find<'a>(&self, running: &'a Running, parts: &Parts) -> Result<&'a Route, ProxyError> {
-        let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    /// The route of a request whose path is read so.
+    fn find<'a>(
+        &self,
+        running: &'a Running,
+        path: Reading<'_>,
+        parts: &Parts,
+    ) -> Result<(usize, &'a Route), ProxyError> {
         let routes = &running.snapshot.routes;
-        let index = routes.find_index(&running.listener_name(), host, parts).ok_or(ProxyError::NoRoute)?;
+        let found = routes.find_index(&running.listener_name(), host(parts), path, parts);
+        let index = found.ok_or(ProxyError::NoRoute)?;
         running.routed(index);
-        Ok(routes.get(index))
+        Ok((index, routes.get(index)))
+    }
+
+    /// The route of a request whose path servers read differently: that of how one reads it which decodes everything. The path becomes what
+    /// the backend is sent, by the rules of the route and of its listener.
+    #[cold]
+    fn find_spelled<'a>(&self, running: &'a Running, parts: &mut Parts) -> Result<&'a Route, ProxyError> {
+        let path = tidy(parts)?;
+        let matched = target::path::matched(&path);
+        let (index, route) = self.find(running, (&matched).into(), parts)?;
+        let rules = route.config.paths.over(&running.exchange.client.listener.paths);
+        let sent = route::path::settle(&path, &rules).map_err(ProxyError::BadRequest)?.into_owned();
+        if let Some(other) = self.otherwise(running, parts, index, &sent)? {
+            replace_path(parts, &sent)?;
+            return Ok(other);
+        }
+        running.routed(index);
+        replace_path(parts, &sent)?;
+        Ok(route)
+    }
+
+    /// Looks whether a backend that reads the path in another way takes it for what another route than that with number `index` is for:
+    /// then the route depends on a guess, and the request is refused. The route to take instead, where that vouches for its backend.
+    #[cold]
+    fn otherwise<'a>(
+        &self,
+        running: &'a Running,
+        parts: &Parts,
+        index: usize,
+        sent: &str,
+    ) -> Result<Option<&'a Route>, ProxyError> {
+        const GUESS: ProxyError = ProxyError::BadRequest("its route depends on how the path is read");
+        let routes = &running.snapshot.routes;
+        let listener = running.listener_name();
+        let find = |host: Host<'_>, path: &str| routes.find_index(&listener, host, Reading::plain(path), parts);
+        // Who takes the path for a reference finds another host in it, and another path. What is left for a route of every host or path
+        // is nobody's in particular: sloppy clients begin paths with two slashes, and so do names in object stores.
+        if let Some((named, path)) = target::path::as_reference(sent) {
+            let named = authority::canonical(named.as_bytes());
+            let by_name = named.and_then(|named| find(Host::of(&named), &path));
+            let by_name = by_name.filter(|&other| !routes.get(other).config.hosts.is_empty());
+            let by_path = find(host(parts), &path);
+            let by_path = by_path.filter(|&other| routes.get(other).config.path != PathPattern::Prefix(String::new()));
+            if by_name.or(by_path).is_some_and(|other| other != index) {
+                return Err(GUESS);
+            }
+        }
+        if target::path::has_dots(sent) || target::path::has_slashes_in_parameters(sent) {
+            let same = target::path::guesses(sent).iter().all(|path| find(host(parts), path) == Some(index));
+            return if same { Ok(None) } else { Err(GUESS) };
+        }
+        // A backend that takes encoded slashes for parts of names. A prefix or an exact path that is found so is a part of what was found.
+        let Some(literal) = target::path::literal(sent) else { return Ok(None) };
+        let other = find(host(parts), &literal).filter(|&other| other != index).map(|other| routes.get(other));
+        let Some(other) = other.filter(|it| matches!(it.config.path, PathPattern::Regex(_))) else { return Ok(None) };
+        let rules = &other.config.paths;
+        match [rules.encoded_slashes, rules.backslashes].contains(&Some(PathRule::Keep)) {
+            true => {
+                let index = routes.routes().iter().position(|route| std::ptr::eq(route, other));
+                index.into_iter().for_each(|index| running.routed(index));
+                Ok(Some(other))
+            }
+            false => Err(GUESS),
+        }
+    }
+}
+
+/// The path as everybody reads it.
+fn tidy(parts: &Parts) -> Result<String, ProxyError> {
+    match target::path::tidy(parts.uri.path()) {
+        Ok(path) => Ok(path.into_owned()),
+        Err(target::path::Nul) => Err(ProxyError::BadRequest("the path has an escaped NUL")),
+    }
+}
+
+fn replace_path(parts: &mut Parts, path: &str) -> Result<(), ProxyError> {
+    if path == parts.uri.path() {
+        return Ok(());
+    }
+    route::path::replace(parts, path).map_err(ProxyError::BadRequest)
+}
+
+/// The host that is asked for, in its canonical form.
+fn host(parts: &Parts) -> Host<'_> {
+    headers::host(&parts.headers).and_then(|host| host.to_str().ok()).map_or(Host::NONE, Host::of)
+}
+
+/// Tells a backend of the prefix that its route takes off the path, or replaces.
+#[cold]
+fn prefix_taken_off(route: &Route, forward: &Forward, client: &Client, parts: &mut Parts) {
+    if let PathPattern::Prefix(prefix) = &route.config.path
+        && forward.path != PathRewrite::Keep
+        && !prefix.is_empty()
+        && client.listener.forwarded_headers.contains(&ForwardedHeader::Prefix)
+    {
+        told::tell_prefix(&mut parts.headers, client, prefix);
     }
 }
 
@@ -237,26 +364,29 @@ fn agree_on_host(proxy: &Proxy, running: &Running, parts: &Parts) -> Result<(), 
 }
 
 /// To the host without its port, which is that of a listener in the clear.
-fn to_https(redirect: &Redirect, parts: &Parts) -> Result<Response<Body>, ProxyError> {
-    let host = headers::host(&parts.headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let host = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
+fn to_https(redirect: &Redirect, client: &Client, parts: &mut Parts) -> Result<Response<Body>, ProxyError> {
+    if !target::path::is_plain(parts.uri.path().as_bytes()) {
+        let path = tidy(parts)?;
+        let rules: &PathsConfig = &client.listener.paths;
+        let path = route::path::settle(&path, rules).map_err(ProxyError::BadRequest)?;
+        replace_path(parts, &path)?;
+    }
+    let authority = told::public_authority(&parts.headers, client);
+    let host = authority::split(&authority).0;
     let location = route::rewrite::location(redirect, "http", host, &parts.uri)
         .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
     Ok(respond::redirect(redirect.status, location))
 }
 
-/// A target with a host in it outweighs the `Host` field (RFC 9112 §3.2.2); from here on the field is right and the target
-/// is a path.
+/// Makes the authority canonical: from here on the `Host` field has it, and the target is a path. A target with a host in it outweighs the
+/// field (RFC 9112 §3.2.2). A field that is empty names none, and is as one that is not there.
 fn name_host(parts: &mut Parts) -> Result<(), ProxyError> {
+    const NO_HOST: ProxyError = ProxyError::BadRequest("the host is none");
     if let Some(authority) = parts.uri.authority() {
-        if !matches!(parts.uri.scheme_str(), Some("http" | "https")) || authority.as_str().contains('@') {
+        if !matches!(parts.uri.scheme_str(), Some("http" | "https")) {
             return Err(ProxyError::BadRequest("the request target is not one of HTTP"));
         }
-        let host = http::HeaderValue::from_str(authority.as_str())
-            .map_err(|_| ProxyError::BadRequest("the request target has no proper host"))?;
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| NO_HOST)?;
         parts.headers.insert(header::HOST, host);
         let path = parts.uri.path_and_query().cloned();
         parts.uri = match path {
@@ -265,5 +395,21 @@ fn name_host(parts: &mut Parts) -> Result<(), ProxyError> {
         };
     }
     parts.version = Version::HTTP_11;
-    Ok(())
+    match headers::host(&parts.headers) {
+        None => Ok(()),
+        Some(host) if authority::is_canonical(host.as_bytes()) => Ok(()),
+        Some(_) => make_canonical(&mut parts.headers).ok_or(NO_HOST),
+    }
+}
+
+#[cold]
+fn make_canonical(headers: &mut http::HeaderMap) -> Option<()> {
+    let host = headers.get(header::HOST)?;
+    if host.is_empty() {
+        headers.remove(header::HOST);
+        return Some(());
+    }
+    let canonical = authority::canonical(host.as_bytes())?;
+    headers.insert(header::HOST, HeaderValue::try_from(canonical).ok()?);
+    Some(())
 }

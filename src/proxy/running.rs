@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode, Uri, Version};
 
@@ -15,6 +15,7 @@ use crate::config::{GrpcStatus, ListenerName, Misdirected, Timeouts};
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::{NEVER, Pace, Phase, Way};
+use crate::fields::{self, is_spelling_of};
 use crate::route::{Action, Route};
 use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
@@ -332,6 +333,7 @@ impl Running {
         }
         if let Some(tls) = &self.exchange.client.listener.tls
             && let Some(hsts) = &tls.hsts
+            && self.exchange.scheme == "https"
         {
             // What a route or a backend says of it stands.
             handled.head.headers.entry(header::STRICT_TRANSPORT_SECURITY).or_insert_with(|| hsts.clone());
@@ -572,7 +574,16 @@ impl Progress for Running {
         self.bytes_out.set(self.bytes_out.get() + bytes as u64);
     }
 
-    fn response_trailers(&self, trailers: &HeaderMap) {
+    fn request_trailers(&self, trailers: &mut HeaderMap) {
+        let Some(route) = self.found() else { return };
+        let config = &route.config;
+        keep_to(trailers, config.request_headers.names().chain(config.headers.iter().map(|asked| &asked.name)));
+    }
+
+    fn response_trailers(&self, trailers: &mut HeaderMap) {
+        if let Some(route) = self.found() {
+            keep_to(trailers, route.config.response_headers.names());
+        }
         if let Some(call) = &self.call
             && let Some(status) = call.trailed(trailers)
         {
@@ -609,6 +620,13 @@ impl Informed for Running {
             self.exchange.side.inform(&head);
         }
     }
+}
+
+/// Removes the trailers that a rule of the route names, in any spelling: who puts trailers among the headers would otherwise see there what
+/// the rule has removed, or set otherwise.
+#[cold]
+fn keep_to<'a>(trailers: &mut HeaderMap, named: impl Iterator<Item = &'a HeaderName> + Clone) {
+    fields::remove(trailers, |name| named.clone().any(|it| is_spelling_of(it, name)));
 }
 
 /// An error with what caused it, on one line.

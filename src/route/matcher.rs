@@ -2,14 +2,16 @@
 
 use http::{HeaderMap, request};
 
-use super::query;
+use super::{Reading, query};
 use crate::config::{HeaderMatch, ListenerName, QueryMatch, RouteConfig, ValueMatch};
+use crate::fields::is_spelling_of;
 
 /// A request, as far as routes look at it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
     pub(super) listener: &'a ListenerName,
     pub(super) parts: &'a request::Parts,
+    pub(super) path: Reading<'a>,
 }
 
 /// How many things a route asks for beside host and path: the more, the more specific. A list of which any will do
@@ -30,7 +32,8 @@ pub(super) fn matches(config: &RouteConfig, asked: &Asked<'_>) -> bool {
 }
 
 fn has_header(wanted: &HeaderMatch, headers: &HeaderMap) -> bool {
-    let mut values = headers.get_all(&wanted.name).iter();
+    // In any spelling that some backend takes for it. There are few fields, and names differ in length: a look-up by hash costs as much.
+    let mut values = headers.iter().filter(|(name, _)| is_spelling_of(name, &wanted.name)).map(|(_, value)| value);
     match &wanted.value {
         ValueMatch::Present => values.next().is_some(),
         ValueMatch::Absent => values.next().is_none(),

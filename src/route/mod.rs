@@ -16,7 +16,8 @@
 //! host that asks for three headers, and a prefix wins against a pattern. Every path (`path_prefix = "/"`, or nothing said)
 //! is what is left when nothing else fits: otherwise a fallback would hide all patterns of its host.
 //!
-//! Paths are compared as the client sent them, byte for byte. A route with several hosts stands at each of them.
+//! Hosts and paths are compared in their canonical forms ([`target`](crate::target)), byte for byte. A route with several hosts stands at
+//! each of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv6Addr;
@@ -27,13 +28,14 @@ use http::{HeaderValue, StatusCode, request};
 use regex::Regex;
 
 use crate::config::{self, HostPattern, ListenerName, PathPattern, RouteConfig, RouteName, UpstreamName};
+use crate::fields::tells_client;
 use crate::middleware::{self, Chain};
+use crate::target::{self, Host, authority};
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
 use crate::upstream::Upstream;
 
 mod matcher;
 mod keys;
-mod host;
 mod query;
 pub mod path;
 pub mod rewrite;
@@ -93,6 +95,8 @@ pub struct Table {
     any_host: Paths,
     /// Whether a route asks for headers.
     looks_at_headers: bool,
+    /// Whether one of those is a header that tells of the client.
+    looks_at_clients: bool,
 }
 
 impl Table {
@@ -114,6 +118,7 @@ impl Table {
         let routes: Box<[Route]> = routes.collect();
         Self {
             looks_at_headers: routes.iter().any(|route| !route.config.headers.is_empty()),
+            looks_at_clients: routes.iter().flat_map(|route| &route.config.headers).any(|it| tells_client(&it.name)),
             routes,
             exact_hosts: draft.exact_hosts.into_iter().map(|(host, paths)| (host, paths.finish())).collect(),
             wildcard_hosts: draft.wildcard_hosts.into_iter().map(|(host, paths)| (host, paths.finish())).collect(),
@@ -126,17 +131,35 @@ impl Table {
         self.looks_at_headers
     }
 
-    /// The route of a request that came to `listener` for `host`: the value of a `Host` header, in any case, with or without
-    /// port. Allocates nothing, unless a route compares an encoded query with a pattern.
-    pub fn find(&self, listener: &ListenerName, host: &str, request: &request::Parts) -> Option<&Route> {
-        self.find_index(listener, host, request).map(|index| self.get(index))
+    /// Whether one of those is a header that tells of the client, and that the proxy itself says.
+    pub fn looks_at_clients(&self) -> bool {
+        self.looks_at_clients
     }
 
-    /// As [`Table::find`], for [`Table::get`]: a number can be kept where a reference cannot.
-    pub fn find_index(&self, listener: &ListenerName, host: &str, request: &request::Parts) -> Option<usize> {
-        let asked = Asked { listener, parts: request };
-        let path = request.uri.path().as_bytes();
-        self.find_by_host(host, path, &asked).or_else(|| self.any_host.find(path, &asked))
+    /// The route of a request that came to `listener` for `authority`: the value of a `Host` header, or nothing. `None` too where that
+    /// or the path is one that is refused. For a look at a table; requests are served by [`Table::find_index`].
+    pub fn find(&self, listener: &ListenerName, authority: &str, request: &request::Parts) -> Option<&Route> {
+        let authority = match authority {
+            "" => String::new(),
+            text => authority::canonical(text.as_bytes())?,
+        };
+        let path = target::path::tidy(request.uri.path()).ok()?;
+        let matched = target::path::matched(&path);
+        let index = self.find_index(listener, Host::of(&authority), (&matched).into(), request);
+        index.map(|index| self.get(index))
+    }
+
+    /// The route of a request that came to `listener` for `host`, with a path that is read so. For [`Table::get`]: a number can be kept
+    /// where a reference cannot. Allocates nothing, unless a route compares an encoded query with a pattern.
+    pub fn find_index(
+        &self,
+        listener: &ListenerName,
+        host: Host<'_>,
+        path: Reading<'_>,
+        request: &request::Parts,
+    ) -> Option<usize> {
+        let asked = Asked { listener, parts: request, path };
+        self.find_by_host(host.as_str().as_bytes(), &asked).or_else(|| self.any_host.find(&asked))
     }
 
     /// The route that [`Table::find_index`] of this very table gave the index of.
@@ -149,25 +172,34 @@ impl Table {
         &self.routes
     }
 
-    fn find_by_host(&self, host: &str, path: &[u8], asked: &Asked<'_>) -> Option<usize> {
+    fn find_by_host(&self, host: &[u8], asked: &Asked<'_>) -> Option<usize> {
         if self.exact_hosts.is_empty() && self.wildcard_hosts.is_empty() {
             return None;
         }
-        let host = host::bare(host);
-        // In any case: otherwise the same host would take one route in capitals and another without.
-        if host.len() > host::LENGTH_MAX {
-            return None;
-        }
-        if host::is_lower(host) {
-            return self.find_by_name(host, path, asked);
-        }
-        let mut buffer = [0; host::LENGTH_MAX];
-        self.find_by_name(host::lower(host, &mut buffer)?, path, asked)
+        let exact = self.exact_hosts.get(host).and_then(|paths| paths.find(asked));
+        exact.or_else(|| self.wildcard_hosts.suffixes(host).find_map(|paths| paths.find(asked)))
     }
+}
 
-    fn find_by_name(&self, host: &[u8], path: &[u8], asked: &Asked<'_>) -> Option<usize> {
-        let exact = self.exact_hosts.get(host).and_then(|paths| paths.find(path, asked));
-        exact.or_else(|| self.wildcard_hosts.suffixes(host).find_map(|paths| paths.find(path, asked)))
+/// How a request's path is read where routes compare it.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'a> {
+    /// The path as it is [matched](crate::target::path::matched).
+    pub path: &'a str,
+    /// The same with the parameters of its segments, if there are some: patterns may ask for them.
+    pub with_parameters: Option<&'a str>,
+}
+
+impl<'a> Reading<'a> {
+    /// Of a path that is read alike by everybody.
+    pub fn plain(path: &'a str) -> Self {
+        Self { path, with_parameters: None }
+    }
+}
+
+impl<'a> From<&'a target::path::Matched> for Reading<'a> {
+    fn from(matched: &'a target::path::Matched) -> Self {
+        Self { path: &matched.path, with_parameters: matched.with_parameters.as_deref() }
     }
 }
 
@@ -208,10 +240,14 @@ struct Paths {
 }
 
 impl Paths {
-    fn find(&self, path: &[u8], asked: &Asked<'_>) -> Option<usize> {
+    fn find(&self, asked: &Asked<'_>) -> Option<usize> {
+        let path = asked.path.path.as_bytes();
         let first = |candidates: &Candidates| candidates.first(asked);
         let by_pattern = || {
-            let fits = |(regex, _): &&(Regex, Candidates)| regex.is_match(asked.parts.uri.path());
+            let Reading { path, with_parameters } = asked.path;
+            let fits = |(regex, _): &&(Regex, Candidates)| {
+                regex.is_match(path) || with_parameters.is_some_and(|path| regex.is_match(path))
+            };
             self.patterns.iter().filter(fits).find_map(|(_, candidates)| first(candidates))
         };
         (self.exact.get(path).and_then(first))

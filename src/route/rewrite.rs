@@ -1,10 +1,13 @@
 //! What becomes of a request's target: the path that a backend sees, and the place that a redirect names.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 
 use crate::config::{LocationPart, PathPattern, PathRewrite, Redirect};
+use crate::target;
 
 /// The target that the backend sees; `None` where it is the client's.
 ///
@@ -18,16 +21,33 @@ pub fn backend_target(rewrite: &PathRewrite, pattern: &PathPattern, uri: &Uri) -
         PathRewrite::ReplacePrefix(replacement) => replacement,
     };
     let path = uri.path();
+    if !path.starts_with('/') {
+        return None;
+    }
+    let plain;
     let rest = match pattern {
-        PathPattern::Exact(exact) => path.strip_prefix(exact.as_str()).filter(|rest| rest.is_empty())?,
+        PathPattern::Exact(exact) if path == exact || target::path::matched(path).path == *exact => "",
+        PathPattern::Exact(_) => return None,
         PathPattern::Prefix(prefix) => {
-            path.strip_prefix(prefix.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/'))?
+            match path.strip_prefix(prefix.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+                Some(rest) if target::path::is_plain(path.as_bytes()) => rest,
+                _ => {
+                    plain = spelled(path);
+                    let matched = target::path::matched(&plain).path;
+                    matched.strip_prefix(prefix.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+                    target::path::behind(&plain, prefix)?
+                }
+            }
         }
         PathPattern::Regex(_) => return None,
     };
-    if !path.starts_with('/') || (rest == path && replacement.is_empty()) {
+    if rest == path && replacement.is_empty() {
         return None;
     }
+    let rest = match rest.strip_prefix("%2F").or(rest.strip_prefix("%5C")).or(rest.strip_prefix('\\')) {
+        Some(behind) => Cow::Owned(format!("/{behind}")),
+        None => Cow::Borrowed(rest),
+    };
 
     let query = uri.query();
     let mut target = Vec::with_capacity(replacement.len() + rest.len() + query.map_or(0, str::len) + 2);
@@ -43,6 +63,15 @@ pub fn backend_target(rewrite: &PathRewrite, pattern: &PathPattern, uri: &Uri) -
         target.extend_from_slice(query.as_bytes());
     }
     PathAndQuery::from_maybe_shared(Bytes::from(target)).ok()
+}
+
+/// A path of which a part is taken off leads nowhere by its dot segments, which were kept: they are resolved before.
+#[cold]
+fn spelled(path: &str) -> Cow<'_, str> {
+    match target::path::has_dots(path) {
+        true => super::path::without_dots(path).map_or(Cow::Borrowed(path), Cow::Owned),
+        false => Cow::Borrowed(path),
+    }
 }
 
 /// The value of `Location`. `scheme` and `host` are the client's, the host with its port. `None` where the redirect asks
@@ -141,6 +170,11 @@ mod tests {
             (StripPrefix, prefix(""), "//x", None),
             (StripPrefix, exact("/health"), "/health", Some("/")),
             (StripPrefix, exact("/health"), "/health/x", None),
+            (StripPrefix, exact("/health"), "//health;x", Some("/")),
+            (StripPrefix, prefix("/api"), "//api;v=1//x;y", Some("/x;y")),
+            (StripPrefix, prefix("/api"), "/api%2Fx", Some("/x")),
+            (StripPrefix, prefix("/api"), "/a/../api/x", Some("/x")),
+            (replace("/v2"), prefix("/api"), "//api%2Fx%2Fy", Some("/v2/x%2Fy")),
             (replace("/v2"), prefix("/api"), "/api", Some("/v2")),
             (replace("/v2"), prefix("/api"), "/api/", Some("/v2/")),
             (replace("/v2"), prefix("/api"), "/api/x?a", Some("/v2/x?a")),

@@ -133,7 +133,7 @@ fn escape(value: &str, text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tells_identity;
+    use crate::fields::tells_identity;
 
     #[test]
     fn values_cannot_pass_for_more_than_one() {

@@ -16,7 +16,7 @@ async fn methods_and_targets() {
     let keep = r#"paths = { dot_segments = "keep", encoded_slashes = "keep", duplicate_slashes = "keep" }"#;
     let proxy = TestProxy::with_keys(&[&backend], Keys { listener: keep, ..Keys::default() }).await;
     for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "REPORT", "M-SEARCH"] {
-        for target in ["/", "/a/b?c=d&e", "/%41%2f%2e%2e/x?%20", "//x//", "/a/../b/./c", "/?", "/a;b=c,d!$&'()*+"] {
+        for target in ["/", "/a/b?c=d&e", "/a%2F../x?%20", "//x//", "/a/../b/./c", "/?", "/a;b=c,d!$&'()*+"] {
             let seen = proxy.request(method, target, &[], "").await.json();
             assert_eq!((&seen["method"], &seen["target"]), (&method.into(), &target.into()));
         }

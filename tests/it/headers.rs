@@ -95,7 +95,79 @@ async fn connection_cannot_strip_what_others_rely_on() {
     assert_eq!(head.get("x-forwarded-host"), Some("test"));
     let trusted = Keys { listener: r#"trusted_proxies = ["127.0.0.0/8"]"#, ..Keys::default() };
     let head = seen_with(trusted, &[("connection", "x-forwarded-for"), ("x-forwarded-for", "9.9.9.9")]).await;
-    assert_eq!(head.get("x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(head.get("x-forwarded-for"), Some("9.9.9.9, 127.0.0.1"));
+    // Nor what a route sets.
+    let sets = Keys { route: r#"request_headers = { set = { "x-role" = "guest" } }"#, ..Keys::default() };
+    let head = seen_with(sets, &[("connection", "x-role, close"), ("x-role", "admin")]).await;
+    assert_eq!(head.all("x-role"), ["guest"]);
+}
+
+/// CGI and its kin take `_` for `-`: what a rule says of a field holds for each spelling.
+#[tokio::test]
+async fn rules_hold_for_each_spelling_of_a_field() {
+    let forged: Vec<(&str, &str)> =
+        ["x_forwarded_for", "X-Forwarded_Proto", "x_forwarded-host", "X_Real_IP", "x_role", "X_Internal"]
+            .into_iter()
+            .map(|name| (name, "forged"))
+            .collect();
+    let route = r#"request_headers = { set = { "x-role" = "guest" }, remove = ["x-internal"] }"#;
+    for listener in ["", r#"trusted_proxies = ["127.0.0.0/8"]"#] {
+        let head = seen_with(Keys { route, listener, ..Keys::default() }, &forged).await;
+        assert!(!head.fields.iter().any(|(_, value)| value == "forged"), "{head:?}");
+        assert_eq!(head.all("x-role"), ["guest"]);
+    }
+    let backend = TestBackend::ok("a");
+    let tables = r#"
+        [[route]]
+        headers = { "x-debug" = { present = true } }
+        respond = { status = 403 }
+    "#;
+    let proxy = TestProxy::with_keys(&[&backend], Keys { tables, ..Keys::default() }).await;
+    for (name, status) in [("x-debug", 403), ("X_Debug", 403), ("x_debugs", 200)] {
+        assert_eq!(proxy.request("GET", "/", &[(name, "1")], "").await.status(), status, "{name}");
+    }
+}
+
+/// Some backends put trailers among the headers.
+#[tokio::test]
+async fn rules_hold_for_trailers() {
+    let backend = TestBackend::scripted(async |peer| {
+        while let Some(request) = peer.request().await {
+            let told =
+                request.trailers.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",");
+            peer.write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum, x-secret\r\n\r\n").await;
+            peer.write(format!("{:x}\r\n{told}\r\n0\r\nx-sum: 1\r\nx-secret: 1\r\nX_Secret: 2\r\n\r\n", told.len()))
+                .await;
+        }
+    });
+    let route = r#"
+        request_headers = { set = { "x-role" = "guest" }, add = { "x-added" = "1" }, remove = ["x-internal"] }
+        response_headers = { remove = ["x-secret"] }
+    "#;
+    let proxy = TestProxy::with_keys(&[&backend], Keys { route, ..Keys::default() }).await;
+    let mut client = proxy.client().await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: test\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n")
+        .await;
+    let forged = [
+        "X-Role",
+        "x_role",
+        "x-added",
+        "x-internal",
+        "X_Internal",
+        "x-forwarded-for",
+        "X_Forwarded_For",
+        "x-forwarded-prefix",
+        "x-real-ip",
+        "X-Client-Cert-Subject",
+        "x_client_cert_subject",
+        "Content_Type",
+        "authorization",
+    ];
+    client.send(forged.map(|name| format!("{name}: forged\r\n")).concat() + "x-sum: good\r\n\r\n").await;
+    let response = client.response().await;
+    assert_eq!(response.text(), "x-sum=good");
+    assert_eq!(response.trailers, [("x-sum".to_owned(), "1".to_owned())]);
 }
 
 #[tokio::test]
@@ -265,7 +337,20 @@ async fn what_strangers_say_of_others_is_replaced() {
 
 #[tokio::test]
 async fn one_claim_alone_is_replaced_too() {
-    for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded"] {
+    for name in [
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-prefix",
+        "X-Forwarded-Ssl",
+        "x-forwarded-scheme",
+        "x-forwarded-server",
+        "x-forwarded-anything",
+        "x-real-ip",
+        "x-isobar-attempt",
+        "forwarded",
+    ] {
         let head = seen_with(Keys::default(), &[(name, "spoofed")]).await;
         assert!(!head.fields.iter().any(|(_, value)| value == "spoofed"), "{name}: {head:?}");
         assert_eq!(head.all("x-forwarded-for"), ["127.0.0.1"], "{name}");
@@ -317,8 +402,8 @@ async fn forwarded_and_via() {
 
 #[tokio::test]
 async fn the_host_is_preserved_or_set() {
-    let head = seen_with(Keys::default(), &[("host", "Example.COM:81")]).await;
-    assert_eq!((head.get("host"), head.get("x-forwarded-host")), (Some("Example.COM:81"), Some("Example.COM:81")));
+    let head = seen_with(Keys::default(), &[("host", "example.com:81")]).await;
+    assert_eq!((head.get("host"), head.get("x-forwarded-host")), (Some("example.com:81"), Some("example.com:81")));
     let head = seen_with(Keys { route: r#"host = "inner:9""#, ..Keys::default() }, &[("host", "outer")]).await;
     assert_eq!((head.get("host"), head.get("x-forwarded-host")), (Some("inner:9"), Some("outer")));
 }

@@ -33,7 +33,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
     ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry"]),
-    ("listener", &["proxy", "exchange", "http1", "socket", "tls", "config", "telemetry"]),
+    ("listener", &["proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target"]),
     // Of the strategies only what a pick takes: dice, and who was tried.
     (
         "proxy",
@@ -48,23 +48,28 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "tls",
             "config",
             "telemetry",
+            "target",
+            "fields",
         ],
     ),
-    ("route", &["middleware", "upstream", "config", "telemetry"]),
-    ("middleware", &["exchange", "backend", "config", "telemetry"]),
+    ("route", &["middleware", "upstream", "config", "telemetry", "target", "fields"]),
+    ("middleware", &["exchange", "backend", "config", "telemetry", "fields"]),
     // Of the transport only what TLS its backends are spoken to with.
     ("upstream", &["strategy", "transport", "backend", "config", "telemetry"]),
     ("strategy", &["backend", "config"]),
     ("transport", &["exchange", "backend", "http1", "socket", "config", "telemetry"]),
-    ("exchange", &["backend", "http1", "config", "telemetry"]),
+    ("exchange", &["backend", "http1", "config", "telemetry", "target", "fields"]),
     ("backend", &["config", "telemetry"]),
     // Bytes and messages.
-    ("http1", &["socket", "config"]),
+    ("http1", &["socket", "config", "target", "fields"]),
     ("socket", &[]),
     // Files to what handshakes are made with.
-    ("tls", &["config"]),
+    ("tls", &["config", "fields"]),
     ("telemetry", &["config"]),
-    ("config", &[]),
+    ("config", &["target", "fields"]),
+    // What a request asks for, in one form, and names of fields, in any spelling: pure.
+    ("target", &[]),
+    ("fields", &[]),
 ];
 
 /// What `lib.rs` names once more at the top of the crate, and where it comes from.

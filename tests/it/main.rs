@@ -19,6 +19,8 @@ mod file_edits;
 mod forwarding;
 mod headers;
 mod health;
+mod hosts;
+mod told;
 mod idle;
 mod killed_backend;
 mod large;

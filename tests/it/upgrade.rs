@@ -6,9 +6,13 @@ const ASK: &str = "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: keep-alive, Upgr
                    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n";
 
 async fn switched(client: &mut Client) {
+    switched_to("websocket", client).await;
+}
+
+async fn switched_to(protocol: &str, client: &mut Client) {
     let head = soon(client.stream.head()).await.unwrap().unwrap();
     assert_eq!(head.status(), 101);
-    assert_eq!((head.get("upgrade"), head.get("connection")), (Some("websocket"), Some("upgrade")));
+    assert_eq!((head.get("upgrade"), head.get("connection")), (Some(protocol), Some("upgrade")));
 }
 
 #[tokio::test]
@@ -134,18 +138,65 @@ async fn what_is_no_proper_request_to_switch_is_not_passed_on() {
             }
         }
     }
-    // The guard holds back what comes behind a head, not behind a body.
-    let mut client = proxy.client().await;
-    for body in ["content-length: 2\r\n\r\nhi", "transfer-encoding: chunked\r\n\r\n0\r\n\r\n"] {
-        client.send(format!("POST / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n{body}")).await;
-        assert_eq!(client.response().await.status(), 200);
-        assert_eq!(backend.last_head().get("upgrade"), None);
-    }
     // HTTP/1.0 cannot switch (RFC 9110 §7.8).
     let mut client = proxy.client().await;
     client.send("GET / HTTP/1.0\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
     assert_eq!(client.response().await.status(), 200);
     assert_eq!(backend.last_head().get("upgrade"), None);
+}
+
+/// As `docker exec` asks: what is to be done stands in a body, and the other protocol begins behind it.
+#[tokio::test]
+async fn a_request_with_a_body_may_switch() {
+    let backend = TestBackend::scripted(async |peer| {
+        while let Some(request) = peer.request().await {
+            assert_eq!((request.body.as_slice(), request.head.get("upgrade")), (&b"{\"Tty\":1}"[..], Some("tcp")));
+            if request.head.target() == "/refuse" {
+                peer.respond("409 Conflict", "no").await;
+                continue;
+            }
+            peer.write("HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nhello ").await;
+            let mut said = Vec::new();
+            peer.stream.exact(5, &mut said).await.unwrap();
+            peer.write(said).await;
+            peer.gone().await;
+            return;
+        }
+    });
+    let proxy = TestProxy::over(&[&backend]).await;
+    let ask = |target: &str, body: &str| {
+        format!("POST {target} HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: tcp\r\n{body}")
+    };
+    for body in
+        ["content-length: 9\r\n\r\n{\"Tty\":1}", "transfer-encoding: chunked\r\n\r\n9\r\n{\"Tty\":1}\r\n0\r\n\r\n"]
+    {
+        let mut client = proxy.client().await;
+        // Refused, HTTP goes on with what was sent ahead.
+        client.send(ask("/refuse", body) + &ask("/exec", body)).await;
+        assert_eq!(client.response().await.status(), 409);
+        // What is sent ahead of the answer belongs to the tunnel.
+        client.send("wor").await;
+        switched_to("tcp", &mut client).await;
+        client.send("ld").await;
+        assert_eq!(client.exact(11).await, b"hello world");
+    }
+    eventually(|| proxy.in_flight() == 1).await;
+}
+
+/// Nothing else tells a client which protocol it has to switch to (RFC 9110 §15.5.22).
+#[tokio::test]
+async fn the_answer_that_wants_another_protocol_names_it() {
+    for (status, named) in [("426 Upgrade Required", Some("websocket")), ("200 OK", None)] {
+        let backend = TestBackend::fixed(format!(
+            "HTTP/1.1 {status}\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 0\r\n\r\n"
+        ));
+        let proxy = TestProxy::over(&[&backend]).await;
+        let mut client = proxy.client().await;
+        for _ in 0..2 {
+            let response = client.get("/").await;
+            assert_eq!((response.header("upgrade"), response.header("connection")), (named, named.map(|_| "upgrade")));
+        }
+    }
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ impl Serialize for Shown<&ListenerConfig> {
             min_bytes_per_second,
             trusted_proxies,
             forwarded,
+            forwarded_headers,
             via,
             paths,
             redirect_to_https,
@@ -50,6 +51,7 @@ impl Serialize for Shown<&ListenerConfig> {
         map.serialize_entry("min_bytes_per_second", min_bytes_per_second)?;
         map.serialize_entry("trusted_proxies", &texts(trusted_proxies))?;
         map.serialize_entry("forwarded", forwarded)?;
+        map.serialize_entry("forwarded_headers", &texts(forwarded_headers))?;
         map.serialize_entry("via", via)?;
         map.serialize_entry("paths", &Shown(paths))?;
         map.serialize_entry("redirect_to_https", &redirect_to_https.is_some())?;

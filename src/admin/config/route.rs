@@ -8,8 +8,8 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::Shown;
 use super::value::{duration, entries, entry_if, hide_secret, lossy, some, texts};
 use crate::config::{
-    Action, Forward, HeaderEdits, HostPattern, LocationPart, PathPattern, PathRewrite, RouteConfig, Timeouts,
-    ValueMatch,
+    Action, Forward, HeaderEdits, HostPattern, LocationPart, PathOverrides, PathPattern, PathRewrite, PathRule,
+    RouteConfig, Timeouts, ValueMatch,
 };
 
 impl Serialize for Shown<&RouteConfig> {
@@ -22,6 +22,7 @@ impl Serialize for Shown<&RouteConfig> {
             methods,
             headers,
             query,
+            paths,
             action,
             request_headers,
             response_headers,
@@ -44,6 +45,9 @@ impl Serialize for Shown<&RouteConfig> {
         entry_if(&mut map, "headers", entries(headers).as_ref())?;
         let query = query.iter().map(|it| (it.name.clone(), MatchView::of(&it.name, &it.value)));
         entry_if(&mut map, "query", entries(query).as_ref())?;
+        if *paths != PathOverrides::default() {
+            map.serialize_entry("paths", &Shown(paths))?;
+        }
         action_keys(&mut map, action)?;
         if !request_headers.is_empty() {
             map.serialize_entry("request_headers", &Shown(request_headers))?;
@@ -116,6 +120,18 @@ impl MatchView {
             ValueMatch::Exact(text) => Self::Exact(hide_secret(name, text.clone())),
             ValueMatch::Regex(regex) => Self::Regex { regex: hide_secret(name, unanchored(regex).to_owned()) },
         }
+    }
+}
+
+impl Serialize for Shown<&PathOverrides> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let PathOverrides { dot_segments, encoded_slashes, duplicate_slashes, backslashes } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        entry_if(&mut map, "dot_segments", dot_segments.map(PathRule::as_str).as_ref())?;
+        entry_if(&mut map, "encoded_slashes", encoded_slashes.map(PathRule::as_str).as_ref())?;
+        entry_if(&mut map, "duplicate_slashes", duplicate_slashes.map(PathRule::as_str).as_ref())?;
+        entry_if(&mut map, "backslashes", backslashes.map(PathRule::as_str).as_ref())?;
+        map.end()
     }
 }
 

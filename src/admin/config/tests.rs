@@ -34,6 +34,7 @@ fn keys_are_those_of_the_file() {
             "methods": ["GET"],
             "headers": { "x-api-key": "(hidden)", "x-tenant": { "regex": "a|b" } },
             "query": { "debug": { "present": false } },
+            "paths": { "encoded_slashes": "refuse" },
             "upstream": "users",
             "strip_prefix": true,
             "host": "preserve",

@@ -7,15 +7,18 @@ use std::sync::Arc;
 use http::StatusCode;
 use ipnet::IpNet;
 
-use super::Check;
 use super::limits::limit;
 use super::tls::tls;
 use super::value::{SIZE, choice, name, number, size, timeout};
+use super::Check;
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
-use crate::config::{Http2Config, ListenerConfig, ListenerName, LocationPart, PathRule, PathsConfig, Redirect};
+use crate::config::{
+    ForwardedHeader, Http2Config, ListenerConfig, ListenerName, LocationPart, PathOverrides, PathRule, PathsConfig,
+    Redirect,
+};
 
 const MAX_CONNECTIONS: i64 = 10_000;
 const HEADER_BYTES: u64 = 64 << 10;
@@ -90,8 +93,9 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
             .unwrap_or(240),
         trusted_proxies: raw.trusted_proxies.members().filter_map(|(at, text)| network(check, at, text)).collect(),
         forwarded: raw.forwarded.value().copied().unwrap_or(false),
+        forwarded_headers: forwarded_headers(check, &raw.forwarded_headers),
         via: raw.via.value().copied().unwrap_or(false),
-        paths: paths(check, &raw.paths),
+        paths: paths(check, &raw.paths).over(&PathsConfig::default()),
         redirect_to_https: redirect_to_https(check, raw),
         tls: tls(check, &raw.tls, http2.is_some()).map(Arc::new),
         http2,
@@ -108,11 +112,33 @@ fn max_connections_per_address(check: &Check<'_>, raw: &raw::Listener) -> Option
     Some(most)
 }
 
-fn paths(check: &Check<'_>, field: &Field<raw::Paths>) -> PathsConfig {
-    let default = raw::Paths::default();
-    let paths = field.value().unwrap_or(&default);
-    let rule = |field| choice(check, field, PathRule::default(), &PathRule::NAMES);
-    PathsConfig {
+fn forwarded_headers(check: &Check<'_>, field: &Field<Vec<Field<String>>>) -> Vec<ForwardedHeader> {
+    let mut headers = Vec::new();
+    for (place, text) in field.members() {
+        let named = ForwardedHeader::NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+        match named {
+            Some((_, header)) if headers.contains(header) => {
+                check.add(place, Problem::error(format!("header {} is there twice", quote(text))));
+            }
+            Some((_, header)) => headers.push(*header),
+            None => {
+                let names = ForwardedHeader::NAMES.iter().map(|(name, _)| *name);
+                check.add(place, Problem::error(format!("unknown header {}", quote(text))).one_of(text, names));
+            }
+        }
+    }
+    headers
+}
+
+/// `paths = { .. }` of a listener or a route.
+pub(super) fn paths(check: &Check<'_>, field: &Field<raw::Paths>) -> PathOverrides {
+    let Some(paths) = field.value() else { return PathOverrides::default() };
+    let rule = |field: &Field<String>| {
+        field.value()?;
+        let rules = PathRule::NAMES.map(|(name, rule)| (name, Some(rule)));
+        choice(check, field, None, &rules)
+    };
+    PathOverrides {
         dot_segments: rule(&paths.dot_segments),
         encoded_slashes: rule(&paths.encoded_slashes),
         duplicate_slashes: rule(&paths.duplicate_slashes),

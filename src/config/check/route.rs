@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 
 use http::Method;
 
+use super::listener::paths;
 use super::upstream::is_host_name;
 use super::value::{name, pattern, written};
 use super::{Check, action, header, overlap};
@@ -13,6 +14,7 @@ use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::report::{Place, quote};
 use crate::config::{HostPattern, ListenerConfig, ListenerName, PathPattern, RouteConfig, RouteName, UpstreamConfig};
+use crate::target::{self, authority};
 
 /// The routes, in the order of the file.
 pub(super) fn routes(
@@ -66,6 +68,7 @@ fn route(
     let methods = methods(check, &raw.methods);
     let headers = header::header_matches(check, &raw.headers);
     let query = header::query_matches(check, &raw.query);
+    let paths = paths(check, &raw.paths);
     let response_headers = header::edits(check, &raw.response_headers, header::Direction::Response);
     // Everything is looked at before anything is given up.
     let action = action::action(check, place, raw, &file.upstream, upstreams);
@@ -79,6 +82,7 @@ fn route(
         methods,
         headers,
         query,
+        paths,
         action,
         request_headers,
         response_headers,
@@ -166,7 +170,12 @@ fn hosts(check: &Check<'_>, field: &Field<Vec<Field<String>>>) -> Vec<HostPatter
 }
 
 fn host(check: &Check<'_>, place: Place, text: &str) -> Option<HostPattern> {
-    let lower = text.to_ascii_lowercase();
+    let (wildcard, name) = text.strip_prefix("*.").map_or(("", text), |name| ("*.", name));
+    // As requests name it: in lower case, without a final dot, other scripts as A-labels.
+    let lower = match name.is_ascii() {
+        true => text.to_ascii_lowercase(),
+        false => authority::name(name).map_or_else(|| text.to_owned(), |name| format!("{wildcard}{name}")),
+    };
     let plain = lower.strip_suffix('.').unwrap_or(&lower);
     let parsed = match plain.strip_prefix("*.") {
         Some(suffix) => is_host_name(suffix).then(|| HostPattern::Wildcard(format!(".{suffix}"))),
@@ -176,8 +185,7 @@ fn host(check: &Check<'_>, place: Place, text: &str) -> Option<HostPattern> {
         let without_port = plain.split_once("://").map_or(plain, |(_, rest)| rest);
         let without_port = without_port.split(['/', ':']).next().filter(|host| is_host(host)).map(str::to_owned);
         let problem = Problem::error(format!("{} is not a host", quote(text)));
-        let expected =
-            "a name without port, such as \"api.example.com\", \"*.example.com\" or \"*\"; other scripts as punycode";
+        let expected = "a name without port, such as \"api.example.com\", \"*.example.com\" or \"*\"";
         check.add(place, problem.expected(expected).suggest(without_port));
     }
     parsed
@@ -203,11 +211,42 @@ fn path(check: &Check<'_>, raw: &raw::Route) -> Option<PathPattern> {
     }
     let (place, text) = field.given()?;
     match first {
-        "path" => path_text(check, place, text).map(|text| PathPattern::Exact(text.to_owned())),
-        "path_prefix" => path_text(check, place, text)
-            .map(|text| PathPattern::Prefix(text.strip_suffix('/').unwrap_or(text).to_owned())),
+        "path" => matched_path(check, place, text).map(PathPattern::Exact),
+        "path_prefix" => matched_path(check, place, text)
+            .map(|text| PathPattern::Prefix(text.strip_suffix('/').unwrap_or(&text).to_owned())),
         _ => pattern(check, place, text).map(PathPattern::Regex),
     }
+}
+
+/// A path in the form that paths of requests are compared in.
+fn matched_path(check: &Check<'_>, place: Place, text: &str) -> Option<String> {
+    if !text.is_ascii() && text.starts_with('/') {
+        let escaped: String = text
+            .bytes()
+            .map(|byte| if byte.is_ascii() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+            .collect();
+        return matched_path(check, place, &escaped);
+    }
+    let text = path_text(check, place, text)?;
+    let problem = match target::path::tidy(text) {
+        Ok(tidy) if target::path::has_dots(&tidy) => Problem::error("a path with a dot segment matches no request"),
+        Ok(tidy) => {
+            let found = target::path::matched(&tidy);
+            if found.with_parameters.is_some() {
+                let problem = Problem::error("paths are compared without the parameters of their segments (\";\")");
+                check.add(place, problem.expected("the path without them, or a path_regex").suggest(Some(found.path)));
+                return None;
+            }
+            if found.path != text {
+                let problem = Problem::warning(format!("{} is read as {}", quote(text), quote(&found.path)));
+                check.add(place, problem.suggest(Some(found.path.clone())));
+            }
+            return Some(found.path);
+        }
+        Err(target::path::Nul) => Problem::error("a path with an escaped NUL matches no request"),
+    };
+    check.add(place, problem.expected("the path that is meant"));
+    None
 }
 
 /// A path as a request line could have it.

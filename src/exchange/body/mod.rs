@@ -28,8 +28,10 @@ pub trait Progress {
     fn response_read(&self);
     /// A piece of the response's body goes to the client.
     fn response_data(&self, bytes: usize);
-    /// The trailers of the response go to the client.
-    fn response_trailers(&self, trailers: &HeaderMap);
+    /// The trailers of the request go to the backend: those that must not are removed.
+    fn request_trailers(&self, trailers: &mut HeaderMap);
+    /// The trailers of the response go to the client: those that must not are removed.
+    fn response_trailers(&self, trailers: &mut HeaderMap);
     /// The backend broke the response's body off.
     fn response_broke(&self);
     /// The response is about to be cut short: trailers that say so, where there is somebody who understands them.
@@ -222,7 +224,7 @@ impl HttpBody for Body {
             }
             Kind::Leased(body) => {
                 let Some(source) = &body.source else { return Poll::Ready(None) };
-                let frame = ready!(source.poll_piece(cx));
+                let mut frame = ready!(source.poll_piece(cx));
                 // It may have been the last.
                 if source.is_done() {
                     body.source = None;
@@ -230,10 +232,10 @@ impl HttpBody for Body {
                         exchange.response_read();
                     }
                 }
-                if let (Some(exchange), Some(Ok(frame))) = (&this.exchange, &frame) {
+                if let (Some(exchange), Some(Ok(frame))) = (&this.exchange, &mut frame) {
                     if let Some(data) = frame.data_ref() {
                         exchange.response_data(data.len());
-                    } else if let Some(trailers) = frame.trailers_ref() {
+                    } else if let Some(trailers) = frame.trailers_mut() {
                         exchange.response_trailers(trailers);
                     }
                 }
@@ -279,7 +281,8 @@ impl Progress for () {
     fn request_ended(&self, _: bool) {}
     fn response_read(&self) {}
     fn response_data(&self, _: usize) {}
-    fn response_trailers(&self, _: &HeaderMap) {}
+    fn request_trailers(&self, _: &mut HeaderMap) {}
+    fn response_trailers(&self, _: &mut HeaderMap) {}
     fn response_broke(&self) {}
     fn last_words(&self) -> Option<HeaderMap> {
         None

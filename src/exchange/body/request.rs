@@ -157,7 +157,7 @@ impl HttpBody for RequestBody {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut body.unread)))));
         }
         let Some(source) = &body.source else { return Poll::Ready(None) };
-        let frame = match source.poll_piece(cx) {
+        let mut frame = match source.poll_piece(cx) {
             Poll::Pending => {
                 body.exchange.waits_for_client(true);
                 return Poll::Pending;
@@ -165,10 +165,12 @@ impl HttpBody for RequestBody {
             Poll::Ready(frame) => frame,
         };
         body.exchange.waits_for_client(false);
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            body.exchange.request_data(data.len())?;
+        if let Some(Ok(frame)) = &mut frame {
+            if let Some(data) = frame.data_ref() {
+                body.exchange.request_data(data.len())?;
+            } else if let Some(trailers) = frame.trailers_mut() {
+                body.exchange.request_trailers(trailers);
+            }
         }
         if let Some(Err(error)) = frame {
             body.exchange.request_ended(false);

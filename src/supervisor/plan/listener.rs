@@ -29,6 +29,7 @@ pub(super) fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Ve
     changes.value("min_bytes_per_second", &old.min_bytes_per_second, &new.min_bytes_per_second);
     changes.members("trusted_proxies", &old.trusted_proxies, &new.trusted_proxies);
     changes.value("forwarded", &old.forwarded, &new.forwarded);
+    changes.members("forwarded_headers", &old.forwarded_headers, &new.forwarded_headers);
     changes.value("via", &old.via, &new.via);
     match (&old.http2, &new.http2) {
         (None, Some(_)) => changes.push_value("http2", "off", "on"),

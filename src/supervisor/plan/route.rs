@@ -12,6 +12,7 @@ pub(super) fn route_changes(old: &RouteConfig, new: &RouteConfig) -> Vec<Change>
     changes.members("methods", &old.methods, &new.methods);
     changes.other("headers", &old.headers, &new.headers);
     changes.other("query", &old.query, &new.query);
+    changes.other("paths", &old.paths, &new.paths);
     match (&old.action, &new.action) {
         (Action::Forward(was), Action::Forward(is)) => forward_changes(&mut changes, was, is),
         (was, is) => changes.other("action", was, is),

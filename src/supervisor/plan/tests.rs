@@ -6,10 +6,10 @@ use super::upstream::health_check_changes;
 use super::*;
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, Address, BackendConfig, BackendLimits, BackendTlsConfig,
-    Forward, HeaderEdits, HealthCheckConfig, InitialHealth, LimitsConfig, LogConfig, LogFormat, OutlierConfig,
-    OverloadConfig, PathPattern, PathRewrite, PathRule, PathsConfig, Place, PoolConfig, Probe, RetryBudgetConfig,
-    RetryConfig, RouteConfig, SlowStartConfig, StrategyConfig, Tier, TiersConfig, Timeouts, UpstreamConfig,
-    ZonesConfig,
+    Forward, ForwardedHeader, HeaderEdits, HealthCheckConfig, InitialHealth, LimitsConfig, LogConfig, LogFormat,
+    OutlierConfig, OverloadConfig, PathOverrides, PathPattern, PathRewrite, PathRule, PathsConfig, Place, PoolConfig,
+    Probe, RetryBudgetConfig, RetryConfig, RouteConfig, SlowStartConfig, StrategyConfig, Tier, TiersConfig, Timeouts,
+    UpstreamConfig, ZonesConfig,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -46,6 +46,7 @@ fn listener(name: &str, port: u16) -> ListenerConfig {
         min_bytes_per_second: 240,
         trusted_proxies: vec![],
         forwarded: false,
+        forwarded_headers: Vec::new(),
         via: false,
         paths: PathsConfig::default(),
         redirect_to_https: None,
@@ -63,6 +64,7 @@ fn route(name: &str) -> RouteConfig {
         methods: vec![],
         headers: vec![],
         query: vec![],
+        paths: PathOverrides::default(),
         action: Action::Forward(Forward {
             upstream: "u".into(),
             path: PathRewrite::Keep,
@@ -193,12 +195,13 @@ fn listeners_are_found_again_by_address() {
                     it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
                     it.via = true;
                     it.max_connections_per_address = Some(50);
-                    it.paths.encoded_slashes = PathRule::Keep;
+                    it.paths.encoded_slashes = PathRule::Refuse;
+                    it.forwarded_headers = vec![ForwardedHeader::RealIp];
                 })
             },
             &[
                 "listener web<0: max_connections_per_address unlimited -> 50, max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, min_bytes_per_second 240 -> 0, trusted_proxies +10.0.0.0/8, \
-               via false -> true, paths.encoded_slashes refuse -> keep",
+               forwarded_headers +x-real-ip, via false -> true, paths.encoded_slashes keep -> refuse",
             ],
         ),
     ]);

@@ -1,0 +1,535 @@
+//! What a backend is told of the client, and which proxies before this one are believed about it.
+//!
+//! A peer that is none of the listener's trusted proxies tells of nobody: what it says of addresses, schemes, hosts and ports is removed.
+//! Of a trusted one all is believed, and kept, and what it leaves out is derived from what it says, so that the fields, the redirects
+//! and the access log agree with each other.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::LazyLock;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use crate::config::ForwardedHeader;
+use crate::exchange::Client;
+use crate::fields::{self, has_underscore, tells_client, tells_identity};
+use crate::target::authority;
+
+use super::headers::host;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+const X_FORWARDED_SCHEME: HeaderName = HeaderName::from_static("x-forwarded-scheme");
+const X_FORWARDED_SSL: HeaderName = HeaderName::from_static("x-forwarded-ssl");
+
+/// Who asks, as far as it is vouched for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker<'a> {
+    /// The connection.
+    pub(super) client: &'a Client,
+    /// The client's address.
+    pub(super) ip: IpAddr,
+    /// By which scheme it has asked the first proxy that is trusted.
+    pub(super) scheme: &'static str,
+}
+
+impl<'a> Asker<'a> {
+    /// Who has sent a request with these fields.
+    pub(super) fn of(headers: &HeaderMap, client: &'a Client) -> Self {
+        if !client.trusted {
+            return Self { client, ip: client.peer.ip().to_canonical(), scheme: client.scheme };
+        }
+        Self { client, ip: address(headers, client), scheme: said_scheme(headers).unwrap_or(client.scheme) }
+    }
+}
+
+/// The authority that the client has asked for, in its canonical form: what a trusted proxy says it was, or else the `Host`. Empty if it
+/// is not known.
+pub(super) fn public_authority<'a>(headers: &'a HeaderMap, client: &Client) -> Cow<'a, str> {
+    let said = if client.trusted { said_authority(headers) } else { None };
+    match said {
+        Some(authority) => Cow::Owned(authority),
+        None => Cow::Borrowed(host(headers).and_then(|host| host.to_str().ok()).unwrap_or_default()),
+    }
+}
+
+/// Makes the fields tell of the client what is true. `found` is whether there are some that do already, and `in_map` whether they are
+/// looked at before they are sent.
+///
+/// For a client that is not trusted they depend on nothing but its connection and the host it asks for, so they are made once, as lines
+/// for behind the request line; putting them into each request's map would cost four hashed inserts, and again their encoding: 1 500
+/// instructions a request.
+pub(super) fn tell(headers: &mut HeaderMap, asker: Asker<'_>, found: Found, in_map: bool) -> Option<Rc<[u8]>> {
+    let client = asker.client;
+    if client.listener.forwarded || (found.forwarded && !client.trusted) {
+        forwarded(headers, asker);
+    }
+    if client.trusted {
+        tell_beside(headers, asker);
+        return None;
+    }
+    if found.client {
+        fields::remove(headers, tells_client);
+    }
+    if in_map {
+        put_lines(headers, client);
+        return None;
+    }
+    Some(lines(client, host(headers)))
+}
+
+/// Which fields that tell of a client a request has come with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Found {
+    /// `Forwarded`.
+    pub(super) forwarded: bool,
+    /// One of those that [`tells_client`] knows.
+    pub(super) client: bool,
+}
+
+/// Tells what the route has taken off the path, where that is asked for, behind what proxies before have taken off.
+#[cold]
+pub(super) fn tell_prefix(headers: &mut HeaderMap, client: &Client, prefix: &str) {
+    let before = if client.trusted { joined(headers, &X_FORWARDED_PREFIX) } else { None };
+    let mut value = before.unwrap_or_default();
+    while value.last() == Some(&b'/') {
+        value.pop();
+    }
+    value.extend_from_slice(prefix.as_bytes());
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(X_FORWARDED_PREFIX, value);
+    }
+}
+
+/// Tells of the client's certificate, and lets nobody else do so: but a trusted proxy, of its own client, at a listener that does
+/// not ask for certificates itself.
+#[cold]
+pub(super) fn identity(headers: &mut HeaderMap, client: &Client) {
+    let asks = client.listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
+    let believed = client.trusted && !asks;
+    fields::remove(headers, |name| tells_identity(name) && (!believed || has_underscore(name)));
+    for (name, value) in &client.identity {
+        headers.insert(name, value.clone());
+    }
+}
+
+/// What is told of a client that is not trusted, one after the other.
+fn each(client: &Client, host: Option<&HeaderValue>, mut put: impl FnMut(&HeaderName, &[u8])) {
+    put(&X_FORWARDED_FOR, client.peer_text.as_bytes());
+    put(&X_FORWARDED_PROTO, client.scheme.as_bytes());
+    if let Some(host) = host {
+        put(&X_FORWARDED_HOST, host.as_bytes());
+    }
+    put(&X_FORWARDED_PORT, client.port_text.as_bytes());
+    for header in &client.listener.forwarded_headers {
+        if let Some(value) = more(*header, client.scheme, || client.peer_text.clone()) {
+            put(&header.name(), value.as_bytes());
+        }
+    }
+}
+
+/// The value of one of `forwarded_headers`; that of the prefix is for the route to say.
+fn more(header: ForwardedHeader, scheme: &'static str, ip: impl FnOnce() -> HeaderValue) -> Option<HeaderValue> {
+    static SERVER: LazyLock<HeaderValue> = LazyLock::new(|| {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("HOSTNAME"));
+        let name = name.ok().and_then(|name| HeaderValue::try_from(name.trim()).ok());
+        name.filter(|name| !name.is_empty()).unwrap_or(HeaderValue::from_static("isobar"))
+    });
+    Some(match header {
+        ForwardedHeader::RealIp => ip(),
+        ForwardedHeader::Scheme => HeaderValue::from_static(scheme),
+        ForwardedHeader::Ssl => HeaderValue::from_static(if scheme == "https" { "on" } else { "off" }),
+        ForwardedHeader::Server => SERVER.clone(),
+        ForwardedHeader::Prefix => return None,
+    })
+}
+
+/// [`each`] as lines. They are those of the connection's last request most of the time.
+fn lines(client: &Client, host: Option<&HeaderValue>) -> Rc<[u8]> {
+    let mut cached = client.lines.borrow_mut();
+    if cached.1.is_empty() || cached.0.as_ref() != host {
+        let mut lines = Vec::with_capacity(160);
+        each(client, host, |name, value| {
+            lines.extend_from_slice(name.as_str().as_bytes());
+            lines.extend_from_slice(b": ");
+            lines.extend_from_slice(value);
+            lines.extend_from_slice(b"\r\n");
+        });
+        // A copy: the field itself is a part of the block that the request was read into, and the connection may wait long.
+        let host = host.and_then(|host| HeaderValue::from_bytes(host.as_bytes()).ok());
+        *cached = (host, lines.into());
+    }
+    Rc::clone(&cached.1)
+}
+
+/// [`each`] in the map, where it is looked at.
+#[cold]
+pub(super) fn put_lines(headers: &mut HeaderMap, client: &Client) {
+    let host = host(headers).cloned();
+    each(client, host.as_ref(), |name, value| {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            headers.insert(name, value);
+        }
+    });
+}
+
+/// Adds to what a trusted proxy says, and says what it does not, so that it agrees with the rest.
+#[cold]
+fn tell_beside(headers: &mut HeaderMap, asker: Asker<'_>) {
+    let client = asker.client;
+    let known = [&X_FORWARDED_PROTO, &X_FORWARDED_HOST, &header::FORWARDED];
+    let says = known.iter().any(|name| headers.contains_key(*name));
+    // Not its own, or it would be written as everybody writes it.
+    fields::remove(headers, |name| tells_client(name) && has_underscore(name));
+    let authority = public_authority(headers, client).into_owned();
+    let port = match authority::split(&authority).1 {
+        Some(port) if says => HeaderValue::try_from(port).ok(),
+        _ if says => Some(HeaderValue::from_static(if asker.scheme == "https" { "443" } else { "80" })),
+        _ => None,
+    };
+    let mut put = |name: HeaderName, value: HeaderValue| {
+        headers.entry(name).or_insert(value);
+    };
+    put(X_FORWARDED_PROTO, HeaderValue::from_static(asker.scheme));
+    if let Ok(authority) = HeaderValue::try_from(&authority)
+        && !authority.is_empty()
+    {
+        put(X_FORWARDED_HOST, authority);
+    }
+    put(X_FORWARDED_PORT, port.unwrap_or_else(|| client.port_text.clone()));
+    for header in &client.listener.forwarded_headers {
+        if let Some(value) = more(*header, asker.scheme, || text(asker.ip)) {
+            put(header.name(), value);
+        }
+    }
+    // Without one, the address may be known from `Forwarded`.
+    let before = joined(headers, &X_FORWARDED_FOR)
+        .or_else(|| (asker.ip != client.peer.ip().to_canonical()).then(|| asker.ip.to_string().into_bytes()));
+    let value = before
+        .and_then(|before| HeaderValue::try_from([&before, &b", "[..], client.peer_text.as_bytes()].concat()).ok());
+    headers.insert(X_FORWARDED_FOR, value.unwrap_or_else(|| client.peer_text.clone()));
+}
+
+fn text(ip: IpAddr) -> HeaderValue {
+    HeaderValue::try_from(ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+/// `Forwarded` (RFC 7239): added to what a trusted proxy says, in place of what anybody else says.
+#[cold]
+fn forwarded(headers: &mut HeaderMap, asker: Asker<'_>) {
+    let client = asker.client;
+    if !client.listener.forwarded {
+        headers.remove(header::FORWARDED);
+        return;
+    }
+    let before = if client.trusted { joined(headers, &header::FORWARDED) } else { None };
+    let peer = client.peer.ip().to_canonical();
+    let asked = host(headers).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let own = element(peer, asked, client.scheme);
+    let value = match before {
+        Some(before) => HeaderValue::try_from([&before, &b", "[..], own.as_bytes()].concat()),
+        // A trusted proxy that says it by `X-Forwarded-*` alone: who reads `Forwarded` is to read the same (RFC 7239 §7.4).
+        None if asker.ip != peer || asker.scheme != client.scheme => {
+            let first = element(asker.ip, &public_authority(headers, client), asker.scheme);
+            HeaderValue::try_from(format!("{first}, {own}"))
+        }
+        None => HeaderValue::try_from(own),
+    };
+    if let Ok(value) = value {
+        headers.insert(header::FORWARDED, value);
+    }
+}
+
+/// RFC 7239 §4. IPv6 addresses are bracketed and, with their colons, quoted; so is a host with a port.
+fn element(ip: IpAddr, host: &str, scheme: &str) -> String {
+    let mut text = String::with_capacity(64);
+    // Writing to a String cannot fail.
+    let _ = match ip {
+        IpAddr::V4(ip) => write!(text, "for={ip}"),
+        IpAddr::V6(ip) => write!(text, "for=\"[{ip}]\""),
+    };
+    if !host.is_empty() {
+        let _ = match host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
+            true => write!(text, ";host={host}"),
+            // A host in its canonical form holds neither quotes nor backslashes.
+            false => write!(text, ";host=\"{host}\""),
+        };
+    }
+    text.push_str(";proto=");
+    text.push_str(scheme);
+    text
+}
+
+/// All values of a list header as one.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
+    let mut values = headers.get_all(name).iter();
+    let mut all = values.next()?.as_bytes().to_vec();
+    for value in values {
+        all.extend_from_slice(b", ");
+        all.extend_from_slice(value.as_bytes());
+    }
+    Some(all)
+}
+
+/// The client's address: the last one that the trusted proxies before us did not add themselves.
+#[cold]
+fn address(headers: &HeaderMap, client: &Client) -> IpAddr {
+    let mut last = client.peer.ip().to_canonical();
+    let named: Vec<Option<IpAddr>> = match joined(headers, &X_FORWARDED_FOR) {
+        Some(all) => all.split(|&byte| byte == b',').map(|it| node(std::str::from_utf8(it).ok()?)).collect(),
+        None => elements(headers).iter().map(|element| node(parameter(element, "for")?)).collect(),
+    };
+    for ip in named.into_iter().rev() {
+        // Nobody knows who is before one that is not named.
+        let Some(ip) = ip else { break };
+        last = ip;
+        if !client.listener.trusted_proxies.iter().any(|network| network.contains(&last)) {
+            break;
+        }
+    }
+    last
+}
+
+/// An address as proxies write it: some with a port, in brackets, or in quotes (RFC 7239 §6).
+fn node(text: &str) -> Option<IpAddr> {
+    let text = text.trim().trim_matches('"');
+    let is_port =
+        |text: &str| text.is_empty() || text.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    let ip = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').filter(|(_, port)| is_port(port))?.0.parse().ok()?,
+        None => match text.parse() {
+            Ok(ip) => ip,
+            Err(_) => {
+                let (ip, port) = text.split_at(text.find(':')?);
+                IpAddr::V4(ip.parse().ok().filter(|_| is_port(port))?)
+            }
+        },
+    };
+    Some(ip.to_canonical())
+}
+
+/// By which scheme a trusted proxy says that it was asked. Of several, the first: that is what backends go by.
+fn said_scheme(headers: &HeaderMap) -> Option<&'static str> {
+    let first = |name: &HeaderName| first(headers, name);
+    let scheme = |text: &str| match text {
+        text if text.eq_ignore_ascii_case("https") || text.eq_ignore_ascii_case("wss") => Some("https"),
+        text if text.eq_ignore_ascii_case("http") || text.eq_ignore_ascii_case("ws") => Some("http"),
+        _ => None,
+    };
+    let by_element = || scheme(parameter(elements(headers).first()?, "proto")?);
+    let by_ssl = || first(&X_FORWARDED_SSL).filter(|text| text.eq_ignore_ascii_case("on")).map(|_| "https");
+    (first(&X_FORWARDED_PROTO).and_then(scheme))
+        .or_else(by_element)
+        .or_else(|| first(&X_FORWARDED_SCHEME).and_then(scheme))
+        .or_else(by_ssl)
+}
+
+/// For which authority a trusted proxy says that it was asked, in its canonical form.
+fn said_authority(headers: &HeaderMap) -> Option<String> {
+    let by_element = || authority::canonical(parameter(elements(headers).first()?, "host")?.as_bytes());
+    first(headers, &X_FORWARDED_HOST).and_then(|text| authority::canonical(text.as_bytes())).or_else(by_element)
+}
+
+/// The first member of a list.
+fn first<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()?.split(',').next().map(str::trim)
+}
+
+/// The elements of `Forwarded`.
+fn elements(headers: &HeaderMap) -> Vec<&str> {
+    let values = headers.get_all(header::FORWARDED).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| outside_quotes(value, ',')).collect()
+}
+
+/// A parameter of an element, without quotes.
+fn parameter<'a>(element: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = outside_quotes(element, ';').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().trim_matches('"'))
+}
+
+/// The pieces of a text between separators that are in no quotes.
+fn outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |character| {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' => escaped = quoted,
+            '"' => quoted = !quoted,
+            _ => return character == separator && !quoted,
+        }
+        false
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::exchange::testing::client;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn what_a_connection_remembers_holds_no_memory_that_others_read_into() {
+        let client = client(false, |_| {});
+        let block = Bytes::from(b"Host: example.com\r\n".to_vec());
+        let host = HeaderValue::from_maybe_shared(block.slice(6..17)).unwrap();
+        let made = lines(&client, Some(&host));
+        drop(host);
+        assert!(block.is_unique(), "the block can be used again");
+        let again = lines(&client, Some(&HeaderValue::from_static("example.com")));
+        assert!(Rc::ptr_eq(&made, &again), "and the lines are remembered");
+    }
+
+    #[test]
+    fn addresses_as_proxies_write_them() {
+        for (text, expected) in [
+            (" 192.0.2.7", Some("192.0.2.7")),
+            ("192.0.2.7:4711", Some("192.0.2.7")),
+            ("2001:db8::7", Some("2001:db8::7")),
+            ("[2001:db8::7]", Some("2001:db8::7")),
+            ("\"[2001:db8::7]:4711\"", Some("2001:db8::7")),
+            ("::ffff:192.0.2.7", Some("192.0.2.7")),
+            ("192.0.2.7:x", None),
+            ("192.0.2.7:70000", None),
+            ("[192.0.2.7", None),
+            ("[2001:db8::7]x", None),
+            ("unknown", None),
+            ("_hidden", None),
+            ("", None),
+        ] {
+            assert_eq!(node(text), expected.map(|ip| ip.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_asks() {
+        let ours = |trusted| client(trusted, |it| it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()]);
+        for (fields, ip, scheme, authority) in [
+            (&[][..], "192.0.2.1", "http", "h:1"),
+            (&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")], "1.2.3.4", "https", "h:1"),
+            (&[("x-forwarded-for", "6.6.6.6, 1.2.3.4:99, 10.0.0.9")], "1.2.3.4", "http", "h:1"),
+            (&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-for", "unknown")], "192.0.2.1", "http", "h:1"),
+            (
+                &[("forwarded", "for=1.2.3.4;proto=https;host=\"Pub.example:8443\"")],
+                "1.2.3.4",
+                "https",
+                "pub.example:8443",
+            ),
+            (&[("forwarded", "for=\"[2001:db8::7]:99\", for=10.0.0.9;proto=https")], "2001:db8::7", "http", "h:1"),
+            (&[("forwarded", "for=1.2.3.4;by=\"a,b;for=6.6.6.6\"")], "1.2.3.4", "http", "h:1"),
+            (
+                &[("x-forwarded-proto", "https, http"), ("x-forwarded-host", "a.example, b")],
+                "192.0.2.1",
+                "https",
+                "a.example",
+            ),
+            (&[("x-forwarded-proto", "gopher"), ("x-forwarded-ssl", "On")], "192.0.2.1", "https", "h:1"),
+            (&[("x-forwarded-host", "a/b")], "192.0.2.1", "http", "h:1"),
+        ] {
+            let mut headers = map(fields);
+            headers.insert("host", HeaderValue::from_static("h:1"));
+            let client = ours(true);
+            let asker = Asker::of(&headers, &client);
+            assert_eq!((asker.ip.to_string().as_str(), asker.scheme), (ip, scheme), "{fields:?}");
+            assert_eq!(public_authority(&headers, &client), authority, "{fields:?}");
+            let client = ours(false);
+            let asker = Asker::of(&headers, &client);
+            assert_eq!((asker.ip.to_string().as_str(), asker.scheme), ("192.0.2.1", "http"), "{fields:?}");
+            assert_eq!(public_authority(&headers, &client), "h:1", "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn fields_agree_with_what_a_trusted_proxy_says() {
+        for (fields, expected) in [
+            (&[][..], ["http", "h", "8080", "192.0.2.1"]),
+            (&[("x-forwarded-proto", "https")], ["https", "h", "443", "192.0.2.1"]),
+            (&[("x-forwarded-proto", "http")], ["http", "h", "80", "192.0.2.1"]),
+            (
+                &[("x-forwarded-proto", "https"), ("x-forwarded-host", "p.example:8443")],
+                ["https", "p.example:8443", "8443", "192.0.2.1"],
+            ),
+            (
+                &[("x-forwarded-port", "444"), ("x-forwarded-for", "1.2.3.4")],
+                ["http", "h", "444", "1.2.3.4, 192.0.2.1"],
+            ),
+            (
+                &[("forwarded", "for=1.2.3.4;proto=https;host=p.example")],
+                ["https", "p.example", "443", "1.2.3.4, 192.0.2.1"],
+            ),
+            (&[("x_forwarded_proto", "https"), ("x-forwarded_for", "6.6.6.6")], ["http", "h", "8080", "192.0.2.1"]),
+        ] {
+            let client = client(true, |_| {});
+            let mut headers = map(fields);
+            headers.insert("host", HeaderValue::from_static("h"));
+            let asker = Asker::of(&headers, &client);
+            assert_eq!(tell(&mut headers, asker, Found { client: true, forwarded: true }, false), None);
+            let names = ["x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-for"];
+            assert_eq!(names.map(|name| headers[name].to_str().unwrap()), expected, "{fields:?}");
+            assert!(!headers.keys().any(has_underscore), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn more_is_told_where_it_is_asked_for() {
+        let all = ForwardedHeader::NAMES.map(|(_, header)| header);
+        let mut headers =
+            map(&[("host", "h"), ("x-real-ip", "6.6.6.6"), ("x_forwarded_ssl", "on"), ("x-forwarded-prefix", "/x")]);
+        let untrusted = client(false, |it| it.forwarded_headers = all.into());
+        let asker = Asker::of(&headers, &untrusted);
+        tell(&mut headers, asker, Found { client: true, forwarded: false }, true);
+        assert_eq!(
+            (&headers["x-real-ip"], &headers["x-forwarded-ssl"]),
+            (&untrusted.peer_text, &HeaderValue::from_static("off"))
+        );
+        assert!(!headers.contains_key("x-forwarded-prefix") && !headers.contains_key("x_forwarded_ssl"));
+        assert!(headers.contains_key("x-forwarded-server") && headers.contains_key("x-forwarded-scheme"));
+        tell_prefix(&mut headers, &untrusted, "/api");
+        assert_eq!(headers["x-forwarded-prefix"], "/api");
+
+        let mut headers = map(&[
+            ("host", "h"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-prefix", "/x/"),
+        ]);
+        let trusted = client(true, |it| it.forwarded_headers = all.into());
+        let asker = Asker::of(&headers, &trusted);
+        tell(&mut headers, asker, Found { client: true, forwarded: false }, true);
+        tell_prefix(&mut headers, &trusted, "/api");
+        let told = ["x-real-ip", "x-forwarded-ssl", "x-forwarded-prefix"].map(|name| headers[name].to_str().unwrap());
+        assert_eq!(told, ["1.2.3.4", "on", "/x/api"]);
+    }
+
+    #[test]
+    fn forwarded_says_the_same() {
+        for (fields, expected) in [
+            (&[("forwarded", "for=6.6.6.6")][..], "for=6.6.6.6, for=192.0.2.1;host=h;proto=http"),
+            (
+                &[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")],
+                "for=1.2.3.4;host=h;proto=https, for=192.0.2.1;host=h;proto=http",
+            ),
+            (&[], "for=192.0.2.1;host=h;proto=http"),
+        ] {
+            let mut headers = map(fields);
+            headers.insert("host", HeaderValue::from_static("h"));
+            let client = client(true, |it| it.forwarded = true);
+            let asker = Asker::of(&headers, &client);
+            tell(&mut headers, asker, Found::default(), false);
+            assert_eq!(headers["forwarded"], expected);
+        }
+    }
+}
