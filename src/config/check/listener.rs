@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::limits::limit;
 use super::tls::tls;
 use super::value::{SIZE, choice, name, number, size, timeout};
-use super::Check;
+use super::{Check, redirect_loop};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
@@ -33,6 +33,7 @@ pub(super) fn listeners(
     admin: Option<SocketAddr>,
 ) -> Vec<ListenerConfig> {
     let mut listeners: Vec<ListenerConfig> = Vec::new();
+    let mut redirecting = Vec::new();
     let mut names = HashSet::new();
     for (place, raw) in field.members() {
         let Some((address_place, address)) = address(check, place, &raw.address) else { continue };
@@ -64,8 +65,10 @@ pub(super) fn listeners(
             let problem = Problem::error(format!("another listener is called {}", quote(name.as_str())));
             check.add(name_place, problem.expected("a name of its own"));
         }
+        redirecting.push(raw.redirect_to_https.place());
         listeners.push(listener(check, raw, name, address));
     }
+    redirect_loop::to_https(check, &redirecting, &listeners);
     if field.place().is_none() || field.value().is_some_and(Vec::is_empty) {
         check.report.add_missing(
             Place::FILE,

@@ -23,6 +23,7 @@ mod route;
 mod action;
 mod header;
 mod overlap;
+mod redirect_loop;
 mod upstream;
 mod backend_tls;
 mod retries;

@@ -8,7 +8,7 @@ use http::Method;
 use super::listener::paths;
 use super::upstream::is_host_name;
 use super::value::{name, pattern, written};
-use super::{Check, action, header, overlap};
+use super::{Check, action, header, overlap, redirect_loop};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
@@ -38,6 +38,7 @@ pub(super) fn routes(
     }
     let sound: Vec<_> = routes.iter().filter(|(_, _, sound)| *sound).map(|(place, route, _)| (*place, route)).collect();
     overlap::check(check, &sound, listeners);
+    redirect_loop::check(check, &sound, listeners);
     routes.into_iter().map(|(_, route, _)| route).collect()
 }
 
