@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Real clients in front of isobar and real servers behind it: runs every test_*.py here, or those that are named.
 # usage: tests/peers/run.sh BINARY [NAME...]      NAME is that of a script without test_ and .py, such as curl
-# Needs python3 with venv, and what the scripts run: curl, h2load, openssl, nginx, node, chromium.
+# Needs python3 with venv, and what the scripts run: curl, h2load, openssl, nginx, node, chromium, apache2, php, puma with Rack, go, javac
+# and mvn.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$(realpath "${1:?usage: run.sh BINARY [NAME...]}")
@@ -22,6 +23,19 @@ if ! cmp -s "$here/requirements.txt" "$venv/requirements.txt"; then
   python3 -m venv "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$here/requirements.txt"
   cp "$here/requirements.txt" "$venv/requirements.txt"
+fi
+
+# What of the servers has to be compiled; made anew when a source changes.
+built=${CARGO_TARGET_DIR:-$here/../../target}/peers-servers
+sources=("$here/servers/paths.go" "$here/servers/java/Paths.java" "$here/servers/java/pom.xml")
+if [[ " ${names[*]} " == *" paths "* ]] && ! cat "${sources[@]}" | cmp -s - "$built/sources"; then
+  rm -rf "$built"
+  mkdir -p "$built/java"
+  go build -o "$built/paths-go" "${sources[0]}"
+  # Quiet as it is, it would still reset the terminal's colours.
+  mvn --quiet --batch-mode --file "${sources[2]}" dependency:copy-dependencies -DoutputDirectory="$(realpath "$built/java")" | sed 's/\x1b\[0m//g'
+  javac -d "$built/java" -cp "$built/java/*" "${sources[1]}"
+  cat "${sources[@]}" >"$built/sources"
 fi
 
 failed=()
