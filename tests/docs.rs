@@ -88,6 +88,15 @@ fn every_reason_is_explained() {
     for reason in reasons {
         assert!(page.contains(&format!("| `{reason}` |")), "docs/forwarding.md has no line about {reason}");
     }
+    // And those of what never became an exchange.
+    let refused = read(&root().join("src/listener/refused.rs"));
+    let (_, words) = refused.split_once("fn word(").expect("a word for each refusal");
+    let (words, _) = words.split_once("\n}\n").expect("the end of the words");
+    let words = quoted(words);
+    assert!(words.len() > 8, "{words:?}: is the test blind?");
+    for word in words {
+        assert!(page.contains(&format!("| `{word}` |")), "docs/forwarding.md has no line about {word}");
+    }
 }
 
 #[test]

@@ -149,6 +149,9 @@ impl Scrape {
         let rejected = counters(|it| it.metrics.sum(|shard| &shard.rejected));
         let help = "Requests refused before a route was looked for: malformed, too large, too slow";
         families.counter("listener_requests_rejected", help, None, rejected)?;
+        let left_out = counters(|it| it.metrics.sum(|shard| &shard.refusals_left_out));
+        let help = "Refusals that the access log has no line for because there were too many";
+        families.counter("listener_refusals_left_out", help, None, left_out)?;
         let misdirected = counters(|it| it.metrics.sum(|shard| &shard.misdirected));
         let help = "Requests for another host than the one that was named in the TLS handshake";
         families.counter("listener_requests_misdirected", help, None, misdirected)?;

@@ -23,6 +23,7 @@ use crate::proxy::{Handled, Proxy};
 
 use super::guard::{NOT_HTTP, Refusal};
 use super::http2::{self, Tasks};
+use super::refused::{self, Known, Who};
 use super::wire::{Asked, Wire};
 use super::{Listener, Open, handshake};
 
@@ -60,7 +61,7 @@ pub async fn serve(
         watch.drain();
     }
     let tls = listener.tls.load_full();
-    let made = handshake::socket(tcp, (&listener, tls.as_deref()), &watch, proxy.worker).await;
+    let made = handshake::socket(tcp, (&listener, tls.as_deref()), &watch, &proxy).await;
     let Some(socket) = made else { return };
     let secure = socket.plain().is_none();
     let identity = handshake::identity(&socket);
@@ -96,7 +97,7 @@ pub async fn serve(
             }
             true
         }
-        false => finish(end, &wire, &listener, &proxy).await,
+        false => finish(end, &wire, &client, &proxy).await,
     };
     if secure && well {
         let _ = tokio::time::timeout(handshake::CLOSE, poll_fn(|cx| wire.poll_shutdown(cx))).await;
@@ -108,7 +109,7 @@ pub async fn serve(
 }
 
 /// What follows when HTTP has ended on a connection. Whether the client got all that was for it.
-async fn finish(end: End, wire: &Rc<Wire>, listener: &Listener, proxy: &Proxy) -> bool {
+async fn finish(end: End, wire: &Rc<Wire>, client: &Client, proxy: &Proxy) -> bool {
     let refusal = match end {
         End::Tunnel(tunnel) => {
             let held = wire.into_tunnel();
@@ -125,12 +126,14 @@ async fn finish(end: End, wire: &Rc<Wire>, listener: &Listener, proxy: &Proxy) -
         End::Idle => return true,
         End::Gone | End::Cut => return false,
         End::Closed => wire.refusal(),
-        End::HeadTimeout => Some(Refusal { status: 408, reason: "the request head did not arrive in time" }),
-        End::Malformed(malformed) => Some(refused(malformed)),
+        End::HeadTimeout => Some(refused::LATE),
+        End::Malformed(malformed) => Some(malformed_head(malformed)),
     };
     if let Some(refusal) = refusal {
-        listener.metrics.of(proxy.worker).rejected.add(1);
-        if refusal != NOT_HTTP {
+        client.metrics.of(proxy.worker).rejected.add(1);
+        let answered = refusal != NOT_HTTP;
+        refused::log(proxy, Who::Client(client), refusal, answered, || Known::read(&wire.begun()));
+        if answered {
             refuse(wire, refusal).await;
         }
     }
@@ -138,7 +141,7 @@ async fn finish(end: End, wire: &Rc<Wire>, listener: &Listener, proxy: &Proxy) -
 }
 
 /// What is said to a head that is none.
-fn refused(malformed: Malformed) -> Refusal {
+fn malformed_head(malformed: Malformed) -> Refusal {
     let (status, reason) = match malformed {
         Malformed::Line => (400, "the request line is not one of HTTP/1.1"),
         Malformed::Target => (400, "the request target is not one of HTTP"),
@@ -332,7 +335,7 @@ const LINGER_READS: usize = 1024;
 fn refusal_text(refusal: Refusal) -> String {
     let status = http::StatusCode::from_u16(refusal.status).unwrap_or_default();
     let title = status.canonical_reason().unwrap_or("Error");
-    let body = format!("{} {title}: {}\n", refusal.status, refusal.reason);
+    let body = refused::told(refusal);
     let retry = if refusal.status == 503 { "retry-after: 1\r\n" } else { "" };
     format!(
         "HTTP/1.1 {} {title}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\
@@ -343,13 +346,8 @@ fn refusal_text(refusal: Refusal) -> String {
     )
 }
 
-/// Turns a connection away, and tells why.
-pub async fn turn_away(tcp: TcpStream, reason: &'static str) {
-    tell(tcp, Refusal { status: 503, reason }).await;
-}
-
 /// Answers whatever a client asks, in the clear, and ends its connection.
-pub(super) async fn tell(mut tcp: TcpStream, refusal: Refusal) {
+pub async fn tell(mut tcp: TcpStream, refusal: Refusal) {
     let text = refusal_text(refusal);
     if let Ok(Ok(())) = tokio::time::timeout(LINGER, tcp.write_all(text.as_bytes())).await {
         end(tcp).await;

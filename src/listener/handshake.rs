@@ -22,36 +22,34 @@ use tracing::debug;
 
 use super::Listener;
 use super::connection::{end, tell};
-use super::guard::Refusal;
+use super::refused::{self, PLAIN};
 use crate::config::Misdirected;
 use crate::exchange::Indicated;
 use crate::exchange::watch::{Phase, Watch};
+use crate::proxy::Proxy;
 use crate::socket::Socket;
 use crate::telemetry::metrics::{HandshakeFailure, handshake_index};
 use crate::tls::Tls;
 
-/// What a client is told that speaks HTTP in the clear where TLS is spoken.
-const PLAIN: Refusal = Refusal { status: 400, reason: "this port speaks TLS: use https" };
-
-/// The socket of a connection, once the handshake is over; `None` when it has failed, which is counted. Worker number `worker`
+/// The socket of a connection, once the handshake is over; `None` when it has failed, which is counted. The worker of `proxy`
 /// serves it. Where there is a `tls`, the handshake is made with that.
 pub(super) async fn socket(
     tcp: TcpStream,
     (listener, tls): (&Listener, Option<&Tls>),
     watch: &Watch,
-    worker: usize,
+    proxy: &Proxy,
 ) -> Option<Socket> {
     match tls {
         None => Some(Socket::Plain(tcp)),
         // In a box for as long as it takes: a connection has room, to its end, for all that it may once wait for.
-        Some(tls) => Box::pin(secure(tcp, (listener, tls), watch, worker)).await,
+        Some(tls) => Box::pin(secure(tcp, (listener, tls), watch, proxy)).await,
     }
 }
 
-async fn secure(tcp: TcpStream, (listener, tls): (&Listener, &Tls), watch: &Watch, worker: usize) -> Option<Socket> {
+async fn secure(tcp: TcpStream, (listener, tls): (&Listener, &Tls), watch: &Watch, proxy: &Proxy) -> Option<Socket> {
     watch.enter(Phase::Handshake, tls.settings.handshake_timeout);
     let peer = tcp.peer_addr();
-    let metrics = listener.metrics.of(worker);
+    let metrics = listener.metrics.of(proxy.worker);
     match shake(tcp, tls, watch).await {
         Ok(stream) => {
             let connection = stream.get_ref().1;
@@ -62,10 +60,15 @@ async fn secure(tcp: TcpStream, (listener, tls): (&Listener, &Tls), watch: &Watc
         }
         Err(Failed { failure, error, tcp }) => {
             metrics.handshake_failures[failure as usize].add(1);
-            let client = peer.ok().map(|peer| peer.to_string());
+            let client = peer.as_ref().ok().map(ToString::to_string);
             debug!(listener = %listener.name(), client, reason = failure.as_str(), error, "TLS handshake failed");
             match (tcp, failure) {
-                (Some(tcp), HandshakeFailure::PlainHttp) => tell(tcp, PLAIN).await,
+                (Some(tcp), HandshakeFailure::PlainHttp) => {
+                    if let Ok(peer) = peer {
+                        refused::turned_away(proxy, (listener, peer), PLAIN, true);
+                    }
+                    tell(tcp, PLAIN).await;
+                }
                 // The alert is written. What is unread would turn the end into a reset, which may overtake it.
                 (Some(tcp), _) => end(tcp).await,
                 (None, _) => {}

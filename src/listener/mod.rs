@@ -16,6 +16,7 @@ pub mod addresses;
 pub mod connection;
 mod handshake;
 pub mod guard;
+pub mod refused;
 mod http2;
 pub mod wire;
 

@@ -22,6 +22,7 @@ use crate::strategy::Dice;
 use crate::target::{self, Host, authority};
 use crate::telemetry::overload::Cause;
 use crate::telemetry::process::Process;
+use crate::telemetry::seldom::Seldom;
 use crate::transport::Transport;
 
 mod attempt;
@@ -62,9 +63,15 @@ pub struct Proxy {
     pub transport: Rc<Transport>,
     /// What the process tells of itself.
     pub process: Arc<Process>,
+    /// When what was refused before it came here has a line in the access log.
+    pub refusals: Seldom,
     dice: RefCell<Dice>,
     dates: respond::Dates,
 }
+
+/// Lines in ten seconds, of each worker, that the access log has for what is refused before it comes to an exchange: enough to see what it
+/// is and who does it, and not enough for an attack to fill a disk.
+const REFUSALS: u32 = 100;
 
 /// What a request comes to. It is large, and so has one place that it is put into, and is never moved.
 #[derive(Debug)]
@@ -112,6 +119,7 @@ impl Proxy {
             current: Current::new(published),
             transport: Transport::new(clock),
             process,
+            refusals: Seldom::new(REFUSALS),
             dice: RefCell::default(),
             dates: respond::Dates::default(),
         })

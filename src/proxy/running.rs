@@ -396,6 +396,8 @@ impl Running {
             grpc_status: self.call.as_ref().map(|call| self.call_status(call).code()),
             reason: self.reason.get().map_or(reason::COMPLETE, |(reason, _)| reason),
             ended_by: self.reason.get().and_then(|(_, blame)| blame).map(Blame::as_str),
+            detail: None,
+            left_out: 0,
             route: route.map(|route| route.name.as_str()),
             upstream,
             backend: backend.as_ref().map(|backend| &backend.address),

@@ -174,6 +174,8 @@ pub struct ListenerMetrics {
     pub ended: Counter,
     /// Requests that were refused before a route was looked for (malformed, too large, too slow).
     pub rejected: Counter,
+    /// Refusals, of these and of connections, that the access log has no line for because there were too many.
+    pub refusals_left_out: Counter,
     /// Exchanges and tunnels that were cut because the time to finish was over.
     pub cut: Counter,
     /// Requests for another host than the one that their connection was made for.

@@ -12,6 +12,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::SendError;
 
+use crate::listener::refused::{FULL, OVERLOADED};
 use crate::listener::{Listener, Open};
 use crate::telemetry::seldom::Seldom;
 
@@ -20,9 +21,6 @@ use super::event_loop::Worker;
 
 /// How long to wait when the process has no file descriptor left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
-
-const FULL: &str = "this listener has as many connections as it takes";
-const OVERLOADED: &str = "there is too much to do at the moment";
 
 /// A listening socket that the event loop watches.
 ///
@@ -89,7 +87,7 @@ fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io:
     if let Some(cause) = worker.proxy.process.refuses_everywhere() {
         let counted = Open::count(listener, &worker.peers.open, (worker.index, worker.index), network);
         worker.proxy.process.refused.of(worker.index).of(cause).add(1);
-        worker.turn_away(tcp, counted.unwrap_or_else(|refused| refused), OVERLOADED);
+        worker.turn_away((tcp, peer), listener, counted.unwrap_or_else(|refused| refused), OVERLOADED);
         return Ok(());
     }
     match Open::count(listener, &worker.peers.open, (worker.index, place), network) {
@@ -101,7 +99,7 @@ fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io:
                 worker.serve(tcp, peer, listener, open);
             }
         }
-        Err(refused) => worker.turn_away(tcp, refused, FULL),
+        Err(refused) => worker.turn_away((tcp, peer), listener, refused, FULL),
     }
     Ok(())
 }

@@ -17,7 +17,9 @@ use tokio::task::{AbortHandle, spawn_local};
 use crate::backend::BackendId;
 use crate::backend::queue::Order;
 use crate::exchange::watch::{Clock, Watch};
-use crate::listener::connection::{serve, turn_away};
+use crate::listener::connection::{serve, tell};
+use crate::listener::guard::Refusal;
+use crate::listener::refused::turned_away;
 use crate::listener::{Listener, Open, Tasks, owner};
 use crate::proxy::{Proxy, Published, Snapshot};
 use crate::telemetry::overload::Cause;
@@ -231,9 +233,17 @@ impl Worker {
     }
 
     /// Tells a connection why it is not served.
-    pub(super) fn turn_away(self: &Rc<Self>, tcp: TcpStream, refused: Open, reason: &'static str) {
+    pub(super) fn turn_away(
+        self: &Rc<Self>,
+        (tcp, peer): (TcpStream, SocketAddr),
+        listener: &Listener,
+        refused: Open,
+        refusal: Refusal,
+    ) {
         // To tell it by TLS would take the handshake that there is no room for.
-        if self.turned_away.get() >= TURNED_AWAY || refused.is_tls() {
+        let told = self.turned_away.get() < TURNED_AWAY && !refused.is_tls();
+        turned_away(&self.proxy, (listener, peer), refusal, told);
+        if !told {
             return;
         }
         let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
@@ -241,7 +251,7 @@ impl Worker {
         drop(refused);
         let worker = Rc::clone(self);
         spawn_local(async move {
-            turn_away(tcp, reason).await;
+            tell(tcp, refusal).await;
             worker.turned_away.set(worker.turned_away.get() - 1);
         });
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use isobar::telemetry::metrics::FloodKind;
 
-use crate::harness::{Client, Keys, TestBackend, TestProxy, eventually, soon};
+use crate::harness::{Client, Keys, Log, TestBackend, TestProxy, eventually, soon};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -254,6 +254,80 @@ async fn the_preface_may_come_in_pieces_and_only_at_the_beginning() {
     soon(client.read_to_end()).await;
     assert_eq!(backend.requests(), 2);
     eventually(|| proxy.counted(|it| &it.http2_opened) == proxy.counted(|it| &it.http2_closed) + 1).await;
+}
+
+#[tokio::test]
+async fn what_is_refused_has_its_line_in_the_access_log() {
+    let backend = TestBackend::ok("good");
+    let log = Log::new();
+    let tables = log.table("json");
+    let listener = "name = \"edge\"\nmax_headers = 10\nheader_timeout = \"300ms\"";
+    let proxy = TestProxy::with_keys(&[&backend], Keys { listener, tables: &tables, ..Keys::default() }).await;
+    let with = |more: &Fields<'static>| [good(), more.clone()].concat();
+    let many: Fields<'_> = [(&b"x"[..], &b"y"[..]); 11].to_vec();
+    let mut websocket = with(&vec![(b":protocol", b"connect-udp")]);
+    websocket[0].1 = b"CONNECT";
+    let no_path: Fields<'_> =
+        good().into_iter().map(|field| if field.0 == b":path" { (field.0, &b"*"[..]) } else { field }).collect();
+    let mut n = 0;
+    for (why, fields, answer, reason, method, target) in [
+        ("another host", with(&vec![(b"host", b"b")]), Some(400), "bad_request", "GET", "/"),
+        ("no target", no_path, Some(400), "bad_request", "GET", "*"),
+        ("white space", with(&vec![(b"x", b" y")]), None, "bad_request", "GET", "/"),
+        ("many fields", with(&many), Some(431), "header_too_large", "GET", "/"),
+        ("another protocol", websocket, Some(501), "upgrade_unsupported", "CONNECT", "/"),
+    ] {
+        let mut raw = Raw::connect(&proxy).await;
+        raw.send(HEADERS, END_STREAM | END_HEADERS, 1, &block(&fields)).await;
+        let told = raw.next_of(&[HEADERS, RST_STREAM, GOAWAY]).await.unwrap();
+        assert_eq!(told.kind, if answer.is_some() { HEADERS } else { RST_STREAM }, "{why}");
+        n += 1;
+        let line: serde_json::Value = serde_json::from_str(&log.lines(n).await[n - 1]).unwrap();
+        let body = match answer {
+            Some(_) => raw.next_of(&[DATA]).await.unwrap().payload.len(),
+            None => 0,
+        };
+        for (key, value) in [
+            ("client_ip", serde_json::Value::from("127.0.0.1")),
+            ("listener", "edge".into()),
+            ("status", answer.unwrap_or(400).into()),
+            ("reason", reason.into()),
+            ("ended_by", "client".into()),
+            ("method", method.into()),
+            ("target", target.into()),
+            ("protocol", "HTTP/2.0".into()),
+            ("host", "a".into()),
+            ("bytes_out", body.into()),
+            ("route", serde_json::Value::Null),
+        ] {
+            assert_eq!(line[key], value, "{why}: {key} in {line}");
+        }
+        assert!(line["detail"].is_string(), "{why}: {line}");
+        // The connection goes on.
+        raw.send(HEADERS, END_STREAM | END_HEADERS, 3, &block(&good())).await;
+        assert_eq!(raw.next_of(&[HEADERS]).await.unwrap().status(), 200, "{why}");
+        n += 1;
+        assert!(log.lines(n).await[n - 1].contains(r#""reason":"complete""#), "{why}");
+    }
+    // Those that do not go on as they have begun.
+    for (text, status, reason) in
+        [("PRI * HTTP/2.0\r\nhost: a\r\n\r\n", 400, "bad_request"), ("PRI * HTTP/2.0\r\n\r\nS", 408, "head_timeout")]
+    {
+        let mut client = proxy.client().await;
+        client.send(text).await;
+        client.read_to_end().await;
+        n += 1;
+        let line: serde_json::Value = serde_json::from_str(&log.lines(n).await[n - 1]).unwrap();
+        assert_eq!((&line["status"], &line["reason"]), (&status.into(), &reason.into()), "{line}");
+        assert_eq!((&line["protocol"], &line["method"]), (&"HTTP/2.0".into(), &serde_json::Value::Null), "{line}");
+    }
+    // One that goes is not refused.
+    let mut gone = proxy.client().await;
+    gone.send("PRI * HTTP/2.0\r\n\r\nS").await;
+    drop(gone);
+    eventually(|| proxy.connections() == [0]).await;
+    log.lines(n).await;
+    assert_eq!(proxy.counted(|metrics| &metrics.refusals_left_out), 0);
 }
 
 /// Sends until the connection is told to end, and checks how.

@@ -33,6 +33,7 @@ mod paths;
 mod picking;
 mod process;
 mod queue;
+mod refusals;
 mod reload_under_load;
 mod retries;
 mod attempts;

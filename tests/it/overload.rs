@@ -80,7 +80,10 @@ async fn with_few_descriptors_left_the_admin_address_still_answers() {
     let scratch = Scratch::new();
     let (address, admin) = (free(), free());
     let text = Keys::default().text(&[&backend]).replace("127.0.0.1:0", &address);
-    let tables = format!("[admin]\naddress = \"{admin}\"\n[overload]\ndescriptors_percent = 60\n");
+    let log = scratch.path("access.log");
+    let tables = format!(
+        "[admin]\naddress = \"{admin}\"\n[overload]\ndescriptors_percent = 60\n[access_log]\nenabled = true\noutput = {log:?}\n"
+    );
     let file = scratch.write("lb.toml", format!("{text}\n{tables}"));
     let child = Command::new("sh")
         .args(["-c", "ulimit -n 100; exec \"$0\" run --config \"$1\"", env!("CARGO_BIN_EXE_isobar")])
@@ -117,6 +120,8 @@ async fn with_few_descriptors_left_the_admin_address_still_answers() {
     drop(held.drain(..60));
     let late = Client::connect(address).await.read_to_end().await;
     assert!(String::from_utf8_lossy(&late).starts_with("HTTP/1.1 503 "), "{}", String::from_utf8_lossy(&late));
+    let line = r#""reason":"overloaded","ended_by":"proxy","detail":"there is too much to do at the moment""#;
+    eventually(|| std::fs::read_to_string(&log).is_ok_and(|text| text.contains(line))).await;
     drop(held);
     let mut recovered = false;
     for _ in 0..200 {

@@ -1,13 +1,11 @@
 //! What is counted and logged is what was sent.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Client, Keys, Response, TestBackend, TestProxy, eventually};
+use crate::harness::{Client, Keys, Log, Response, TestBackend, TestProxy, eventually};
 
 /// What the admin address answers. It answers only to its own names, and once a connection.
 async fn admin(proxy: &TestProxy, path: &str) -> Response {
@@ -73,41 +71,11 @@ async fn admin_shows_what_runs() {
     assert_eq!((&shown["in_flight"], &shown["picks"], &shown["connects"]), (&1.into(), &1.into(), &1.into()));
 }
 
-/// A file of the test's own, gone when the test ends.
-struct Log(PathBuf);
-
-impl Log {
-    fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        Self(std::env::temp_dir().join(format!("isobar-it-{}-{count}.log", std::process::id())))
-    }
-
-    /// Its lines, once there are so many.
-    async fn lines(&self, n: usize) -> Vec<String> {
-        let read = || std::fs::read_to_string(&self.0).unwrap_or_default();
-        eventually(|| read().lines().count() >= n).await;
-        let lines: Vec<_> = read().lines().map(str::to_owned).collect();
-        assert_eq!(lines.len(), n, "{lines:#?}");
-        lines
-    }
-}
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-fn logging(log: &Log, format: &str) -> String {
-    format!("[access_log]\nenabled = true\nformat = \"{format}\"\noutput = {:?}", log.0)
-}
-
 #[tokio::test]
 async fn access_log_as_json() {
     let backend = TestBackend::ok("hello");
     let log = Log::new();
-    let tables = logging(&log, "json");
+    let tables = log.table("json");
     let keys = Keys {
         listener: "name = \"main\"\ntrusted_proxies = [\"127.0.0.1\"]",
         route: "name = \"r\"\npath_prefix = \"/a\"",
@@ -149,7 +117,7 @@ async fn access_log_as_json() {
 #[tokio::test]
 async fn access_log_tells_how_exchanges_went_wrong() {
     let log = Log::new();
-    let tables = logging(&log, "json");
+    let tables = log.table("json");
     let backend = TestBackend::scripted(async |peer| {
         while let Some(head) = peer.head().await {
             match head.target() {
@@ -207,7 +175,7 @@ async fn access_log_tells_how_exchanges_went_wrong() {
 #[tokio::test]
 async fn access_log_tells_of_attempts_and_times() {
     let log = Log::new();
-    let tables = logging(&log, "json");
+    let tables = log.table("json");
     let busy = TestBackend::fixed("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n");
     let ok = TestBackend::slow("ok", Duration::from_millis(20));
     let proxy = TestProxy::with_keys(&[&busy, &ok], Keys { tables: &tables, ..Keys::default() }).await;
@@ -227,7 +195,7 @@ async fn access_log_tells_of_attempts_and_times() {
 #[tokio::test]
 async fn access_log_tells_who_cut_a_response_short() {
     let log = Log::new();
-    let tables = logging(&log, "json");
+    let tables = log.table("json");
     // Made before: where memory is slow to come by, it would be the backend that stalls.
     let much = Arc::new(vec![b'x'; 50_000_000]);
     let stalling = TestBackend::scripted(async move |peer| {
@@ -272,7 +240,7 @@ async fn access_log_tells_who_cut_a_response_short() {
 async fn access_log_in_the_combined_format() {
     let backend = TestBackend::ok("hello");
     let log = Log::new();
-    let tables = logging(&log, "combined");
+    let tables = log.table("combined");
     let proxy = TestProxy::with_keys(&[&backend], Keys { tables: &tables, ..Keys::default() }).await;
     proxy.request("GET", "/a?b", &[("user-agent", "me"), ("referer", "a\"b\u{e9}")], "").await;
     let lines = log.lines(1).await;
@@ -285,10 +253,8 @@ async fn access_log_in_the_combined_format() {
 #[tokio::test]
 async fn the_answer_to_head_is_whole_without_its_body() {
     let log = Log::new();
-    let tables = format!(
-        "{}\n[[route]]\npath = \"/own\"\nrespond = {{ status = 200, body = \"hello\" }}",
-        logging(&log, "json")
-    );
+    let tables =
+        format!("{}\n[[route]]\npath = \"/own\"\nrespond = {{ status = 200, body = \"hello\" }}", log.table("json"));
     let backend = TestBackend::ok("hello");
     let proxy = TestProxy::with_keys(&[&backend], Keys { tables: &tables, ..Keys::default() }).await;
     for (n, version) in ["1.1", "1.0"].into_iter().enumerate() {

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 
 use isobar::telemetry::metrics::AddressLimit;
 
-use crate::harness::{Client, Keys, Scratch, TestBackend, TestProxy, body_of, eventually, soon};
+use crate::harness::{Client, Keys, Log, Scratch, TestBackend, TestProxy, body_of, eventually, soon};
 
 /// Who signs the certificates of a test.
 struct Authority {
@@ -317,6 +317,56 @@ async fn plain_http_is_told_so() {
     eventually(|| proxy.counted(|it| &it.handshake_failures[6]) == 1).await;
     eventually(|| proxy.counted(|it| &it.handshake_failures[5]) == 1).await;
     assert_eq!(backend.requests(), 0);
+}
+
+#[tokio::test]
+async fn what_is_refused_has_its_line_in_the_access_log() {
+    let (authority, scratch, backend, log) = (Authority::new(), Scratch::new(), TestBackend::ok("a"), Log::new());
+    let (listed, config) = (two(&authority, &scratch), Arc::new(authority.client(BOTH)));
+    let keys = format!("[[listener]]\nname = \"other\"\naddress = \"127.0.0.1:0\"\n{}", log.table("json"));
+    let text = text(&[&backend], &listed, &keys).replacen("[[listener]]", "[[listener]]\nmax_connections = 1", 1);
+    let proxy = TestProxy::with_config(text).await;
+    let mut lines = Vec::new();
+    let mut next = async || -> serde_json::Value {
+        lines = log.lines(lines.len() + 1).await;
+        serde_json::from_str(lines.last().unwrap()).unwrap()
+    };
+    proxy.raw("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let line = next().await;
+    assert_eq!(
+        (&line["status"], &line["reason"], &line["method"]),
+        (&400.into(), &"plain_http".into(), &serde_json::Value::Null)
+    );
+    assert_eq!((&line["detail"], &line["client_ip"]), (&"this port speaks TLS: use https".into(), &"127.0.0.1".into()));
+    // What is no HTTP either is a handshake that has failed.
+    proxy.raw([0; 100]).await;
+    eventually(|| proxy.connections() == [0]).await;
+    let mut a = connect(proxy.address(), &config, "a.example").await.unwrap().client;
+    assert_eq!(ask(&mut a, "b.example").await.0, 421);
+    let line = next().await;
+    assert_eq!(
+        (&line["status"], &line["reason"], &line["ended_by"]),
+        (&421.into(), &"misdirected".into(), &"client".into())
+    );
+    assert_eq!((&line["host"], &line["detail"]), (&"b.example".into(), &serde_json::Value::Null));
+    // A bad head within TLS.
+    let mut other = Client::connect(proxy.addresses()[1]).await;
+    assert!(connect(proxy.address(), &config, "a.example").await.is_err(), "it is full");
+    let line = next().await;
+    assert_eq!(
+        (&line["status"], &line["reason"], &line["bytes_out"]),
+        (&503.into(), &"connection_limit".into(), &0.into())
+    );
+    a.send("GET /x HTTP/1.1\r\n\r\n").await;
+    assert_eq!(a.response().await.status(), 400);
+    let line = next().await;
+    assert_eq!(
+        (&line["reason"], &line["target"], &line["protocol"]),
+        (&"bad_request".into(), &"/x".into(), &"HTTP/1.1".into())
+    );
+    other.send("GET /y HTTP/1.1\r\n\r\n").await;
+    other.response().await;
+    assert_eq!(next().await["listener"], "other");
 }
 
 #[tokio::test]

@@ -106,6 +106,11 @@ impl Guard {
         self.block.is_some().then_some(self.blocks)
     }
 
+    /// Whether anything has come.
+    pub(super) fn has_begun(&self) -> bool {
+        self.preface < super::PREFACE.len()
+    }
+
     /// The client has sent these bytes.
     ///
     /// # Errors

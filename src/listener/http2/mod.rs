@@ -21,6 +21,7 @@ use crate::exchange::watch::{NEVER, Phase, Watch};
 use crate::proxy::Proxy;
 use crate::telemetry::metrics::{FloodKind, ListenerMetrics};
 
+use super::refused::{self, Known, Who};
 use super::wire::Wire;
 use flood::{Guard, Limits};
 use io::{Flow, Io};
@@ -138,20 +139,32 @@ pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy
     let shaken = poll_fn(|cx| {
         shared.watch.register(cx);
         match handshake.as_mut().poll(cx) {
-            Poll::Ready(shaken) => Poll::Ready(shaken.ok()),
-            Poll::Pending if shared.watch.is_cut() || shared.watch.expired() => Poll::Ready(None),
+            Poll::Ready(Ok(connection)) => Poll::Ready(Ok(connection)),
+            // A client that has gone before it has asked for anything is not refused.
+            Poll::Ready(Err(error)) => Poll::Ready(Err((!error.is_io()).then_some(refused::PREFACE))),
+            Poll::Pending if shared.watch.is_cut() => Poll::Ready(Err(None)),
+            // Nor is one that has said nothing at all.
+            Poll::Pending if shared.watch.expired() => {
+                Poll::Ready(Err(flow.guard.borrow().has_begun().then_some(refused::LATE)))
+            }
             Poll::Pending => Poll::Pending,
         }
     })
     .await;
     let mut lingers = false;
-    if let Some(connection) = shaken {
-        let (shared, idle) = (Rc::clone(&shared), config.idle_timeout);
-        let mut serving = Serving { connection, shared, flow, drained: false, head: None, idle, calmed: false };
-        poll_fn(|cx| serving.poll(cx)).await;
-        lingers = serving.calmed;
-    } else {
-        shared.metrics().rejected.add(1);
+    match shaken {
+        Ok(connection) => {
+            let (shared, idle) = (Rc::clone(&shared), config.idle_timeout);
+            let mut serving = Serving { connection, shared, flow, drained: false, head: None, idle, calmed: false };
+            poll_fn(|cx| serving.poll(cx)).await;
+            lingers = serving.calmed;
+        }
+        Err(refusal) => {
+            shared.metrics().rejected.add(1);
+            if let Some(refusal) = refusal {
+                refused::log(proxy, Who::Client(client), refusal, false, Known::http2);
+            }
+        }
     }
     // With the connection all streams have broken, and are about to end.
     let ended = poll_fn(|cx| {

@@ -11,6 +11,7 @@ use http::{Method, Uri};
 use crate::http1::outgoing::is_sayable;
 use crate::http1::request::number;
 use crate::listener::guard::Refusal;
+use crate::listener::refused::NOT_CARRIED;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +91,7 @@ pub(super) fn check(parts: &mut Parts, whole: bool, max_headers: usize) -> Resul
     }
     let Some(protocol) = protocol else { return Ok(Ask::Response { expects, length }) };
     if protocol.as_str() != "websocket" {
-        return Err(refuse(501, "no protocol but websocket is carried"));
+        return Err(Fault::Refused(NOT_CARRIED));
     }
     parts.method = Method::GET;
     parts.headers.remove(header::CONTENT_LENGTH);

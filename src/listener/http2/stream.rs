@@ -12,20 +12,21 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body::{Body as _, Frame};
 use tokio::time::Sleep;
 
-use super::Open;
 use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
+use super::{Open, Shared};
 use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
 use crate::http1;
 use crate::http1::pipe::Pipe;
 use crate::http1::request::number;
-use crate::listener::guard::Refusal;
+use crate::listener::refused::{self, Known, Who};
 use crate::proxy::Handled;
 use crate::proxy::upgrade::Tunnel;
 
@@ -98,10 +99,7 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
     });
     let head = parts.method == Method::HEAD;
     let ended = match request::check(&mut parts, whole, shared.client.listener.max_headers) {
-        Err(fault) => {
-            shared.metrics().rejected.add(1);
-            stream.refuse(fault)
-        }
+        Err(fault) => stream.refuse(fault, &parts, shared),
         Ok(ask) => {
             if let Ask::Response { expects, length } = ask {
                 stream.expects.set(expects);
@@ -141,16 +139,19 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
 impl Stream {
     /// Tells a client that its request is none.
     #[cold]
-    fn refuse(&self, fault: Fault) -> Result<(), Cut> {
-        let Refusal { status, reason } = match fault {
-            Fault::Malformed => return Err(Cut::Reset(Reason::PROTOCOL_ERROR)),
-            Fault::Refused(refusal) => refusal,
+    fn refuse(&self, fault: Fault, parts: &Parts, shared: &Shared) -> Result<(), Cut> {
+        shared.metrics().rejected.add(1);
+        let (refusal, answered) = match fault {
+            Fault::Malformed => (refused::MALFORMED, false),
+            Fault::Refused(refusal) => (refusal, true),
         };
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-        let title = status.canonical_reason().unwrap_or("Error");
-        let text = Bytes::from(format!("{} {title}: {reason}\n", status.as_u16()));
+        refused::log(&shared.proxy, Who::Client(&shared.client), refusal, answered, || Known::of(parts));
+        if !answered {
+            return Err(Cut::Reset(Reason::PROTOCOL_ERROR));
+        }
+        let text = Bytes::from(refused::told(refusal));
         let mut response = Response::new(());
-        *response.status_mut() = status;
+        *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));

@@ -54,6 +54,8 @@ pub struct Wire {
     pipe: RefCell<Option<Pipe>>,
     /// What the client sent beyond a message that the guard held back.
     held: RefCell<Vec<u8>>,
+    /// The beginning of what was refused, where that has not passed the guard.
+    refused: RefCell<Vec<u8>>,
     /// Informational responses that wait for room in the socket.
     early: RefCell<Vec<u8>>,
     /// What the connection waits for.
@@ -88,6 +90,9 @@ pub enum Asked {
 /// Bytes that a client may send ahead of the answer to its request for another protocol, or of the end of an exchange.
 const HELD_BYTES: usize = 64 * 1024;
 
+/// So much is kept of a head that is refused, for the access log.
+const BEGUN_BYTES: usize = 8 * 1024;
+
 impl Wire {
     /// The wire of an accepted socket.
     pub fn new(socket: Socket, config: &ListenerConfig, watch: Rc<Watch>, space: Rc<Space>) -> Rc<Self> {
@@ -106,6 +111,7 @@ impl Wire {
             out: RefCell::default(),
             pipe: RefCell::new(None),
             held: RefCell::default(),
+            refused: RefCell::default(),
             early: RefCell::default(),
             watch,
             header_timeout: config.header_timeout,
@@ -123,6 +129,12 @@ impl Wire {
     pub fn refusal(&self) -> Option<Refusal> {
         let guard = self.guard.borrow();
         guard.refusal().filter(|_| !guard.broke_body())
+    }
+
+    /// The beginning of the head that was refused, or did not come in time.
+    pub fn begun(&self) -> Vec<u8> {
+        let (read, refused) = (self.read.borrow(), self.refused.borrow());
+        read.iter().chain(refused.iter()).take(BEGUN_BYTES).copied().collect()
     }
 
     /// Whether the client is in the middle of a body, or was when the connection was given up for what is in it.
@@ -280,6 +292,10 @@ impl Wire {
                 if guard.is_http2() {
                     self.held.borrow_mut().extend_from_slice(&fresh);
                     return Poll::Ready(Ok(0));
+                }
+                if guard.refusal().is_some() && !guard.broke_body() {
+                    let begun = &fresh[passed.bytes..];
+                    self.refused.borrow_mut().extend_from_slice(&begun[..begun.len().min(BEGUN_BYTES)]);
                 }
                 if guard.is_held() {
                     self.held.borrow_mut().extend_from_slice(&fresh[passed.bytes..]);

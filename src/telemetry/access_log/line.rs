@@ -58,6 +58,10 @@ pub struct Record<'a> {
     pub reason: &'a str,
     /// Who ended it where it did not go well and that is known: `client`, `backend` or `proxy`.
     pub ended_by: Option<&'a str>,
+    /// What was wrong with it, of what was refused before it came to an exchange.
+    pub detail: Option<&'a str>,
+    /// How many of those have no line because there were too many, since the last that has.
+    pub left_out: u64,
 }
 
 /// Bytes of a field that are written; the rest becomes `...`. A client may send far longer ones.
@@ -115,6 +119,12 @@ fn json(line: &mut Vec<u8>, record: &Record<'_>) {
     if let Some(ended_by) = record.ended_by {
         json_text(line, ",\"ended_by\":", Some(ended_by.as_bytes()));
     }
+    if let Some(detail) = record.detail {
+        json_text(line, ",\"detail\":", Some(detail.as_bytes()));
+    }
+    if record.left_out > 0 {
+        number(line, ",\"left_out\":", record.left_out);
+    }
     line.push(b'}');
 }
 
@@ -136,10 +146,11 @@ fn combined(line: &mut Vec<u8>, record: &Record<'_>) {
         line.push(b'-');
     } else {
         escape_ascii(line, record.method.as_bytes());
-        line.push(b' ');
-        escape_ascii(line, record.target.as_bytes());
-        line.push(b' ');
-        escape_ascii(line, record.protocol.as_bytes());
+        // Of a head that was refused there may be less.
+        for text in [record.target, record.protocol].into_iter().filter(|text| !text.is_empty()) {
+            line.push(b' ');
+            escape_ascii(line, text.as_bytes());
+        }
     }
     line.extend_from_slice(b"\" ");
     digits(line, record.status.into(), 3);
@@ -285,6 +296,8 @@ pub(super) mod tests {
             referer: None,
             reason: "complete",
             ended_by: None,
+            detail: None,
+            left_out: 0,
         }
     }
 
@@ -321,6 +334,33 @@ pub(super) mod tests {
         assert!(value["first_byte_ms"].is_null());
         assert_eq!(value["status"], 504);
         assert!(value["backend"].is_null());
+    }
+
+    #[test]
+    fn lines_of_a_refusal() {
+        let refused = Record {
+            host: None,
+            protocol: "",
+            status: 414,
+            first_byte: None,
+            user_agent: None,
+            reason: "uri_too_long",
+            ended_by: Some("client"),
+            detail: Some("the request target is too long"),
+            left_out: 7,
+            ..record()
+        };
+        let json = line(AccessLogFormat::Json, &refused);
+        let end = concat!(
+            r#""reason":"uri_too_long","ended_by":"client","detail":"the request target is too long","left_out":7}"#,
+            "\n"
+        );
+        assert!(json.contains(r#""host":null,"protocol":null,"#) && json.ends_with(end), "{json}");
+        assert!(!line(AccessLogFormat::Json, &Record { left_out: 0, ..refused }).contains("left_out"));
+        let combined = line(AccessLogFormat::Combined, &refused);
+        assert!(combined.ends_with("] \"GET /users/1?x=%20\" 414 27 \"-\" \"-\"\n"), "{combined}");
+        let combined = line(AccessLogFormat::Combined, &Record { target: "", ..refused });
+        assert!(combined.contains("] \"GET\" 414"), "{combined}");
     }
 
     #[test]

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 mod backend;
 mod client;
+mod log;
 mod message;
 mod proxy;
 mod scratch;
 
 pub(crate) use backend::{After, Peer, TestBackend};
 pub(crate) use client::Client;
+pub(crate) use log::Log;
 pub(crate) use message::{Cut, Head, Message, Response, Stream, body_of};
 pub(crate) use proxy::{Keys, TestProxy, backends};
 pub(crate) use scratch::Scratch;

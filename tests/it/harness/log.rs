@@ -1,0 +1,39 @@
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::eventually;
+
+/// An access log of the test's own, gone when the test ends.
+pub(crate) struct Log(PathBuf);
+
+impl Log {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self(std::env::temp_dir().join(format!("isobar-it-{}-{count}.log", std::process::id())))
+    }
+
+    /// The table that has it written.
+    pub(crate) fn table(&self, format: &str) -> String {
+        format!("[access_log]\nenabled = true\nformat = \"{format}\"\noutput = {:?}", self.0)
+    }
+
+    /// Its lines, once there are so many.
+    #[track_caller]
+    pub(crate) fn lines(&self, n: usize) -> impl Future<Output = Vec<String>> {
+        let read = || std::fs::read_to_string(&self.0).unwrap_or_default();
+        let wait = eventually(move || read().lines().count() >= n);
+        async move {
+            wait.await;
+            let lines: Vec<_> = read().lines().map(str::to_owned).collect();
+            assert_eq!(lines.len(), n, "{lines:#?}");
+            lines
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
