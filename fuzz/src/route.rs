@@ -253,7 +253,8 @@ fn read(path: &str) -> Option<(String, String)> {
     if decoded.contains(&0) {
         return None;
     }
-    let mut names: Vec<(&[u8], &[u8])> = Vec::new();
+    // Each without its parameters, and with them.
+    let mut names: Vec<[&[u8]; 2]> = Vec::new();
     let mut folder = true;
     for whole in decoded.split(|byte| matches!(byte, b'/' | b'\\')) {
         let name = whole.split(|&byte| byte == b';').next().unwrap_or_default();
@@ -261,14 +262,14 @@ fn read(path: &str) -> Option<(String, String)> {
         match name {
             b"" | b"." => {}
             b".." => drop(names.pop()),
-            _ => names.push((name, whole)),
+            _ => names.push([name, whole]),
         }
     }
-    let write = |of: fn(&(&[u8], &[u8])) -> Vec<u8>| {
+    let write = |parameters: bool| {
         let mut text = String::new();
         for name in &names {
             text.push('/');
-            for byte in of(name) {
+            for &byte in name[usize::from(parameters)] {
                 match byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte) {
                     true => text.push(char::from(byte)),
                     false => text.push_str(&format!("%{byte:02X}")),
@@ -280,7 +281,7 @@ fn read(path: &str) -> Option<(String, String)> {
         }
         text
     };
-    Some((write(|(name, _)| name.to_vec()), write(|(_, whole)| whole.to_vec())))
+    Some((write(false), write(true)))
 }
 
 fn named(name: &str, host: &str) -> bool {

@@ -13,7 +13,7 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, Version, response};
 
-use crate::config::{ForwardedHeader, PathPattern, PathRewrite, PathRule, PathsConfig, Redirect};
+use crate::config::{ForwardedHeader, PathPattern, PathRewrite, Redirect};
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Watch};
 use crate::exchange::{Client, ClientSide, Exchange, Untouched};
@@ -32,6 +32,7 @@ mod place;
 mod outcome;
 mod grpc;
 mod headers;
+mod spelled;
 mod told;
 mod respond;
 mod running;
@@ -213,8 +214,8 @@ impl Proxy {
             told::identity(&mut parts.headers, client);
         }
         let route = match target::path::is_plain(parts.uri.path().as_bytes()) {
-            true => self.find(running, Reading::plain(parts.uri.path()), parts)?.1,
-            false => self.find_spelled(running, parts)?,
+            true => spelled::find(running, Reading::plain(parts.uri.path()), parts)?.1,
+            false => spelled::find_spelled(running, parts)?,
         };
         if let Action::Forward(forward) = &route.action
             && !client.listener.forwarded_headers.is_empty()
@@ -246,98 +247,6 @@ impl Proxy {
         running.finish(route, &mut handled);
         Ok(Choice::Answer(Response::from_parts(handled.head, handled.body)))
     }
-
-    /// The route of a request whose path is read so.
-    fn find<'a>(
-        &self,
-        running: &'a Running,
-        path: Reading<'_>,
-        parts: &Parts,
-    ) -> Result<(usize, &'a Route), ProxyError> {
-        let routes = &running.snapshot.routes;
-        let found = routes.find_index(&running.listener_name(), host(parts), path, parts);
-        let index = found.ok_or(ProxyError::NoRoute)?;
-        running.routed(index);
-        Ok((index, routes.get(index)))
-    }
-
-    /// The route of a request whose path servers read differently: that of how one reads it which decodes everything. The path becomes what
-    /// the backend is sent, by the rules of the route and of its listener.
-    #[cold]
-    fn find_spelled<'a>(&self, running: &'a Running, parts: &mut Parts) -> Result<&'a Route, ProxyError> {
-        let path = tidy(parts)?;
-        let matched = target::path::matched(&path);
-        let (index, route) = self.find(running, (&matched).into(), parts)?;
-        let rules = route.config.paths.over(&running.exchange.client.listener.paths);
-        let sent = route::path::settle(&path, &rules).map_err(ProxyError::BadRequest)?.into_owned();
-        if let Some(other) = self.otherwise(running, parts, index, &sent)? {
-            replace_path(parts, &sent)?;
-            return Ok(other);
-        }
-        running.routed(index);
-        replace_path(parts, &sent)?;
-        Ok(route)
-    }
-
-    /// Looks whether a backend that reads the path in another way takes it for what another route than that with number `index` is for:
-    /// then the route depends on a guess, and the request is refused. The route to take instead, where that vouches for its backend.
-    #[cold]
-    fn otherwise<'a>(
-        &self,
-        running: &'a Running,
-        parts: &Parts,
-        index: usize,
-        sent: &str,
-    ) -> Result<Option<&'a Route>, ProxyError> {
-        const GUESS: ProxyError = ProxyError::BadRequest("its route depends on how the path is read");
-        let routes = &running.snapshot.routes;
-        let listener = running.listener_name();
-        let find = |host: Host<'_>, path: &str| routes.find_index(&listener, host, Reading::plain(path), parts);
-        // Who takes the path for a reference finds another host in it, and another path. What is left for a route of every host or path
-        // is nobody's in particular: sloppy clients begin paths with two slashes, and so do names in object stores.
-        if let Some((named, path)) = target::path::as_reference(sent) {
-            let named = authority::canonical(named.as_bytes());
-            let by_name = named.and_then(|named| find(Host::of(&named), &path));
-            let by_name = by_name.filter(|&other| !routes.get(other).config.hosts.is_empty());
-            let by_path = find(host(parts), &path);
-            let by_path = by_path.filter(|&other| routes.get(other).config.path != PathPattern::Prefix(String::new()));
-            if by_name.or(by_path).is_some_and(|other| other != index) {
-                return Err(GUESS);
-            }
-        }
-        if target::path::has_dots(sent) || target::path::has_slashes_in_parameters(sent) {
-            let same = target::path::guesses(sent).iter().all(|path| find(host(parts), path) == Some(index));
-            return if same { Ok(None) } else { Err(GUESS) };
-        }
-        // A backend that takes encoded slashes for parts of names. A prefix or an exact path that is found so is a part of what was found.
-        let Some(literal) = target::path::literal(sent) else { return Ok(None) };
-        let other = find(host(parts), &literal).filter(|&other| other != index).map(|other| routes.get(other));
-        let Some(other) = other.filter(|it| matches!(it.config.path, PathPattern::Regex(_))) else { return Ok(None) };
-        let rules = &other.config.paths;
-        match [rules.encoded_slashes, rules.backslashes].contains(&Some(PathRule::Keep)) {
-            true => {
-                let index = routes.routes().iter().position(|route| std::ptr::eq(route, other));
-                index.into_iter().for_each(|index| running.routed(index));
-                Ok(Some(other))
-            }
-            false => Err(GUESS),
-        }
-    }
-}
-
-/// The path as everybody reads it.
-fn tidy(parts: &Parts) -> Result<String, ProxyError> {
-    match target::path::tidy(parts.uri.path()) {
-        Ok(path) => Ok(path.into_owned()),
-        Err(target::path::Nul) => Err(ProxyError::BadRequest("the path has an escaped NUL")),
-    }
-}
-
-fn replace_path(parts: &mut Parts, path: &str) -> Result<(), ProxyError> {
-    if path == parts.uri.path() {
-        return Ok(());
-    }
-    route::path::replace(parts, path).map_err(ProxyError::BadRequest)
 }
 
 /// The host that is asked for, in its canonical form.
@@ -374,10 +283,9 @@ fn agree_on_host(proxy: &Proxy, running: &Running, parts: &Parts) -> Result<(), 
 /// To the host without its port, which is that of a listener in the clear.
 fn to_https(redirect: &Redirect, client: &Client, parts: &mut Parts) -> Result<Response<Body>, ProxyError> {
     if !target::path::is_plain(parts.uri.path().as_bytes()) {
-        let path = tidy(parts)?;
-        let rules: &PathsConfig = &client.listener.paths;
-        let path = route::path::settle(&path, rules).map_err(ProxyError::BadRequest)?;
-        replace_path(parts, &path)?;
+        let path = spelled::tidy(parts)?;
+        let path = route::path::settle(&path, &client.listener.paths).map_err(ProxyError::BadRequest)?;
+        spelled::replace(parts, &path)?;
     }
     let authority = told::public_authority(&parts.headers, client);
     let host = authority::split(&authority).0;

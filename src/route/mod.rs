@@ -16,7 +16,7 @@
 //! host that asks for three headers, and a prefix wins against a pattern. Every path (`path_prefix = "/"`, or nothing said)
 //! is what is left when nothing else fits: otherwise a fallback would hide all patterns of its host.
 //!
-//! Hosts and paths are compared in their canonical forms ([`target`](crate::target)), byte for byte. A route with several hosts stands at
+//! Hosts and paths are compared in their canonical forms ([`target`]), byte for byte. A route with several hosts stands at
 //! each of them.
 
 use std::collections::{BTreeMap, HashMap};

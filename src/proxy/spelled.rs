@@ -1,0 +1,92 @@
+//! The route of a request whose path servers read differently, and what its backend is sent.
+
+use http::request::Parts;
+
+use crate::config::{PathPattern, PathRule};
+use crate::route::{self, Reading, Route};
+use crate::target::{self, Host, authority};
+
+use super::running::Running;
+use super::{ProxyError, host};
+
+/// The route of a request whose path is read so, and its number.
+pub(super) fn find<'a>(
+    running: &'a Running,
+    path: Reading<'_>,
+    parts: &Parts,
+) -> Result<(usize, &'a Route), ProxyError> {
+    let routes = &running.snapshot.routes;
+    let found = routes.find_index(&running.listener_name(), host(parts), path, parts);
+    let index = found.ok_or(ProxyError::NoRoute)?;
+    running.routed(index);
+    Ok((index, routes.get(index)))
+}
+
+/// The route of a request whose path is not plain: that of how a server reads it which decodes everything. The path becomes what the
+/// backend is sent, by the rules of the route and of its listener.
+#[cold]
+pub(super) fn find_spelled<'a>(running: &'a Running, parts: &mut Parts) -> Result<&'a Route, ProxyError> {
+    let path = tidy(parts)?;
+    let matched = target::path::matched(&path);
+    let (index, route) = find(running, (&matched).into(), parts)?;
+    let rules = route.config.paths.over(&running.exchange.client.listener.paths);
+    let sent = route::path::settle(&path, &rules).map_err(ProxyError::BadRequest)?.into_owned();
+    let index = otherwise(running, parts, index, &sent)?;
+    running.routed(index);
+    replace(parts, &sent)?;
+    Ok(running.snapshot.routes.get(index))
+}
+
+/// The number of the route to take for a path that is sent so, where that with number `index` was found for it.
+///
+/// # Errors
+/// A backend that reads the path in another way takes it for what another route is for: then the route depends on a guess.
+fn otherwise(running: &Running, parts: &Parts, index: usize, sent: &str) -> Result<usize, ProxyError> {
+    const GUESS: ProxyError = ProxyError::BadRequest("its route depends on how the path is read");
+    let routes = &running.snapshot.routes;
+    let listener = running.listener_name();
+    let find = |host: Host<'_>, path: &str| routes.find_index(&listener, host, Reading::plain(path), parts);
+    // Who takes the path for a reference finds another host in it, and another path. What is left for a route of every host or path
+    // is nobody's in particular: sloppy clients begin paths with two slashes, and so do names in object stores.
+    if let Some((named, path)) = target::path::as_reference(sent) {
+        let named = authority::canonical(named.as_bytes());
+        let by_name = named.and_then(|named| find(Host::of(&named), &path));
+        let by_name = by_name.filter(|&other| !routes.get(other).config.hosts.is_empty());
+        let by_path = find(host(parts), &path);
+        let by_path = by_path.filter(|&other| routes.get(other).config.path != PathPattern::Prefix(String::new()));
+        if by_name.or(by_path).is_some_and(|other| other != index) {
+            return Err(GUESS);
+        }
+    }
+    if target::path::has_dots(sent) || target::path::has_slashes_in_parameters(sent) {
+        let same = target::path::guesses(sent).iter().all(|path| find(host(parts), path) == Some(index));
+        return if same { Ok(index) } else { Err(GUESS) };
+    }
+    // A backend that takes encoded slashes for parts of names. A prefix or an exact path that is found so is a part of what was found;
+    // a pattern may be another's, and its route says whether its backend is such a one.
+    let literal = target::path::literal(sent).and_then(|literal| find(host(parts), &literal));
+    let Some(other) = literal.filter(|&other| other != index) else { return Ok(index) };
+    let config = &routes.get(other).config;
+    let vouches = [config.paths.encoded_slashes, config.paths.backslashes].contains(&Some(PathRule::Keep));
+    match config.path {
+        PathPattern::Regex(_) if vouches => Ok(other),
+        PathPattern::Regex(_) => Err(GUESS),
+        _ => Ok(index),
+    }
+}
+
+/// The path as everybody reads it.
+pub(super) fn tidy(parts: &Parts) -> Result<String, ProxyError> {
+    match target::path::tidy(parts.uri.path()) {
+        Ok(path) => Ok(path.into_owned()),
+        Err(target::path::Nul) => Err(ProxyError::BadRequest("the path has an escaped NUL")),
+    }
+}
+
+/// Puts another path in the place of a request's.
+pub(super) fn replace(parts: &mut Parts, path: &str) -> Result<(), ProxyError> {
+    if path == parts.uri.path() {
+        return Ok(());
+    }
+    route::path::replace(parts, path).map_err(ProxyError::BadRequest)
+}
