@@ -119,12 +119,13 @@ pub fn literal(path: &str) -> Option<String> {
 }
 
 /// All the ways in which some backend reads a tidy path with dot segments, or with slashes in parameters, beside that in which it is
-/// [`matched`]: it decodes before it takes the path apart or behind that, it resolves dot segments or takes them for names, and what two
-/// slashes stand around is a segment to it or is none.
+/// [`matched`]: it decodes before it takes the path apart or behind that, it resolves dot segments or takes them for names, what two
+/// slashes stand around is a segment to it or is none, and parameters are a part of a name or are none.
 pub fn guesses(path: &str) -> Vec<String> {
     let dots = [Dots::Names, Dots::Resolved, Dots::ResolvedBesideNothing];
     let ways =
         [true, false].into_iter().flat_map(|decodes| dots.map(|dots| Reader { decodes, dots, ..Reader::DEFAULT }));
+    let ways = ways.flat_map(|reader| [reader, Reader { parameters: true, whole: true, ..reader }]);
     ways.map(|reader| read(path, reader)).collect()
 }
 
@@ -171,8 +172,10 @@ struct Reader {
     /// It takes encoded slashes and backslashes for slashes.
     decodes: bool,
     dots: Dots,
-    /// It takes the parameters of a segment for a part of its name.
+    /// It takes the parameters of a segment for a part of its name, but where dot segments are looked for.
     parameters: bool,
+    /// There too: to it, `..;` is no dot segment.
+    whole: bool,
 }
 
 /// What dot segments are.
@@ -188,7 +191,7 @@ enum Dots {
 
 impl Reader {
     /// Decodes everything.
-    const DEFAULT: Self = Self { decodes: true, dots: Dots::Resolved, parameters: false };
+    const DEFAULT: Self = Self { decodes: true, dots: Dots::Resolved, parameters: false, whole: false };
 }
 
 fn read(path: &str, reader: Reader) -> String {
@@ -200,7 +203,7 @@ fn read(path: &str, reader: Reader) -> String {
     let mut folder = true;
     // What is before the first slash is nothing.
     for segment in segments(path, reader.decodes).skip(1) {
-        let name = name(segment);
+        let name = if reader.whole { segment } else { name(segment) };
         let steps = reader.dots != Dots::Names && is_dots(name);
         folder = name.is_empty() || steps;
         if steps && name == ".." {
@@ -367,10 +370,11 @@ mod tests {
     fn what_else_backends_may_read() {
         for (path, expected) in [
             ("/a/../b", &["/a/../b", "/b"][..]),
-            ("/a/;/../b", &["/a/../b", "/b", "/a/b"]),
+            ("/a/;/../b", &["/a/;/../b", "/a/../b", "/b", "/a/b"]),
             ("/a//../b", &["/a/../b", "/b", "/a/b"]),
             ("/admin%2F../x", &["/admin/../x", "/x", "/admin%2F../x"]),
-            ("/a;x%2Fb", &["/a/b", "/a"]),
+            ("/a;x%2Fb", &["/a/b", "/a", "/a;x/b", "/a;x%2Fb"]),
+            ("/a/.;/../b", &["/a/.;/../b", "/b", "/a/b", "/a/./../b"]),
         ] {
             let guesses = guesses(path);
             assert!(guesses.iter().all(|it| expected.contains(&&**it)), "{path}: {guesses:?}");
