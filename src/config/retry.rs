@@ -41,7 +41,7 @@ pub struct RetryOn {
     pub connect_failure: bool,
     /// The connection broke before any byte of a response.
     pub reset: bool,
-    /// `attempt_timeout` ran out.
+    /// `attempt_timeout` or `response_head` ran out.
     pub timeout: bool,
     /// A response with one of these statuses. In ascending order.
     pub statuses: Vec<StatusCode>,

@@ -150,7 +150,7 @@ pub enum PathRewrite {
 /// How long the parts of an exchange may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the request sent to the response's head, or 504.
+    /// From the request sent to the response's head, for each attempt; then another, or 504.
     pub response_head: Duration,
     /// Between two pieces of a body, either way.
     pub body_idle: Duration,

@@ -25,7 +25,7 @@ use super::grpc::{Call, Head};
 use super::headers::Clean;
 use super::hedge::{self, Raced};
 use super::place::Place;
-use super::retry::{self, Attempts};
+use super::retry::{self, Attempts, Held};
 use super::running::{Running, SWITCHING, Upload};
 use super::upgrade::Tunnel;
 use super::{Handled, Proxy, ProxyError, headers, outcome};
@@ -159,9 +159,9 @@ pub(super) async fn forward(
             && running.upload() == Upload::Over
             && !running.exchange.watch.is_capped()
         {
-            // Given up only for another attempt: the last one has all the time that the route allows.
+            // Given up only for another attempt: otherwise it has all the time that the route allows.
             let next = match attempts.may_repeat(&body) {
-                true => Box::pin(attempts.next(RetryCause::Timeout, None)).await,
+                true => Box::pin(attempts.next(RetryCause::Timeout, None, Held::Attempt)).await,
                 false => None,
             };
             if let Some(next) = next {
@@ -180,11 +180,20 @@ pub(super) async fn forward(
         let failed = match ended {
             None => {
                 let error = late(running, &place);
-                if let ProxyError::ResponseTimeout { .. } = error {
+                let lost = matches!(error, ProxyError::ResponseTimeout { .. });
+                if lost {
                     place.failed(proxy, upstream);
                 }
                 outcome::late(upstream, place.lease(), running, &error, begun);
-                return Err(attempts.failed(error));
+                // That is the time of an attempt. What bounds all of them together is the exchange's.
+                if !lost || running.upload() != Upload::Over || !attempts.may_repeat(&body) {
+                    return Err(attempts.failed(error));
+                }
+                drop((connection, place));
+                place = again(&mut attempts, RetryCause::Timeout, parts, error).await?;
+                begun = Instant::now();
+                fresh = false;
+                continue;
             }
             Some(Ok(status)) => {
                 let said = running.head(status, &connection);
@@ -193,7 +202,7 @@ pub(super) async fn forward(
                     && !(said != Head::Http && Call::pushes_back(&connection))
                 {
                     let asked = connection.field("retry-after");
-                    if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked)).await {
+                    if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked, Held::Attempt)).await {
                         place.backend().metrics.of(proxy.worker).responses[class(status)].add(1);
                         let seen = said.seen(status);
                         place.answered(proxy, upstream, seen);
@@ -304,7 +313,7 @@ fn again<'a>(
     error: ProxyError,
 ) -> impl Future<Output = Result<Place, ProxyError>> {
     Box::pin(async move {
-        match attempts.next(cause, None).await {
+        match attempts.next(cause, None, Held::Nothing).await {
             Some(next) => {
                 attempts.number(parts);
                 Ok(next)

@@ -46,6 +46,15 @@ pub(super) struct Attempts<'a> {
     repeatable: bool,
 }
 
+/// What whoever asks for a further attempt still has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// An answer, or time for one, and with it a place for which others may wait: that is given up only for a place at hand.
+    Attempt,
+    /// Nothing that could be lost.
+    Nothing,
+}
+
 /// Whether a request may be sent twice, going by its head.
 pub(super) fn is_repeatable(parts: &Parts) -> bool {
     parts.method.is_idempotent() || parts.headers.contains_key(&IDEMPOTENCY_KEY)
@@ -144,15 +153,16 @@ impl<'a> Attempts<'a> {
     }
 
     /// Where the next attempt goes, if there may be one: after `cause`, and after a wait. It is charged to the budget. The
-    /// caller has made sure that the request may be sent again. After a time-out or an unwanted status it does not stand in
-    /// line for a place: the caller has one still, for which others may wait, and an answer or the time for one.
+    /// caller has made sure that the request may be sent again. Where an attempt is held it does not stand in line for a
+    /// place.
     #[cold]
-    pub(super) async fn next(&mut self, cause: RetryCause, asked: Option<Bytes>) -> Option<Place> {
+    pub(super) async fn next(&mut self, cause: RetryCause, asked: Option<Bytes>, held: Held) -> Option<Place> {
         let Self { running, upstream, config, .. } = *self;
         let on = match cause {
             RetryCause::ConnectFailure => config.on.connect_failure,
             RetryCause::Reset => config.on.reset,
-            RetryCause::Timeout | RetryCause::Status => true,
+            RetryCause::Timeout => config.on.timeout,
+            RetryCause::Status => true,
         };
         let watch = &running.exchange.watch;
         let left = self.further < config.max && self.tried.len() < Tried::CAPACITY;
@@ -180,9 +190,7 @@ impl<'a> Attempts<'a> {
         // Meanwhile the last one may have become unready; what was withdrawn is then lost, which is on the safe side.
         let next = match place::take(self.proxy, running, upstream, &self.tried).ok()? {
             Some(next) => next,
-            None if matches!(cause, RetryCause::ConnectFailure | RetryCause::Reset) => {
-                place::wait(self.proxy, running, upstream, &self.tried).await.ok()?
-            }
+            None if held == Held::Nothing => place::wait(self.proxy, running, upstream, &self.tried).await.ok()?,
             None => return None,
         };
         self.note(&next);

@@ -103,7 +103,7 @@ impl Tried {
 }
 
 /// The place in the round: one for all workers, so that the order is exact, and outside the roster, so that it goes on over
-/// a reload.
+/// a reload. First attempts take places; what is tried again takes none, or the order of the others would depend on it.
 ///
 /// On cache lines of its own, since every worker writes it at every pick; 128 bytes, for x86 fetches lines in pairs.
 #[derive(Debug, Default)]

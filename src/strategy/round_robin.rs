@@ -5,8 +5,9 @@ use super::{Candidates, Cursor, Dice, Strategy, untried};
 /// Each in turn.
 ///
 /// The place in the round is shared by all workers, so the order is exact over the whole process, and goes on where it
-/// stood when the list is built anew. A retry takes the places of the backends it has been to out of the round, and so
-/// leaves the order of the others as it is.
+/// stood when the list is built anew. The round is that of first attempts: a further one takes no place but draws, each of
+/// those left as likely. If it took one, two backends of which one fails would have every first attempt go to that one.
+/// If it went where the round stands, the neighbour of a dead backend would get all that is tried again.
 #[derive(Debug)]
 pub(super) struct RoundRobin {
     cursor: Arc<Cursor>,
@@ -24,7 +25,10 @@ impl Strategy for RoundRobin {
         if n == 0 {
             return None;
         }
-        untried::pick(candidates, None, dice, |_| 1, |_| (self.cursor.advance() % n) as usize)
+        if candidates.tried.is_empty() {
+            return Some((self.cursor.advance() % n) as usize);
+        }
+        untried::pick(candidates, None, dice, |_| 1, |dice| dice.below(n as usize))
     }
 }
 
@@ -33,7 +37,7 @@ mod tests {
     use std::time::Instant;
 
     use super::super::Tried;
-    use super::super::conformance::backends;
+    use super::super::conformance::{assert_shares, backends};
     use super::*;
 
     #[test]
@@ -50,15 +54,20 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_takes_the_next_place_of_another() {
-        let backends = backends(&[1, 1, 1]);
-        let strategy = RoundRobin::new(&Arc::default());
+    fn a_retry_takes_no_place_and_any_of_the_others() {
+        let backends = backends(&[1, 5, 1, 9]);
+        let cursor = Arc::default();
+        let strategy = RoundRobin::new(&cursor);
         let mut tried = Tried::default();
         tried.push(backends[1].state.id);
         let candidates = Candidates { backends: &backends, hash: None, now: Instant::now(), tried: &tried };
         let mut dice = Dice::seeded(0);
-        let picks: Vec<_> = (0..6).filter_map(|_| strategy.pick(&candidates, &mut dice)).collect();
-        assert_eq!(picks, [0, 2, 0, 2, 0, 2]);
+        let mut counts = [0; 4];
+        for _ in 0..100_000 {
+            counts[strategy.pick(&candidates, &mut dice).unwrap()] += 1;
+        }
+        assert_shares(&counts, &[1.0, 0.0, 1.0, 1.0], "round robin retry");
+        assert_eq!(cursor.position(), 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{Candidates, Dice};
 use crate::backend::Backend;
 
-/// Proposals that are heard before the backends that are left are counted. Even where half of the picks fall on tried
+/// Proposals that are heard before the backends that are left are counted. Even where half of the proposals fall on tried
 /// ones, fifteen in sixteen retries end here, without a look at the whole list.
 const PROPOSALS: usize = 4;
 

@@ -13,8 +13,8 @@ const SCHEDULE_MAX: u64 = 1 << 16;
 /// The order is that of nginx's smooth weighted round robin: exact after each round, and on the way there nobody is a
 /// whole pick ahead of their share, for only who is owed something is picked; the longest that anybody was seen to wait
 /// was 1.3 picks behind it. It repeats, so it is worked out once, when the list is built, and a pick reads the next
-/// place. That place is shared by all workers: the order is exact over the whole process. A retry passes over places as
-/// in `round_robin`.
+/// place. That place is shared by all workers: the order is exact over the whole process. A further attempt takes no place, as
+/// in `round_robin`: it draws one of the round, which is a backend as likely as its weight.
 #[derive(Debug)]
 pub(super) struct WeightedRoundRobin {
     order: Order,
@@ -48,12 +48,14 @@ impl Strategy for WeightedRoundRobin {
         let weight = |backend: &Backend| backend.weight.into();
         match &self.order {
             Order::Schedule(round) if round.is_empty() => None,
-            Order::Schedule(round) => untried::pick(candidates, None, dice, weight, |_| {
-                usize::from(round[(self.cursor.advance() % round.len() as u64) as usize])
-            }),
-            Order::Rotation(rotation) => {
-                untried::pick(candidates, None, dice, weight, |_| rotation.at(self.cursor.advance()))
+            Order::Schedule(round) if candidates.tried.is_empty() => {
+                Some(usize::from(round[(self.cursor.advance() % round.len() as u64) as usize]))
             }
+            Order::Schedule(round) => {
+                untried::pick(candidates, None, dice, weight, |dice| usize::from(round[dice.below(round.len())]))
+            }
+            Order::Rotation(rotation) if candidates.tried.is_empty() => Some(rotation.at(self.cursor.advance())),
+            Order::Rotation(rotation) => untried::pick(candidates, None, dice, weight, |dice| rotation.at(dice.bits())),
         }
     }
 }
@@ -120,7 +122,7 @@ mod tests {
     use proptest::prelude::{ProptestConfig, prop, prop_assert_eq, proptest};
 
     use super::super::Tried;
-    use super::super::conformance::backends;
+    use super::super::conformance::{assert_shares, backends};
     use super::*;
 
     fn round(weights: &[u16]) -> Vec<u16> {
@@ -227,15 +229,23 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_takes_the_next_place_of_another() {
-        let backends = backends(&[3, 1, 1]);
-        let strategy = WeightedRoundRobin::new(&backends, &Arc::default());
-        let mut tried = Tried::default();
-        tried.push(backends[0].state.id);
-        let candidates = Candidates { backends: &backends, hash: None, now: Instant::now(), tried: &tried };
-        let mut dice = Dice::seeded(0);
-        let picks: Vec<_> = (0..4).filter_map(|_| strategy.pick(&candidates, &mut dice)).collect();
-        assert_eq!(picks, [1, 2, 1, 2]);
+    fn a_retry_takes_no_place_and_keeps_to_the_weights_of_those_left() {
+        // The second round is too long to be written out.
+        for weights in [[10, 1, 2, 3], [65_535, 10_000, 20_001, 30_000]] {
+            let backends = backends(&weights);
+            let cursor = Arc::default();
+            let strategy = WeightedRoundRobin::new(&backends, &cursor);
+            let mut tried = Tried::default();
+            tried.push(backends[0].state.id);
+            let candidates = Candidates { backends: &backends, hash: None, now: Instant::now(), tried: &tried };
+            let mut dice = Dice::seeded(0);
+            let mut counts = [0; 4];
+            for _ in 0..100_000 {
+                counts[strategy.pick(&candidates, &mut dice).unwrap()] += 1;
+            }
+            assert_eq!((counts[0], cursor.position()), (0, 0));
+            assert_shares(&counts[1..], &weights.map(f64::from)[1..], "weighted round robin retry");
+        }
     }
 
     /// Often said of smooth round robin, and not so: here somebody waits until they are owed more than a pick.

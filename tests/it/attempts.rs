@@ -30,20 +30,43 @@ async fn answers_of_gateways_are_tried_again_elsewhere() {
         let (bad, ok) = (failing(status, "", "no"), TestBackend::echo());
         let proxy = TestProxy::over(&[&bad, &ok]).await;
         let mut client = proxy.client().await;
-        for n in 1..=3 {
-            // By turns, and a retry takes a turn as well: the first attempt is always at the bad one.
+        for n in 1..=4 {
+            // By turns, of which a retry takes none: every second one begins at the bad one.
             assert_eq!(client.get("/").await.status(), 200, "{status}");
-            assert_eq!((bad.requests(), ok.requests()), (n, n));
+            assert_eq!((bad.requests(), ok.requests()), ((n + 1) / 2, n));
+            let further = (n % 2 == 1).then_some("2");
             assert_eq!(
                 (bad.last_head().get("x-isobar-attempt"), ok.last_head().get("x-isobar-attempt")),
-                (None, Some("2"))
+                (None, further)
             );
         }
         // The unwanted answer had come whole, and left its connection fit for the next request.
         assert_eq!((bad.connections(), ok.connections()), (1, 1));
-        assert_eq!(retries(&proxy, RetryCause::Status), 3);
-        assert_eq!(proxy.snapshot().upstreams[0].state.metrics.sum(|metrics| &metrics.retried_well), 3);
+        assert_eq!(retries(&proxy, RetryCause::Status), 2);
+        assert_eq!(proxy.snapshot().upstreams[0].state.metrics.sum(|metrics| &metrics.retried_well), 2);
         eventually(|| proxy.in_flight() == 0).await;
+    }
+}
+
+/// Half of the requests begin at each backend, however many are tried again.
+#[tokio::test]
+async fn what_is_tried_again_takes_no_turn_of_the_round() {
+    let detection = "outlier_detection = { enabled = false }\nretry_budget = { percent = 100, per_second = 1000 }";
+    for strategy in ["round_robin", "weighted_round_robin"] {
+        let pool = [failing("503 Service Unavailable", "", "no"), TestBackend::ok("b"), TestBackend::ok("c")];
+        let keys = format!("strategy = \"{strategy}\"\nretries = {{ backoff = {{ base = \"1ms\" }} }}\n{detection}");
+        let proxy = TestProxy::with_keys(&pool.each_ref(), upstream(&keys)).await;
+        let mut client = proxy.client().await;
+        for _ in 0..90 {
+            assert_eq!(client.get("/").await.status(), 200);
+        }
+        let first = |backend: &TestBackend| {
+            backend.heads().iter().filter(|head| head.get("x-isobar-attempt").is_none()).count()
+        };
+        assert_eq!(pool.each_ref().map(first), [30, 30, 30], "{strategy}");
+        // And what fails at one is spread over the others: 15 each, but for chance.
+        let further = pool[1].requests() - 30;
+        assert!((3..=27).contains(&further), "{strategy}: {further} of 30");
     }
 }
 
@@ -143,16 +166,20 @@ async fn a_body_that_was_kept_is_sent_again() {
     let response = proxy.request("PUT", "/", &[], &body).await;
     assert_eq!(response.json()["body"], body);
     let mut client = proxy.client().await;
+    // Takes the turn of the one that answers.
+    client.get("/").await;
     client.send(format!("PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{chunked}")).await;
     assert_eq!(client.response().await.json()["body"], body);
     // In pieces, with the client in the middle of it when the first backend breaks.
+    client.get("/").await;
     client.send("DELETE / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\nabc").await;
     client.send("def").await;
     assert_eq!(client.response().await.json()["body"], "abcdef");
-    assert_eq!((closing.requests(), ok.requests()), (3, 3));
     // An empty one needs no memory.
+    client.get("/").await;
     client.send("PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n").await;
     assert_eq!(client.response().await.json()["body"], "");
+    assert_eq!((closing.requests(), ok.requests()), (4, 7));
     eventually(|| proxy.in_flight() == 0).await;
 }
 
@@ -206,8 +233,9 @@ async fn an_attempt_that_takes_too_long_is_given_up_for_another() {
     let mut client = proxy.client().await;
     assert_eq!(client.get("/").await.text(), "ok");
     assert!(start.elapsed() >= Duration::from_millis(200));
+    assert_eq!(client.get("/").await.text(), "ok", "by its turn");
     assert_eq!(proxy.request("PUT", "/", &[], "hello").await.text(), "ok");
-    assert_eq!((silent.requests(), ok.requests()), (2, 2));
+    assert_eq!((silent.requests(), ok.requests()), (2, 3));
     assert_eq!(retries(&proxy, RetryCause::Timeout), 2);
     assert_eq!(proxy.state("u", &silent).metrics.sum(|metrics| &metrics.timeouts), 2);
     eventually(|| proxy.in_flight() == 0).await;
@@ -221,10 +249,10 @@ async fn the_last_attempt_has_all_the_time_of_the_route() {
     // No further attempt; or nobody else; or what may not be repeated.
     let proxy = TestProxy::with_keys(&[&slow, &slower], keys).await;
     assert_eq!(proxy.get("/").await.text(), "slower");
-    assert_eq!(proxy.post("/", "hello").await.text(), "slow");
+    assert_eq!(proxy.post("/", "hello").await.text(), "slower", "by its turn");
     let proxy = TestProxy::with_keys(&[&slow], keys).await;
     assert_eq!(proxy.get("/").await.text(), "slow");
-    assert_eq!((slow.requests(), slower.requests()), (3, 1));
+    assert_eq!((slow.requests(), slower.requests()), (2, 2));
     // The route's own time ends it.
     let route = "timeouts = { response_head = \"250ms\" }";
     let proxy = TestProxy::with_keys(&[&slow], Keys { route, ..keys }).await;

@@ -19,10 +19,15 @@ async fn a_refused_connection_is_tried_elsewhere() {
     let (refusing, ok) = (TestBackend::refusing(), TestBackend::echo());
     let proxy = TestProxy::over(&[&refusing, &ok]).await;
     for _ in 0..5 {
-        assert_eq!(proxy.get("/").await.status(), 200);
-        assert_eq!(proxy.post("/", "hello").await.json()["body"], "hello");
+        // By turns, of which a retry takes none: one of each kind begins at the one that refuses.
+        for _ in 0..2 {
+            assert_eq!(proxy.get("/").await.status(), 200);
+        }
+        for _ in 0..2 {
+            assert_eq!(proxy.post("/", "hello").await.json()["body"], "hello");
+        }
     }
-    assert_eq!(ok.requests(), 10);
+    assert_eq!(ok.requests(), 20);
 }
 
 #[tokio::test]
@@ -98,17 +103,19 @@ async fn a_fresh_connection_that_breaks_sends_what_is_idempotent_elsewhere() {
         let proxy = TestProxy::over(&[&broken, &ok]).await;
         for method in ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"] {
             let requests = (broken.requests(), ok.requests());
-            // By turns: the first goes to the broken one.
+            // By turns: this one begins at the broken one.
             assert_eq!(proxy.request(method, "/x?y", &[("x", "y")], "").await.status(), 200, "{method}");
             assert_eq!((broken.requests(), ok.requests()), (requests.0 + 1, requests.1 + 1), "{method}");
             let head = ok.last_head();
             assert_eq!((head.method(), head.target(), head.get("x")), (method, "/x?y", Some("y")));
             assert_eq!(head.all("x-forwarded-for"), ["127.0.0.1"]);
-            // The retry took a turn as well.
             assert_eq!(
                 UpstreamMetrics::all_retries(&proxy.snapshot().upstreams[0].state.metrics) as usize,
                 broken.requests()
             );
+            // The retry took no turn: the next one is of the other.
+            assert_eq!(proxy.get("/").await.status(), 200);
+            assert_eq!((broken.requests(), ok.requests()), (requests.0 + 1, requests.1 + 2), "{method}");
         }
         eventually(|| proxy.in_flight() == 0).await;
     }

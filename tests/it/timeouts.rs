@@ -1,7 +1,9 @@
 //! Who waits too long is told for whom, and nothing is left behind.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
+use isobar::telemetry::metrics::RetryCause;
 use socket2::{Domain, Socket, Type};
 
 use crate::harness::{After, Keys, TestBackend, TestProxy, eventually};
@@ -70,6 +72,7 @@ async fn connecting() {
     assert_eq!(ok.requests(), 2);
 }
 
+/// A GET whose backend accepts and never answers is tried elsewhere; what may not be sent twice is not.
 #[tokio::test]
 async fn the_head_of_a_response() {
     let silent = TestBackend::raw("", After::Hold);
@@ -79,14 +82,57 @@ async fn the_head_of_a_response() {
     for backend in [&silent, &begun, &informing] {
         let other = TestBackend::ok("other");
         let proxy = TestProxy::with_keys(&[backend, &other], Keys { route, ..Keys::default() }).await;
+        let start = Instant::now();
+        let before = backend.requests();
         let mut client = proxy.client().await;
-        let response = client.get("/").await;
+        assert_eq!(client.get("/").await.text(), "other", "elsewhere");
+        assert!(start.elapsed() >= Duration::from_millis(200));
+        assert_eq!((backend.requests(), other.requests()), (before + 1, 1));
+        assert_eq!(client.get("/").await.text(), "other", "by its turn");
+        eventually(|| proxy.in_flight() == 0).await;
+        let response = proxy.post("/", "hello").await;
         assert_eq!(response.status(), 504);
         assert_eq!(response.text(), "504 Gateway Timeout: the backend did not answer in time\n");
-        assert_eq!(other.requests(), 0, "it may still be at work on it");
+        assert_eq!(other.requests(), 2, "it may still be at work on it");
+        let metrics = &proxy.snapshot().upstreams[0].state.metrics;
+        assert_eq!(metrics.sum(|metrics| &metrics.retries[RetryCause::Timeout as usize]), 1);
+        assert_eq!(proxy.state("u", backend).metrics.sum(|metrics| &metrics.timeouts), 2);
+        eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+    }
+    // By its own wish, or without a budget, an attempt is the last.
+    for upstream in
+        ["retries = { on = [\"connect_failure\"] }", "retries = 0", "retry_budget = { percent = 0, per_second = 0 }"]
+    {
+        let other = TestBackend::ok("other");
+        let proxy = TestProxy::with_keys(&[&silent, &other], Keys { route, upstream, ..Keys::default() }).await;
+        let mut client = proxy.client().await;
+        assert_eq!(client.get("/").await.status(), 504, "{upstream}");
+        assert_eq!(other.requests(), 0, "{upstream}");
         assert_eq!(client.get("/").await.text(), "other", "the client's connection goes on");
-        eventually(|| proxy.in_flight() == 0).await;
-        assert_eq!(proxy.post("/", "hello").await.status(), 504);
+        eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+    }
+}
+
+/// `response_head` is the time of each attempt, `exchange` that of all together.
+#[tokio::test]
+async fn each_attempt_has_its_time_and_the_exchange_has_one() {
+    let silent = || TestBackend::raw("", After::Hold);
+    let pool = [silent(), silent(), silent()];
+    let ms = Duration::from_millis;
+    for (timeouts, least, reason, seen) in [
+        ("response_head = \"200ms\"", ms(600), "the backend did not answer in time", [1, 1, 1]),
+        ("response_head = \"200ms\", exchange = \"300ms\"", ms(300), "the exchange took longer", [2, 2, 1]),
+    ] {
+        let route = format!("timeouts = {{ {timeouts} }}");
+        let proxy = TestProxy::with_keys(&pool.each_ref(), Keys { route: &route, ..Keys::default() }).await;
+        let start = Instant::now();
+        let response = proxy.get("/").await;
+        assert!(start.elapsed() >= least, "{timeouts}: {:?}", start.elapsed());
+        assert!(response.status() == 504 && response.text().contains(reason), "{timeouts}: {}", response.text());
+        // Which is second is drawn.
+        let mut requests = pool.each_ref().map(TestBackend::requests);
+        requests.sort_by(|a, b| b.cmp(a));
+        assert_eq!(requests, seen, "{timeouts}");
         eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
     }
 }

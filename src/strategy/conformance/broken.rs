@@ -36,6 +36,11 @@ fn check_broken(rules: &[Rule], pick: Pick) {
     check(&factory, rules);
 }
 
+/// The next place, which only first attempts take.
+fn turn(broken: &Broken, candidates: &Candidates<'_>) -> u64 {
+    if candidates.tried.is_empty() { broken.cursor.advance() } else { broken.cursor.position() }
+}
+
 /// The first that may be picked from a place on.
 fn from(place: usize, candidates: &Candidates<'_>) -> Option<usize> {
     let n = candidates.backends.len();
@@ -66,7 +71,7 @@ fn gives_up() {
 #[should_panic(expected = "too many")]
 fn rotates_without_weights() {
     check_broken(&[Rule::Rotates(Share::ByWeight)], |broken, candidates, _| {
-        from(broken.cursor.advance() as usize, candidates)
+        from(turn(broken, candidates) as usize, candidates)
     });
 }
 
@@ -75,7 +80,7 @@ fn rotates_without_weights() {
 fn rotates_in_bursts() {
     check_broken(&[Rule::Rotates(Share::ByWeight)], |broken, candidates, _| {
         let weights = || candidates.backends.iter().map(|backend| u64::from(backend.weight));
-        let mut place = broken.cursor.advance() % weights().sum::<u64>();
+        let mut place = turn(broken, candidates) % weights().sum::<u64>();
         let burst = weights().position(|weight| {
             let here = place < weight;
             place = place.saturating_sub(weight);
@@ -94,12 +99,20 @@ fn begins_again_when_built_anew() {
 }
 
 #[test]
+#[should_panic(expected = "further attempts take turns")]
+fn takes_turns_for_further_attempts() {
+    check_broken(&[Rule::Rotates(Share::Equal)], |broken, candidates, _| {
+        from(broken.cursor.advance() as usize % candidates.backends.len(), candidates)
+    });
+}
+
+#[test]
 #[should_panic(expected = "4 threads picked")]
 fn loses_places_between_threads() {
     check_broken(&[Rule::Rotates(Share::Equal)], |broken, candidates, _| {
         let place = broken.cursor.position();
         thread::yield_now();
-        broken.cursor.advance();
+        turn(broken, candidates);
         from(place as usize, candidates)
     });
 }

@@ -35,8 +35,9 @@ pub(super) use shares::assert_shares;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// First attempts go round: after any whole round each backend has had exactly its share, whichever threads picked;
-    /// on the way there nobody is a whole pick ahead of it or two behind; and a strategy built anew for the same list
-    /// on the same cursor goes on where the other stood. Looked at for rounds of up to 65 536 picks.
+    /// on the way there nobody is a whole pick ahead of it or two behind; a strategy built anew for the same list
+    /// on the same cursor goes on where the other stood; and further attempts in between take nobody's turn. Looked at for
+    /// rounds of up to 65 536 picks.
     Rotates(Share),
     /// First attempts are drawn, each as likely as its share and whatever was drawn before.
     Draws(Share),
@@ -250,6 +251,10 @@ fn check_rotation(factory: &Factory, share: Share) {
             sequence == go_round(factory, &list, 2 * round, every),
             "built anew after every {every} picks, does not go on where it stood: among {told}"
         );
+        assert!(
+            sequence == go_round_beside_retries(factory, &list, 2 * round),
+            "further attempts take turns of the round: among {told}"
+        );
         check_rotation_on_threads(factory, &list, &shares, round);
     }
 }
@@ -264,6 +269,24 @@ fn go_round(factory: &Factory, list: &[Backend], picks: u64, rebuilt_every: u64)
         sequence.extend(pick(&*strategy, list, &Tried::default(), &[], &mut dice));
         if picked % rebuilt_every == 0 {
             strategy = factory(list, &cursor);
+        }
+    }
+    sequence
+}
+
+/// The same while each first attempt fails and others follow, up to a few.
+fn go_round_beside_retries(factory: &Factory, list: &[Backend], picks: u64) -> Vec<usize> {
+    let strategy = factory(list, &Arc::default());
+    let mut dice = Dice::seeded(3);
+    let mut sequence = Vec::new();
+    for picked in 0..picks {
+        let mut tried = Tried::default();
+        for attempt in 0..=picked % 3 {
+            let Some(index) = pick(&*strategy, list, &tried, &[], &mut dice) else { break };
+            tried.push(list[index].state.id);
+            if attempt == 0 {
+                sequence.push(index);
+            }
         }
     }
     sequence
