@@ -28,9 +28,15 @@ pub(super) fn find<'a>(
 pub(super) fn find_spelled<'a>(running: &'a Running, parts: &mut Parts) -> Result<&'a Route, ProxyError> {
     let path = tidy(parts)?;
     let matched = target::path::matched(&path);
-    let (index, route) = find(running, (&matched).into(), parts)?;
-    let rules = route.config.paths.over(&running.exchange.client.listener.paths);
-    let sent = route::path::settle(&path, &rules).map_err(ProxyError::BadRequest)?.into_owned();
+    let listener = &running.exchange.client.listener.paths;
+    let settled = |rules| route::path::settle(&path, &rules).map_err(ProxyError::BadRequest);
+    let index = match find(running, (&matched).into(), parts) {
+        Ok((index, _)) => index,
+        // What the listener refuses is told so even where nothing would serve it.
+        Err(no_route) => return settled(*listener).and(Err(no_route)),
+    };
+    let rules = running.snapshot.routes.get(index).config.paths.over(listener);
+    let sent = settled(rules)?.into_owned();
     let index = otherwise(running, parts, index, &sent)?;
     running.routed(index);
     replace(parts, &sent)?;
