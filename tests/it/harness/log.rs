@@ -21,7 +21,11 @@ impl Log {
     /// Its lines, once there are so many.
     #[track_caller]
     pub(crate) fn lines(&self, n: usize) -> impl Future<Output = Vec<String>> {
-        let read = || std::fs::read_to_string(&self.0).unwrap_or_default();
+        // Whole lines: the last one may be under way.
+        let read = || {
+            let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+            text[..text.rfind('\n').map_or(0, |end| end + 1)].to_owned()
+        };
         let wait = eventually(move || read().lines().count() >= n);
         async move {
             wait.await;
