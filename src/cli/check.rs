@@ -20,15 +20,12 @@ pub fn run(path: &Path, vocabulary: &Vocabulary) -> ExitCode {
                 // What comes of it is not used.
                 let _ = Tls::load(tls, None, SystemTime::now(), &mut problems);
             }
+            problems.extend(supervisor::check_files(&loaded.config).into_vec());
             let problems = Problems::new(problems);
             for problem in &problems {
                 eprintln!("{problem}");
             }
             if problems.refuse() {
-                return ExitCode::FAILURE;
-            }
-            if let Err(problems) = supervisor::check_files(&loaded.config) {
-                eprintln!("{problems}");
                 return ExitCode::FAILURE;
             }
             println!("{}: ok ({})", path.display(), Summary(&loaded.config));

@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::error::Problem;
+use super::access::Access;
+use super::error::{Problem, Severity};
+use super::tls::exposed;
 
 /// `[upstream.NAME.tls]`: how its backends are spoken to by TLS. Files are read when it is put to use, not when it is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,22 @@ pub struct NamedFile {
     pub spot: Spot,
 }
 
+impl NamedFile {
+    /// The path as problems have it: without what the environment has put into it.
+    pub fn shown(&self) -> String {
+        match self.spot.0.what.as_str() {
+            "" => self.path.display().to_string(),
+            shown => shown.to_owned(),
+        }
+    }
+
+    /// What is to be said of a private key in this file, if everybody may read it.
+    pub fn exposed(&self, access: Access) -> Option<Problem> {
+        let warning = Problem { severity: Severity::Warning, ..*self.spot.problem("") };
+        exposed(warning, &self.shown(), access)
+    }
+}
+
 /// A place in the file, for what is found out after the check. All are equal: where a thing is written makes no difference.
 #[derive(Clone, Debug)]
 pub struct Spot(Box<Problem>);
@@ -43,6 +61,11 @@ pub struct Spot(Box<Problem>);
 impl Spot {
     pub(super) fn new(located: Problem) -> Self {
         Self(Box::new(located))
+    }
+
+    /// The same, with what stands there as problems have it.
+    pub(super) fn showing(self, shown: String) -> Self {
+        Self(self.problem(shown))
     }
 
     /// Something that is wrong with what is named there.

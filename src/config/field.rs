@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::kind::{OfKind, Word};
 use super::report::Place;
 
 /// What a key holds. Reading one never fails: what is wrong with it is reported, and the rest of the file is read on.
@@ -20,9 +21,6 @@ pub(super) enum Field<T> {
 }
 
 impl<T> Field<T> {
-    /// The name by which a [`Field`] asks its deserializer for a place and a value.
-    pub(super) const MARKER: &'static str = "$isobar::Field";
-
     /// The value and its place.
     pub(super) fn given(&self) -> Option<(Place, &T)> {
         match self {
@@ -52,7 +50,7 @@ impl<T> Field<Vec<Field<T>>> {
     }
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Field<T> {
+impl<'de, T: Deserialize<'de> + OfKind> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Parts<T>(PhantomData<T>);
 
@@ -72,7 +70,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Field<T> {
             }
         }
 
-        deserializer.deserialize_tuple_struct(Self::MARKER, 2, Parts(PhantomData))
+        deserializer.deserialize_tuple_struct(T::KIND.marker(), 2, Parts(PhantomData))
     }
 }
 
@@ -98,11 +96,11 @@ impl<T> Field<Named<T>> {
     }
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+impl<'de, T: Deserialize<'de> + OfKind> Deserialize<'de> for Named<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Entries<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+        impl<'de, T: Deserialize<'de> + OfKind> Visitor<'de> for Entries<T> {
             type Value = Named<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,9 +109,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
                 let mut entries = Vec::new();
-                while let Some(key) = map.next_key::<Field<String>>()? {
+                while let Some(key) = map.next_key::<Field<Word>>()? {
                     match key {
-                        Field::Given(place, name) => entries.push(Entry { name, place, value: map.next_value()? }),
+                        Field::Given(place, name) => {
+                            entries.push(Entry { name: name.to_string(), place, value: map.next_value()? });
+                        }
                         Field::Absent | Field::Wrong(_) => drop(map.next_value::<IgnoredAny>()?),
                     }
                 }

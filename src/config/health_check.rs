@@ -1,11 +1,15 @@
 //! `[upstream.NAME.health_check]`: how backends are asked whether they are well.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use http::Method;
 use http::header::{HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
+
+use super::Kind;
+use super::route::NamesOf;
 
 /// `[upstream.NAME.health_check]`: how the backends of an upstream are asked whether they are well.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub enum Probe {
 }
 
 /// The request of a health check, and what is a good answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct HttpProbe {
     /// Without a body.
     pub method: Method,
@@ -58,8 +62,17 @@ pub struct HttpProbe {
     pub body: Option<BodyMatch>,
 }
 
+impl fmt::Debug for HttpProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, target, host, headers, statuses, body } = self;
+        let fields = &mut f.debug_struct("HttpProbe");
+        fields.field("method", method).field("target", &Kind::Location.show(target.as_str())).field("host", host);
+        fields.field("headers", &NamesOf(headers)).field("statuses", statuses).field("body", body).finish()
+    }
+}
+
 /// What a health service of gRPC is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct GrpcProbe {
     /// Which service's health; the empty text is that of the backend as a whole.
     pub service: String,
@@ -69,13 +82,29 @@ pub struct GrpcProbe {
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
+impl fmt::Debug for GrpcProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { service, host, headers } = self;
+        let fields = &mut f.debug_struct("GrpcProbe");
+        fields.field("service", service).field("host", host).field("headers", &NamesOf(headers)).finish()
+    }
+}
+
 /// What the body of an answer must have in it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct BodyMatch {
     /// Found anywhere, unless anchored.
     pub pattern: regex::bytes::Regex,
     /// Bytes that are read and searched; what comes after is not.
     pub limit: usize,
+}
+
+impl fmt::Debug for BodyMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pattern, limit } = self;
+        let pattern = Kind::Sensitive.show(pattern.as_str());
+        f.debug_struct("BodyMatch").field("pattern", &pattern).field("limit", limit).finish()
+    }
 }
 
 impl PartialEq for BodyMatch {

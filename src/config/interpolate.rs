@@ -67,6 +67,24 @@ pub(super) fn fill(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<F
     if unfilled.is_empty() { Ok(filled) } else { Err(unfilled) }
 }
 
+/// The names of the variables in `text`, whether they can be filled in or not.
+pub(super) fn variables(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        loop {
+            let start = rest.find("${")?;
+            let (before, variable) = rest.split_at(start);
+            if before.ends_with('$') {
+                rest = &variable[2..];
+                continue;
+            }
+            let (inside, after) = variable[2..].split_once('}').unwrap_or((&variable[2..], ""));
+            rest = after;
+            return Some(inside.split_once(":-").map_or(inside, |(name, _)| name));
+        }
+    })
+}
+
 fn value(name: &str, default: Option<&str>, env: &dyn Fn(&str) -> Option<String>) -> Result<String, Why> {
     let mut characters = name.chars();
     let starts_well = characters.next().is_some_and(|first| first == '_' || first.is_ascii_alphabetic());
@@ -114,6 +132,13 @@ mod tests {
         }
         assert!(fill("${PORT:-80}", &env).unwrap().changed);
         assert!(!fill("$${PORT}", &env).unwrap().changed);
+    }
+
+    #[test]
+    fn names_its_variables() {
+        let names = |text: &str| variables(text).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(names("a${B}c${D:-e}${F"), ["B", "D", "F"]);
+        assert_eq!(names("$${B} $ {C}"), [""; 0]);
     }
 
     #[test]

@@ -20,6 +20,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 mod raw;
+mod kind;
+pub mod keys;
 mod route;
 mod upstream;
 mod health_check;
@@ -38,13 +40,16 @@ mod report;
 mod error;
 mod limits;
 mod tls;
+mod access;
 
+pub use access::{Access, read};
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity, nearest};
 pub use forwarded::ForwardedHeader;
 pub use grpc::GrpcStatus;
 pub use health_check::{BodyMatch, GrpcProbe, HealthCheckConfig, HttpProbe, InitialHealth, Probe};
+pub use kind::Kind;
 pub use limits::{
     AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
 };

@@ -1,11 +1,23 @@
 //! What `lb.toml` says, before anybody asks whether it makes sense: a struct for each table, a field for each key.
 //!
-//! A type's serde name is what [`reader`](super::reader) tells the user it expects there. Reasons and defaults of the keys
-//! are in `lb.toml` at the top of the repository; a test proves that it has every one of them.
+//! A type's serde name is what [`reader`](super::reader) tells the user it expects there. No key is a plain `String`: its type says
+//! what of its value may be shown ([`kind`](super::kind)). Reasons and defaults of the keys are in `lb.toml` at the top of the
+//! repository; a test proves that it has every one of them.
 
 use serde::Deserialize;
 
 use super::field::{Field, Named};
+use super::kind::{FilePath, Location, Secret, Sensitive, Word, of_kind};
+
+// What of their values may be shown. Those of keys that are texts have it by their types.
+of_kind! {
+    Plain: Workers, Duration, Size, Limit, Retries, Condition, Statuses;
+    Location: Backend;
+    Sensitive: ValueMatch;
+    Table: Admin, Log, AccessLog, Overload, Listener, Paths, Tls, ClientCertificates, Certificate, Http2, Route,
+        Redirect, Respond, Timeouts, HeaderEdits, Upstream, Backoff, Hedge, RetryBudget, Pool, BackendTls,
+        ClientCertificate, HealthCheck, Queue, CircuitBreaker, AdaptiveLimit, OutlierDetection, SlowStart, ZonePreference;
+}
 
 /// The file.
 #[derive(Debug, Default, Deserialize)]
@@ -14,7 +26,7 @@ pub(super) struct File {
     pub(super) workers: Field<Workers>,
     pub(super) shutdown_grace: Field<Duration>,
     pub(super) drain_limit: Field<Duration>,
-    pub(super) zone: Field<String>,
+    pub(super) zone: Field<Word>,
     pub(super) admin: Field<Admin>,
     pub(super) log: Field<Log>,
     pub(super) access_log: Field<AccessLog>,
@@ -52,17 +64,17 @@ pub(super) enum Size {
 #[serde(default)]
 pub(super) struct Admin {
     pub(super) enabled: Field<bool>,
-    pub(super) address: Field<String>,
-    pub(super) token: Field<String>,
-    pub(super) unix_socket: Field<String>,
+    pub(super) address: Field<Location>,
+    pub(super) token: Field<Secret>,
+    pub(super) unix_socket: Field<FilePath>,
 }
 
 /// `[log]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Log {
-    pub(super) level: Field<String>,
-    pub(super) format: Field<String>,
+    pub(super) level: Field<Word>,
+    pub(super) format: Field<Word>,
 }
 
 /// `[access_log]`
@@ -70,8 +82,8 @@ pub(super) struct Log {
 #[serde(default)]
 pub(super) struct AccessLog {
     pub(super) enabled: Field<bool>,
-    pub(super) format: Field<String>,
-    pub(super) output: Field<String>,
+    pub(super) format: Field<Word>,
+    pub(super) output: Field<FilePath>,
     pub(super) buffer: Field<i64>,
 }
 
@@ -89,8 +101,8 @@ pub(super) struct Overload {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Listener {
-    pub(super) name: Field<String>,
-    pub(super) address: Field<String>,
+    pub(super) name: Field<Word>,
+    pub(super) address: Field<Location>,
     pub(super) backlog: Field<i64>,
     pub(super) max_connections: Field<i64>,
     pub(super) max_connections_per_address: Field<Limit>,
@@ -100,9 +112,9 @@ pub(super) struct Listener {
     pub(super) header_timeout: Field<Duration>,
     pub(super) idle_timeout: Field<Duration>,
     pub(super) min_bytes_per_second: Field<i64>,
-    pub(super) trusted_proxies: Field<Vec<Field<String>>>,
+    pub(super) trusted_proxies: Field<Vec<Field<Location>>>,
     pub(super) forwarded: Field<bool>,
-    pub(super) forwarded_headers: Field<Vec<Field<String>>>,
+    pub(super) forwarded_headers: Field<Vec<Field<Word>>>,
     pub(super) via: Field<bool>,
     pub(super) paths: Field<Paths>,
     pub(super) redirect_to_https: Field<bool>,
@@ -115,10 +127,10 @@ pub(super) struct Listener {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Paths {
-    pub(super) dot_segments: Field<String>,
-    pub(super) encoded_slashes: Field<String>,
-    pub(super) duplicate_slashes: Field<String>,
-    pub(super) backslashes: Field<String>,
+    pub(super) dot_segments: Field<Word>,
+    pub(super) encoded_slashes: Field<Word>,
+    pub(super) duplicate_slashes: Field<Word>,
+    pub(super) backslashes: Field<Word>,
 }
 
 /// `[listener.tls]`
@@ -126,9 +138,9 @@ pub(super) struct Paths {
 #[serde(default)]
 pub(super) struct Tls {
     pub(super) certificates: Field<Tables<Certificate>>,
-    pub(super) unknown_names: Field<String>,
-    pub(super) misdirected: Field<String>,
-    pub(super) profile: Field<String>,
+    pub(super) unknown_names: Field<Word>,
+    pub(super) misdirected: Field<Word>,
+    pub(super) profile: Field<Word>,
     pub(super) handshake_timeout: Field<Duration>,
     pub(super) max_handshakes: Field<i64>,
     pub(super) handshakes_per_second_per_address: Field<Limit>,
@@ -140,18 +152,18 @@ pub(super) struct Tls {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ClientCertificates {
-    pub(super) ca: Field<String>,
-    pub(super) mode: Field<String>,
-    pub(super) crl: Field<Vec<Field<String>>>,
+    pub(super) ca: Field<FilePath>,
+    pub(super) mode: Field<Word>,
+    pub(super) crl: Field<Vec<Field<FilePath>>>,
 }
 
 /// `certificates = [{ .. }]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Certificate {
-    pub(super) certificate: Field<String>,
-    pub(super) key: Field<String>,
-    pub(super) ocsp: Field<String>,
+    pub(super) certificate: Field<FilePath>,
+    pub(super) key: Field<FilePath>,
+    pub(super) ocsp: Field<FilePath>,
 }
 
 /// `http2` of a listener.
@@ -170,22 +182,22 @@ pub(super) struct Http2 {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Route {
-    pub(super) name: Field<String>,
-    pub(super) listeners: Field<Vec<Field<String>>>,
-    pub(super) hosts: Field<Vec<Field<String>>>,
-    pub(super) path: Field<String>,
-    pub(super) path_prefix: Field<String>,
-    pub(super) path_regex: Field<String>,
-    pub(super) methods: Field<Vec<Field<String>>>,
+    pub(super) name: Field<Word>,
+    pub(super) listeners: Field<Vec<Field<Word>>>,
+    pub(super) hosts: Field<Vec<Field<Location>>>,
+    pub(super) path: Field<Location>,
+    pub(super) path_prefix: Field<Location>,
+    pub(super) path_regex: Field<Word>,
+    pub(super) methods: Field<Vec<Field<Word>>>,
     pub(super) headers: Field<Named<ValueMatch>>,
     pub(super) query: Field<Named<ValueMatch>>,
     pub(super) paths: Field<Paths>,
-    pub(super) upstream: Field<String>,
+    pub(super) upstream: Field<Word>,
     pub(super) redirect: Field<Redirect>,
     pub(super) respond: Field<Respond>,
     pub(super) strip_prefix: Field<bool>,
-    pub(super) replace_prefix: Field<String>,
-    pub(super) host: Field<String>,
+    pub(super) replace_prefix: Field<Location>,
+    pub(super) host: Field<Location>,
     pub(super) timeouts: Field<Timeouts>,
     pub(super) retries: Field<Retries>,
     pub(super) request_headers: Field<HeaderEdits>,
@@ -196,7 +208,7 @@ pub(super) struct Route {
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a string, { regex = \"..\" }, { present = true } or { present = false }", rename_all = "snake_case")]
 pub(super) enum ValueMatch {
-    String(String),
+    String(Sensitive),
     Table(ValueMatchTable),
 }
 
@@ -204,14 +216,14 @@ pub(super) enum ValueMatch {
 #[serde(default)]
 pub(super) struct ValueMatchTable {
     pub(super) present: Field<bool>,
-    pub(super) regex: Field<String>,
+    pub(super) regex: Field<Sensitive>,
 }
 
 /// `redirect = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Redirect {
-    pub(super) to: Field<String>,
+    pub(super) to: Field<Location>,
     pub(super) status: Field<i64>,
 }
 
@@ -220,8 +232,8 @@ pub(super) struct Redirect {
 #[serde(default)]
 pub(super) struct Respond {
     pub(super) status: Field<i64>,
-    pub(super) body: Field<String>,
-    pub(super) content_type: Field<String>,
+    pub(super) body: Field<Sensitive>,
+    pub(super) content_type: Field<Word>,
 }
 
 /// `timeouts = { .. }`
@@ -240,22 +252,22 @@ pub(super) struct Timeouts {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct HeaderEdits {
-    pub(super) set: Field<Named<String>>,
-    pub(super) add: Field<Named<String>>,
-    pub(super) remove: Field<Vec<Field<String>>>,
+    pub(super) set: Field<Named<Sensitive>>,
+    pub(super) add: Field<Named<Sensitive>>,
+    pub(super) remove: Field<Vec<Field<Word>>>,
 }
 
 /// `[upstream.NAME]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Upstream {
-    pub(super) strategy: Field<String>,
+    pub(super) strategy: Field<Word>,
     pub(super) backends: Field<Vec<Field<Backend>>>,
     pub(super) connect_timeout: Field<Duration>,
     pub(super) retries: Field<Retries>,
     pub(super) retry_budget: Field<RetryBudget>,
     pub(super) pool: Field<Pool>,
-    pub(super) protocol: Field<String>,
+    pub(super) protocol: Field<Word>,
     pub(super) tls: Field<BackendTls>,
     pub(super) health_check: Field<HealthCheck>,
     pub(super) outlier_detection: Field<OutlierDetection>,
@@ -282,18 +294,18 @@ pub(super) enum Limit {
 #[derive(Debug, Deserialize)]
 #[serde(rename = "an address, or { address = \"..\", weight = 1 }", rename_all = "snake_case")]
 pub(super) enum Backend {
-    String(String),
+    String(Location),
     Table(BackendTable),
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct BackendTable {
-    pub(super) address: Field<String>,
+    pub(super) address: Field<Location>,
     pub(super) weight: Field<i64>,
     pub(super) priority: Field<i64>,
     pub(super) backup: Field<bool>,
-    pub(super) zone: Field<String>,
+    pub(super) zone: Field<Word>,
     pub(super) max_in_flight: Field<Limit>,
     pub(super) max_connections: Field<Limit>,
 }
@@ -311,7 +323,7 @@ pub(super) enum Retries {
 pub(super) struct RetriesTable {
     pub(super) max: Field<i64>,
     pub(super) on: Field<Vec<Field<Condition>>>,
-    pub(super) grpc_statuses: Field<Vec<Field<String>>>,
+    pub(super) grpc_statuses: Field<Vec<Field<Word>>>,
     pub(super) attempt_timeout: Field<Duration>,
     pub(super) backoff: Field<Backoff>,
     pub(super) body_buffer: Field<Size>,
@@ -367,8 +379,8 @@ pub(super) struct Pool {
 #[serde(default)]
 pub(super) struct BackendTls {
     pub(super) enabled: Field<bool>,
-    pub(super) ca: Field<String>,
-    pub(super) server_name: Field<String>,
+    pub(super) ca: Field<FilePath>,
+    pub(super) server_name: Field<Location>,
     pub(super) client_certificate: Field<ClientCertificate>,
     pub(super) insecure_skip_verify: Field<bool>,
 }
@@ -377,8 +389,8 @@ pub(super) struct BackendTls {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ClientCertificate {
-    pub(super) certificate: Field<String>,
-    pub(super) key: Field<String>,
+    pub(super) certificate: Field<FilePath>,
+    pub(super) key: Field<FilePath>,
 }
 
 /// `[upstream.NAME.health_check]`
@@ -387,14 +399,14 @@ pub(super) struct ClientCertificate {
 pub(super) struct HealthCheck {
     pub(super) enabled: Field<bool>,
     #[serde(rename = "type")]
-    pub(super) kind: Field<String>,
-    pub(super) path: Field<String>,
-    pub(super) service: Field<String>,
-    pub(super) host: Field<String>,
-    pub(super) method: Field<String>,
-    pub(super) headers: Field<Named<String>>,
+    pub(super) kind: Field<Word>,
+    pub(super) path: Field<Location>,
+    pub(super) service: Field<Word>,
+    pub(super) host: Field<Location>,
+    pub(super) method: Field<Word>,
+    pub(super) headers: Field<Named<Sensitive>>,
     pub(super) statuses: Field<Vec<Field<Statuses>>>,
-    pub(super) body: Field<String>,
+    pub(super) body: Field<Sensitive>,
     pub(super) body_limit: Field<Size>,
     pub(super) port: Field<i64>,
     pub(super) interval: Field<Duration>,
@@ -403,7 +415,7 @@ pub(super) struct HealthCheck {
     pub(super) timeout: Field<Duration>,
     pub(super) unhealthy_after: Field<i64>,
     pub(super) healthy_after: Field<i64>,
-    pub(super) initial: Field<String>,
+    pub(super) initial: Field<Word>,
 }
 
 /// `[upstream.NAME.queue]`
@@ -412,7 +424,7 @@ pub(super) struct HealthCheck {
 pub(super) struct Queue {
     pub(super) length: Field<i64>,
     pub(super) timeout: Field<Duration>,
-    pub(super) order: Field<String>,
+    pub(super) order: Field<Word>,
     pub(super) target: Field<Duration>,
     pub(super) interval: Field<Duration>,
 }
@@ -502,240 +514,4 @@ pub(super) struct ZonePreference {
 pub(super) enum Statuses {
     Integer(i64),
     String(String),
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use serde::de::value::{Error, StrDeserializer};
-    use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
-    use serde::forward_to_deserialize_any;
-    use toml::{Table, Value};
-
-    use super::*;
-
-    #[test]
-    fn the_reference_has_every_key() {
-        let mut known = BTreeSet::new();
-        File::deserialize(Walk { path: String::new(), keys: &mut known }).unwrap();
-        assert!(
-            known.contains("upstream.*.backends[].weight") && known.contains("route[].headers.*.regex"),
-            "{known:?}"
-        );
-
-        let reference = include_str!("../../lb.toml");
-        let is_key = |line: &str| line.starts_with('[') || line.split(' ').nth(1) == Some("=");
-        let lines = reference.lines().map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line));
-        let table: Table = lines.collect::<Vec<_>>().join("\n").parse().unwrap();
-        let mut shown = BTreeSet::new();
-        collect("", &Value::Table(table), &known, &mut shown);
-
-        // A route may have each of the upstream's keys, which are explained there.
-        let explained = |key: &str| {
-            let of_upstream = key.strip_prefix("route[].retries.").map(|key| format!("upstream.*.retries.{key}"));
-            of_upstream.is_some_and(|key| shown.contains(&key))
-        };
-        let missing: Vec<_> = known.difference(&shown).filter(|key| !explained(key)).collect();
-        assert!(missing.is_empty(), "not in lb.toml: {missing:?}");
-    }
-
-    /// The keys of a value, named as [`Walk`] names them.
-    fn collect(path: &str, value: &Value, known: &BTreeSet<String>, shown: &mut BTreeSet<String>) {
-        match value {
-            Value::Array(members) => {
-                members.iter().for_each(|member| collect(&format!("{path}[]"), member, known, shown));
-            }
-            Value::Table(table) => {
-                for (key, value) in table {
-                    let named = join(path, key);
-                    let path = if known.contains(&named) { named } else { join(path, "*") };
-                    collect(&path, value, known, shown);
-                    shown.insert(path);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn join(path: &str, key: &str) -> String {
-        if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
-    }
-
-    /// Gives a type every key it asks for, and notes them: a file that has everything.
-    struct Walk<'k> {
-        path: String,
-        keys: &'k mut BTreeSet<String>,
-    }
-
-    impl Walk<'_> {
-        fn at(&mut self, path: String) -> Walk<'_> {
-            Walk { path, keys: self.keys }
-        }
-    }
-
-    impl<'de> Deserializer<'de> for Walk<'_> {
-        type Error = Error;
-
-        fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            visitor.visit_str("")
-        }
-
-        fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            visitor.visit_bool(true)
-        }
-
-        fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            visitor.visit_i64(1)
-        }
-
-        fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            visitor.visit_f64(1.0)
-        }
-
-        fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
-            visitor.visit_newtype_struct(self)
-        }
-
-        fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            let path = format!("{}[]", self.path);
-            visitor.visit_seq(Parts { place: None, value: Some(Walk { path, ..self }) })
-        }
-
-        fn deserialize_tuple_struct<V: Visitor<'de>>(
-            self,
-            _: &'static str,
-            _: usize,
-            visitor: V,
-        ) -> Result<V::Value, Error> {
-            visitor.visit_seq(Parts { place: Some(0), value: Some(self) })
-        }
-
-        fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            visitor.visit_map(Keys { keys: &["*"], walk: self })
-        }
-
-        fn deserialize_struct<V: Visitor<'de>>(
-            self,
-            _: &'static str,
-            fields: &'static [&'static str],
-            visitor: V,
-        ) -> Result<V::Value, Error> {
-            visitor.visit_map(Keys { keys: fields, walk: self })
-        }
-
-        fn deserialize_enum<V: Visitor<'de>>(
-            self,
-            _: &'static str,
-            variants: &'static [&'static str],
-            visitor: V,
-        ) -> Result<V::Value, Error> {
-            // The table where there is one: it is the one with keys.
-            visitor.visit_enum(Variant(variants.last().unwrap(), self))
-        }
-
-        forward_to_deserialize_any! {
-            i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 char str string bytes byte_buf option unit unit_struct tuple
-            identifier ignored_any
-        }
-    }
-
-    struct Parts<'k> {
-        place: Option<usize>,
-        value: Option<Walk<'k>>,
-    }
-
-    impl<'de> de::SeqAccess<'de> for Parts<'_> {
-        type Error = Error;
-
-        fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
-            if let Some(place) = self.place.take() {
-                return seed.deserialize(place.into_deserializer()).map(Some);
-            }
-            self.value.take().map(|value| seed.deserialize(value)).transpose()
-        }
-    }
-
-    struct Keys<'k> {
-        keys: &'static [&'static str],
-        walk: Walk<'k>,
-    }
-
-    impl<'de> de::MapAccess<'de> for Keys<'_> {
-        type Error = Error;
-
-        fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
-            let Some(key) = self.keys.first() else { return Ok(None) };
-            seed.deserialize(Name(key)).map(Some)
-        }
-
-        fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
-            let path = join(&self.walk.path, self.keys[0]);
-            self.keys = &self.keys[1..];
-            self.walk.keys.insert(path.clone());
-            seed.deserialize(self.walk.at(path))
-        }
-    }
-
-    /// A key: a text, or a field with one.
-    struct Name(&'static str);
-
-    impl<'de> Deserializer<'de> for Name {
-        type Error = Error;
-
-        fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            visitor.visit_str(self.0)
-        }
-
-        fn deserialize_tuple_struct<V: Visitor<'de>>(
-            self,
-            _: &'static str,
-            _: usize,
-            visitor: V,
-        ) -> Result<V::Value, Error> {
-            let (mut none, path) = (BTreeSet::new(), String::new());
-            visitor.visit_seq(Parts { place: Some(0), value: Some(Walk { path, keys: &mut none }) })
-        }
-
-        forward_to_deserialize_any! {
-            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
-            newtype_struct seq tuple map struct enum identifier ignored_any
-        }
-    }
-
-    struct Variant<'k>(&'static str, Walk<'k>);
-
-    impl<'de, 'k> de::EnumAccess<'de> for Variant<'k> {
-        type Error = Error;
-        type Variant = Walk<'k>;
-
-        fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Walk<'k>), Error> {
-            let name: StrDeserializer<'_, Error> = self.0.into_deserializer();
-            Ok((seed.deserialize(name)?, self.1))
-        }
-    }
-
-    impl<'de> de::VariantAccess<'de> for Walk<'_> {
-        type Error = Error;
-
-        fn unit_variant(self) -> Result<(), Error> {
-            Ok(())
-        }
-
-        fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, Error> {
-            seed.deserialize(self)
-        }
-
-        fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Error> {
-            self.deserialize_seq(visitor)
-        }
-
-        fn struct_variant<V: Visitor<'de>>(
-            self,
-            fields: &'static [&'static str],
-            visitor: V,
-        ) -> Result<V::Value, Error> {
-            self.deserialize_struct("", fields, visitor)
-        }
-    }
 }

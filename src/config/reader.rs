@@ -2,7 +2,7 @@
 //!
 //! A serde deserializer, because then `raw` is plain structs that derive `Deserialize`, and the keys a table may have are
 //! those of the struct. It differs from toml's own in four ways: a value of the wrong type and an unknown key are reported
-//! and passed over; a [`Field`] is given its place; `${NAME}` is filled in; and an enum is a choice by type, its variants
+//! and passed over; a [`Field`](super::field::Field) is given its place; `${NAME}` is filled in; and an enum is a choice by type, its variants
 //! being called `string`, `integer` or `table`.
 
 use std::fmt;
@@ -10,14 +10,14 @@ use std::ops::Range;
 use std::slice;
 
 use serde::de::value::{StrDeserializer, UsizeDeserializer};
-use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, Expected, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 use toml::Spanned;
 use toml::de::{DeInteger, DeString, DeTable, DeValue};
 
 use super::error::Problem;
-use super::field::Field;
 use super::interpolate::{self, Unfilled, Why};
+use super::kind::Kind;
 use super::report::{Place, Report, quote};
 
 /// Looks up a variable of the environment.
@@ -29,7 +29,8 @@ pub(super) fn read<'a, T: Deserialize<'a> + Default>(
     report: &'a Report<'a>,
     env: &'a Env<'a>,
 ) -> T {
-    let reader = Reader { value: root.get_ref(), span: 0..0, path: String::new(), expected: None, report, env };
+    let (value, path) = (root.get_ref(), String::new());
+    let reader = Reader { value, span: 0..0, path, kind: Kind::Table, expected: None, report, env };
     T::deserialize(reader).unwrap_or_else(|given_up| {
         given_up.report(report, Place::FILE);
         T::default()
@@ -68,6 +69,16 @@ impl de::Error for GivenUp {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self::Because(message.to_string())
     }
+
+    /// As serde has it, but for the value.
+    fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::Because(format!("wrong type, expected {expected}"))
+    }
+
+    /// As serde has it, but for the value.
+    fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::Because(format!("wrong value, expected {expected}"))
+    }
 }
 
 /// Reads one value.
@@ -75,6 +86,8 @@ struct Reader<'a> {
     value: &'a DeValue<'a>,
     span: Range<usize>,
     path: String,
+    /// What of the value may be shown: nothing until its key has said so.
+    kind: Kind,
     /// What the type being read says it expects.
     expected: Option<&'static str>,
     report: &'a Report<'a>,
@@ -84,11 +97,16 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// A reader of something inside this value.
     fn inner(&self, path: String, value: &'a Spanned<DeValue<'a>>) -> Self {
-        Self { value: value.get_ref(), span: value.span(), path, expected: None, report: self.report, env: self.env }
+        let (kind, expected) = (Kind::Table, None);
+        Self { value: value.get_ref(), span: value.span(), path, kind, expected, report: self.report, env: self.env }
     }
 
     fn place(&self) -> Place {
-        self.report.place(&self.path, self.span.start)
+        let string = match self.value {
+            DeValue::String(string) => Some(&**string),
+            _ => None,
+        };
+        self.report.place_of(&self.path, self.span.start, self.kind, string)
     }
 
     /// The value as the file has it.
@@ -97,9 +115,28 @@ impl<'a> Reader<'a> {
     }
 
     fn wrong_type(&self, expected: &str) -> GivenUp {
-        let problem = Problem::error(format!("wrong type: {}", describe(self.value)));
-        self.report.add(self.place(), problem.expected(self.expected.unwrap_or(expected)));
+        let place = self.place();
+        let problem = Problem::error(format!("wrong type: {}", self.describe(place)));
+        self.report.add(place, problem.expected(self.expected.unwrap_or(expected)));
         GivenUp::Reported
+    }
+
+    /// A value of another type than its key's.
+    fn describe(&self, place: Place) -> String {
+        let shown = self.kind.shows_other_types();
+        match self.value {
+            DeValue::String(text) if shown => format!("string {}", self.report.quote(place, text)),
+            DeValue::Integer(number) if shown => format!("integer {}", shorten(number)),
+            DeValue::Float(number) if shown => format!("float {}", number.as_str()),
+            // No secret is one of two.
+            DeValue::Boolean(value) => format!("boolean {value}"),
+            DeValue::String(_) => "a string".into(),
+            DeValue::Integer(_) => "an integer".into(),
+            DeValue::Float(_) => "a float".into(),
+            DeValue::Datetime(_) => "a date or time".into(),
+            DeValue::Array(_) => "an array".into(),
+            DeValue::Table(_) => "a table".into(),
+        }
     }
 
     /// The value as a string, its variables filled in; what they made of it, if there were any.
@@ -121,8 +158,12 @@ impl<'a> Reader<'a> {
             Why::Unclosed => {
                 Problem::error("a variable's brace is not closed").expected("${NAME}, or $${ for a plain ${")
             }
-            Why::BadName(name) => Problem::error(format!("{} is not a variable's name", quote(name)))
-                .expected("letters, digits and underscores, or $${ for a plain ${"),
+            Why::BadName(name) => {
+                // It may be a part of a secret that has `${` in it.
+                let name = if self.kind.shows_other_types() { quote(name) } else { "what is in the braces".into() };
+                Problem::error(format!("{name} is not a variable's name"))
+                    .expected("letters, digits and underscores, or $${ for a plain ${")
+            }
         };
         self.report.add(self.report.place(&self.path, offset), problem);
     }
@@ -134,8 +175,9 @@ impl<'a> Reader<'a> {
             return Err(self.wrong_type(expected));
         }
         filled.text.parse().map_err(|_| {
-            let what = format!("{} stands for {}", quote(written), quote(&filled.text));
-            self.report.add(self.place(), Problem::error(what).expected(self.expected.unwrap_or(expected)));
+            let place = self.place();
+            let what = format!("{} stands for something else", self.report.quote(place, written));
+            self.report.add(place, Problem::error(what).expected(self.expected.unwrap_or(expected)));
             GivenUp::Reported
         })
     }
@@ -252,20 +294,18 @@ impl<'a> Deserializer<'a> for Reader<'a> {
         visitor.visit_map(Entries { entries: known.into_iter(), value: None, table: self })
     }
 
-    /// A [`Field`]: its place, then its value.
+    /// A [`Field`](super::field::Field), whose marker tells its kind: its place, then its value.
     fn deserialize_tuple_struct<V: Visitor<'a>>(
         self,
-        name: &'static str,
+        marker: &'static str,
         _: usize,
         visitor: V,
     ) -> Result<V::Value, GivenUp> {
-        debug_assert_eq!(name, Field::<()>::MARKER);
-        visitor.visit_seq(FieldParts {
-            place: Some(self.place()),
-            report: self.report,
-            at: self.place(),
-            value: Some(self),
-        })
+        let kind = Kind::marked(marker);
+        debug_assert!(kind.is_some(), "{marker} is no field");
+        let reader = Reader { kind: kind.unwrap_or(Kind::Table), ..self };
+        let at = reader.place();
+        visitor.visit_seq(FieldParts { place: Some(at), report: reader.report, at, value: Some(reader) })
     }
 
     /// A type that says by its name what it expects.
@@ -304,7 +344,7 @@ impl<'a> Deserializer<'a> for Reader<'a> {
     }
 }
 
-/// The parts of a [`Field`]. A value that is given up ends the parts early: the field is then wrong, and the rest goes on.
+/// The parts of a [`Field`](super::field::Field). A value that is given up ends the parts early: the field is then wrong, and the rest goes on.
 struct FieldParts<'a, D> {
     place: Option<Place>,
     value: Option<D>,
@@ -372,7 +412,7 @@ impl<'a> de::MapAccess<'a> for Entries<'a> {
     }
 }
 
-/// A key: a text, or a [`Field`] with one.
+/// A key: a text, or a [`Field`](super::field::Field) with one.
 struct Key<'a> {
     name: &'a str,
     place: Place,
@@ -449,18 +489,6 @@ fn join(table: &str, key: &str) -> String {
     let bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
     let key = if bare { key.to_owned() } else { quote(key) };
     if table.is_empty() { key } else { format!("{table}.{key}") }
-}
-
-fn describe(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::String(text) => format!("string {}", quote(text)),
-        DeValue::Integer(number) => format!("integer {}", shorten(number)),
-        DeValue::Float(number) => format!("float {}", number.as_str()),
-        DeValue::Boolean(value) => format!("boolean {value}"),
-        DeValue::Datetime(_) => "a date or time".into(),
-        DeValue::Array(_) => "an array".into(),
-        DeValue::Table(_) => "a table".into(),
-    }
 }
 
 fn shorten(number: &DeInteger<'_>) -> String {

@@ -1,5 +1,6 @@
 //! `[[route]]`: which requests, and what is done with them.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
-use super::{ListenerName, PathOverrides, RetryConfig, RouteName, UpstreamName};
+use super::{Kind, ListenerName, PathOverrides, RetryConfig, RouteName, UpstreamName};
 
 /// `[[route]]`: which requests match and where they go.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,7 +69,7 @@ impl PartialEq for PathPattern {
 }
 
 /// What a value must be.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum ValueMatch {
     /// Anything, but there.
     Present,
@@ -87,6 +88,17 @@ impl PartialEq for ValueMatch {
             (Self::Exact(a), Self::Exact(b)) => a == b,
             (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
             _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for ValueMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Present => f.write_str("Present"),
+            Self::Absent => f.write_str("Absent"),
+            Self::Exact(text) => write!(f, "Exact({})", Kind::Sensitive.show(text)),
+            Self::Regex(regex) => write!(f, "Regex({})", Kind::Sensitive.show(regex.as_str())),
         }
     }
 }
@@ -165,7 +177,7 @@ pub struct Timeouts {
 }
 
 /// A redirect.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Redirect {
     /// 301, 302, 303, 307 or 308.
     pub status: StatusCode,
@@ -173,8 +185,23 @@ pub struct Redirect {
     pub location: Vec<LocationPart>,
 }
 
+impl Redirect {
+    /// The target as the file has it.
+    pub fn target(&self) -> String {
+        self.location.iter().map(LocationPart::as_written).collect()
+    }
+}
+
+impl fmt::Debug for Redirect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, location: _ } = self;
+        let target = self.target();
+        f.debug_struct("Redirect").field("status", status).field("location", &Kind::Location.show(&target)).finish()
+    }
+}
+
 /// A piece of a redirect's target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum LocationPart {
     /// As written.
     Text(String),
@@ -188,8 +215,33 @@ pub enum LocationPart {
     Query,
 }
 
+impl LocationPart {
+    fn as_written(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Scheme => "{scheme}",
+            Self::Host => "{host}",
+            Self::Path => "{path}",
+            Self::Query => "{query}",
+        }
+    }
+}
+
+/// Of a piece alone nobody knows whether it is of a query.
+impl fmt::Debug for LocationPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "Text({})", Kind::Sensitive.show(text)),
+            Self::Scheme => f.write_str("Scheme"),
+            Self::Host => f.write_str("Host"),
+            Self::Path => f.write_str("Path"),
+            Self::Query => f.write_str("Query"),
+        }
+    }
+}
+
 /// A fixed response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Respond {
     /// 200 to 599.
     pub status: StatusCode,
@@ -199,8 +251,18 @@ pub struct Respond {
     pub body: Bytes,
 }
 
+impl fmt::Debug for Respond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, content_type, body } = self;
+        let body = String::from_utf8_lossy(body);
+        let body = Kind::Sensitive.show(&body);
+        let fields = &mut f.debug_struct("Respond");
+        fields.field("status", status).field("content_type", content_type).field("body", &body).finish()
+    }
+}
+
 /// Changes to the headers of a message: removed first, then set, then added.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct HeaderEdits {
     /// All values of these go.
     pub remove: Vec<HeaderName>,
@@ -208,6 +270,23 @@ pub struct HeaderEdits {
     pub set: Vec<(HeaderName, HeaderValue)>,
     /// These come beside what was there.
     pub add: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl fmt::Debug for HeaderEdits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { remove, set, add } = self;
+        let fields = &mut f.debug_struct("HeaderEdits");
+        fields.field("remove", remove).field("set", &NamesOf(set)).field("add", &NamesOf(add)).finish()
+    }
+}
+
+/// Headers without their values, for `Debug`.
+pub(super) struct NamesOf<'a>(pub(super) &'a [(HeaderName, HeaderValue)]);
+
+impl fmt::Debug for NamesOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 impl HeaderEdits {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::access::Access;
 use super::error::{Problem, Severity};
 
 /// How a listener speaks TLS. The files are named here and read elsewhere.
@@ -108,11 +109,23 @@ pub enum TlsProfile {
 pub struct FileKey {
     /// The file.
     pub path: PathBuf,
+    /// Its path as problems have it: without what the environment has put into it.
+    pub(super) shown: String,
     /// Says where the key is, and nothing yet.
     pub(super) place: Box<Problem>,
 }
 
 impl FileKey {
+    /// The path as problems have it: without what the environment has put into it.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// What is to be said of a private key in this file, if everybody may read it.
+    pub fn exposed(&self, access: Access) -> Option<Problem> {
+        exposed(self.warning(""), &self.shown, access)
+    }
+
     /// A problem of this key that refuses the configuration.
     pub fn error(&self, what: impl Into<String>) -> Problem {
         Problem { severity: Severity::Error, what: what.into(), ..(*self.place).clone() }
@@ -122,6 +135,14 @@ impl FileKey {
     pub fn warning(&self, what: impl Into<String>) -> Problem {
         Problem { severity: Severity::Warning, ..self.error(what) }
     }
+}
+
+/// The problem of a private key that everybody may read.
+pub(super) fn exposed(problem: Problem, shown: &str, access: Access) -> Option<Problem> {
+    access.is_everybodys().then(|| {
+        let what = format!("the private key is open to everybody: {shown} has mode {access}");
+        Problem { what, ..problem }.expected(format!("{}, so that it is not", access.mend(shown)))
+    })
 }
 
 /// Another place in the file is no difference.

@@ -120,8 +120,8 @@ impl Supervisor {
         let workers = workers(&config);
         let config = Arc::new(config);
         let mut plan = plan::plan(&nothing_but_settings(&config), &config);
-        let backend_tls = secured::prepare(&config, &mut plan, &[])?;
-        let Prepared { snapshot, lasting, bound, tls, warnings } = prepare(
+        let (backend_tls, mut warnings) = secured::prepare(&config, &mut plan, &[])?;
+        let Prepared { snapshot, lasting, bound, tls, warnings: mut others } = prepare(
             &plan,
             1,
             &config,
@@ -129,6 +129,7 @@ impl Supervisor {
             backend_tls,
             Reopen::All,
         )?;
+        warnings.append(&mut others);
         let process = Process::new(workers);
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         let workers = Workers::start(workers, snapshot, &process).map_err(Error::Thread)?;
@@ -164,7 +165,8 @@ impl Supervisor {
         }
 
         let config = Arc::new(config);
-        let backend_tls = secured::prepare(&config, &mut plan, &before.upstreams)?;
+        let (backend_tls, mut others) = secured::prepare(&config, &mut plan, &before.upstreams)?;
+        warnings.append(&mut others);
         let running = Running {
             workers: workers.count(),
             factories: &self.factories,

@@ -35,7 +35,7 @@ pub(super) fn load(
 ) -> Option<Loaded> {
     // All files are read, so that every problem is found at once.
     let chain = files.read(&config.certificate, problems);
-    let key = files.read(&config.key, problems);
+    let key = files.read_secret(&config.key, problems);
     let ocsp = config.ocsp.as_ref().map(|ocsp| files.read(ocsp, problems));
     let chain = chain.and_then(|bytes| certificates(&config.certificate, &bytes, problems));
     let key = key.and_then(|bytes| private_key(&config.key, &bytes, problems));
@@ -43,7 +43,7 @@ pub(super) fn load(
     let mut certified = match CertifiedKey::from_der(chain?, key?, &aws_lc_rs::default_provider()) {
         Ok(certified) => certified,
         Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
-            let what = format!("the key is not that of the certificate in {}", config.certificate.path.display());
+            let what = format!("the key is not that of the certificate in {}", config.certificate.shown());
             problems.push(config.key.error(what));
             return None;
         }
@@ -64,7 +64,7 @@ pub(super) fn certificates(
     bytes: &[u8],
     problems: &mut Vec<Problem>,
 ) -> Option<Vec<CertificateDer<'static>>> {
-    let file = key.path.display();
+    let file = key.shown();
     match CertificateDer::pem_slice_iter(bytes).collect::<Result<Vec<_>, _>>() {
         Ok(chain) if chain.is_empty() => {
             problems
@@ -80,7 +80,7 @@ pub(super) fn certificates(
 }
 
 fn private_key(key: &FileKey, bytes: &[u8], problems: &mut Vec<Problem>) -> Option<PrivateKeyDer<'static>> {
-    let file = key.path.display();
+    let file = key.shown();
     PrivateKeyDer::from_pem_slice(bytes)
         .map_err(|error| {
             let problem = match error {
@@ -101,7 +101,7 @@ fn look(
     now: SystemTime,
     problems: &mut Vec<Problem>,
 ) -> Option<(Vec<String>, i64)> {
-    let file = key.path.display();
+    let file = key.shown();
     let mut parsed = Vec::with_capacity(chain.len());
     for (index, der) in chain.iter().enumerate() {
         match X509Certificate::from_der(der) {

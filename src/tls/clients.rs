@@ -42,7 +42,7 @@ pub(super) fn verifier(
         match CertificateRevocationListDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>() {
             Ok(all) if !all.is_empty() => lists.extend(all),
             Ok(_) => problems.push(key.error("there is no list in this file").expected("PEM, with BEGIN X509 CRL")),
-            Err(error) => problems.push(key.error(format!("{} is not PEM: {error}", key.path.display()))),
+            Err(error) => problems.push(key.error(format!("{} is not PEM: {error}", key.shown()))),
         }
         material.push(bytes);
     }
@@ -52,9 +52,7 @@ pub(super) fn verifier(
     let mut roots = RootCertStore::empty();
     for issuer in issuers? {
         if let Err(error) = roots.add(issuer) {
-            problems.push(
-                config.ca.error(format!("a certificate in {} cannot be used: {error}", config.ca.path.display())),
-            );
+            problems.push(config.ca.error(format!("a certificate in {} cannot be used: {error}", config.ca.shown())));
             return None;
         }
     }

@@ -15,7 +15,7 @@ use rustls::server::{NoServerSessionStorage, ProducesTickets, ServerConfig};
 use rustls::version::{TLS12, TLS13};
 use tokio::sync::Semaphore;
 
-use crate::config::{FileKey, Problem, Severity, TlsConfig, TlsProfile};
+use crate::config::{self, Access, FileKey, Problem, Severity, TlsConfig, TlsProfile};
 
 mod certificate;
 mod clients;
@@ -192,14 +192,25 @@ struct Files {
 
 impl Files {
     fn read(&mut self, key: &FileKey, problems: &mut Vec<Problem>) -> Option<Vec<u8>> {
-        match std::fs::read(&key.path) {
-            Ok(bytes) => {
+        self.read_with_access(key, problems).map(|(bytes, _)| bytes)
+    }
+
+    /// Reads a private key, and warns if everybody may.
+    fn read_secret(&mut self, key: &FileKey, problems: &mut Vec<Problem>) -> Option<Vec<u8>> {
+        let (bytes, access) = self.read_with_access(key, problems)?;
+        problems.extend(key.exposed(access));
+        Some(bytes)
+    }
+
+    fn read_with_access(&mut self, key: &FileKey, problems: &mut Vec<Problem>) -> Option<(Vec<u8>, Access)> {
+        match config::read(&key.path) {
+            Ok((bytes, access)) => {
                 self.digest.write(&bytes);
                 self.digest.write_usize(bytes.len());
-                Some(bytes)
+                Some((bytes, access))
             }
             Err(error) => {
-                problems.push(key.error(format!("could not read {}: {error}", key.path.display())));
+                problems.push(key.error(format!("could not read {}: {error}", key.shown())));
                 None
             }
         }

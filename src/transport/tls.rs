@@ -4,7 +4,6 @@
 //! same keys and the same bytes in their files: with it live the sessions, which all workers share, and the idle connections.
 
 use std::fmt;
-use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::IpAddr;
@@ -20,7 +19,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, HandshakeKin
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::config::{Address, BackendTlsConfig, NamedFile, Problem, Protocol};
+use crate::config::{self, Access, Address, BackendTlsConfig, NamedFile, Problem, Protocol};
 use crate::socket::Socket;
 
 /// Names whose sessions are kept: with a thousand backends each, and a few kilobytes for those that are used.
@@ -45,7 +44,8 @@ pub struct BackendTls {
 pub struct SystemRoots(Option<(Arc<RootCertStore>, u64)>);
 
 impl BackendTls {
-    /// Reads the files and makes it, or takes the one from `before` where it would be the same.
+    /// Reads the files and makes it, or takes the one from `before` where it would be the same. What is odd about them is added
+    /// to `warnings`.
     ///
     /// # Errors
     /// What is wrong with a file, and which key names it.
@@ -54,12 +54,13 @@ impl BackendTls {
         protocol: Protocol,
         before: Option<&Arc<Self>>,
         system: &mut SystemRoots,
+        warnings: &mut Vec<Problem>,
     ) -> Result<Arc<Self>, Box<Problem>> {
         let mut bytes = Vec::new();
         let verifier = match &config.ca {
             _ if config.insecure_skip_verify => Verifier::None,
             Some(file) => {
-                let pem = read(file)?;
+                let (pem, _) = read(file)?;
                 bytes.push(hash(&pem));
                 Verifier::Roots(roots_in(file, &pem)?)
             }
@@ -72,7 +73,8 @@ impl BackendTls {
         let shown = match &config.client_certificate {
             None => None,
             Some(shown) => {
-                let (certificate, key) = (read(&shown.certificate)?, read(&shown.key)?);
+                let ((certificate, _), (key, access)) = (read(&shown.certificate)?, read(&shown.key)?);
+                warnings.extend(shown.key.exposed(access));
                 bytes.extend([hash(&certificate), hash(&key)]);
                 Some((chain_in(&shown.certificate, &certificate)?, key_in(&shown.key, &key)?, shown))
             }
@@ -100,10 +102,10 @@ impl BackendTls {
             None => builder.with_no_client_auth(),
             Some((chain, key, shown)) => builder.with_client_auth_cert(chain, key).map_err(|error| match error {
                 rustls::Error::InconsistentKeys(_) => {
-                    let certificate = shown.certificate.path.display();
-                    shown.key.spot.problem(format!("{} is not the key of {certificate}", shown.key.path.display()))
+                    let certificate = shown.certificate.shown();
+                    shown.key.spot.problem(format!("{} is not the key of {certificate}", shown.key.shown()))
                 }
-                error => shown.key.spot.problem(format!("{} cannot be used: {error}", shown.key.path.display())),
+                error => shown.key.spot.problem(format!("{} cannot be used: {error}", shown.key.shown())),
             })?,
         };
         client.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -206,8 +208,8 @@ fn hash<T: std::hash::Hash + ?Sized>(bytes: &T) -> u64 {
     KEYS.hash_one(bytes)
 }
 
-fn read(file: &NamedFile) -> Result<Vec<u8>, Box<Problem>> {
-    fs::read(&file.path).map_err(|error| file.spot.problem(format!("could not read {}: {error}", file.path.display())))
+fn read(file: &NamedFile) -> Result<(Vec<u8>, Access), Box<Problem>> {
+    config::read(&file.path).map_err(|error| file.spot.problem(format!("could not read {}: {error}", file.shown())))
 }
 
 fn roots_in(file: &NamedFile, pem: &[u8]) -> Result<Arc<RootCertStore>, Box<Problem>> {
@@ -222,7 +224,7 @@ fn chain_in(file: &NamedFile, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>
     let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|error| unusable(file, &error))?;
     if chain.is_empty() {
-        return Err(file.spot.problem(format!("{} has no certificate in it, in PEM", file.path.display())));
+        return Err(file.spot.problem(format!("{} has no certificate in it, in PEM", file.shown())));
     }
     Ok(chain)
 }
@@ -230,14 +232,14 @@ fn chain_in(file: &NamedFile, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>
 fn key_in(file: &NamedFile, pem: &[u8]) -> Result<PrivateKeyDer<'static>, Box<Problem>> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
         rustls::pki_types::pem::Error::NoItemsFound => {
-            file.spot.problem(format!("{} has no private key in it, in PEM", file.path.display()))
+            file.spot.problem(format!("{} has no private key in it, in PEM", file.shown()))
         }
         error => unusable(file, &error),
     })
 }
 
 fn unusable(file: &NamedFile, error: &dyn fmt::Display) -> Box<Problem> {
-    file.spot.problem(format!("{} cannot be used: {error}", file.path.display()))
+    file.spot.problem(format!("{} cannot be used: {error}", file.shown()))
 }
 
 /// A handshake with a backend came to nothing.

@@ -42,6 +42,7 @@ mod hedging;
 mod http2;
 mod http2_frames;
 mod routes;
+mod secrets;
 mod seeing;
 mod slow;
 mod smoke;

@@ -76,7 +76,7 @@ impl Pair {
     /// Writes its two files, and tells how `certificates` lists them.
     fn write(&self, scratch: &Scratch, name: &str) -> String {
         let certificate = scratch.write(format!("{name}.pem"), &self.certificate);
-        let key = scratch.write(format!("{name}.key"), &self.key);
+        let key = scratch.write_secret(format!("{name}.key"), &self.key);
         listed(&certificate, &key)
     }
 

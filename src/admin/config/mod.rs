@@ -1,8 +1,8 @@
 //! `/config`: the configuration in force, under the keys that `lb.toml` has for it.
 //!
 //! Written out by hand, because [`Config`] says what the file means, not what it says: a header match is a key of a map there
-//! and a struct here, a duration a text there and a number here. Values that look like credentials are hidden: the file may
-//! take them from the environment, and whoever reads metrics need not know them.
+//! and a struct here, a duration a text there and a number here. All of it is written ([`Shown`]), and what may be a secret is then
+//! hidden by the kind of its key ([`hidden`]): whoever reads metrics need not know it.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
@@ -16,7 +16,9 @@ mod listener;
 mod route;
 mod upstream;
 mod value;
+mod hidden;
 
+use hidden::Hidden;
 use value::{entry_if, shown};
 
 /// The whole answer.
@@ -25,7 +27,7 @@ pub(super) struct View<'a> {
     generation: u64,
     file: Option<String>,
     loaded_at: String,
-    config: Shown<&'a Config>,
+    config: Hidden<'a>,
     last_error: Option<LastError<'a>>,
 }
 
@@ -42,7 +44,7 @@ impl<'a> View<'a> {
             generation: snapshot.generation,
             file: status.file.as_ref().map(|file| file.display().to_string()),
             loaded_at: rfc3339(status.loaded_at),
-            config: Shown(&snapshot.config),
+            config: Hidden(&snapshot.config),
             last_error: status.last_error.as_ref().map(LastError::of),
         }
     }
@@ -54,8 +56,8 @@ impl<'a> LastError<'a> {
     }
 }
 
-/// A part of the configuration as `lb.toml` has it. Structs are taken apart as a whole, so that the compiler asks for each new
-/// field.
+/// A part of the configuration as `lb.toml` has it, secrets too: only [`Hidden`] may be sent. Structs are taken apart as a whole, so
+/// that the compiler asks for each new field.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shown<T>(pub(super) T);
 

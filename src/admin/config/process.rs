@@ -3,9 +3,9 @@
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::Shown;
-use super::value::duration;
+use super::value::{duration, entry_if};
 use crate::config::{
-    AccessLogConfig, AccessLogFormat, AccessLogOutput, AdminConfig, LogConfig, LogFormat, OverloadConfig,
+    AccessLogConfig, AccessLogFormat, AccessLogOutput, AdminConfig, LogConfig, LogFormat, OverloadConfig, Secret,
 };
 
 impl Serialize for Shown<&AdminConfig> {
@@ -14,9 +14,7 @@ impl Serialize for Shown<&AdminConfig> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("enabled", &true)?;
         map.serialize_entry("address", address)?;
-        if token.is_some() {
-            map.serialize_entry("token", "(hidden)")?;
-        }
+        entry_if(&mut map, "token", token.as_ref().map(Secret::reveal).as_ref())?;
         if let Some(path) = unix_socket {
             map.serialize_entry("unix_socket", &path.display().to_string())?;
         }

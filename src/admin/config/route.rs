@@ -6,10 +6,10 @@ use http::header::{HeaderName, HeaderValue};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::Shown;
-use super::value::{duration, entries, entry_if, hide_secret, lossy, some, texts};
+use super::value::{duration, entries, entry_if, lossy, some, texts};
 use crate::config::{
-    Action, Forward, HeaderEdits, HostPattern, LocationPart, PathOverrides, PathPattern, PathRewrite, PathRule,
-    RouteConfig, Timeouts, ValueMatch,
+    Action, Forward, HeaderEdits, HostPattern, PathOverrides, PathPattern, PathRewrite, PathRule, RouteConfig,
+    Timeouts, ValueMatch,
 };
 
 impl Serialize for Shown<&RouteConfig> {
@@ -41,9 +41,9 @@ impl Serialize for Shown<&RouteConfig> {
             PathPattern::Regex(regex) => map.serialize_entry("path_regex", unanchored(regex))?,
         }
         entry_if(&mut map, "methods", some(texts(methods)).as_ref())?;
-        let headers = headers.iter().map(|it| (it.name.to_string(), MatchView::of(it.name.as_str(), &it.value)));
+        let headers = headers.iter().map(|it| (it.name.to_string(), MatchView::of(&it.value)));
         entry_if(&mut map, "headers", entries(headers).as_ref())?;
-        let query = query.iter().map(|it| (it.name.clone(), MatchView::of(&it.name, &it.value)));
+        let query = query.iter().map(|it| (it.name.clone(), MatchView::of(&it.value)));
         entry_if(&mut map, "query", entries(query).as_ref())?;
         if *paths != PathOverrides::default() {
             map.serialize_entry("paths", &Shown(paths))?;
@@ -63,8 +63,8 @@ fn action_keys<M: SerializeMap>(map: &mut M, action: &Action) -> Result<(), M::E
     match action {
         Action::Forward(forward) => forward_keys(map, forward),
         Action::Redirect(redirect) => {
-            let to: String = redirect.location.iter().map(location_part).collect();
-            map.serialize_entry("redirect", &RedirectView { to, status: redirect.status.as_u16() })
+            let view = RedirectView { to: redirect.target(), status: redirect.status.as_u16() };
+            map.serialize_entry("redirect", &view)
         }
         Action::Respond(respond) => map.serialize_entry(
             "respond",
@@ -113,12 +113,12 @@ enum MatchView {
 }
 
 impl MatchView {
-    fn of(name: &str, value: &ValueMatch) -> Self {
+    fn of(value: &ValueMatch) -> Self {
         match value {
             ValueMatch::Present => Self::Presence { present: true },
             ValueMatch::Absent => Self::Presence { present: false },
-            ValueMatch::Exact(text) => Self::Exact(hide_secret(name, text.clone())),
-            ValueMatch::Regex(regex) => Self::Regex { regex: hide_secret(name, unanchored(regex).to_owned()) },
+            ValueMatch::Exact(text) => Self::Exact(text.clone()),
+            ValueMatch::Regex(regex) => Self::Regex { regex: unanchored(regex).to_owned() },
         }
     }
 }
@@ -153,7 +153,7 @@ impl Serialize for Shown<&Timeouts> {
 impl Serialize for Shown<&HeaderEdits> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let values = |edits: &[(HeaderName, HeaderValue)]| {
-            entries(edits.iter().map(|(name, value)| (name.to_string(), hide_secret(name.as_str(), lossy(value)))))
+            entries(edits.iter().map(|(name, value)| (name.to_string(), lossy(value))))
         };
         let HeaderEdits { remove, set, add } = self.0;
         let mut map = serializer.serialize_map(None)?;
@@ -168,14 +168,4 @@ impl Serialize for Shown<&HeaderEdits> {
 fn unanchored(regex: &regex::Regex) -> &str {
     let text = regex.as_str();
     text.strip_prefix("^(?:").and_then(|text| text.strip_suffix(")$")).unwrap_or(text)
-}
-
-fn location_part(part: &LocationPart) -> &str {
-    match part {
-        LocationPart::Text(text) => text,
-        LocationPart::Scheme => "{scheme}",
-        LocationPart::Host => "{host}",
-        LocationPart::Path => "{path}",
-        LocationPart::Query => "{query}",
-    }
 }

@@ -2,7 +2,7 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::value::{duration, entries, entry_if, hide_secret, limit_entry, lossy, shown};
+use super::value::{duration, entries, entry_if, limit_entry, lossy, shown};
 use super::{Entries, Shown, Switched};
 use crate::admin::picking::place_keys;
 use crate::config::{
@@ -238,7 +238,7 @@ fn http_probe_keys<M: SerializeMap>(map: &mut M, probe: &HttpProbe) -> Result<()
     map.serialize_entry("path", target.as_str())?;
     entry_if(map, "host", host.as_ref().map(lossy).as_ref())?;
     map.serialize_entry("method", method.as_str())?;
-    let headers = headers.iter().map(|(name, value)| (name.to_string(), hide_secret(name.as_str(), lossy(value))));
+    let headers = headers.iter().map(|(name, value)| (name.to_string(), lossy(value)));
     entry_if(map, "headers", entries(headers).as_ref())?;
     let statuses = statuses.iter().map(|range| format!("{}-{}", range.start(), range.end()));
     map.serialize_entry("statuses", &statuses.collect::<Vec<_>>())?;
@@ -254,7 +254,7 @@ fn grpc_probe_keys<M: SerializeMap>(map: &mut M, probe: &GrpcProbe) -> Result<()
     map.serialize_entry("type", "grpc")?;
     map.serialize_entry("service", service)?;
     entry_if(map, "host", host.as_ref().map(lossy).as_ref())?;
-    let headers = headers.iter().map(|(name, value)| (name.to_string(), hide_secret(name.as_str(), lossy(value))));
+    let headers = headers.iter().map(|(name, value)| (name.to_string(), lossy(value)));
     entry_if(map, "headers", entries(headers).as_ref())
 }
 

@@ -6,16 +6,17 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::HeaderValue;
 
+use super::Check;
 use super::header::{Direction, edits, header_value};
 use super::retries::retries;
 use super::route::path_text;
 use super::upstream::is_host_name;
 use super::value::{number_in, optional_timeout, timeout, timeout_or_none};
-use super::{Check, header};
 use crate::config::error::Problem;
 use crate::config::field::{Field, Named};
+use crate::config::kind::{Location, Sensitive};
 use crate::config::raw;
-use crate::config::report::{Place, quote};
+use crate::config::report::Place;
 use crate::config::{
     Action, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts, UpstreamConfig, UpstreamName,
 };
@@ -78,7 +79,7 @@ fn forward(
     known: &[UpstreamConfig],
 ) -> Option<Forward> {
     let (path, host, timeouts) = (rewrite(check, raw), given_host(check, &raw.host), timeouts(check, &raw.timeouts));
-    let upstream = raw.upstream.value().and_then(|name| known.iter().find(|it| it.name.as_str() == name));
+    let upstream = raw.upstream.value().and_then(|name| known.iter().find(|it| it.name.as_str() == name.as_str()));
     let retries = retries(check, &raw.retries, &upstream.map(|it| Arc::clone(&it.retries)).unwrap_or_default());
     if let Some(raw::Retries::Table(raw)) = raw.retries.value()
         && let Some((place, _)) = raw.attempt_timeout.given()
@@ -89,8 +90,8 @@ fn forward(
     let (place, text) = raw.upstream.given()?;
     let entries = upstreams.entries();
     // A table of upstreams that could not be read at all is reported already, and its names are not known.
-    if !matches!(upstreams, Field::Wrong(_)) && !entries.iter().any(|entry| entry.name == *text) {
-        let problem = Problem::error(format!("unknown upstream {}", quote(text)));
+    if !matches!(upstreams, Field::Wrong(_)) && !entries.iter().any(|entry| entry.name == text.as_str()) {
+        let problem = Problem::error(format!("unknown upstream {}", check.quote(place, text)));
         check.add(place, problem.one_of(text, entries.iter().map(|entry| entry.name.as_str())));
     }
     Some(Forward { upstream: UpstreamName::from(text.as_str()), path, host, timeouts, retries })
@@ -124,8 +125,8 @@ fn rewrite(check: &Check<'_>, raw: &raw::Route) -> PathRewrite {
 }
 
 /// The host that the backend sees; `None` is the client's.
-fn given_host(check: &Check<'_>, field: &Field<String>) -> Option<HeaderValue> {
-    let (place, text) = field.given().filter(|(_, text)| *text != "preserve")?;
+fn given_host(check: &Check<'_>, field: &Field<Location>) -> Option<HeaderValue> {
+    let (place, text) = field.given().filter(|(_, text)| text.as_str() != "preserve")?;
     host(check, place, text, "\"preserve\", or a name such as \"backend.example.com\", with its port if any")
 }
 
@@ -139,7 +140,7 @@ pub(super) fn host(check: &Check<'_>, place: Place, text: &str, expected: &str) 
             && text.strip_prefix(host).is_some_and(|port| port.is_empty() || authority.port_u16().is_some())
     });
     if !valid {
-        check.add(place, Problem::error(format!("{} is not a host", quote(text))).expected(expected));
+        check.add(place, Problem::error(format!("{} is not a host", check.quote(place, text))).expected(expected));
         return None;
     }
     header_value(check, place, text)
@@ -174,7 +175,7 @@ fn redirect(check: &Check<'_>, field: &Field<raw::Redirect>) -> Option<Redirect>
         None => 308,
         Some((place, status)) => {
             if ![301, 302, 303, 307, 308].contains(status) {
-                let problem = Problem::error(format!("{status} is not the status of a redirect"));
+                let problem = Problem::error(format!("{} is not the status of a redirect", check.show(place, status)));
                 check.add(place, problem.expected("301, 302, 303, 307 or 308"));
             }
             *status
@@ -192,7 +193,7 @@ fn redirect(check: &Check<'_>, field: &Field<raw::Redirect>) -> Option<Redirect>
 fn location(check: &Check<'_>, place: Place, text: &str) -> Option<Vec<LocationPart>> {
     const NAMES: [&str; 4] = ["scheme", "host", "path", "query"];
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
-        let problem = Problem::error(format!("{} is not a URL", quote(text)));
+        let problem = Problem::error(format!("{} is not a URL", check.quote(place, text)));
         check.add(
             place,
             problem.expected("the like of \"https://{host}{path}{query}\", printable ASCII without spaces"),
@@ -219,8 +220,13 @@ fn location(check: &Check<'_>, place: Place, text: &str) -> Option<Vec<LocationP
             "path" => LocationPart::Path,
             "query" => LocationPart::Query,
             unknown => {
-                let problem = Problem::error(format!("unknown part {}", quote(&format!("{{{unknown}}}"))));
-                check.add(place, problem.one_of(unknown, NAMES));
+                // In the query it may be a piece of a secret.
+                let what = if text.get(..text.len() - part.len()).is_some_and(|before| before.contains(['?', '#'])) {
+                    "an unknown part in the query".to_owned()
+                } else {
+                    format!("unknown part {}", check.quote(place, &format!("{{{unknown}}}")))
+                };
+                check.add(place, Problem::error(what).one_of(unknown, NAMES));
                 return None;
             }
         });
@@ -235,7 +241,7 @@ fn location(check: &Check<'_>, place: Place, text: &str) -> Option<Vec<LocationP
 fn respond(check: &Check<'_>, raw: &raw::Respond) -> Respond {
     let status = raw.status.given().and_then(|(place, status)| number_in(check, place, *status, 200..=599));
     let status = status.and_then(status_code).unwrap_or(StatusCode::OK);
-    let body = raw.body.value().map_or("", String::as_str);
+    let body = raw.body.value().map_or("", Sensitive::reveal);
     let bodiless = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED].contains(&status);
     if let Some((place, _)) = raw.body.given()
         && bodiless
@@ -243,7 +249,8 @@ fn respond(check: &Check<'_>, raw: &raw::Respond) -> Respond {
     {
         check.add(
             place,
-            Problem::error(format!("a {} has no body", status.as_u16())).expected("another status, or no body"),
+            Problem::error(format!("a {} has no body", check.show_other(raw.status.place(), status.as_u16())))
+                .expected("another status, or no body"),
         );
     }
     if let Some((place, _)) = raw.content_type.given()
@@ -252,7 +259,7 @@ fn respond(check: &Check<'_>, raw: &raw::Respond) -> Respond {
         check.add(place, Problem::warning("there is no body that could have this type"));
     }
     let content_type = match raw.content_type.given() {
-        Some((place, text)) => header::header_value(check, place, text),
+        Some((place, text)) => header_value(check, place, text),
         None => Some(HeaderValue::from_static("text/plain; charset=utf-8")),
     };
     Respond { status, content_type: content_type.filter(|_| !body.is_empty()), body: Bytes::from(body.to_owned()) }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use super::Check;
 use super::upstream::is_host_name;
+use super::value::is_file_path;
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::kind::{FilePath, Location};
 use crate::config::raw;
-use crate::config::report::{Place, quote};
+use crate::config::report::Place;
 use crate::config::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 
 /// How backends are spoken to by TLS; `None` when there is no such table, or it is switched off.
@@ -38,13 +40,13 @@ pub(super) fn backend_tls(check: &Check<'_>, field: &Field<raw::BackendTls>) -> 
     enabled.then(|| Arc::new(config))
 }
 
-fn server_name(check: &Check<'_>, field: &Field<String>) -> Option<Arc<str>> {
+fn server_name(check: &Check<'_>, field: &Field<Location>) -> Option<Arc<str>> {
     let (place, text) = field.given()?;
     let name = text.to_ascii_lowercase();
     if name.parse::<IpAddr>().is_ok() || (is_host_name(&name) && !name.ends_with('.')) {
         return Some(Arc::from(name));
     }
-    let problem = Problem::error(format!("{} is not a name that a certificate can have", quote(text)));
+    let problem = Problem::error(format!("{} is not a name that a certificate can have", check.quote(place, text)));
     check.add(place, problem.expected("a host name such as \"users.internal\" or an IP address, without a port"));
     None
 }
@@ -64,14 +66,17 @@ fn client_certificate(check: &Check<'_>, field: &Field<raw::ClientCertificate>) 
     })
 }
 
-fn named_file(check: &Check<'_>, field: &Field<String>) -> Option<NamedFile> {
+fn named_file(check: &Check<'_>, field: &Field<FilePath>) -> Option<NamedFile> {
     let (place, text) = field.given()?;
-    if text.is_empty() || text.ends_with('/') || text.contains('\0') {
-        let problem = Problem::error(format!("{} is not a file's path", quote(text)));
+    if text.ends_with('/') || !is_file_path(text) {
+        let problem = Problem::error(format!("{} is not a file's path", check.quote(place, text)));
         check.add(place, problem.expected("the path of a PEM file"));
         return None;
     }
-    Some(NamedFile { path: PathBuf::from(text), spot: spot(check, place) })
+    Some(NamedFile {
+        path: PathBuf::from(text.as_str()),
+        spot: spot(check, place).showing(check.show(place, text.as_str())),
+    })
 }
 
 fn spot(check: &Check<'_>, place: Place) -> Spot {

@@ -11,11 +11,12 @@ use http::uri::PathAndQuery;
 use super::Check;
 use super::action::host;
 use super::header::{Direction, values};
-use super::value::{SIZE, choice, number, pattern_within, size, timeout};
+use super::value::{choice, number, pattern_within, size_in, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::kind::{Location, Word};
 use crate::config::raw;
-use crate::config::report::{Place, quote};
+use crate::config::report::Place;
 use crate::config::{BodyMatch, GrpcProbe, HealthCheckConfig, HttpProbe, InitialHealth, Probe};
 
 /// Below this a check is a flood.
@@ -66,9 +67,9 @@ pub(super) fn health_check(
         probe,
         port: port(check, &raw.port),
         interval,
-        interval_in_doubt: within(check, &raw.interval_in_doubt, INTERVAL_IN_DOUBT, interval, INTERVAL_MIN),
+        interval_in_doubt: within(check, raw, &raw.interval_in_doubt, INTERVAL_IN_DOUBT, interval, INTERVAL_MIN),
         jitter_percent: u8::try_from(number(check, &raw.jitter_percent, 10, 0..=50)).unwrap_or_default(),
-        timeout: within(check, &raw.timeout, TIMEOUT, interval, Duration::ZERO),
+        timeout: within(check, raw, &raw.timeout, TIMEOUT, interval, Duration::ZERO),
         unhealthy_after: count(&raw.unhealthy_after, 3),
         healthy_after: count(&raw.healthy_after, 2),
         initial: choice(check, &raw.initial, InitialHealth::FirstCheck, &initial.map(|it| (it.as_str(), it))),
@@ -88,7 +89,8 @@ fn refuse_short(check: &Check<'_>, field: &Field<raw::Duration>, duration: Durat
     {
         check.add(
             place,
-            Problem::error(format!("{} is too short", quote(text))).expected(format!("at least {least:?}")),
+            Problem::error(format!("{} is too short", check.quote(place, text)))
+                .expected(format!("at least {least:?}")),
         );
     }
 }
@@ -96,6 +98,7 @@ fn refuse_short(check: &Check<'_>, field: &Field<raw::Duration>, duration: Durat
 /// A time that cannot be longer than the interval; where the file has none, the interval shortens the default.
 fn within(
     check: &Check<'_>,
+    raw: &raw::HealthCheck,
     field: &Field<raw::Duration>,
     default: Duration,
     interval: Duration,
@@ -107,7 +110,8 @@ fn within(
     let duration = timeout(check, field, "10ms");
     refuse_short(check, field, duration, least);
     if duration > interval {
-        let problem = Problem::error(format!("longer than the interval of {interval:?}"));
+        let shown = check.show_other(raw.interval.place(), format_args!("{interval:?}"));
+        let problem = Problem::error(format!("longer than the interval of {shown}"));
         check.add(place, problem.expected("the interval at most"));
         return default;
     }
@@ -149,13 +153,13 @@ fn refuse_keys_of_others(check: &Check<'_>, raw: &raw::HealthCheck, kind: Kind) 
 /// Longer names than any that somebody would give a service.
 const SERVICE_BYTES_MAX: usize = 1024;
 
-fn service(check: &Check<'_>, field: &Field<String>) -> String {
+fn service(check: &Check<'_>, field: &Field<Word>) -> String {
     let Some((place, text)) = field.given() else { return String::new() };
     if text.len() > SERVICE_BYTES_MAX {
         let problem = Problem::error(format!("{} bytes are too long for a service's name", text.len()));
         check.add(place, problem.expected("1024 bytes at most"));
     }
-    text.clone()
+    text.to_string()
 }
 
 fn http_probe(check: &Check<'_>, raw: &raw::HealthCheck) -> HttpProbe {
@@ -172,22 +176,22 @@ fn http_probe(check: &Check<'_>, raw: &raw::HealthCheck) -> HttpProbe {
     }
 }
 
-fn target(check: &Check<'_>, field: &Field<String>) -> PathAndQuery {
+fn target(check: &Check<'_>, field: &Field<Location>) -> PathAndQuery {
     let root = PathAndQuery::from_static("/");
     let Some((place, text)) = field.given() else { return root };
     let legal = |text: &str| text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     let target = text.parse::<PathAndQuery>().ok().filter(|_| text.starts_with('/') && legal(text));
     target.unwrap_or_else(|| {
-        let problem = Problem::error(format!("{} is not a path", quote(text)));
+        let problem = Problem::error(format!("{} is not a path", check.quote(place, text)));
         let suggestion = (!text.is_empty() && !text.starts_with('/') && legal(text) && !text.contains(':'))
-            .then(|| format!("/{text}"));
+            .then(|| format!("/{}", text.as_str()));
         let expected = "a slash first, a query if any, and no spaces, \"#\" or characters that must be percent-encoded";
         check.add(place, problem.expected(expected).suggest(suggestion));
         root
     })
 }
 
-fn given_host(check: &Check<'_>, field: &Field<String>) -> Option<HeaderValue> {
+fn given_host(check: &Check<'_>, field: &Field<Location>) -> Option<HeaderValue> {
     let (place, text) = field.given()?;
     host(check, place, text, "a name such as \"backend.example.com\", with its port if any")
 }
@@ -206,11 +210,11 @@ fn statuses(check: &Check<'_>, field: &Field<Vec<Field<raw::Statuses>>>) -> Vec<
 fn status_range(check: &Check<'_>, place: Place, raw: &raw::Statuses) -> Option<RangeInclusive<u16>> {
     let status = |text: &str| text.parse::<u16>().ok().filter(|it| text.len() == 3 && (200..=599).contains(it));
     let (range, written) = match raw {
-        raw::Statuses::Integer(number) => (status(&number.to_string()).map(|it| it..=it), number.to_string()),
+        raw::Statuses::Integer(number) => (status(&number.to_string()).map(|it| it..=it), check.show(place, number)),
         raw::Statuses::String(text) => {
             let (first, last) = text.split_once('-').unwrap_or((text, text));
             let range = status(first.trim()).zip(status(last.trim())).map(|(first, last)| first..=last);
-            (range, quote(text))
+            (range, check.quote(place, text))
         }
     };
     let range = range.filter(|range| !range.is_empty());
@@ -229,14 +233,7 @@ fn body(check: &Check<'_>, raw: &raw::HealthCheck, method: &Method) -> Option<Bo
     if *method == Method::HEAD {
         check.add(place, Problem::error("the answer to HEAD has no body").expected("another method, or not this key"));
     }
-    let limit = raw.body_limit.given().and_then(|(place, written)| {
-        let bytes = size(check, place, written, SIZE)?;
-        if (1..=BODY_BYTES_MAX).contains(&bytes) {
-            return Some(bytes);
-        }
-        check.add(place, Problem::error(format!("{bytes} bytes are out of range")).expected("1 to \"1MiB\""));
-        None
-    });
+    let limit = size_in(check, &raw.body_limit, 1..=BODY_BYTES_MAX, "1 to \"1MiB\"");
     let limit = usize::try_from(limit.unwrap_or(BODY_BYTES)).unwrap_or(usize::MAX);
-    Some(BodyMatch { pattern: pattern_within(check, place, text)?, limit })
+    Some(BodyMatch { pattern: pattern_within(check, place, text.reveal())?, limit })
 }

@@ -8,7 +8,6 @@ use super::value::{choice, number, number_in, optional_timeout, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
-use crate::config::report::quote;
 use crate::config::{
     AdaptiveLimitConfig, BackendConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig,
     QueueOrder,
@@ -65,7 +64,7 @@ fn warn_of_unreached(check: &Check<'_>, field: &Field<raw::Limit>, limits: Backe
         (field.place(), limits.max_in_flight, limits.max_connections)
         && in_flight > connections
     {
-        let problem = format!("never reached: each request takes one of the {connections} connections");
+        let problem = "never reached: each request takes a connection, and max_connections allows fewer";
         check.add(place, Problem::warning(problem));
     }
 }
@@ -80,7 +79,7 @@ pub(super) fn limit(check: &Check<'_>, field: &Field<raw::Limit>) -> Option<Opti
         }
         raw::Limit::String(text) if text == "unlimited" => Some(None),
         raw::Limit::String(text) => {
-            let problem = Problem::error(format!("unknown value {}", quote(text)));
+            let problem = Problem::error(format!("unknown value {}", check.quote(place, text)));
             let suggestion = text.parse::<u32>().is_err().then(|| "unlimited".to_owned());
             check.add(place, problem.expected("a whole number or \"unlimited\"").suggest(suggestion));
             None
@@ -144,8 +143,10 @@ fn adaptive(check: &Check<'_>, field: &Field<raw::AdaptiveLimit>) -> Option<Adap
     let min = count(check, &raw.min, 20.min(max.into()), 1, MOST);
     let initial = count(check, &raw.initial, 20.clamp(min.min(max).into(), max.into()), 1, MOST);
     if let (Some(place), true) = (raw.min.place(), min > max) {
-        check.add(place, Problem::error(format!("above max, which is {max}")).expected("max at most"));
+        let shown = check.show_other(raw.max.place(), max);
+        check.add(place, Problem::error(format!("above max, which is {shown}")).expected("max at most"));
     } else if let (Some(place), false) = (raw.initial.place(), (min..=max).contains(&initial)) {
+        let (min, max) = (check.show_other(raw.min.place(), min), check.show_other(raw.max.place(), max));
         check.add(
             place,
             Problem::error("the limit would not begin here").expected(format!("min to max: {min} to {max}")),

@@ -9,12 +9,13 @@ use ipnet::IpNet;
 
 use super::limits::limit;
 use super::tls::tls;
-use super::value::{SIZE, choice, name, number, size, timeout};
+use super::value::{SIZE, choice, name, number, size, size_in, timeout};
 use super::{Check, redirect_loop};
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::kind::{Location, Word};
 use crate::config::raw;
-use crate::config::report::{Place, quote};
+use crate::config::report::Place;
 use crate::config::{
     ForwardedHeader, Http2Config, ListenerConfig, ListenerName, LocationPart, PathOverrides, PathRule, PathsConfig,
     Redirect,
@@ -26,25 +27,45 @@ const HEADER_BYTES: u64 = 64 << 10;
 const HEADER_BYTES_RANGE: std::ops::RangeInclusive<u64> = (8 << 10)..=(16 << 20);
 const BODY_BYTES: u64 = 10 << 20;
 
+/// A listener, and where its name and its address stand: what of them problems may have is known there.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub(super) config: ListenerConfig,
+    name: Place,
+    address: Place,
+}
+
+impl Checked {
+    /// Its name as a problem may have it.
+    pub(super) fn name(&self, check: &Check<'_>) -> String {
+        check.show(self.name, &self.config.name)
+    }
+
+    /// The same in quotes.
+    pub(super) fn quoted_name(&self, check: &Check<'_>) -> String {
+        check.quote(self.name, self.config.name.as_str())
+    }
+}
+
 /// The listeners, and whether they get along with each other and with the admin address.
 pub(super) fn listeners(
     check: &Check<'_>,
     field: &Field<raw::Tables<raw::Listener>>,
     admin: Option<SocketAddr>,
-) -> Vec<ListenerConfig> {
-    let mut listeners: Vec<ListenerConfig> = Vec::new();
+) -> Vec<Checked> {
+    let mut listeners: Vec<Checked> = Vec::new();
     let mut redirecting = Vec::new();
     let mut names = HashSet::new();
     for (place, raw) in field.members() {
         let Some((address_place, address)) = address(check, place, &raw.address) else { continue };
-        if let Some(other) = listeners.iter().find(|other| overlap(other.address, address)) {
-            let name = quote(other.name.as_str());
-            let what = if other.address == address {
+        if let Some(other) = listeners.iter().find(|other| overlap(other.config.address, address)) {
+            let (name, others) = (other.quoted_name(check), check.show(other.address, other.config.address));
+            let what = if other.config.address == address {
                 format!("listener {name} has this address already")
             } else if address.ip().is_unspecified() {
-                format!("listener {name} has {}, which is a part of this", other.address)
+                format!("listener {name} has {others}, which is a part of this")
             } else {
-                format!("listener {name} has {}, of which this is a part", other.address)
+                format!("listener {name} has {others}, of which this is a part")
             };
             check.add(address_place, Problem::error(what).expected("another port"));
         }
@@ -56,17 +77,19 @@ pub(super) fn listeners(
         }
         let (name_place, name) = match raw.name.given().and_then(|(at, text)| Some((at, name(check, at, text)?))) {
             Some(given) => given,
-            None => (address_place, raw.address.value().map_or("", String::as_str)),
+            None => (address_place, raw.address.value().map_or("", |address| address)),
         };
         let name = ListenerName::from(name);
         // Of two that are called alike because they have the same address, the address is the problem.
         let named_after_address = raw.name.place().is_none() && address.port() != 0;
         if !names.insert(name.clone()) && !named_after_address {
-            let problem = Problem::error(format!("another listener is called {}", quote(name.as_str())));
+            let problem =
+                Problem::error(format!("another listener is called {}", check.quote(name_place, name.as_str())));
             check.add(name_place, problem.expected("a name of its own"));
         }
         redirecting.push(raw.redirect_to_https.place());
-        listeners.push(listener(check, raw, name, address));
+        let config = listener(check, raw, name, address);
+        listeners.push(Checked { config, name: name_place, address: address_place });
     }
     redirect_loop::to_https(check, &redirecting, &listeners);
     if field.place().is_none() || field.value().is_some_and(Vec::is_empty) {
@@ -109,24 +132,28 @@ fn max_connections_per_address(check: &Check<'_>, raw: &raw::Listener) -> Option
     let most = limit(check, &raw.max_connections_per_address).flatten()?;
     let all = count(check, &raw.max_connections, MAX_CONNECTIONS, 1..=10_000_000);
     if let Some(place) = raw.max_connections_per_address.place().filter(|_| most as usize > all) {
+        let all = check.show_other(raw.max_connections.place(), all);
         let problem = format!("never reached: there are {all} connections at most");
         check.add(place, Problem::warning(problem));
     }
     Some(most)
 }
 
-fn forwarded_headers(check: &Check<'_>, field: &Field<Vec<Field<String>>>) -> Vec<ForwardedHeader> {
+fn forwarded_headers(check: &Check<'_>, field: &Field<Vec<Field<Word>>>) -> Vec<ForwardedHeader> {
     let mut headers = Vec::new();
     for (place, text) in field.members() {
         let named = ForwardedHeader::NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
         match named {
             Some((_, header)) if headers.contains(header) => {
-                check.add(place, Problem::error(format!("header {} is there twice", quote(text))));
+                check.add(place, Problem::error(format!("header {} is there twice", check.quote(place, text))));
             }
             Some((_, header)) => headers.push(*header),
             None => {
                 let names = ForwardedHeader::NAMES.iter().map(|(name, _)| *name);
-                check.add(place, Problem::error(format!("unknown header {}", quote(text))).one_of(text, names));
+                check.add(
+                    place,
+                    Problem::error(format!("unknown header {}", check.quote(place, text))).one_of(text, names),
+                );
             }
         }
     }
@@ -136,7 +163,7 @@ fn forwarded_headers(check: &Check<'_>, field: &Field<Vec<Field<String>>>) -> Ve
 /// `paths = { .. }` of a listener or a route.
 pub(super) fn paths(check: &Check<'_>, field: &Field<raw::Paths>) -> PathOverrides {
     let Some(paths) = field.value() else { return PathOverrides::default() };
-    let rule = |field: &Field<String>| {
+    let rule = |field: &Field<Word>| {
         field.value()?;
         let rules = PathRule::NAMES.map(|(name, rule)| (name, Some(rule)));
         choice(check, field, None, &rules)
@@ -191,7 +218,8 @@ fn http2(check: &Check<'_>, field: &Field<raw::Http2>) -> Option<Http2Config> {
         ),
     };
     if let (Some(place), true) = (raw.connection_window.place(), config.connection_window < config.stream_window) {
-        let problem = Problem::error(format!("below stream_window, which is {}", config.stream_window));
+        let shown = check.show_other(raw.stream_window.place(), config.stream_window);
+        let problem = Problem::error(format!("below stream_window, which is {shown}"));
         check.add(place, problem.expected("stream_window at least"));
     }
     raw.enabled.value().copied().unwrap_or(true).then_some(config)
@@ -200,15 +228,8 @@ fn http2(check: &Check<'_>, field: &Field<raw::Http2>) -> Option<Http2Config> {
 /// A window of HTTP/2. Its connections begin with 64 KiB, and a window cannot have more than 31 bits.
 fn window(check: &Check<'_>, field: &Field<raw::Size>, default: u32) -> u32 {
     const RANGE: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
-    let bytes = field.given().and_then(|(place, written)| {
-        let bytes = size(check, place, written, SIZE)?;
-        if RANGE.contains(&bytes) {
-            return u32::try_from(bytes).ok();
-        }
-        check.add(place, Problem::error(format!("{bytes} bytes are out of range")).expected("\"64KiB\" to \"1GiB\""));
-        None
-    });
-    bytes.unwrap_or(default)
+    let bytes = size_in(check, field, RANGE, "\"64KiB\" to \"1GiB\"");
+    bytes.and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(default)
 }
 
 pub(super) fn count(
@@ -221,14 +242,7 @@ pub(super) fn count(
 }
 
 fn max_header_bytes(check: &Check<'_>, field: &Field<raw::Size>) -> usize {
-    let bytes = field.given().and_then(|(place, written)| {
-        let bytes = size(check, place, written, SIZE)?;
-        if HEADER_BYTES_RANGE.contains(&bytes) {
-            return Some(bytes);
-        }
-        check.add(place, Problem::error(format!("{bytes} bytes are out of range")).expected("\"8KiB\" to \"16MiB\""));
-        None
-    });
+    let bytes = size_in(check, field, HEADER_BYTES_RANGE, "\"8KiB\" to \"16MiB\"");
     usize::try_from(bytes.unwrap_or(HEADER_BYTES)).unwrap_or(usize::MAX)
 }
 
@@ -242,7 +256,7 @@ fn max_body_bytes(check: &Check<'_>, field: &Field<raw::Size>) -> Option<u64> {
     }
 }
 
-fn address(check: &Check<'_>, listener: Place, field: &Field<String>) -> Option<(Place, SocketAddr)> {
+fn address(check: &Check<'_>, listener: Place, field: &Field<Location>) -> Option<(Place, SocketAddr)> {
     match field {
         Field::Absent => {
             let problem = Problem::error("a listener needs an address").expected("\"0.0.0.0:8080\" or \"[::]:8080\"");
@@ -266,7 +280,7 @@ pub(super) fn socket_address(check: &Check<'_>, place: Place, text: &str) -> Opt
         Some((host, port)) => with(host, port),
         None => with("0.0.0.0", text),
     };
-    let problem = Problem::error(format!("{} is not an IP address and a port", quote(text)));
+    let problem = Problem::error(format!("{} is not an IP address and a port", check.quote(place, text)));
     check.add(place, problem.expected("the like of \"0.0.0.0:8080\" or \"[::]:8080\"").suggest(suggestion));
     None
 }
@@ -291,12 +305,12 @@ pub(super) fn reaches(own: SocketAddr, address: SocketAddr) -> bool {
 fn network(check: &Check<'_>, place: Place, text: &str) -> Option<IpNet> {
     let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     let Some(network) = network else {
-        let problem = Problem::error(format!("{} is not an address or a network", quote(text)));
+        let problem = Problem::error(format!("{} is not an address or a network", check.quote(place, text)));
         check.add(place, problem.expected("the like of \"10.0.0.0/8\", \"192.0.2.7\" or \"2001:db8::/32\""));
         return None;
     };
     if network.trunc() != network {
-        let problem = Problem::warning(format!("{} is read as {}", quote(text), network.trunc()));
+        let problem = Problem::warning(format!("{} is read as the network that it is in", check.quote(place, text)));
         check.add(place, problem.suggest(Some(network.trunc().to_string())));
     }
     Some(network.trunc())

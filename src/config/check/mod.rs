@@ -3,7 +3,7 @@
 //! A value that is wrong is reported and stands for its default from there on, so that the checks after it do not report
 //! its consequences; any error in the report means that no [`Config`] comes out.
 
-use std::fs;
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
+use super::access::{self, Access};
 use super::error::{Problem, Problems};
 use super::raw;
 use super::reader::{self, Env};
@@ -58,9 +59,9 @@ pub fn load(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Problems> {
         problem.file.clone_from(&file);
         Problems::new(vec![problem])
     };
-    let bytes = fs::read(path).map_err(|error| whole(format!("could not read it: {error}")))?;
+    let (bytes, access) = access::read(path).map_err(|error| whole(format!("could not read it: {error}")))?;
     match String::from_utf8(bytes) {
-        Ok(text) => parse(&text, &file, &|name| std::env::var(name).ok(), vocabulary),
+        Ok(text) => parse_file(&text, &file, &|name| std::env::var(name).ok(), vocabulary, Some(access)),
         Err(error) => Err(not_utf8(&file, &error)),
     }
 }
@@ -81,8 +82,19 @@ pub fn parse(
     env: &dyn Fn(&str) -> Option<String>,
     vocabulary: &Vocabulary,
 ) -> Result<Loaded, Problems> {
+    parse_file(text, file, env, vocabulary, None)
+}
+
+fn parse_file(
+    text: &str,
+    file: &str,
+    env: &Env<'_>,
+    vocabulary: &Vocabulary,
+    access: Option<Access>,
+) -> Result<Loaded, Problems> {
     let report = Report::new(file, text);
-    let config = read_toml(text, &report).map(|root| check(&root, &report, env, vocabulary));
+    let check = Check { report: &report, vocabulary, access };
+    let config = read_toml(text, &report).map(|root| config(&check, reader::read(&root, &report, env)));
     let problems = report.finish();
     match config {
         Some(config) if !problems.refuse() => Ok(Loaded { config, warnings: problems.into_vec() }),
@@ -121,6 +133,8 @@ fn one_line(message: &str) -> String {
 struct Check<'a> {
     report: &'a Report<'a>,
     vocabulary: &'a Vocabulary,
+    /// Who may read the file; `None` where it is none.
+    access: Option<Access>,
 }
 
 impl Check<'_> {
@@ -128,27 +142,42 @@ impl Check<'_> {
     fn add(&self, place: Place, problem: Problem) {
         self.report.add(place, problem);
     }
+
+    /// The text that stands at a place, as a problem may have it.
+    fn quote(&self, place: Place, text: &str) -> String {
+        self.report.quote(place, text)
+    }
+
+    /// The same of what is no text, or needs no quotes.
+    fn show(&self, place: Place, value: impl Display) -> String {
+        self.report.show(place, value)
+    }
+
+    /// The same of what another key says, or its default where it says nothing.
+    fn show_other(&self, place: Option<Place>, value: impl Display) -> String {
+        place.map_or_else(|| value.to_string(), |place| self.show(place, &value))
+    }
 }
 
-fn check(root: &Spanned<DeValue<'_>>, report: &Report<'_>, env: &Env<'_>, vocabulary: &Vocabulary) -> Config {
-    let file: raw::File = reader::read(root, report, env);
-    let check = Check { report, vocabulary };
-    let admin = process::admin(&check, &file.admin);
-    let listeners = listener::listeners(&check, &file.listener, admin.as_ref().map(|admin| admin.address));
-    let zone = picking::zone(&check, &file.zone);
-    let upstreams = upstream::upstreams(&check, &file, &listeners, zone.as_ref());
-    let routes = route::routes(&check, &file, &listeners, &upstreams);
+fn config(check: &Check<'_>, file: raw::File) -> Config {
+    let admin = process::admin(check, &file.admin);
+    let listeners = listener::listeners(check, &file.listener, admin.as_ref().map(|admin| admin.address));
+    let zone = picking::zone(check, &file.zone);
+    let upstreams = upstream::upstreams(check, &file, &listeners, zone.as_ref());
+    let routes = route::routes(check, &file, &listeners, &upstreams);
+    let tells_identity =
+        listeners.iter().filter_map(|it| it.config.tls.as_ref()).any(|it| it.client_certificates.is_some());
     Config {
-        workers: process::workers(&check, &file.workers),
-        shutdown_grace: value::duration(&check, &file.shutdown_grace, "30s"),
-        drain_limit: value::duration(&check, &file.drain_limit, "60s"),
+        workers: process::workers(check, &file.workers),
+        shutdown_grace: value::duration(check, &file.shutdown_grace, "30s"),
+        drain_limit: value::duration(check, &file.drain_limit, "60s"),
         admin,
         zone,
-        log: process::log(&check, &file.log),
-        access_log: process::access_log(&check, &file.access_log),
-        overload: limits::overload(&check, &file.overload),
-        tells_identity: listeners.iter().filter_map(|it| it.tls.as_ref()).any(|tls| tls.client_certificates.is_some()),
-        listeners: listeners.into_iter().map(Arc::new).collect(),
+        log: process::log(check, &file.log),
+        access_log: process::access_log(check, &file.access_log),
+        overload: limits::overload(check, &file.overload),
+        tells_identity,
+        listeners: listeners.into_iter().map(|it| Arc::new(it.config)).collect(),
         routes: routes.into_iter().map(Arc::new).collect(),
         upstreams: upstreams.into_iter().map(Arc::new).collect(),
     }

@@ -6,9 +6,20 @@
 use std::collections::HashMap;
 
 use super::Check;
+use super::listener::Checked;
 use crate::config::error::Problem;
 use crate::config::report::{Place, quote};
-use crate::config::{HostPattern, ListenerConfig, PathPattern, RouteConfig, ValueMatch};
+use crate::config::{HostPattern, PathPattern, RouteConfig, ValueMatch};
+
+/// A route that may match what another does.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    /// Where it is.
+    pub(super) place: Place,
+    pub(super) route: RouteConfig,
+    /// Whether problems may say what it is called and matches.
+    pub(super) told: bool,
+}
 
 /// One product.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -20,9 +31,9 @@ struct Match<'r> {
 }
 
 /// Reports each route that matches what one before it matches.
-pub(super) fn check(check: &Check<'_>, routes: &[(Place, &RouteConfig)], listeners: &[ListenerConfig]) {
+pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Checked]) {
     let mut seen: HashMap<Match<'_>, usize> = HashMap::new();
-    for (index, (place, route)) in routes.iter().enumerate() {
+    for (index, Candidate { place, route, told }) in routes.iter().enumerate() {
         let mut shared = None;
         for product in products(route, listeners) {
             let first = *seen.entry(product.clone()).or_insert(index);
@@ -31,23 +42,27 @@ pub(super) fn check(check: &Check<'_>, routes: &[(Place, &RouteConfig)], listene
             }
         }
         if let Some((first, product)) = shared
-            && let Some((first_place, first_route)) = routes.get(first)
+            && let Some(first) = routes.get(first)
         {
-            let problem = Problem::error(format!(
-                "matches the same requests as {} {}{}",
-                check.report.path(*first_place),
-                quote(first_route.name.as_str()),
-                describe(&product, route, first_route),
-            ));
-            check.add(*place, problem.expected("another host, path, method, header, query or listener"));
+            let mut what = format!("matches the same requests as {}", check.report.path(first.place));
+            if *told && first.told {
+                let listener = listeners.iter().find(|it| it.config.name.as_str() == product.listener);
+                let listener = listener.map(|it| it.name(check)).unwrap_or_default();
+                what += &format!(
+                    " {}{}",
+                    quote(first.route.name.as_str()),
+                    describe(&product, &listener, route, &first.route)
+                );
+            }
+            check.add(*place, Problem::error(what).expected("another host, path, method, header, query or listener"));
         }
     }
 }
 
-fn products<'r>(route: &'r RouteConfig, listeners: &'r [ListenerConfig]) -> Vec<Match<'r>> {
+fn products<'r>(route: &'r RouteConfig, listeners: &'r [Checked]) -> Vec<Match<'r>> {
     let rest: std::rc::Rc<str> = rest(route).into();
     let bound: Vec<&str> = match route.listeners.as_slice() {
-        [] => listeners.iter().map(|listener| listener.name.as_str()).collect(),
+        [] => listeners.iter().map(|listener| listener.config.name.as_str()).collect(),
         bound => bound.iter().map(|name| name.as_str()).collect(),
     };
     let hosts: Vec<_> = if route.hosts.is_empty() { vec![None] } else { route.hosts.iter().map(Some).collect() };
@@ -85,7 +100,7 @@ fn rest(route: &RouteConfig) -> String {
 }
 
 /// What two routes share, where that is not all of them.
-fn describe(product: &Match<'_>, a: &RouteConfig, b: &RouteConfig) -> String {
+fn describe(product: &Match<'_>, listener: &str, a: &RouteConfig, b: &RouteConfig) -> String {
     let mut parts = Vec::new();
     if a.hosts != b.hosts {
         match product.host {
@@ -100,7 +115,7 @@ fn describe(product: &Match<'_>, a: &RouteConfig, b: &RouteConfig) -> String {
         parts.push(format!("with method {method}"));
     }
     if a.listeners != b.listeners {
-        parts.push(format!("at listener {}", product.listener));
+        parts.push(format!("at listener {listener}"));
     }
     parts.iter().map(|part| format!(" {part}")).collect()
 }

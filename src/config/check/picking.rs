@@ -9,8 +9,8 @@ use super::Check;
 use super::value::{duration, name, number, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::kind::Word;
 use crate::config::raw;
-use crate::config::report::quote;
 use crate::config::{BackendConfig, OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 
 /// Below this the control plane would be busy with nothing else.
@@ -19,7 +19,7 @@ const INTERVAL_MIN: Duration = Duration::from_millis(10);
 const INTERVALS_MAX: u32 = 64;
 
 /// The name of a zone.
-pub(super) fn zone(check: &Check<'_>, field: &Field<String>) -> Option<Arc<str>> {
+pub(super) fn zone(check: &Check<'_>, field: &Field<Word>) -> Option<Arc<str>> {
     let (place, text) = field.given()?;
     name(check, place, text).map(Arc::from)
 }
@@ -138,24 +138,25 @@ pub(super) fn tiers(
     TiersConfig {
         overprovisioning_percent: (factor * 100.0).round() as u32,
         panic_percent: u32::try_from(number(check, &raw.panic_threshold, 50, 0..=100)).unwrap_or_default(),
-        zones: zones(check, &raw.zone_preference, backends, local),
+        zones: zones(check, raw, backends, local),
     }
 }
 
 /// Zones are preferred where the process and backends say where they are: that is what one says it for.
 fn zones(
     check: &Check<'_>,
-    field: &Field<raw::ZonePreference>,
+    upstream: &raw::Upstream,
     backends: &[BackendConfig],
     local: Option<&Arc<str>>,
 ) -> Option<ZonesConfig> {
     let unset = raw::ZonePreference::default();
-    let raw = field.value().unwrap_or(&unset);
+    let raw = upstream.zone_preference.value().unwrap_or(&unset);
     let known: BTreeSet<&str> = backends.iter().filter_map(|backend| backend.place.zone.as_deref()).collect();
     let load = raw.load.entries().iter().filter_map(|entry| {
         if !known.contains(&*entry.name) {
-            let problem = Problem::error(format!("no backend is in zone {}", quote(&entry.name)));
-            check.add(entry.place, problem.one_of(&entry.name, known.iter().copied()));
+            let problem = format!("no backend is in zone {}", check.quote(entry.place, &entry.name));
+            let shown = shown_zones(check, upstream, &known);
+            check.add(entry.place, Problem::error(problem).one_of(&entry.name, shown.iter().map(String::as_str)));
         }
         let part = u32::try_from(number(check, &entry.value, 0, 0..=1_000_000)).unwrap_or_default();
         Some((Arc::from(&*entry.name), part)).filter(|_| entry.value.given().is_some())
@@ -163,7 +164,7 @@ fn zones(
     let load = load.collect();
     let backends_min = usize::try_from(number(check, &raw.backends_min, 6, 1..=100_000)).unwrap_or(6);
     let on = raw.enabled.value().copied();
-    if let Some((place, _)) = field.given()
+    if let Some((place, _)) = upstream.zone_preference.given()
         && on != Some(false)
     {
         if local.is_none() {
@@ -177,13 +178,23 @@ fn zones(
     Some(ZonesConfig { local: Arc::clone(local), load, backends_min })
 }
 
+/// The known zones of an upstream's backends, as a problem may have them.
+fn shown_zones(check: &Check<'_>, upstream: &raw::Upstream, known: &BTreeSet<&str>) -> BTreeSet<String> {
+    let zones = upstream.backends.members().filter_map(|(_, backend)| match backend {
+        raw::Backend::Table(table) => table.zone.given(),
+        raw::Backend::String(_) => None,
+    });
+    let zones = zones.filter(|(_, zone)| known.contains(zone.as_str()));
+    zones.map(|(place, zone)| check.show(place, zone.as_str())).collect()
+}
+
 /// Any number within a range.
 fn real(check: &Check<'_>, field: &Field<f64>, default: f64, range: RangeInclusive<f64>) -> f64 {
     let Some((place, &number)) = field.given() else { return default };
     if range.contains(&number) {
         return number;
     }
-    let problem = Problem::error(format!("{number} is out of range"));
+    let problem = Problem::error(format!("{} is out of range", check.show(place, number)));
     check.add(place, problem.expected(format!("{} to {}", range.start(), range.end())));
     default
 }
@@ -195,7 +206,8 @@ fn at_least(check: &Check<'_>, field: &Field<raw::Duration>, value: Duration, le
     {
         check.add(
             place,
-            Problem::error(format!("{} is too short", quote(text))).expected(format!("at least {written}")),
+            Problem::error(format!("{} is too short", check.quote(place, text)))
+                .expected(format!("at least {written}")),
         );
     }
 }

@@ -8,11 +8,12 @@ use tracing_subscriber::EnvFilter;
 
 use super::Check;
 use super::listener::socket_address;
-use super::value::{choice, number, number_in};
+use super::value::{choice, is_file_path, number, number_in};
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::kind::{FilePath, Word};
 use crate::config::raw;
-use crate::config::report::{Place, quote};
+use crate::config::report::Place;
 use crate::config::{AccessLogConfig, AccessLogFormat, AccessLogOutput, LogConfig, LogFormat};
 use crate::config::{AdminConfig, Secret, log_filter};
 
@@ -28,7 +29,7 @@ pub(super) fn workers(check: &Check<'_>, field: &Field<raw::Workers>) -> Option<
         }
         (_, raw::Workers::String(text)) if text == "auto" => None,
         (place, raw::Workers::String(text)) => {
-            let problem = Problem::error(format!("unknown value {}", quote(text)));
+            let problem = Problem::error(format!("unknown value {}", check.quote(place, text)));
             let suggestion = text.parse::<u16>().is_err().then(|| "auto".to_owned());
             check.add(place, problem.expected("a whole number or \"auto\"").suggest(suggestion));
             None
@@ -46,7 +47,7 @@ pub(super) fn admin(check: &Check<'_>, field: &Field<raw::Admin>) -> Option<Admi
     let plain = AdminConfig { address: ADMIN, token: None, unix_socket: None };
     let Some(admin) = field.value() else { return Some(plain) };
     let address = admin.address.given().and_then(|(place, text)| socket_address(check, place, text));
-    let token = admin.token.given().and_then(|(place, text)| token(check, place, text));
+    let token = admin.token.given().and_then(|(place, text)| token(check, place, text.reveal()));
     let unix_socket = admin.unix_socket.given().and_then(|(place, text)| unix_socket(check, place, text));
     let on = admin.enabled.value().copied().unwrap_or(true);
     on.then(|| AdminConfig { address: address.unwrap_or(ADMIN), token, unix_socket })
@@ -56,6 +57,15 @@ pub(super) fn admin(check: &Check<'_>, field: &Field<raw::Admin>) -> Option<Admi
 fn token(check: &Check<'_>, place: Place, text: &str) -> Option<Secret> {
     let good = |c: char| c.is_ascii_graphic();
     if text.len() >= TOKEN_CHARACTERS_MIN && text.chars().all(good) {
+        // What comes from the environment is not in the file.
+        if let Some(access) = check.access.filter(|access| access.is_everybodys() && !check.report.is_filled(place)) {
+            let problem = Problem::warning(format!("the token can be read by everybody: this file has mode {access}"));
+            let mend = access.mend(check.report.file());
+            check.add(
+                place,
+                problem.expected(format!("it from the environment, \"${{ISOBAR_ADMIN_TOKEN}}\", or {mend}")),
+            );
+        }
         return Some(Secret::from(text));
     }
     let what = match text.len() {
@@ -69,11 +79,11 @@ fn token(check: &Check<'_>, place: Place, text: &str) -> Option<Secret> {
 }
 
 fn unix_socket(check: &Check<'_>, place: Place, text: &str) -> Option<PathBuf> {
-    if !text.is_empty() && !text.ends_with('/') && !text.contains('\0') && text.len() <= SOCKET_PATH_BYTES_MAX {
+    if !text.ends_with('/') && is_file_path(text) && text.len() <= SOCKET_PATH_BYTES_MAX {
         return Some(PathBuf::from(text));
     }
     let expected = format!("a path of at most {SOCKET_PATH_BYTES_MAX} bytes, such as \"/run/isobar.sock\"");
-    check.add(place, Problem::error(format!("{} is not a socket's path", quote(text))).expected(expected));
+    check.add(place, Problem::error(format!("{} is not a socket's path", check.quote(place, text))).expected(expected));
     None
 }
 
@@ -89,20 +99,21 @@ pub(super) fn log(check: &Check<'_>, field: &Field<raw::Log>) -> LogConfig {
 
 /// A level or a filter. tracing takes a misspelt level for the name of a module to log everything of, so the words that
 /// stand alone are looked at here.
-fn level(check: &Check<'_>, field: &Field<String>) -> String {
+fn level(check: &Check<'_>, field: &Field<Word>) -> String {
     let default = "info".to_owned();
     let Some((place, text)) = field.given() else { return default };
     let text = log_filter(text);
     let words = text.split(',').filter(|word| !word.contains(['=', '[']));
     for word in words {
         if !LEVELS.contains(&word.to_lowercase().as_str()) {
-            let problem = Problem::error(format!("unknown level {}", quote(word))).one_of(word, LEVELS);
+            let problem = Problem::error(format!("unknown level {}", check.quote(place, word))).one_of(word, LEVELS);
             check.add(place, problem);
             return default;
         }
     }
     if let Err(error) = EnvFilter::try_new(&text) {
-        let problem = Problem::error(format!("{} is not a filter: {error}", quote(&text)));
+        let why = if check.report.is_filled(place) { String::new() } else { format!(": {error}") };
+        let problem = Problem::error(format!("{} is not a filter{why}", check.quote(place, &text)));
         check.add(place, problem.expected("a level, or a filter such as \"info,isobar::proxy=debug\""));
         return default;
     }
@@ -122,15 +133,15 @@ pub(super) fn access_log(check: &Check<'_>, field: &Field<raw::AccessLog>) -> Op
     access_log.enabled.value().copied().unwrap_or(false).then_some(config)
 }
 
-fn output(check: &Check<'_>, field: &Field<String>) -> AccessLogOutput {
+fn output(check: &Check<'_>, field: &Field<FilePath>) -> AccessLogOutput {
     match field.given() {
         None => AccessLogOutput::Stdout,
-        Some((_, text)) if text == "stdout" => AccessLogOutput::Stdout,
-        Some((place, text)) if text.is_empty() || text.contains('\0') => {
-            let problem = Problem::error(format!("{} is not a file's path", quote(text)));
+        Some((_, text)) if text.as_str() == "stdout" => AccessLogOutput::Stdout,
+        Some((place, text)) if !is_file_path(text) => {
+            let problem = Problem::error(format!("{} is not a file's path", check.quote(place, text)));
             check.add(place, problem.expected("\"stdout\" or the path of a file"));
             AccessLogOutput::Stdout
         }
-        Some((_, text)) => AccessLogOutput::File(PathBuf::from(text)),
+        Some((_, text)) => AccessLogOutput::File(PathBuf::from(text.as_str())),
     }
 }

@@ -1,13 +1,15 @@
 //! Redirects that lead back to where they come from, as far as the file shows it.
 
 use super::Check;
+use super::listener::Checked;
+use super::overlap::Candidate;
 use crate::config::error::Problem;
 use crate::config::report::Place;
 use crate::config::{Action, HostPattern, ListenerConfig, LocationPart, PathPattern, Redirect, RouteConfig};
 
-/// Warns of each route that redirects requests to itself. `routes` have the place of their table.
-pub(super) fn check(check: &Check<'_>, routes: &[(Place, &RouteConfig)], listeners: &[ListenerConfig]) {
-    for (place, route) in routes {
+/// Warns of each route that redirects requests to itself.
+pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Checked]) {
+    for Candidate { place, route, .. } in routes {
         let Action::Redirect(redirect) = &route.action else { continue };
         // A header, a parameter or a method may make the difference that the redirect goes by.
         if !(route.headers.is_empty() && route.query.is_empty() && route.methods.is_empty()) {
@@ -17,20 +19,21 @@ pub(super) fn check(check: &Check<'_>, routes: &[(Place, &RouteConfig)], listene
         if !target.has_host_of(route) || !target.has_path_of(route) {
             continue;
         }
-        let bound = listeners.iter().filter(|it| route.listeners.is_empty() || route.listeners.contains(&it.name));
-        let mut bound = bound.filter(|listener| target.has_scheme_of(listener));
+        let is_bound = |it: &&Checked| route.listeners.is_empty() || route.listeners.contains(&it.config.name);
+        let mut bound = listeners.iter().filter(is_bound).filter(|it| target.has_scheme_of(&it.config));
         let Some(listener) = bound.next() else { continue };
         let by = if target.scheme == Some("https") { " that come by https" } else { "" };
-        let problem = format!("requests{by} at listener {} are redirected to where they come from", listener.name);
+        let problem =
+            format!("requests{by} at listener {} are redirected to where they come from", listener.name(check));
         check.add(*place, Problem::warning(problem).expected("a target that is another host, path or scheme"));
     }
 }
 
 /// Warns of a listener that sends everybody to https where nothing of the file is spoken to by https.
 /// `places` are those of the key, for each.
-pub(super) fn to_https(check: &Check<'_>, places: &[Option<Place>], listeners: &[ListenerConfig]) {
-    let secure = listeners.iter().any(|listener| listener.tls.is_some());
-    for (place, listener) in places.iter().zip(listeners) {
+pub(super) fn to_https(check: &Check<'_>, places: &[Option<Place>], listeners: &[Checked]) {
+    let secure = listeners.iter().any(|listener| listener.config.tls.is_some());
+    for (place, Checked { config: listener, .. }) in places.iter().zip(listeners) {
         let Some(place) = place.filter(|_| listener.redirect_to_https.is_some()) else { continue };
         if secure || !listener.trusted_proxies.is_empty() {
             continue;

@@ -6,11 +6,12 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::Check;
-use super::value::{SIZE, number, optional_timeout, size, zero_or_more};
+use super::value::{number, optional_timeout, size_in, zero_or_more};
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::kind::Word;
 use crate::config::raw;
-use crate::config::report::{Place, quote};
+use crate::config::report::Place;
 use crate::config::{GrpcStatus, HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 
 const CONDITIONS: [&str; 3] = ["connect_failure", "reset", "timeout"];
@@ -60,17 +61,18 @@ fn on(check: &Check<'_>, field: &Field<Vec<Field<raw::Condition>>>, before: &Ret
                 "reset" => once(check, place, text, &mut on.reset),
                 "timeout" => once(check, place, text, &mut on.timeout),
                 unknown => {
-                    let problem = Problem::error(format!("unknown condition {}", quote(unknown)));
+                    let problem = Problem::error(format!("unknown condition {}", check.quote(place, unknown)));
                     check.add(place, problem.one_of(unknown, CONDITIONS));
                 }
             },
             raw::Condition::Integer(number) => {
                 let status = u16::try_from(*number).ok().filter(|status| (400..=599).contains(status));
                 match status.and_then(|status| StatusCode::from_u16(status).ok()) {
-                    Some(status) if on.statuses.contains(&status) => twice(check, place, number),
+                    Some(status) if on.statuses.contains(&status) => twice(check, place, &check.show(place, number)),
                     Some(status) => on.statuses.push(status),
                     None => {
-                        let problem = Problem::error(format!("{number} is not the status of a failure"));
+                        let problem =
+                            Problem::error(format!("{} is not the status of a failure", check.show(place, number)));
                         check.add(place, problem.expected("400 to 599"));
                     }
                 }
@@ -82,20 +84,20 @@ fn on(check: &Check<'_>, field: &Field<Vec<Field<raw::Condition>>>, before: &Ret
 }
 
 /// `["unavailable"]`
-fn grpc_statuses(check: &Check<'_>, field: &Field<Vec<Field<String>>>, before: &[GrpcStatus]) -> Vec<GrpcStatus> {
+fn grpc_statuses(check: &Check<'_>, field: &Field<Vec<Field<Word>>>, before: &[GrpcStatus]) -> Vec<GrpcStatus> {
     if field.given().is_none() {
         return before.to_vec();
     }
     let mut statuses = Vec::new();
     for (place, text) in field.members() {
-        match GrpcStatus::ALL.into_iter().find(|status| status.as_str() == text) {
+        match GrpcStatus::ALL.into_iter().find(|status| status.as_str() == text.as_str()) {
             Some(GrpcStatus::Ok) => {
                 check.add(place, Problem::error("\"ok\" is not the status of a failure").expected("another one"));
             }
-            Some(status) if statuses.contains(&status) => twice(check, place, &quote(text)),
+            Some(status) if statuses.contains(&status) => twice(check, place, &check.quote(place, text)),
             Some(status) => statuses.push(status),
             None => {
-                let problem = Problem::error(format!("unknown status {}", quote(text)));
+                let problem = Problem::error(format!("unknown status {}", check.quote(place, text)));
                 // As other programs write it.
                 let lower = text.to_lowercase();
                 check.add(place, problem.one_of(&lower, GrpcStatus::ALL.iter().skip(1).map(|status| status.as_str())));
@@ -108,11 +110,11 @@ fn grpc_statuses(check: &Check<'_>, field: &Field<Vec<Field<String>>>, before: &
 
 fn once(check: &Check<'_>, place: Place, text: &str, on: &mut bool) {
     if std::mem::replace(on, true) {
-        twice(check, place, &quote(text));
+        twice(check, place, &check.quote(place, text));
     }
 }
 
-fn twice(check: &Check<'_>, place: Place, what: &dyn std::fmt::Display) {
+fn twice(check: &Check<'_>, place: Place, what: &str) {
     check.add(place, Problem::error(format!("{what} is there twice")));
 }
 
@@ -126,19 +128,16 @@ fn backoff_range(check: &Check<'_>, raw: &raw::Backoff, before: &RetryConfig) ->
     if let Some((place, _)) = raw.max.given()
         && max < base
     {
-        let problem = Problem::error(format!("shorter than the base of {base:?}"));
+        let base = check.show_other(raw.base.place(), format_args!("{base:?}"));
+        let problem = Problem::error(format!("shorter than the base of {base}"));
         check.add(place, problem.expected("the base at least"));
     }
     (base, max)
 }
 
 fn buffer(check: &Check<'_>, field: &Field<raw::Size>, before: usize) -> usize {
-    let Some((place, written)) = field.given() else { return before };
-    let Some(bytes) = size(check, place, written, SIZE) else { return before };
-    if bytes > BODY_BUFFER_MAX {
-        check.add(place, Problem::error(format!("{bytes} bytes are out of range")).expected("0 to \"16MiB\""));
-    }
-    usize::try_from(bytes).unwrap_or(before)
+    let bytes = size_in(check, field, 0..=BODY_BUFFER_MAX, "0 to \"16MiB\"");
+    bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(before)
 }
 
 /// The table alone switches it on.

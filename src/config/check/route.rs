@@ -8,19 +8,20 @@ use http::Method;
 use super::listener::paths;
 use super::upstream::is_host_name;
 use super::value::{name, pattern, written};
-use super::{Check, action, header, overlap, redirect_loop};
+use super::{Check, action, header, listener, overlap, redirect_loop};
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::kind::{Location, Word};
 use crate::config::raw;
-use crate::config::report::{Place, quote};
-use crate::config::{HostPattern, ListenerConfig, ListenerName, PathPattern, RouteConfig, RouteName, UpstreamConfig};
+use crate::config::report::Place;
+use crate::config::{HostPattern, ListenerName, PathPattern, RouteConfig, RouteName, UpstreamConfig};
 use crate::target::{self, authority};
 
 /// The routes, in the order of the file.
 pub(super) fn routes(
     check: &Check<'_>,
     file: &raw::File,
-    listeners: &[ListenerConfig],
+    listeners: &[listener::Checked],
     upstreams: &[UpstreamConfig],
 ) -> Vec<RouteConfig> {
     if file.route.place().is_none() {
@@ -34,20 +35,28 @@ pub(super) fn routes(
         let Some(route) = route(check, place, raw, file, (listeners, upstreams), &mut names) else { continue };
         // What a route with a problem would match is not known; saying that it matches too much would be a guess.
         let sound = check.report.len() == problems;
-        routes.push((place, route, sound));
+        routes.push((overlap::Candidate { place, route, told: is_told(check, raw) }, sound));
     }
-    let sound: Vec<_> = routes.iter().filter(|(_, _, sound)| *sound).map(|(place, route, _)| (*place, route)).collect();
+    let sound: Vec<_> = routes.iter().filter(|(_, sound)| *sound).map(|(candidate, _)| candidate).collect();
     overlap::check(check, &sound, listeners);
     redirect_loop::check(check, &sound, listeners);
-    routes.into_iter().map(|(_, route, _)| route).collect()
+    routes.into_iter().map(|(candidate, _)| candidate.route).collect()
+}
+
+/// Whether problems may say what a route is called and matches: nothing of it comes from the environment.
+fn is_told(check: &Check<'_>, raw: &raw::Route) -> bool {
+    let own = [raw.name.place(), raw.path.place(), raw.path_prefix.place(), raw.path_regex.place()];
+    let hosts = raw.hosts.members().map(|(place, _)| place);
+    let words = raw.listeners.members().chain(raw.methods.members()).map(|(place, _)| place);
+    own.into_iter().flatten().chain(hosts).chain(words).all(|place| !check.report.is_filled(place))
 }
 
 /// The names that the file gives, so that none that is made up is one of them.
 fn given_names(check: &Check<'_>, routes: &Field<raw::Tables<raw::Route>>) -> HashSet<String> {
     let mut names = HashSet::new();
     for (place, text) in routes.members().filter_map(|(_, route)| route.name.given()) {
-        if !names.insert(text.clone()) {
-            let problem = Problem::error(format!("another route is called {}", quote(text)));
+        if !names.insert(text.to_string()) {
+            let problem = Problem::error(format!("another route is called {}", check.quote(place, text)));
             check.add(place, problem.expected("a name of its own"));
         }
     }
@@ -59,7 +68,7 @@ fn route(
     place: Place,
     raw: &raw::Route,
     file: &raw::File,
-    (listeners, upstreams): (&[ListenerConfig], &[UpstreamConfig]),
+    (listeners, upstreams): (&[listener::Checked], &[UpstreamConfig]),
     names: &mut HashSet<String>,
 ) -> Option<RouteConfig> {
     let given_name = raw.name.given().map(|(place, text)| name(check, place, text).unwrap_or_default().to_owned());
@@ -117,22 +126,29 @@ fn make_name(hosts: &[HostPattern], path: &PathPattern, methods: &[Method], name
 /// The listeners that a route is bound to. An array that is there and empty binds it to none, which nobody can mean.
 fn bound(
     check: &Check<'_>,
-    field: &Field<Vec<Field<String>>>,
+    field: &Field<Vec<Field<Word>>>,
     raw: &Field<raw::Tables<raw::Listener>>,
-    listeners: &[ListenerConfig],
+    listeners: &[listener::Checked],
 ) -> Vec<ListenerName> {
     refuse_empty(check, field, "listeners");
     let mut bound = Vec::new();
     for (place, text) in field.members() {
         let name = ListenerName::from(text.as_str());
         // A listener with a problem of its own is known by the name it would have.
-        let known = listeners.iter().any(|listener| listener.name == name)
-            || raw.members().any(|(_, raw)| [&raw.name, &raw.address].iter().any(|field| field.value() == Some(text)));
+        let is = |given: Option<&str>| given == Some(text.as_str());
+        let known = listeners.iter().any(|listener| listener.config.name == name)
+            || raw.members().any(|(_, raw)| {
+                is(raw.name.value().map(|it| it.as_str())) || is(raw.address.value().map(|it| it.as_str()))
+            });
         if !known {
-            let names = listeners.iter().map(|listener| listener.name.as_str());
-            check.add(place, Problem::error(format!("unknown listener {}", quote(text))).one_of(text, names));
+            let names: Vec<_> = listeners.iter().map(|listener| listener.name(check)).collect();
+            let names = names.iter().map(String::as_str);
+            check.add(
+                place,
+                Problem::error(format!("unknown listener {}", check.quote(place, text))).one_of(text, names),
+            );
         } else if bound.contains(&name) {
-            check.add(place, Problem::error(format!("listener {} is there twice", quote(text))));
+            check.add(place, Problem::error(format!("listener {} is there twice", check.quote(place, text))));
         } else {
             bound.push(name);
         }
@@ -149,12 +165,12 @@ fn refuse_empty<T>(check: &Check<'_>, field: &Field<Vec<T>>, things: &str) {
     }
 }
 
-fn hosts(check: &Check<'_>, field: &Field<Vec<Field<String>>>) -> Vec<HostPattern> {
+fn hosts(check: &Check<'_>, field: &Field<Vec<Field<Location>>>) -> Vec<HostPattern> {
     refuse_empty(check, field, "hosts");
     let mut hosts = Vec::new();
     let mut every = false;
     for (place, text) in field.members() {
-        if text == "*" {
+        if text.as_str() == "*" {
             every = true;
             if field.value().is_some_and(|members| members.len() > 1) {
                 check
@@ -162,7 +178,7 @@ fn hosts(check: &Check<'_>, field: &Field<Vec<Field<String>>>) -> Vec<HostPatter
             }
         } else if let Some(host) = host(check, place, text) {
             if hosts.contains(&host) {
-                check.add(place, Problem::error(format!("host {} is there twice", quote(text))));
+                check.add(place, Problem::error(format!("host {} is there twice", check.quote(place, text))));
             }
             hosts.push(host);
         }
@@ -185,7 +201,7 @@ fn host(check: &Check<'_>, place: Place, text: &str) -> Option<HostPattern> {
     if parsed.is_none() {
         let without_port = plain.split_once("://").map_or(plain, |(_, rest)| rest);
         let without_port = without_port.split(['/', ':']).next().filter(|host| is_host(host)).map(str::to_owned);
-        let problem = Problem::error(format!("{} is not a host", quote(text)));
+        let problem = Problem::error(format!("{} is not a host", check.quote(place, text)));
         let expected = "a name without port, such as \"api.example.com\", \"*.example.com\" or \"*\"";
         check.add(place, problem.expected(expected).suggest(without_port));
     }
@@ -203,19 +219,24 @@ fn is_host(text: &str) -> bool {
 
 /// Which paths match: at most one of the three keys says so. `None` where it is wrong.
 fn path(check: &Check<'_>, raw: &raw::Route) -> Option<PathPattern> {
-    let keys = [("path", &raw.path), ("path_prefix", &raw.path_prefix), ("path_regex", &raw.path_regex)];
-    let mut there = keys.iter().filter_map(|(key, field)| Some((*key, *field, field.place()?)));
-    let Some((first, field, _)) = there.next() else { return Some(PathPattern::Prefix(String::new())) };
-    for (_, _, place) in there {
+    let keys =
+        [("path", raw.path.place()), ("path_prefix", raw.path_prefix.place()), ("path_regex", raw.path_regex.place())];
+    let mut there = keys.iter().filter_map(|(key, place)| Some((*key, (*place)?)));
+    let Some((first, _)) = there.next() else { return Some(PathPattern::Prefix(String::new())) };
+    for (_, place) in there {
         let problem = Problem::error(format!("the route has {first} too"));
         check.add(place, problem.expected("only one of path, path_prefix and path_regex"));
     }
-    let (place, text) = field.given()?;
+    let of = |field: &'_ Field<Location>| {
+        let (place, text) = field.given()?;
+        matched_path(check, place, text)
+    };
     match first {
-        "path" => matched_path(check, place, text).map(PathPattern::Exact),
-        "path_prefix" => matched_path(check, place, text)
-            .map(|text| PathPattern::Prefix(text.strip_suffix('/').unwrap_or(&text).to_owned())),
-        _ => pattern(check, place, text).map(PathPattern::Regex),
+        "path" => of(&raw.path).map(PathPattern::Exact),
+        "path_prefix" => {
+            of(&raw.path_prefix).map(|text| PathPattern::Prefix(text.strip_suffix('/').unwrap_or(&text).to_owned()))
+        }
+        _ => raw.path_regex.given().and_then(|(place, text)| pattern(check, place, text)).map(PathPattern::Regex),
     }
 }
 
@@ -239,7 +260,11 @@ fn matched_path(check: &Check<'_>, place: Place, text: &str) -> Option<String> {
                 return None;
             }
             if found.path != text {
-                let problem = Problem::warning(format!("{} is read as {}", quote(text), quote(&found.path)));
+                let problem = Problem::warning(format!(
+                    "{} is read as {}",
+                    check.quote(place, text),
+                    check.quote(place, &found.path)
+                ));
                 check.add(place, problem.suggest(Some(found.path.clone())));
             }
             return Some(found.path);
@@ -256,28 +281,28 @@ pub(super) fn path_text<'t>(check: &Check<'_>, place: Place, text: &'t str) -> O
     if text.starts_with('/') && legal(text) {
         return Some(text);
     }
-    let problem = Problem::error(format!("{} is not a path", quote(text)));
+    let problem = Problem::error(format!("{} is not a path", check.quote(place, text)));
     let expected = "a slash first, and no spaces, \"?\", \"#\" or characters that must be percent-encoded";
     let suggestion = (!text.is_empty() && !text.starts_with('/') && legal(text)).then(|| format!("/{text}"));
     check.add(place, problem.expected(expected).suggest(suggestion));
     None
 }
 
-fn methods(check: &Check<'_>, field: &Field<Vec<Field<String>>>) -> Vec<Method> {
+fn methods(check: &Check<'_>, field: &Field<Vec<Field<Word>>>) -> Vec<Method> {
     refuse_empty(check, field, "methods");
     let mut methods = Vec::new();
     for (place, text) in field.members() {
         let upper = text.to_ascii_uppercase();
         match Method::from_bytes(text.as_bytes()) {
-            Ok(method) if upper == *text => {
+            Ok(method) if upper == text.as_str() => {
                 if methods.contains(&method) {
-                    check.add(place, Problem::error(format!("method {} is there twice", quote(text))));
+                    check.add(place, Problem::error(format!("method {} is there twice", check.quote(place, text))));
                 }
                 methods.push(method);
             }
             _ => {
                 let suggestion = Method::from_bytes(upper.as_bytes()).is_ok().then_some(upper);
-                let problem = Problem::error(format!("{} is not a method", quote(text)));
+                let problem = Problem::error(format!("{} is not a method", check.quote(place, text)));
                 check.add(place, problem.expected("capitals, such as \"GET\"").suggest(suggestion));
             }
         }

@@ -7,11 +7,12 @@ use http::HeaderValue;
 use super::Check;
 use super::limits::limit;
 use super::listener::count;
-use super::value::{choice, optional_timeout, timeout};
+use super::value::{choice, is_file_path, optional_timeout, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::kind::FilePath;
 use crate::config::raw;
-use crate::config::report::{Place, quote};
+use crate::config::report::Place;
 use crate::config::{
     CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, Misdirected, TlsConfig, TlsProfile,
     UnknownNames,
@@ -68,7 +69,7 @@ fn certificates(check: &Check<'_>, tls: Place, field: &Field<raw::Tables<raw::Ce
         .collect()
 }
 
-fn needed(check: &Check<'_>, table: Place, key: &str, field: &Field<String>) -> Option<FileKey> {
+fn needed(check: &Check<'_>, table: Place, key: &str, field: &Field<FilePath>) -> Option<FileKey> {
     if matches!(field, Field::Absent) {
         let problem = Problem::error(format!("there is no {key}")).expected("the path of a file in PEM");
         check.report.add_missing(table, key, problem);
@@ -78,9 +79,10 @@ fn needed(check: &Check<'_>, table: Place, key: &str, field: &Field<String>) -> 
 
 /// The path of a file, which is looked at by who reads it.
 fn file(check: &Check<'_>, place: Place, text: &str) -> Option<FileKey> {
-    if text.is_empty() || text.contains('\0') {
-        check.add(place, Problem::error(format!("{} is not a file's path", quote(text))));
+    if !is_file_path(text) {
+        check.add(place, Problem::error(format!("{} is not a file's path", check.quote(place, text))));
         return None;
     }
-    Some(FileKey { path: PathBuf::from(text), place: Box::new(check.report.locate(place, Problem::error(""))) })
+    let (path, shown) = (PathBuf::from(text), check.show(place, text));
+    Some(FileKey { path, shown, place: Box::new(check.report.locate(place, Problem::error(""))) })
 }

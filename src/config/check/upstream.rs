@@ -8,24 +8,24 @@ use super::Check;
 use super::backend_tls::backend_tls;
 use super::health_check::health_check;
 use super::limits::{backend_limits, limits, upstream_limits};
-use super::listener::reaches;
+use super::listener::{self, reaches};
 use super::picking;
 use super::retries::{retries, retry_budget};
 use super::value::{choice, name, number, timeout};
 use crate::config::error::Problem;
 use crate::config::field::{Entry, Field};
+use crate::config::kind::Word;
 use crate::config::raw;
-use crate::config::report::{Place, quote};
+use crate::config::report::Place;
 use crate::config::{
-    self, Address, BackendConfig, BackendLimits, ListenerConfig, PoolConfig, Protocol, StrategyConfig, UpstreamConfig,
-    UpstreamName,
+    self, Address, BackendConfig, BackendLimits, PoolConfig, Protocol, StrategyConfig, UpstreamConfig, UpstreamName,
 };
 
 /// The upstreams, sorted by name.
 pub(super) fn upstreams(
     check: &Check<'_>,
     file: &raw::File,
-    listeners: &[ListenerConfig],
+    listeners: &[listener::Checked],
     zone: Option<&Arc<str>>,
 ) -> Vec<UpstreamConfig> {
     warn_of_unused(check, file);
@@ -58,7 +58,7 @@ fn warn_of_unused(check: &Check<'_>, file: &raw::File) {
 fn upstream(
     check: &Check<'_>,
     entry: &Entry<raw::Upstream>,
-    listeners: &[ListenerConfig],
+    listeners: &[listener::Checked],
     zone: Option<&Arc<str>>,
 ) -> Option<UpstreamConfig> {
     let upstream_name = name(check, entry.place, &entry.name).map(UpstreamName::from);
@@ -90,12 +90,12 @@ fn upstream(
     })
 }
 
-fn protocol(check: &Check<'_>, field: &Field<String>) -> Protocol {
+fn protocol(check: &Check<'_>, field: &Field<Word>) -> Protocol {
     let all = [Protocol::Http1, Protocol::Http2, Protocol::Auto];
     choice(check, field, Protocol::Http1, &all.map(|it| (it.as_str(), it)))
 }
 
-fn strategy(check: &Check<'_>, field: &Field<String>) -> StrategyConfig {
+fn strategy(check: &Check<'_>, field: &Field<Word>) -> StrategyConfig {
     let Some((place, text)) = field.given() else { return StrategyConfig::RoundRobin };
     match text.as_str() {
         "round_robin" => StrategyConfig::RoundRobin,
@@ -107,7 +107,7 @@ fn strategy(check: &Check<'_>, field: &Field<String>) -> StrategyConfig {
         name => {
             let custom = &check.vocabulary.strategies;
             if !custom.iter().any(|known| known == name) {
-                let problem = Problem::error(format!("unknown strategy {}", quote(name)));
+                let problem = Problem::error(format!("unknown strategy {}", check.quote(place, name)));
                 let names = StrategyConfig::NAMES.into_iter().chain(custom.iter().map(String::as_str));
                 check.add(place, problem.one_of(name, names));
             }
@@ -123,7 +123,7 @@ fn backends(
     raw: &raw::Upstream,
     strategy: &StrategyConfig,
     defaults: BackendLimits,
-    listeners: &[ListenerConfig],
+    listeners: &[listener::Checked],
 ) -> Vec<BackendConfig> {
     if raw.backends.place().is_none() {
         let problem = Problem::error("an upstream needs backends").expected("backends = [\"10.0.0.1:9001\"]");
@@ -134,15 +134,15 @@ fn backends(
     for (place, raw) in raw.backends.members() {
         let Some((address_place, backend)) = backend(check, place, raw, strategy, defaults) else { continue };
         if let Some(first) = seen.insert(backend.address.clone(), address_place) {
-            let problem = Problem::error(format!("{} is there twice", backend.address));
+            let problem = Problem::error(format!("{} is there twice", check.show(address_place, &backend.address)));
             let first = check.report.path(first);
             check.add(address_place, problem.expected(format!("one entry, with a weight, in place of {first} too")));
             continue;
         }
-        for listener in listeners.iter().filter(|listener| leads_to(&backend.address, listener.address)) {
+        for listener in listeners.iter().filter(|listener| leads_to(&backend.address, listener.config.address)) {
             let problem = Problem::warning(format!(
                 "listener {} has this address: requests would go round in a circle",
-                quote(listener.name.as_str())
+                listener.quoted_name(check)
             ));
             check.add(address_place, problem);
         }
@@ -191,8 +191,8 @@ fn weight(check: &Check<'_>, field: &Field<i64>, strategy: &StrategyConfig) -> u
         && weight > 1
         && !strategy.uses_weights()
     {
-        let problem =
-            Problem::error(format!("a weight of {weight} under {}, which ignores weights", strategy.as_str()));
+        let shown = check.show(place, weight);
+        let problem = Problem::error(format!("a weight of {shown} under {}, which ignores weights", strategy.as_str()));
         let suggestion = (*strategy == StrategyConfig::Random).then_some("weighted_random");
         let suggestion = suggestion.unwrap_or("weighted_round_robin");
         check.add(
@@ -219,7 +219,7 @@ fn address(check: &Check<'_>, place: Place, text: &str) -> Option<Address> {
         let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         let with_port = if bare.len() < text.len() { format!("{bare}:80") } else { String::new() };
         let suggestion = [bare, &with_port].into_iter().find(|text| parse_address(text).is_some()).map(str::to_owned);
-        let problem = Problem::error(format!("{} is not an address with a port", quote(text)));
+        let problem = Problem::error(format!("{} is not an address with a port", check.quote(place, text)));
         let expected = "the like of \"10.0.0.1:9001\", \"[2001:db8::1]:9001\" or \"users.internal:9001\"";
         check.add(place, problem.expected(expected).suggest(suggestion));
     }

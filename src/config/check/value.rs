@@ -8,8 +8,9 @@ use regex::Regex;
 use super::Check;
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::kind::Word;
 use crate::config::raw;
-use crate::config::report::{Place, quote};
+use crate::config::report::Place;
 use crate::config::units;
 
 /// What a size looks like.
@@ -27,7 +28,7 @@ pub(super) fn number_in(check: &Check<'_>, place: Place, number: i64, range: Ran
     if range.contains(&number) {
         return Some(number);
     }
-    let problem = Problem::error(format!("{number} is out of range"));
+    let problem = Problem::error(format!("{} is out of range", check.show(place, number)));
     check.add(place, problem.expected(format!("{} to {}", range.start(), range.end())));
     None
 }
@@ -48,7 +49,7 @@ pub(super) fn zero_or_more(check: &Check<'_>, field: &Field<raw::Duration>, defa
 fn written_duration(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
     let duration = units::duration(text);
     if duration.is_none() {
-        check.add(place, Problem::error(format!("{} is not a duration", quote(text))).expected(expected));
+        check.add(place, Problem::error(format!("{} is not a duration", check.quote(place, text))).expected(expected));
     }
     duration
 }
@@ -87,8 +88,8 @@ fn written_timeout(check: &Check<'_>, place: Place, text: &str, expected: &str) 
 /// A number of bytes.
 pub(super) fn size(check: &Check<'_>, place: Place, size: &raw::Size, expected: &str) -> Option<u64> {
     let (bytes, written) = match size {
-        raw::Size::Integer(number) => (u64::try_from(*number).ok(), number.to_string()),
-        raw::Size::String(text) => (units::size(text), quote(text)),
+        raw::Size::Integer(number) => (u64::try_from(*number).ok(), check.show(place, number)),
+        raw::Size::String(text) => (units::size(text), check.quote(place, text)),
     };
     if bytes.is_none() {
         check.add(place, Problem::error(format!("{written} is not a size")).expected(expected));
@@ -96,13 +97,31 @@ pub(super) fn size(check: &Check<'_>, place: Place, size: &raw::Size, expected: 
     bytes
 }
 
+/// A number of bytes, if it is in the range.
+pub(super) fn size_in(
+    check: &Check<'_>,
+    field: &Field<raw::Size>,
+    range: RangeInclusive<u64>,
+    expected: &str,
+) -> Option<u64> {
+    let (place, written) = field.given()?;
+    let bytes = size(check, place, written, SIZE)?;
+    if range.contains(&bytes) {
+        return Some(bytes);
+    }
+    let shown = check.show(place, format_args!("{bytes} bytes"));
+    let are = if check.report.is_filled(place) { "is" } else { "are" };
+    check.add(place, Problem::error(format!("{shown} {are} out of range")).expected(expected));
+    None
+}
+
 /// One of some words.
-pub(super) fn choice<T: Copy>(check: &Check<'_>, field: &Field<String>, default: T, choices: &[(&str, T)]) -> T {
+pub(super) fn choice<T: Copy>(check: &Check<'_>, field: &Field<Word>, default: T, choices: &[(&str, T)]) -> T {
     let Some((place, text)) = field.given() else { return default };
-    match choices.iter().find(|(name, _)| name == text) {
+    match choices.iter().find(|(name, _)| *name == text.as_str()) {
         Some((_, choice)) => *choice,
         None => {
-            let problem = Problem::error(format!("unknown value {}", quote(text)));
+            let problem = Problem::error(format!("unknown value {}", check.quote(place, text)));
             check.add(place, problem.one_of(text, choices.iter().map(|(name, _)| *name)));
             default
         }
@@ -125,7 +144,7 @@ fn not_a_pattern(check: &Check<'_>, place: Place, text: &str, error: &regex::Err
     // The last line says why; those before it draw the pattern, which is in the file.
     let error = error.to_string();
     let why = error.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
-    check.add(place, Problem::error(format!("{} is not a regular expression: {why}", quote(text))));
+    check.add(place, Problem::error(format!("{} is not a regular expression: {why}", check.quote(place, text))));
 }
 
 /// A pattern as the file has it.
@@ -134,13 +153,18 @@ pub(super) fn written(pattern: &Regex) -> &str {
     whole.strip_prefix("^(?:").and_then(|text| text.strip_suffix(")$")).unwrap_or(whole)
 }
 
+/// Whether this could be the path of a file. One of more than a line is what should be in the file.
+pub(super) fn is_file_path(text: &str) -> bool {
+    !text.is_empty() && !text.contains(['\0', '\n', '\r'])
+}
+
 /// The name of a listener, route or upstream: it appears in logs and metrics.
 pub(super) fn name<'n>(check: &Check<'_>, place: Place, text: &'n str) -> Option<&'n str> {
     const LONGEST: usize = 128;
     if !text.is_empty() && text.len() <= LONGEST && !text.chars().any(char::is_control) {
         return Some(text);
     }
-    let problem = Problem::error(format!("{} is not a name", quote(text)));
+    let problem = Problem::error(format!("{} is not a name", check.quote(place, text)));
     check.add(place, problem.expected(format!("1 to {LONGEST} bytes without control characters")));
     None
 }

@@ -4,6 +4,8 @@ use std::fmt::{self, Display};
 use std::hash::Hash;
 use std::time::Duration;
 
+use crate::config::{Kind, keys};
+
 /// One difference, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -25,7 +27,7 @@ pub enum Change {
         /// No longer there.
         removed: Vec<String>,
     },
-    /// Something whose values are too long to print.
+    /// Something whose values are too long to print, or may be secrets.
     Other(String),
 }
 
@@ -81,25 +83,56 @@ fn write_members(f: &mut fmt::Formatter<'_>, sign: char, members: &[String]) -> 
     }
 }
 
-/// Collects differences, key by key.
-#[derive(Default)]
-pub(super) struct Changes(pub(super) Vec<Change>);
+/// Collects differences, key by key. What is told of a value is decided by its key.
+pub(super) struct Changes {
+    /// The table that the keys are in, as [`keys`] names it.
+    table: &'static str,
+    found: Vec<Change>,
+}
 
 impl Changes {
-    pub(super) fn push_value(&mut self, key: &str, from: &str, to: &str) {
-        self.0.push(Change::Value { key: key.into(), from: from.into(), to: to.into() });
+    /// In the keys of this table.
+    pub(super) fn of(table: &'static str) -> Self {
+        Self { table, found: Vec::new() }
+    }
+
+    pub(super) fn found(self) -> Vec<Change> {
+        self.found
     }
 
     pub(super) fn value<T: PartialEq + Display + ?Sized>(&mut self, key: &str, old: &T, new: &T) {
+        self.value_of(key, key, old, new);
+    }
+
+    /// A key that is told by other words.
+    pub(super) fn value_of<T: PartialEq + Display + ?Sized>(&mut self, key: &str, words: &str, old: &T, new: &T) {
         if old != new {
-            self.push_value(key, &old.to_string(), &new.to_string());
+            self.push(key, words, &old.to_string(), &new.to_string());
         }
     }
 
     pub(super) fn debug<T: PartialEq + fmt::Debug>(&mut self, key: &str, old: &T, new: &T) {
         if old != new {
-            self.push_value(key, &format!("{old:?}").to_lowercase(), &format!("{new:?}").to_lowercase());
+            self.push(key, key, &format!("{old:?}").to_lowercase(), &format!("{new:?}").to_lowercase());
         }
+    }
+
+    fn push(&mut self, key: &str, words: &str, from: &str, to: &str) {
+        let kind = self.kind(key);
+        let (from, to) = (kind.show(from), kind.show(to));
+        self.found.push(match kind {
+            Kind::Plain | Kind::Location | Kind::File if from != to => {
+                Change::Value { key: words.into(), from: from.into(), to: to.into() }
+            }
+            _ => Change::Other(words.into()),
+        });
+    }
+
+    /// One that is not in the file is a slip, and counts as a secret.
+    fn kind(&self, key: &str) -> Kind {
+        let kind = keys::kind(&keys::join(self.table, key));
+        debug_assert!(kind.is_some(), "{}.{key} is no key", self.table);
+        kind.unwrap_or(Kind::Secret)
     }
 
     /// A duration's `Debug` is how `lb.toml` writes it: `5s`, `1.5s`, `200ms`.
@@ -109,33 +142,53 @@ impl Changes {
 
     pub(super) fn other<T: PartialEq>(&mut self, key: &str, old: &T, new: &T) {
         if old != new {
-            self.0.push(Change::Other(key.into()));
+            self.found.push(Change::Other(key.into()));
         }
     }
 
     /// A table that may be off.
     pub(super) fn switched<T: PartialEq>(&mut self, key: &str, old: &Option<T>, new: &Option<T>) {
         match (old, new) {
-            (None, Some(_)) => self.push_value(key, "off", "on"),
-            (Some(_), None) => self.push_value(key, "on", "off"),
-            (was, is) => self.other(key, was, is),
+            (Some(was), Some(is)) => self.other(key, was, is),
+            (was, is) => self.switch(key, was.is_some(), is.is_some()),
+        }
+    }
+
+    /// Whether a table is on.
+    pub(super) fn switch(&mut self, key: &str, was: bool, is: bool) {
+        let word = |on| if on { "on" } else { "off" }.to_owned();
+        if was != is {
+            self.found.push(Change::Value { key: key.into(), from: word(was), to: word(is) });
         }
     }
 
     /// The same members in another order are a difference as well: strategies number backends by it.
     pub(super) fn members<T: PartialEq + Eq + Hash + Display>(&mut self, key: &str, old: &[T], new: &[T]) {
+        self.members_of(key, key, old, new);
+    }
+
+    /// A key that is told by other words.
+    pub(super) fn members_of<T: PartialEq + Eq + Hash + Display>(
+        &mut self,
+        key: &str,
+        words: &str,
+        old: &[T],
+        new: &[T],
+    ) {
         if old == new {
             return;
         }
+        let kind = self.kind(key);
         let without = |these: &[T], those: &[T]| {
             let those: std::collections::HashSet<_> = those.iter().collect();
-            these.iter().filter(|it| !those.contains(it)).map(T::to_string).collect::<Vec<_>>()
+            let shown = |it: &T| kind.show(&it.to_string()).into_owned();
+            these.iter().filter(|it| !those.contains(it)).map(shown).collect::<Vec<_>>()
         };
         let (added, removed) = (without(new, old), without(old, new));
         if added.is_empty() && removed.is_empty() {
-            self.0.push(Change::Other(format!("order of {key}")));
+            self.found.push(Change::Other(format!("order of {words}")));
         } else {
-            self.0.push(Change::Members { key: key.into(), added, removed });
+            self.found.push(Change::Members { key: words.into(), added, removed });
         }
     }
 }

@@ -14,16 +14,16 @@ const PATHS: [(&str, RuleOf); 4] = [
 ];
 
 pub(super) fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
-    let mut changes = Changes::default();
+    let mut changes = Changes::of("listener[]");
     changes.value("name", &old.name, &new.name);
-    changes.value("backlog (of the next start)", &old.backlog, &new.backlog);
+    changes.value_of("backlog", "backlog (of the next start)", &old.backlog, &new.backlog);
     changes.value("max_connections", &old.max_connections, &new.max_connections);
     let (before, after) = (limit(old.max_connections_per_address), limit(new.max_connections_per_address));
     changes.value("max_connections_per_address", &before, &after);
     changes.value("max_header_bytes", &old.max_header_bytes, &new.max_header_bytes);
     changes.value("max_headers", &old.max_headers, &new.max_headers);
-    let bytes = |limit: Option<u64>| limit.map_or_else(|| "any".into(), |limit| limit.to_string());
-    changes.value("max_body_bytes", &bytes(old.max_body_bytes), &bytes(new.max_body_bytes));
+    let bytes = |limit: Option<u64>| limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string());
+    changes.value("max_body", &bytes(old.max_body_bytes), &bytes(new.max_body_bytes));
     changes.time("header_timeout", old.header_timeout, new.header_timeout);
     changes.time("idle_timeout", old.idle_timeout, new.idle_timeout);
     changes.value("min_bytes_per_second", &old.min_bytes_per_second, &new.min_bytes_per_second);
@@ -31,37 +31,31 @@ pub(super) fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Ve
     changes.value("forwarded", &old.forwarded, &new.forwarded);
     changes.members("forwarded_headers", &old.forwarded_headers, &new.forwarded_headers);
     changes.value("via", &old.via, &new.via);
-    match (&old.http2, &new.http2) {
-        (None, Some(_)) => changes.push_value("http2", "off", "on"),
-        (Some(_), None) => changes.push_value("http2", "on", "off"),
-        (Some(was), Some(is)) => {
-            changes.value("http2.max_concurrent_streams", &was.max_concurrent_streams, &is.max_concurrent_streams);
-            changes.value("http2.stream_window", &was.stream_window, &is.stream_window);
-            changes.value("http2.connection_window", &was.connection_window, &is.connection_window);
-            changes.value("http2.resets_per_second", &was.resets_per_second, &is.resets_per_second);
-            let (before, after) = (&was.control_frames_per_second, &is.control_frames_per_second);
-            changes.value("http2.control_frames_per_second", before, after);
-        }
-        (None, None) => {}
+    changes.switch("http2", old.http2.is_some(), new.http2.is_some());
+    if let (Some(was), Some(is)) = (&old.http2, &new.http2) {
+        changes.value("http2.max_concurrent_streams", &was.max_concurrent_streams, &is.max_concurrent_streams);
+        changes.value("http2.stream_window", &was.stream_window, &is.stream_window);
+        changes.value("http2.connection_window", &was.connection_window, &is.connection_window);
+        changes.value("http2.resets_per_second", &was.resets_per_second, &is.resets_per_second);
+        let (before, after) = (&was.control_frames_per_second, &is.control_frames_per_second);
+        changes.value("http2.control_frames_per_second", before, after);
     }
     for (key, of) in PATHS {
         changes.value(key, of(&old.paths).as_str(), of(&new.paths).as_str());
     }
     changes.switched("redirect_to_https", &old.redirect_to_https, &new.redirect_to_https);
-    match (&old.tls, &new.tls) {
-        (None, Some(_)) => changes.push_value("tls", "off", "on"),
-        (Some(_), None) => changes.push_value("tls", "on", "off"),
-        (Some(was), Some(is)) => tls_changes(&mut changes, was, is),
-        (None, None) => {}
+    changes.switch("tls", old.tls.is_some(), new.tls.is_some());
+    if let (Some(was), Some(is)) = (&old.tls, &new.tls) {
+        tls_changes(&mut changes, was, is);
     }
-    changes.0
+    changes.found()
 }
 
 fn tls_changes(changes: &mut Changes, old: &TlsConfig, new: &TlsConfig) {
     let files = |tls: &TlsConfig| {
         tls.certificates.iter().map(|it| it.certificate.path.display().to_string()).collect::<Vec<_>>()
     };
-    changes.members("tls.certificates", &files(old), &files(new));
+    changes.members_of("tls.certificates[].certificate", "tls.certificates", &files(old), &files(new));
     if files(old) == files(new) {
         changes.other("tls.certificates", &old.certificates, &new.certificates);
     }

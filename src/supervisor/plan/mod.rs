@@ -210,7 +210,7 @@ fn routes(old: &Config, new: &Config) -> Part<RouteName> {
 }
 
 fn settings(old: &Config, new: &Config) -> Vec<Change> {
-    let mut changes = Changes::default();
+    let mut changes = Changes::of("");
     changes.time("shutdown_grace", old.shutdown_grace, new.shutdown_grace);
     changes.time("drain_limit", old.drain_limit, new.drain_limit);
     let zone = |config: &Config| config.zone.as_deref().unwrap_or("none").to_owned();
@@ -221,11 +221,11 @@ fn settings(old: &Config, new: &Config) -> Vec<Change> {
     changes.value("log.level", &old.log.level, &new.log.level);
     changes.switched(ACCESS_LOG, &old.access_log, &new.access_log);
     changes.other("overload", &old.overload, &new.overload);
-    changes.0
+    changes.found()
 }
 
 fn restart(old: &Config, new: &Config) -> Vec<Change> {
-    let mut changes = Changes::default();
+    let mut changes = Changes::of("");
     let workers = |config: &Config| config.workers.map_or_else(|| "one per core".into(), |count| count.to_string());
     let admin = |config: &Config| config.admin.as_ref().map_or_else(|| "off".into(), |admin| admin.address.to_string());
     let socket = |config: &Config| match config.admin.as_ref().and_then(|admin| admin.unix_socket.as_ref()) {
@@ -233,10 +233,10 @@ fn restart(old: &Config, new: &Config) -> Vec<Change> {
         None => "none".into(),
     };
     changes.value("workers", &workers(old), &workers(new));
-    changes.value("admin", &admin(old), &admin(new));
+    changes.value_of("admin.address", "admin", &admin(old), &admin(new));
     changes.value("admin.unix_socket", &socket(old), &socket(new));
     changes.debug("log.format", &old.log.format, &new.log.format);
-    changes.0
+    changes.found()
 }
 
 /// Puts in place of the values that need a restart those that the process runs with, so that what is shown is what is

@@ -5,7 +5,7 @@ use super::upstream::retry_changes;
 use crate::config::{Action, Forward, RouteConfig};
 
 pub(super) fn route_changes(old: &RouteConfig, new: &RouteConfig) -> Vec<Change> {
-    let mut changes = Changes::default();
+    let mut changes = Changes::of("route[]");
     changes.members("listeners", &old.listeners, &new.listeners);
     changes.other("hosts", &old.hosts, &new.hosts);
     changes.other("path", &old.path, &new.path);
@@ -19,7 +19,7 @@ pub(super) fn route_changes(old: &RouteConfig, new: &RouteConfig) -> Vec<Change>
     }
     changes.other("request_headers", &old.request_headers, &new.request_headers);
     changes.other("response_headers", &old.response_headers, &new.response_headers);
-    changes.0
+    changes.found()
 }
 
 fn forward_changes(changes: &mut Changes, old: &Forward, new: &Forward) {

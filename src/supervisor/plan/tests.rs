@@ -200,7 +200,7 @@ fn listeners_are_found_again_by_address() {
                 })
             },
             &[
-                "listener web<0: max_connections_per_address unlimited -> 50, max_body_bytes any -> 10, idle_timeout 1s -> 1.5s, min_bytes_per_second 240 -> 0, trusted_proxies +10.0.0.0/8, \
+                "listener web<0: max_connections_per_address unlimited -> 50, max_body unlimited -> 10, idle_timeout 1s -> 1.5s, min_bytes_per_second 240 -> 0, trusted_proxies +10.0.0.0/8, \
                forwarded_headers +x-real-ip, via false -> true, paths.encoded_slashes keep -> refuse",
             ],
         ),
@@ -367,9 +367,9 @@ fn what_differs_in_a_health_check_is_told_key_by_key() {
     let told = |edit: fn(&mut HealthCheckConfig)| {
         let mut new = health_check();
         edit(&mut new);
-        let mut changes = Changes::default();
+        let mut changes = Changes::of("upstream.*");
         health_check_changes(&mut changes, &health_check(), &new);
-        Listed(&changes.0).to_string()
+        Listed(&changes.found()).to_string()
     };
     assert_eq!(told(|_| {}), "");
     assert_eq!(

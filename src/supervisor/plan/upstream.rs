@@ -10,17 +10,18 @@ use crate::config::{
 };
 
 pub(super) fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
-    let mut changes = Changes::default();
+    let mut changes = Changes::of("upstream.*");
     changes.value("strategy", old.strategy.as_str(), new.strategy.as_str());
     let addresses = |backends: &[BackendConfig]| backends.iter().map(|it| it.address.clone()).collect::<Vec<_>>();
     changes.members("backends", &addresses(&old.backends), &addresses(&new.backends));
     let known: HashMap<_, _> = old.backends.iter().map(|it| (&it.address, it)).collect();
     for backend in &new.backends {
         if let Some(was) = known.get(&backend.address) {
-            changes.value(&format!("weight of {}", backend.address), &was.weight, &backend.weight);
-            changes.value(&format!("tier of {}", backend.address), &was.place.tier, &backend.place.tier);
+            let of = |what: &str| format!("{what} of {}", backend.address);
+            changes.value_of("backends[].weight", &of("weight"), &was.weight, &backend.weight);
+            changes.value_of("backends[].priority", &of("tier"), &was.place.tier, &backend.place.tier);
             let zone = |it: &BackendConfig| it.place.zone.as_deref().unwrap_or("none").to_owned();
-            changes.value(&format!("zone of {}", backend.address), &zone(was), &zone(backend));
+            changes.value_of("backends[].zone", &of("zone"), &zone(was), &zone(backend));
         }
     }
     changes.time("connect_timeout", old.connect_timeout, new.connect_timeout);
@@ -31,24 +32,18 @@ pub(super) fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Ve
     changes.time("pool.idle_timeout", old.pool.idle_timeout, new.pool.idle_timeout);
     changes.value("protocol", old.protocol.as_str(), new.protocol.as_str());
     backend_tls_changes(&mut changes, old.tls.as_deref(), new.tls.as_deref());
-    match (&old.health_check, &new.health_check) {
-        (None, Some(_)) => changes.push_value("health_check", "off", "on"),
-        (Some(_), None) => changes.push_value("health_check", "on", "off"),
-        (Some(was), Some(is)) => health_check_changes(&mut changes, was, is),
-        (None, None) => {}
+    changes.switch("health_check", old.health_check.is_some(), new.health_check.is_some());
+    if let (Some(was), Some(is)) = (&old.health_check, &new.health_check) {
+        health_check_changes(&mut changes, was, is);
     }
     limits_changes(&mut changes, old, new);
     picking_changes(&mut changes, old, new);
-    changes.0
+    changes.found()
 }
 
 fn backend_tls_changes(changes: &mut Changes, old: Option<&BackendTlsConfig>, new: Option<&BackendTlsConfig>) {
-    let (was, is) = match (old, new) {
-        (None, None) => return,
-        (None, Some(_)) => return changes.push_value("tls", "off", "on"),
-        (Some(_), None) => return changes.push_value("tls", "on", "off"),
-        (Some(was), Some(is)) => (was, is),
-    };
+    changes.switch("tls", old.is_some(), new.is_some());
+    let (Some(was), Some(is)) = (old, new) else { return };
     let path = |file: Option<&NamedFile>| file.map_or_else(|| "none".into(), |file| file.path.display().to_string());
     let ca = |tls: &BackendTlsConfig| tls.ca.as_ref().map_or_else(|| "the system's".into(), |file| path(Some(file)));
     changes.value("tls.ca", &ca(was), &ca(is));
@@ -80,17 +75,15 @@ pub(super) fn retry_changes(changes: &mut Changes, old: &RetryConfig, new: &Retr
     changes.time("retries.backoff.retry_after_max", old.retry_after_max, new.retry_after_max);
     changes.value("retries.body_buffer", &old.body_buffer, &new.body_buffer);
     changes.value("retries.response_buffer", &old.response_buffer, &new.response_buffer);
-    match (&old.hedge, &new.hedge) {
-        (None, Some(_)) => changes.push_value("retries.hedge", "off", "on"),
-        (Some(_), None) => changes.push_value("retries.hedge", "on", "off"),
-        (was, is) => changes.other("retries.hedge", was, is),
-    }
+    changes.switched("retries.hedge", &old.hedge, &new.hedge);
 }
 
 fn limits_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamConfig) {
     let mut backend = |of: &str, was: &BackendLimits, is: &BackendLimits| {
-        changes.value(&format!("max_in_flight{of}"), &limit(was.max_in_flight), &limit(is.max_in_flight));
-        changes.value(&format!("max_connections{of}"), &limit(was.max_connections), &limit(is.max_connections));
+        let (before, after) = (limit(was.max_in_flight), limit(is.max_in_flight));
+        changes.value_of("max_in_flight", &format!("max_in_flight{of}"), &before, &after);
+        let (before, after) = (limit(was.max_connections), limit(is.max_connections));
+        changes.value_of("max_connections", &format!("max_connections{of}"), &before, &after);
     };
     let (was, is) = (&old.limits, &new.limits);
     backend("", &was.backend, &is.backend);
@@ -115,26 +108,16 @@ fn picking_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamCo
     changes.value("panic_threshold", &old.tiers.panic_percent, &new.tiers.panic_percent);
     let factor = |tiers: &TiersConfig| f64::from(tiers.overprovisioning_percent) / 100.0;
     changes.value("overprovisioning", &factor(&old.tiers), &factor(&new.tiers));
-    match (&old.tiers.zones, &new.tiers.zones) {
-        (None, Some(_)) => changes.push_value("zone_preference", "off", "on"),
-        (Some(_), None) => changes.push_value("zone_preference", "on", "off"),
-        (was, is) => changes.other("zone_preference", was, is),
+    changes.switched("zone_preference", &old.tiers.zones, &new.tiers.zones);
+    changes.switch("slow_start", old.slow_start.is_some(), new.slow_start.is_some());
+    if let (Some(was), Some(is)) = (&old.slow_start, &new.slow_start) {
+        changes.time("slow_start.window", was.window, is.window);
+        changes.value("slow_start.aggression", &was.aggression, &is.aggression);
+        changes.value("slow_start.minimum_percent", &percent(was.minimum), &percent(is.minimum));
     }
-    match (&old.slow_start, &new.slow_start) {
-        (None, Some(_)) => changes.push_value("slow_start", "off", "on"),
-        (Some(_), None) => changes.push_value("slow_start", "on", "off"),
-        (Some(was), Some(is)) => {
-            changes.time("slow_start.window", was.window, is.window);
-            changes.value("slow_start.aggression", &was.aggression, &is.aggression);
-            changes.value("slow_start.minimum_percent", &percent(was.minimum), &percent(is.minimum));
-        }
-        (None, None) => {}
-    }
-    match (&old.outlier_detection, &new.outlier_detection) {
-        (None, Some(_)) => changes.push_value("outlier_detection", "off", "on"),
-        (Some(_), None) => changes.push_value("outlier_detection", "on", "off"),
-        (Some(was), Some(is)) => outlier_changes(changes, was, is),
-        (None, None) => {}
+    changes.switch("outlier_detection", old.outlier_detection.is_some(), new.outlier_detection.is_some());
+    if let (Some(was), Some(is)) = (&old.outlier_detection, &new.outlier_detection) {
+        outlier_changes(changes, was, is);
     }
 }
 
