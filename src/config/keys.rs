@@ -1,6 +1,6 @@
 //! Every key that the file can have, and what of its value may be shown.
 //!
-//! Asked of the types of [`raw`] as they are read, so that there is no second list of keys. A key is named as in
+//! Asked of the types of `raw` as they are read, so that there is no second list of keys. A key is named as in
 //! `route[].headers.*.regex`: `[]` is any member of an array, `*` any key that the user chooses.
 
 use std::collections::BTreeMap;

@@ -30,10 +30,10 @@ async fn answers_of_gateways_are_tried_again_elsewhere() {
         let (bad, ok) = (failing(status, "", "no"), TestBackend::echo());
         let proxy = TestProxy::over(&[&bad, &ok]).await;
         let mut client = proxy.client().await;
-        for n in 1..=4 {
+        for n in 1..=4_usize {
             // By turns, of which a retry takes none: every second one begins at the bad one.
             assert_eq!(client.get("/").await.status(), 200, "{status}");
-            assert_eq!((bad.requests(), ok.requests()), ((n + 1) / 2, n));
+            assert_eq!((bad.requests(), ok.requests()), (n.div_ceil(2), n));
             let further = (n % 2 == 1).then_some("2");
             assert_eq!(
                 (bad.last_head().get("x-isobar-attempt"), ok.last_head().get("x-isobar-attempt")),
