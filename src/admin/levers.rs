@@ -172,7 +172,7 @@ pub(super) fn reset(control: &dyn Control, wish: Wish, who: &str) -> Result<Answ
         None => snapshot.upstreams.iter().collect(),
     };
     for upstream in &of {
-        upstream.state.reset_learnt();
+        upstream.state.reset_learnt(Instant::now());
     }
     control.events().publish(EventKind::ByHand {
         who: who.into(),

@@ -73,7 +73,7 @@ impl Upstream {
             }
             // Whoever ejected it.
             Act::Release(Lever::Eject) => {
-                return take_back(state).filter(|it| it.by == By::Detection).map(|it| it.reason);
+                return take_back(state, now.instant).filter(|it| it.by == By::Detection).map(|it| it.reason);
             }
             // It was not checked meanwhile.
             Act::Release(Lever::Disable) if change.is_any() && self.config.health_check.is_some() => {
@@ -107,7 +107,7 @@ impl UpstreamState {
             let over = known.by_hand.marks().expire(now);
             for mark in over {
                 if let (Setting::Ejected, Some(state)) = (mark.setting, known.state.upgrade()) {
-                    take_back(&state);
+                    take_back(&state, now);
                 }
                 ended.push(self.told(address, &mark));
             }
@@ -128,10 +128,10 @@ impl UpstreamState {
 
     /// Forgets what was learnt from traffic and guides decisions: what outlier detection has seen, and how often it has
     /// ejected. What runs on, ejections, verdicts, what is set by hand, and every counter of the metrics, stays.
-    pub fn reset_learnt(&self) {
+    pub fn reset_learnt(&self, now: Instant) {
         for state in self.lock().values().filter_map(|known| known.state.upgrade()) {
             state.outlier.history().reset();
-            state.outlier.forget_streaks();
+            state.outlier.forget_streaks(now);
         }
     }
 
@@ -153,9 +153,8 @@ pub fn as_told(mark: Option<&Mark>, lever: Lever) -> String {
     }
 }
 
-fn take_back(state: &BackendState) -> Option<Ejection> {
-    state.outlier.forget_streaks();
-    state.outlier.history().take_back()
+fn take_back(state: &BackendState, now: Instant) -> Option<Ejection> {
+    state.outlier.take_back(now)
 }
 
 #[cfg(test)]
@@ -307,7 +306,7 @@ mod tests {
     fn a_reset_forgets_what_was_learnt_and_leaves_what_was_decided() {
         let upstream = build(&state(), TWO, "");
         act(&upstream, 1, Act::Set(Setting::Ejected, None));
-        upstream.state.reset_learnt();
+        upstream.state.reset_learnt(Instant::now());
         upstream.refresh(Instant::now());
         assert_eq!(ready(&upstream), [(2, 1)]);
     }

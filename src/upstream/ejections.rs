@@ -43,13 +43,18 @@ pub(super) fn judge(
         .collect();
     let actions = outlier::judge(&mut subjects, settings, occasion, now, random);
     let times: Vec<_> = histories.iter().map(|history| history.times()).collect();
+    for (backend, history) in backends.iter().zip(&histories) {
+        if let Some(at) = history.counts_from() {
+            backend.state.outlier.count_from(at);
+        }
+    }
     drop(histories);
 
-    let done = actions.into_iter().map(|action| match action {
+    let done = actions.into_iter().filter_map(|action| match action {
         Action::Eject { index, until, reason } => {
             let backend = &backends[index].state;
-            backend.outlier.was_ejected(&reason);
-            EventKind::Ejected {
+            backend.outlier.was_ejected(&reason, now);
+            Some(EventKind::Ejected {
                 upstream: backend.upstream.clone(),
                 backend: backend.address.clone(),
                 lasts: Some(until.saturating_duration_since(now)),
@@ -57,11 +62,15 @@ pub(super) fn judge(
                 by: By::Detection.as_str(),
                 reason: reason.as_str(),
                 evidence: reason.to_string(),
-            }
+            })
         }
         Action::Uneject { index, ejection } => {
-            backends[index].state.outlier.forget_streaks();
-            unejected(&backends[index], &ejection, now, "its time is over")
+            backends[index].state.outlier.forget_streaks(now);
+            Some(unejected(&backends[index], &ejection, now, "its time is over"))
+        }
+        Action::Begin { index } => {
+            backends[index].state.outlier.forget_streaks(now);
+            None
         }
     });
     done.collect()
@@ -75,7 +84,7 @@ fn end_what_has_ended(backend: &Backend, now: Instant) -> Option<EventKind> {
         By::Hand if ejection.until.is_some_and(|until| until <= now) => "its time is over",
         By::Hand => return None,
     };
-    backend.state.outlier.take_back();
+    backend.state.outlier.take_back(now);
     Some(unejected(backend, &ejection, now, evidence))
 }
 

@@ -178,7 +178,7 @@ impl Upstream {
     #[inline]
     pub fn note(&self, backend: &BackendState, worker: usize, outcome: Outcome, took: Duration) {
         if let Some(settings) = &self.config.outlier_detection
-            && backend.outlier.note(worker, outcome, took, settings).is_some()
+            && backend.outlier.note(worker, outcome, took, Instant::now, settings).is_some()
         {
             self.state.changed.notify_one();
         }

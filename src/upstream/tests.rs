@@ -274,7 +274,7 @@ fn an_ejection_by_hand_is_no_matter_of_panic_and_ends_by_hand_or_in_its_time() {
     assert_eq!(keep(start + 5 * S).len(), 1);
     assert_eq!(ready(&upstream), ["10.0.0.1:9001"]);
     assert!(keep(start + 500 * S).is_empty());
-    assert!(outlier(1).outlier.take_back().is_some());
+    assert!(outlier(1).outlier.take_back(start + 500 * S).is_some());
     keep(start + 501 * S);
     assert_eq!(percents(&upstream), [100, 10]);
 }

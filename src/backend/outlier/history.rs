@@ -2,12 +2,18 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::{Settings, Slot, Streak, Totals};
+use super::{Settings, Slot, Totals};
 
 /// What outlier detection has seen of a backend and decided about it. Control plane only; outlives reloads.
 #[derive(Debug)]
 pub struct History {
     ejection: Option<Ejection>,
+    /// Whether it could have been ejected when it was last looked at: it served, and there was a place.
+    liable: bool,
+    /// Since when, at least, it has answered or begun anew: what began before is not held against it.
+    counts_from: Option<Instant>,
+    /// When the last interval was closed.
+    closed: Option<Instant>,
     /// Ejections that are not forgiven.
     times: u32,
     /// Since when it has served without a fault.
@@ -57,12 +63,19 @@ impl By {
 /// Why a backend was ejected, with the evidence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reason {
-    /// Failures in succession.
-    Streak {
-        /// Of which kind.
-        streak: Streak,
+    /// Answers in succession that were gateway errors.
+    Gateway {
         /// How many.
         count: u32,
+    },
+    /// Attempts in succession without a response.
+    Local {
+        /// How many.
+        count: u32,
+        /// Of these, connections that ended.
+        reset: u32,
+        /// Of these, responses that did not begin in time. At the others, no connection could be made.
+        late: u32,
     },
     /// Too many of its attempts failed.
     FailureRate {
@@ -105,8 +118,8 @@ impl Reason {
     /// Its kind's place in [`Reason::KINDS`].
     pub fn kind(&self) -> usize {
         match self {
-            Self::Streak { streak: Streak::Gateway, .. } => 0,
-            Self::Streak { streak: Streak::Local, .. } => 1,
+            Self::Gateway { .. } => 0,
+            Self::Local { .. } => 1,
             Self::FailureRate { .. } => 2,
             Self::SuccessRate { .. } => 3,
             Self::Latency { .. } => 4,
@@ -123,9 +136,12 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Streak { streak: Streak::Gateway, count } => write!(f, "{count} gateway errors in succession"),
-            Self::Streak { streak: Streak::Local, count } => {
-                write!(f, "{count} attempts in succession without a response")
+            Self::Gateway { count } => write!(f, "{count} gateway errors in succession"),
+            Self::Local { count, reset, late } => {
+                write!(f, "{count} attempts in succession without a response: ")?;
+                let kinds = [(count - reset - late, "not connected"), (*reset, "reset"), (*late, "too late")];
+                let told = kinds.iter().filter(|(count, _)| *count > 0).map(|(count, how)| format!("{count} {how}"));
+                f.write_str(&told.collect::<Vec<_>>().join(", "))
             }
             Self::FailureRate { failed, attempts } => write!(f, "{failed} of {attempts} attempts failed"),
             Self::SuccessRate { rate, others, bound, attempts } => {
@@ -150,6 +166,9 @@ impl Default for History {
     fn default() -> Self {
         Self {
             ejection: None,
+            liable: true,
+            counts_from: None,
+            closed: None,
             times: 0,
             clean_since: None,
             last: Some(Totals::default()),
@@ -191,7 +210,27 @@ impl History {
     /// Ends the ejection, whoever did it; returns what it was. What was counted before does not count again.
     pub fn take_back(&mut self) -> Option<Ejection> {
         self.forget();
+        self.liable = true;
         self.ejection.take()
+    }
+
+    /// What began before this is not held against it.
+    pub fn counts_from(&self) -> Option<Instant> {
+        self.counts_from
+    }
+
+    /// Notes whether it could be ejected now: whether it serves, and there is a place for it. Where that has come about since it was
+    /// last looked at, what was seen until then does not count, and it says so: with nobody to take over, or while it was not
+    /// asked, nothing came of what it did wrong, and now it may long be over.
+    pub(super) fn note_liable(&mut self, liable: bool, totals: Totals, now: Instant) -> bool {
+        let begins = liable && !self.liable;
+        self.liable = liable;
+        if begins {
+            self.forget_window();
+            self.last = Some(totals);
+            self.counts_from = Some(now);
+        }
+        begins
     }
 
     /// Forgets what was seen and forgives what was decided. An ejection under way goes on.
@@ -217,20 +256,30 @@ impl History {
     }
 
     fn forget(&mut self) {
-        self.window.clear();
+        self.forget_window();
         self.last = None;
         self.clean_since = None;
+    }
+
+    fn forget_window(&mut self) {
+        self.window.clear();
         self.failing_for = 0;
         self.slow_for = 0;
     }
 
     /// Closes an interval. What an ejected backend still answers to requests of before is not looked at.
-    pub(super) fn close_interval(&mut self, totals: Totals, settings: &Settings) {
+    pub(super) fn close_interval(&mut self, totals: Totals, settings: &Settings, now: Instant) {
         let before = self.last.replace(totals);
+        let began = self.closed.replace(now);
         if self.is_ejected() {
             self.window.clear();
         } else if let Some(before) = before {
-            self.window.push_front(totals.since(&before));
+            let slot = totals.since(&before);
+            // An answer at some time of the interval is one since its beginning.
+            if slot.attempts > slot.errors {
+                self.counts_from = self.counts_from.max(began);
+            }
+            self.window.push_front(slot);
         }
         self.window.truncate(settings.slots());
     }

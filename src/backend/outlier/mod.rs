@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::telemetry::clock::now_ms;
 use crate::telemetry::metrics::{Counter, Sharded};
 
 mod settings;
@@ -79,7 +80,10 @@ pub enum Streak {
 #[derive(Debug)]
 pub struct Outlier {
     gateway: AtomicU32,
-    local: AtomicU32,
+    local: Silences,
+    /// What began before this does not count in a succession, on the clock that all threads share. Written by the control
+    /// plane, read where an attempt has failed.
+    counts_from_ms: AtomicU64,
     traffic: Sharded<Traffic>,
     ejections: [AtomicU64; Reason::KINDS.len()],
     /// Control plane only.
@@ -91,7 +95,8 @@ impl Outlier {
     pub fn new(shards: usize) -> Self {
         Self {
             gateway: AtomicU32::new(0),
-            local: AtomicU32::new(0),
+            local: Silences::default(),
+            counts_from_ms: AtomicU64::new(0),
             traffic: Sharded::new(shards),
             ejections: Default::default(),
             history: Mutex::default(),
@@ -99,13 +104,20 @@ impl Outlier {
     }
 
     /// Notes how an attempt ended, and `took`, the time from sending the request to the first byte of the response or to
-    /// the end of waiting for it.
+    /// the end of waiting for it. The clock is asked only where there was no response.
     ///
     /// Says so if a succession of failures has become too long with this one: to exactly one caller until the succession
     /// has ended or is forgotten, so that one caller wakes the control plane. Called on the request path, by `worker`
     /// alone: a success reads two shared words and writes four of the worker's own.
     #[inline]
-    pub fn note(&self, worker: usize, outcome: Outcome, took: Duration, settings: &Settings) -> Option<Streak> {
+    pub fn note(
+        &self,
+        worker: usize,
+        outcome: Outcome,
+        took: Duration,
+        now: impl FnOnce() -> Instant,
+        settings: &Settings,
+    ) -> Option<Streak> {
         let traffic = self.traffic.of(worker);
         traffic.outcomes[outcome as usize].add(1);
         if outcome.tells_latency() {
@@ -114,35 +126,49 @@ impl Outlier {
         match outcome {
             Outcome::Success | Outcome::ClientError => {
                 end(&self.gateway);
-                end(&self.local);
+                self.local.end();
                 None
             }
             Outcome::ServerError if !settings.count_server_errors => {
                 end(&self.gateway);
-                end(&self.local);
+                self.local.end();
                 None
             }
             Outcome::Gateway | Outcome::ServerError => {
                 // It answered, so it can be reached.
-                end(&self.local);
+                self.local.end();
                 extend(&self.gateway, settings.consecutive_gateway).then_some(Streak::Gateway)
             }
             // No answer, good or bad: the succession of answers goes on behind it.
-            Outcome::Connect | Outcome::Reset | Outcome::Timeout => {
-                extend(&self.local, settings.consecutive_local).then_some(Streak::Local)
-            }
+            Outcome::Connect | Outcome::Reset | Outcome::Timeout => self.no_answer(outcome, took, now(), settings),
         }
+    }
+
+    /// An attempt that began before something was heard of the backend, and is given up only now, says nothing about it since.
+    #[cold]
+    fn no_answer(&self, outcome: Outcome, took: Duration, now: Instant, settings: &Settings) -> Option<Streak> {
+        let began_ms = now_ms(now).saturating_sub(took.as_millis() as u64);
+        if began_ms < self.counts_from_ms.load(Relaxed) {
+            return None;
+        }
+        (self.local.extend(outcome) == settings.consecutive_local).then_some(Streak::Local)
     }
 
     /// The successions of failures as they stand.
     pub fn streaks(&self) -> Streaks {
-        Streaks { gateway: self.gateway.load(Relaxed), local: self.local.load(Relaxed) }
+        Streaks { gateway: self.gateway.load(Relaxed), ..self.local.load() }
     }
 
-    /// Begins both successions anew: to be called for each backend that was ejected or taken back.
-    pub fn forget_streaks(&self) {
+    /// Begins both successions anew at `now`: to be called for each backend that was ejected or taken back.
+    pub fn forget_streaks(&self, now: Instant) {
         end(&self.gateway);
-        end(&self.local);
+        self.local.end();
+        self.count_from(now);
+    }
+
+    /// What began before `at` does not count in a succession any more.
+    pub fn count_from(&self, at: Instant) {
+        self.counts_from_ms.fetch_max(now_ms(at), Relaxed);
     }
 
     /// Everything that was noted since the start, over all workers.
@@ -161,20 +187,20 @@ impl Outlier {
     /// Ejects it at the wish of an operator, until `until` or until it is taken back. The keeper is to be woken then.
     pub fn eject_by_hand(&self, now: Instant, until: Option<Instant>) {
         self.history().eject_by_hand(now, until);
-        self.was_ejected(&Reason::Hand);
+        self.was_ejected(&Reason::Hand, now);
     }
 
     /// Ends the ejection, whoever did it; returns what it was. The keeper is to be woken then.
-    pub fn take_back(&self) -> Option<Ejection> {
+    pub fn take_back(&self, now: Instant) -> Option<Ejection> {
         let ejection = self.history().take_back();
-        self.forget_streaks();
+        self.forget_streaks(now);
         ejection
     }
 
     /// To be called with each ejection: counts it, and what has led to it does not count again.
-    pub fn was_ejected(&self, reason: &Reason) {
+    pub fn was_ejected(&self, reason: &Reason, now: Instant) {
         self.ejections[reason.kind()].fetch_add(1, Relaxed);
-        self.forget_streaks();
+        self.forget_streaks(now);
     }
 
     /// Ejections since the start, by [`Reason::KINDS`].
@@ -209,6 +235,46 @@ pub struct Streaks {
     pub gateway: u32,
     /// Attempts that failed before a response.
     pub local: u32,
+    /// Of these, connections that ended.
+    pub reset: u32,
+    /// Of these, responses that did not begin in time.
+    pub late: u32,
+}
+
+/// Attempts in succession that failed before a response, by how: three counts in one word, so that a success looks at one
+/// word and ends all three, and nobody sees one without the others.
+#[derive(Debug, Default)]
+struct Silences(AtomicU64);
+
+/// Bits of each count; the lowest are those of all.
+const SILENCE_BITS: u32 = 21;
+const SILENCES_MAX: u64 = (1 << SILENCE_BITS) - 1;
+
+impl Silences {
+    #[inline]
+    fn end(&self) {
+        if self.0.load(Relaxed) != 0 {
+            self.0.store(0, Relaxed);
+        }
+    }
+
+    /// How many there are with this one. Those above two millions are not counted.
+    fn extend(&self, outcome: Outcome) -> u32 {
+        let one = match outcome {
+            Outcome::Reset => 1 | 1 << SILENCE_BITS,
+            Outcome::Timeout => 1 | 1 << (2 * SILENCE_BITS),
+            _ => 1,
+        };
+        let counted =
+            self.0.fetch_update(Relaxed, Relaxed, |word| (word & SILENCES_MAX < SILENCES_MAX).then(|| word + one));
+        counted.map_or(u32::MAX, |before| (before & SILENCES_MAX) as u32 + 1)
+    }
+
+    fn load(&self) -> Streaks {
+        let word = self.0.load(Relaxed);
+        let [local, reset, late] = [0, 1, 2].map(|count| (word >> (count * SILENCE_BITS) & SILENCES_MAX) as u32);
+        Streaks { gateway: 0, local, reset, late }
+    }
 }
 
 /// What one worker notes of a backend.
@@ -317,7 +383,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn note(outlier: &Outlier, outcomes: &[Outcome]) -> Vec<Option<Streak>> {
-        outcomes.iter().map(|&outcome| outlier.note(0, outcome, MS, &Settings::default())).collect()
+        outcomes.iter().map(|&outcome| outlier.note(0, outcome, MS, Instant::now, &Settings::default())).collect()
     }
 
     #[test]
@@ -329,7 +395,7 @@ mod tests {
         note(&outlier, &[Outcome::Success]);
         assert_eq!(outlier.streaks(), Streaks::default());
         assert_eq!(note(&outlier, &[Outcome::Gateway; 5])[4], Some(Streak::Gateway));
-        outlier.forget_streaks();
+        outlier.forget_streaks(Instant::now());
         assert_eq!(note(&outlier, &[Outcome::Gateway; 5])[4], Some(Streak::Gateway));
     }
 
@@ -348,8 +414,49 @@ mod tests {
         assert_eq!(after(&[Gateway, Connect, ServerError]), (0, 0), "a 500 is an answer of the application");
         let all = Settings { count_server_errors: true, ..Settings::default() };
         let outlier = Outlier::new(1);
-        let told: Vec<_> = (0..5).map(|_| outlier.note(0, ServerError, MS, &all)).collect();
+        let told: Vec<_> = (0..5).map(|_| outlier.note(0, ServerError, MS, Instant::now, &all)).collect();
         assert_eq!(told[4], Some(Streak::Gateway));
+    }
+
+    #[test]
+    fn of_attempts_without_an_answer_it_is_known_how_they_failed() {
+        use Outcome::{Connect, Reset, Success, Timeout};
+        let outlier = Outlier::new(1);
+        note(&outlier, &[Connect, Reset, Timeout, Reset, Connect, Connect]);
+        assert_eq!(outlier.streaks(), Streaks { gateway: 0, local: 6, reset: 2, late: 1 });
+        note(&outlier, &[Success]);
+        assert_eq!(outlier.streaks(), Streaks::default());
+        // However long nobody answers, no count runs over into another.
+        let silences = Silences(AtomicU64::new(SILENCES_MAX - 1));
+        let counted: Vec<_> = (0..3).map(|_| silences.extend(Connect)).collect();
+        assert_eq!(counted, [SILENCES_MAX as u32, u32::MAX, u32::MAX]);
+        assert_eq!(silences.load(), Streaks { local: SILENCES_MAX as u32, ..Streaks::default() });
+    }
+
+    #[test]
+    fn what_began_before_something_was_heard_of_it_extends_no_succession() {
+        let (outlier, settings) = (Outlier::new(1), Settings::default());
+        let heard = Instant::now() + Duration::from_secs(60);
+        outlier.count_from(heard);
+        // Never back: what is known is known.
+        outlier.count_from(heard - Duration::from_secs(30));
+        let ended = heard + Duration::from_secs(10);
+        for (outcome, began_s, counts) in [
+            (Outcome::Timeout, 9, true),
+            (Outcome::Timeout, 11, false),
+            (Outcome::Connect, 10, true),
+            (Outcome::Reset, 30, false),
+            (Outcome::Reset, 0, true),
+        ] {
+            let before = outlier.streaks().local;
+            outlier.note(0, outcome, Duration::from_secs(began_s), || ended, &settings);
+            assert_eq!(outlier.streaks().local - before, u32::from(counts), "{outcome:?} begun {began_s} s ago");
+        }
+        // Rates have it all the same.
+        assert_eq!(outlier.totals().outcomes[Outcome::Timeout as usize], 2);
+        // An answer is one, however old.
+        outlier.note(0, Outcome::Gateway, Duration::from_secs(50), || ended, &settings);
+        assert_eq!(outlier.streaks(), Streaks { gateway: 1, ..Streaks::default() });
     }
 
     #[test]
@@ -357,7 +464,7 @@ mod tests {
         let off = Settings { consecutive_gateway: 0, consecutive_local: 0, ..Settings::default() };
         let outlier = Outlier::new(1);
         for outcome in [Outcome::Gateway, Outcome::Connect] {
-            assert!((0..20).all(|_| outlier.note(0, outcome, MS, &off).is_none()));
+            assert!((0..20).all(|_| outlier.note(0, outcome, MS, Instant::now, &off).is_none()));
         }
     }
 
@@ -368,7 +475,9 @@ mod tests {
             let workers: Vec<_> = (0..4)
                 .map(|worker| {
                     let outlier = Arc::clone(&outlier);
-                    let failing = move || outlier.note(worker, Outcome::Connect, MS, &Settings::default()).is_some();
+                    let failing = move || {
+                        outlier.note(worker, Outcome::Connect, MS, Instant::now, &Settings::default()).is_some()
+                    };
                     thread::spawn(move || (0..25).filter(|_| failing()).count())
                 })
                 .collect();
@@ -393,12 +502,12 @@ mod tests {
         note(&outlier, &[Outcome::Success, Outcome::Gateway]);
         let before = outlier.totals();
         let settings = Settings::default();
-        outlier.note(0, Outcome::Success, Duration::from_micros(1 << 10), &settings);
-        outlier.note(1, Outcome::Success, Duration::from_micros(1 << 14), &settings);
-        outlier.note(1, Outcome::Timeout, Duration::from_micros(1 << 15), &settings);
-        outlier.note(0, Outcome::Gateway, MS, &settings);
-        outlier.note(0, Outcome::ServerError, MS, &settings);
-        outlier.note(0, Outcome::ClientError, MS, &settings);
+        outlier.note(0, Outcome::Success, Duration::from_micros(1 << 10), Instant::now, &settings);
+        outlier.note(1, Outcome::Success, Duration::from_micros(1 << 14), Instant::now, &settings);
+        outlier.note(1, Outcome::Timeout, Duration::from_micros(1 << 15), Instant::now, &settings);
+        outlier.note(0, Outcome::Gateway, MS, Instant::now, &settings);
+        outlier.note(0, Outcome::ServerError, MS, Instant::now, &settings);
+        outlier.note(0, Outcome::ClientError, MS, Instant::now, &settings);
         let slot = outlier.totals().since(&before);
         let squares = 100.0 + 196.0 + 225.0;
         assert_eq!(slot, Slot { attempts: 6, failed: 2, errors: 3, timed: 3, logs: 39.0, squares });

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::compare::{self, Finding, Last, Member};
-use super::{Ejection, History, Reason, Settings, Streak, Streaks, Totals};
+use super::{Ejection, History, Reason, Settings, Streaks, Totals};
 
 /// A backend of the upstream that is judged.
 #[derive(Debug)]
@@ -50,6 +50,11 @@ pub enum Action {
         /// What has ended.
         ejection: Ejection,
     },
+    /// It can be ejected again, which it could not be before: forget its streaks.
+    Begin {
+        /// Which subject.
+        index: usize,
+    },
 }
 
 /// Judges all backends of an upstream: who is ejected, and whose ejection is over. `random` gives any numbers.
@@ -57,6 +62,9 @@ pub enum Action {
 /// Never ejects the last one that is ready, nor more than [`Settings::max_ejected_percent`]. Where more deserve it, those that
 /// fail come before those that are worse than others, and slow ones last. Of the slow ones only one is ejected at a time:
 /// what the others bear without it has to be seen first.
+///
+/// Nobody is ejected for what was before its last success, or before it could have been ejected: when another one comes back and
+/// so leaves a place, or it comes back itself, it begins anew.
 pub fn judge(
     subjects: &mut [Subject<'_>],
     settings: &Settings,
@@ -65,10 +73,11 @@ pub fn judge(
     random: &mut dyn FnMut() -> u64,
 ) -> Vec<Action> {
     let mut actions = end_ejections(subjects, now);
+    note_liable(subjects, settings, now, &mut actions);
     let mut suspects = streaks(subjects, settings);
     if occasion == Occasion::Interval {
         for subject in subjects.iter_mut() {
-            subject.history.close_interval(subject.totals, settings);
+            subject.history.close_interval(subject.totals, settings, now);
         }
         failure_rates(subjects, settings, &mut suspects);
         compare(subjects, settings, &mut suspects);
@@ -85,6 +94,8 @@ pub fn judge(
         let until = history.eject(suspect.reason.clone(), settings, now, random());
         actions.push(Action::Eject { index: suspect.index, until, reason: suspect.reason });
     }
+    // Those for whom these have left no place.
+    note_liable(subjects, settings, now, &mut actions);
     for (subject, suspected) in subjects.iter_mut().zip(suspected) {
         let clean = serves(subject) && !subject.warming && !suspected;
         let clean = clean && subject.history.failing_for == 0 && subject.history.slow_for == 0;
@@ -115,6 +126,19 @@ fn end_ejections(subjects: &mut [Subject<'_>], now: Instant) -> Vec<Action> {
     actions
 }
 
+/// Looks who could be ejected now. Who could not before begins anew.
+fn note_liable(subjects: &mut [Subject<'_>], settings: &Settings, now: Instant, actions: &mut Vec<Action>) {
+    let places = Places::of(subjects, settings).any();
+    for (index, subject) in subjects.iter_mut().enumerate() {
+        let liable = places && serves(subject);
+        let begins = subject.history.note_liable(liable, subject.totals, now);
+        if begins && subject.streaks != Streaks::default() {
+            subject.streaks = Streaks::default();
+            actions.push(Action::Begin { index });
+        }
+    }
+}
+
 /// A rule that was broken; the more pressing come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rule {
@@ -142,14 +166,13 @@ impl Suspect {
 fn streaks(subjects: &[Subject<'_>], settings: &Settings) -> Vec<Suspect> {
     let mut suspects = Vec::new();
     for (index, subject) in subjects.iter().enumerate().filter(|(_, subject)| serves(subject)) {
-        let Streaks { gateway, local } = subject.streaks;
+        let Streaks { gateway, local, reset, late } = subject.streaks;
         let kinds = [
-            (Streak::Local, local, settings.consecutive_local),
-            (Streak::Gateway, gateway, settings.consecutive_gateway),
+            (Reason::Local { count: local, reset, late }, local, settings.consecutive_local),
+            (Reason::Gateway { count: gateway }, gateway, settings.consecutive_gateway),
         ];
-        for (streak, count, threshold) in kinds {
+        for (reason, count, threshold) in kinds {
             if threshold > 0 && count >= threshold {
-                let reason = Reason::Streak { streak, count };
                 suspects.push(Suspect { index, rule: Rule::Streak, severity: count.into(), reason });
             }
         }
@@ -244,8 +267,12 @@ impl Places {
         Self { allowed: most.saturating_sub(ejected), ready, slow: true }
     }
 
+    fn any(&self) -> bool {
+        self.allowed > 0 && self.ready > 1
+    }
+
     fn take(&mut self, rule: Rule) -> bool {
-        let may = self.allowed > 0 && self.ready > 1 && (rule != Rule::Latency || self.slow);
+        let may = self.any() && (rule != Rule::Latency || self.slow);
         if may {
             self.allowed -= 1;
             self.ready -= 1;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
 use super::*;
-use crate::backend::outlier::{Outcome, Outlier};
+use crate::backend::outlier::{Outcome, Outlier, Streak};
 use crate::strategy::Dice;
 
 const NOBODY: [usize; 0] = [];
@@ -35,14 +35,18 @@ impl World {
     }
 
     fn note(&self, backend: usize, outcome: Outcome, took: Duration) -> Option<Streak> {
-        self.outliers[backend].note(backend % 2, outcome, took, &self.settings)
+        self.outliers[backend].note(backend % 2, outcome, took, || self.now + took, &self.settings)
     }
 
     /// So many attempts at a backend that ended so.
     fn ask(&self, backend: usize, attempts: usize, outcome: Outcome) {
         for _ in 0..attempts {
-            self.note(backend, outcome, Duration::from_millis(5));
+            self.ask_once(backend, outcome);
         }
+    }
+
+    fn ask_once(&self, backend: usize, outcome: Outcome) -> Option<Streak> {
+        self.note(backend, outcome, Duration::from_millis(5))
     }
 
     fn judge(&mut self, occasion: Occasion) -> Vec<Action> {
@@ -60,9 +64,13 @@ impl World {
             })
             .collect();
         let actions = judge(&mut subjects, &self.settings, occasion, self.now, &mut || self.dice.bits());
+        let counts_from: Vec<_> = histories.iter().map(|history| history.counts_from()).collect();
+        for (outlier, at) in self.outliers.iter().zip(counts_from) {
+            at.into_iter().for_each(|at| outlier.count_from(at));
+        }
         for action in &actions {
-            let (Action::Eject { index, .. } | Action::Uneject { index, .. }) = action;
-            self.outliers[*index].forget_streaks();
+            let (Action::Eject { index, .. } | Action::Uneject { index, .. } | Action::Begin { index }) = action;
+            self.outliers[*index].forget_streaks(self.now);
         }
         actions
     }
@@ -84,7 +92,7 @@ impl World {
 fn ejected(actions: &[Action]) -> Vec<usize> {
     let index = |action: &Action| match action {
         Action::Eject { index, .. } => Some(*index),
-        Action::Uneject { .. } => None,
+        Action::Uneject { .. } | Action::Begin { .. } => None,
     };
     actions.iter().filter_map(index).collect()
 }
@@ -97,7 +105,7 @@ fn a_streak_ejects_at_once_and_the_time_grows_and_has_a_limit() {
         assert_eq!(world.judge(Occasion::Between), [], "one short of a streak, time {time}");
         world.ask(1, 1, Outcome::Timeout);
         let actions = world.judge(Occasion::Between);
-        let reason = Reason::Streak { streak: Streak::Local, count: 5 };
+        let reason = Reason::Local { count: 5, reset: 0, late: 1 };
         assert!(matches!(&actions[..], [Action::Eject { index: 1, reason: why, .. }] if *why == reason), "{actions:?}");
         let lasts = world.until(1).as_secs_f64() / f64::from(expected);
         assert!((0.9..=1.1).contains(&lasts), "{lasts} of {expected} s");
@@ -144,16 +152,66 @@ fn at_most_half_and_never_the_last_one() {
     assert_eq!(world.judge(Occasion::Between), []);
 }
 
+/// Of a succession, and of a rate. What it did while nobody else could have taken over may long be over.
 #[test]
-fn who_had_no_place_is_ejected_when_there_is_one() {
-    let mut world = World::new(3);
-    world.ask(0, 5, Outcome::Connect);
-    world.judge(Occasion::Between);
-    world.ask(1, 6, Outcome::Connect);
+fn who_had_no_place_begins_anew_when_there_is_one() {
+    let every_second = [Outcome::Success, Outcome::Gateway].repeat(60);
+    for outcomes in [&[Outcome::Connect; 54][..], &every_second] {
+        let mut world = World::new(3);
+        world.ask(0, 5, Outcome::Connect);
+        world.judge(Occasion::Between);
+        for &outcome in outcomes {
+            world.ask(1, 1, outcome);
+        }
+        assert_eq!(world.interval(), []);
+        world.now += Duration::from_secs(40);
+        let actions = world.judge(Occasion::Between);
+        assert!(matches!(actions[..], [Action::Uneject { index: 0, .. }, Action::Begin { index: 1 }]), "{actions:?}");
+        for _ in 0..20 {
+            assert_eq!(world.interval(), [], "without another request");
+        }
+        world.ask(1, 4, Outcome::Connect);
+        assert_eq!(world.judge(Occasion::Between), []);
+        assert_eq!(world.ask_once(1, Outcome::Connect), Some(Streak::Local));
+        assert_eq!(ejected(&world.judge(Occasion::Between)), [1]);
+    }
+}
+
+/// A check has found it well again, or an operator has given it back: what it failed at before is over.
+#[test]
+fn who_comes_into_service_begins_anew_and_so_do_those_whom_that_leaves_a_place() {
+    let mut world = World::new(2);
+    world.ask(0, 20, Outcome::Connect);
+    world.in_service[0] = false;
+    assert_eq!(world.judge(Occasion::Between), []);
+    world.ask(1, 20, Outcome::Connect);
+    assert_eq!(world.judge(Occasion::Between), [], "the last one");
+    world.in_service[0] = true;
+    assert_eq!(world.judge(Occasion::Between), [Action::Begin { index: 0 }, Action::Begin { index: 1 }]);
     assert_eq!(world.interval(), []);
-    world.now += Duration::from_secs(40);
-    let actions = world.judge(Occasion::Between);
-    assert!(matches!(actions[..], [Action::Uneject { index: 0, .. }, Action::Eject { index: 1, .. }]), "{actions:?}");
+    world.ask(1, 5, Outcome::Connect);
+    assert_eq!(ejected(&world.judge(Occasion::Between)), [1]);
+}
+
+/// Requests that a machine took with it when it went are given up half a minute later, when it has long been back.
+#[test]
+fn who_has_answered_since_is_not_ejected_for_what_began_before() {
+    let mut world = World::new(3);
+    world.interval();
+    let lost = world.now;
+    world.now += 8 * SECOND;
+    world.interval();
+    world.ask(0, 3, Outcome::Success);
+    world.interval();
+    world.now = lost + 30 * SECOND;
+    for _ in 0..9 {
+        let told = world.outliers[0].note(0, Outcome::Timeout, 30 * SECOND, || world.now, &world.settings);
+        assert_eq!(told, None);
+    }
+    assert_eq!(world.judge(Occasion::Between), []);
+    // Those that began after the answers count, as soon as they are five.
+    world.ask(0, 5, Outcome::Timeout);
+    assert_eq!(ejected(&world.judge(Occasion::Between)), [0]);
 }
 
 #[test]
@@ -325,6 +383,8 @@ fn by_hand_it_lasts_until_it_is_taken_back() {
     assert_eq!(world.judge(Occasion::Between), [], "the last one that is left");
     let was = world.outliers[0].history().take_back().unwrap();
     assert_eq!((was.by, was.reason, was.until), (crate::backend::outlier::By::Hand, Reason::Hand, None));
+    assert_eq!(world.judge(Occasion::Between), [Action::Begin { index: 1 }]);
+    world.ask(1, 5, Outcome::Connect);
     assert_eq!(ejected(&world.judge(Occasion::Between)), [1]);
     let until = world.now + SECOND;
     world.outliers[1].history().eject_by_hand(until, Some(until));
@@ -343,6 +403,11 @@ fn reasons_say_what_was_seen() {
     };
     let told = "77 answers took 812.3 ms typically, the median backend 40.0 ms, 9.1 deviations apart";
     assert_eq!(latency.to_string(), told);
+    let local = Reason::Local { count: 9, reset: 1, late: 5 };
+    let told = "9 attempts in succession without a response: 3 not connected, 1 reset, 5 too late";
+    assert_eq!(local.to_string(), told);
+    let told = "5 attempts in succession without a response: 5 reset";
+    assert_eq!(Reason::Local { count: 5, reset: 5, late: 0 }.to_string(), told);
     let success = Reason::SuccessRate { rate: 0.5, others: 0.999, bound: 0.8, attempts: 120 };
     assert_eq!(success.to_string(), "50.0% of 120 attempts succeeded, of the others' 99.9%, bound 80.0%");
 }
@@ -523,6 +588,7 @@ proptest! {
                         prop_assert!(*until > world.now && *until <= world.now + Duration::from_secs(330));
                     }
                     Action::Uneject { index, .. } => expected.retain(|other| other != index),
+                    Action::Begin { .. } => {}
                 }
             }
             expected.sort_unstable();
@@ -533,7 +599,7 @@ proptest! {
         }
         // All come back in the end.
         world.now += Duration::from_secs(331);
-        world.outliers.iter().for_each(Outlier::forget_streaks);
+        world.outliers.iter().for_each(|outlier| outlier.forget_streaks(world.now));
         world.judge(Occasion::Between);
         prop_assert_eq!(world.ejected(), NOBODY);
     }
