@@ -15,7 +15,7 @@ use crate::strategy::Tried;
 use crate::telemetry::clock::now_ms;
 use crate::telemetry::events::EventKind;
 use crate::upstream::breaker::{Change, OpenedBy, Outcome, Permit};
-use crate::upstream::{NoLease, Upstream};
+use crate::upstream::{NoLease, Reach, Upstream};
 
 use super::running::Running;
 use super::{Proxy, ProxyError};
@@ -92,8 +92,8 @@ impl Call {
     }
 }
 
-/// Takes a place at a backend that was not tried, without waiting; `None` where all are full, or others wait already: then
-/// [`wait`] for one. What most requests need is so no future of its own.
+/// Takes a place for the first attempt, without waiting; `None` where all are full, or others wait already: then [`wait`] for
+/// one. What most requests need is so no future of its own.
 ///
 /// # Errors
 /// When there is none.
@@ -104,12 +104,36 @@ pub(super) fn take(
     upstream: &Upstream,
     tried: &Tried,
 ) -> Result<Option<Place>, ProxyError> {
+    let now = running.exchange.started;
+    at_hand(proxy, upstream, || upstream.lease(None, now, tried, &mut proxy.dice.borrow_mut()))
+}
+
+/// The same for a further attempt: a place at a backend that was not tried, as far as it may go.
+///
+/// # Errors
+/// When there is none.
+#[cold]
+pub(super) fn take_further(
+    proxy: &Proxy,
+    running: &Running,
+    upstream: &Upstream,
+    where_to: (&Tried, Reach),
+) -> Result<Option<Place>, ProxyError> {
+    at_hand(proxy, upstream, || further(proxy, running, upstream, where_to))
+}
+
+#[inline]
+fn at_hand(
+    proxy: &Proxy,
+    upstream: &Upstream,
+    lease: impl FnOnce() -> Result<Lease, NoLease>,
+) -> Result<Option<Place>, ProxyError> {
     let call = admit(proxy, upstream)?;
     // Who finds others waiting does not pass them.
     if upstream.limits.bounded && !upstream.state.room.queue.is_empty() {
         return Ok(None);
     }
-    match lease(proxy, running, upstream, tried) {
+    match lease() {
         Ok(lease) => Ok(Some(Place { lease, call })),
         Err(NoLease::NoBackend) => Err(ProxyError::NoBackend),
         Err(NoLease::Full) => Ok(None),
@@ -126,17 +150,16 @@ pub(super) fn wait<'a>(
     proxy: &'a Proxy,
     running: &'a Running,
     upstream: &'a Upstream,
-    tried: &'a Tried,
+    where_to: (&'a Tried, Reach),
 ) -> Pin<Box<dyn Future<Output = Result<Place, ProxyError>> + 'a>> {
     Box::pin(async move {
-        let lease = in_line(proxy, running, upstream, tried).await?;
+        let lease = in_line(proxy, running, upstream, where_to).await?;
         Ok(Place { lease, call: admit(proxy, upstream)? })
     })
 }
 
-#[inline]
-fn lease(proxy: &Proxy, running: &Running, upstream: &Upstream, tried: &Tried) -> Result<Lease, NoLease> {
-    upstream.lease(None, running.exchange.started, tried, &mut proxy.dice.borrow_mut())
+fn further(proxy: &Proxy, running: &Running, upstream: &Upstream, where_to: (&Tried, Reach)) -> Result<Lease, NoLease> {
+    upstream.lease_further(None, running.exchange.started, where_to, &mut proxy.dice.borrow_mut())
 }
 
 /// Asks the circuit breaker, and begins the account of the attempt where there is to be one.
@@ -165,7 +188,12 @@ fn admit_by_breaker(proxy: &Proxy, upstream: &Upstream, now: Instant) -> Result<
 }
 
 /// Waits in line until there is a backend with room. The client that goes leaves the line, since this is dropped.
-async fn in_line(proxy: &Proxy, running: &Running, upstream: &Upstream, tried: &Tried) -> Result<Lease, ProxyError> {
+async fn in_line(
+    proxy: &Proxy,
+    running: &Running,
+    upstream: &Upstream,
+    where_to: (&Tried, Reach),
+) -> Result<Lease, ProxyError> {
     let metrics = upstream.state.metrics.of(proxy.worker);
     let watch = &running.exchange.watch;
     let entered = Instant::now();
@@ -175,10 +203,10 @@ async fn in_line(proxy: &Proxy, running: &Running, upstream: &Upstream, tried: &
     };
     watch.enter(Phase::Queue, Duration::from_millis(waiter.deadline_ms() - waiter.entered_ms()));
     let waited = poll_fn(|cx| {
-        let turn = || match lease(proxy, running, upstream, tried) {
+        let turn = || match further(proxy, running, upstream, where_to) {
             Ok(lease) => Attempt::Leased(lease),
             // Where this request was already, others may still go.
-            Err(_) if !tried.is_empty() && upstream.has_room() => Attempt::NotForMe,
+            Err(_) if !where_to.0.is_empty() && upstream.has_room() => Attempt::NotForMe,
             Err(_) => Attempt::Full,
         };
         match waiter.poll(cx, now_ms(Instant::now()), turn) {

@@ -14,10 +14,10 @@ use crate::strategy::Tried;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::RetryCause;
 use crate::transport::Connection;
-use crate::upstream::Upstream;
 use crate::upstream::backoff::{BackoffSettings, retry_after};
 use crate::upstream::percentile::HedgingSettings;
 use crate::upstream::retry_budget::BudgetSettings;
+use crate::upstream::{Reach, Upstream};
 
 use super::attempt::in_time;
 use super::grpc::Head;
@@ -89,8 +89,19 @@ impl<'a> Attempts<'a> {
                 Ok(Some(place))
             }
             Ok(None) => Ok(None),
-            Err(error) => Err(self.unplaced(error)),
+            Err(ProxyError::NoBackend) => self.first_of_others(),
+            Err(error) => Err(error),
         }
+    }
+
+    /// The same where nobody is ready.
+    #[cold]
+    fn first_of_others(&mut self) -> Result<Option<Place>, ProxyError> {
+        let place = place::take_further(self.proxy, self.running, self.upstream, (&self.tried, Reach::Anybody));
+        if let Ok(Some(place)) = &place {
+            self.note(place);
+        }
+        place.map_err(|error| self.unplaced(error))
     }
 
     /// Waits for a place.
@@ -99,7 +110,7 @@ impl<'a> Attempts<'a> {
     /// When there is none in time.
     #[cold]
     pub(super) async fn in_line(&mut self) -> Result<Place, ProxyError> {
-        match place::wait(self.proxy, self.running, self.upstream, &self.tried).await {
+        match place::wait(self.proxy, self.running, self.upstream, (&self.tried, Reach::Anybody)).await {
             Ok(place) => {
                 self.note(&place);
                 Ok(place)
@@ -154,7 +165,7 @@ impl<'a> Attempts<'a> {
 
     /// Where the next attempt goes, if there may be one: after `cause`, and after a wait. It is charged to the budget. The
     /// caller has made sure that the request may be sent again. Where an attempt is held it does not stand in line for a
-    /// place.
+    /// place, nor go where perhaps nobody is; where nothing is, anybody is asked before the request fails.
     #[cold]
     pub(super) async fn next(&mut self, cause: RetryCause, asked: Option<Bytes>, held: Held) -> Option<Place> {
         let Self { running, upstream, config, .. } = *self;
@@ -166,7 +177,11 @@ impl<'a> Attempts<'a> {
         };
         let watch = &running.exchange.watch;
         let left = self.further < config.max && self.tried.len() < Tried::CAPACITY;
-        if !on || !left || watch.is_capped() || !upstream.has_untried(&self.tried) {
+        let reach = match held {
+            Held::Attempt => Reach::Answering,
+            Held::Nothing => Reach::Anybody,
+        };
+        if !on || !left || watch.is_capped() || !upstream.has_untried(&self.tried, reach) {
             return None;
         }
         let wait = self.wait(cause, asked)?;
@@ -188,9 +203,11 @@ impl<'a> Attempts<'a> {
             }
         }
         // Meanwhile the last one may have become unready; what was withdrawn is then lost, which is on the safe side.
-        let next = match place::take(self.proxy, running, upstream, &self.tried).ok()? {
+        let next = match place::take_further(self.proxy, running, upstream, (&self.tried, reach)).ok()? {
             Some(next) => next,
-            None if held == Held::Nothing => place::wait(self.proxy, running, upstream, &self.tried).await.ok()?,
+            None if held == Held::Nothing => {
+                place::wait(self.proxy, running, upstream, (&self.tried, reach)).await.ok()?
+            }
             None => return None,
         };
         self.note(&next);
@@ -252,7 +269,7 @@ impl<'a> Attempts<'a> {
     pub(super) fn hedge(&mut self) -> Option<Place> {
         let hedge = self.config.hedge.as_ref()?;
         let metrics = self.upstream.state.metrics.of(self.proxy.worker);
-        if self.running.exchange.watch.is_capped() || !self.upstream.has_untried(&self.tried) {
+        if self.running.exchange.watch.is_capped() || !self.upstream.has_untried(&self.tried, Reach::Ready) {
             return None;
         }
         let budget = &self.upstream.state.hedging().budget;
@@ -260,7 +277,8 @@ impl<'a> Attempts<'a> {
             metrics.hedge_budget_spent.add(1);
             return None;
         }
-        let second = place::take(self.proxy, self.running, self.upstream, &self.tried).ok()??;
+        let where_to = (&self.tried, Reach::Ready);
+        let second = place::take_further(self.proxy, self.running, self.upstream, where_to).ok()??;
         self.note(&second);
         metrics.hedges.add(1);
         Some(second)

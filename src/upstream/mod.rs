@@ -29,6 +29,7 @@ pub mod by_hand;
 pub mod keeper;
 mod readiness;
 mod roster;
+mod last_resort;
 mod limits;
 mod ejections;
 mod panic;
@@ -41,6 +42,7 @@ pub mod percentile;
 pub mod tiers;
 pub mod weights;
 
+pub use last_resort::{Reach, Signs};
 pub use limits::Limits;
 use percentile::Latencies;
 pub use readiness::Readiness;
@@ -131,9 +133,10 @@ impl Upstream {
         !same
     }
 
-    /// Whether a backend is ready that was not tried yet.
-    pub fn has_untried(&self, tried: &Tried) -> bool {
-        self.roster.load().ready().iter().any(|backend| !tried.contains(backend.state.id))
+    /// Whether there is a backend for a further attempt that may go so far.
+    pub fn has_untried(&self, tried: &Tried, reach: Reach) -> bool {
+        let roster = self.roster.load();
+        roster.has_untried(tried) || roster.last_resort().left(reach, tried).next().is_some()
     }
 
     /// How connections to its backends are made, for an exchange that may switch to another protocol or for any.
@@ -171,6 +174,29 @@ impl Upstream {
             Some(lease) => Ok(lease),
             None => self.lease_elsewhere(&roster, first.state.id, (hash, now, tried), dice).ok_or(NoLease::Full),
         }
+    }
+
+    /// The same for a further attempt: where all that are ready were tried, it goes on to the others, as far as `reach` says.
+    ///
+    /// # Errors
+    /// When there is none.
+    #[cold]
+    pub fn lease_further(
+        &self,
+        hash: Option<u64>,
+        now: Instant,
+        (tried, reach): (&Tried, Reach),
+        dice: &mut Dice,
+    ) -> Result<Lease, NoLease> {
+        let roster = self.roster.load();
+        let others = roster.last_resort();
+        if roster.has_untried(tried) || others.left(reach, tried).next().is_none() {
+            return self.lease(hash, now, tried, dice);
+        }
+        if self.is_full() {
+            return Err(NoLease::Full);
+        }
+        others.pick(reach, tried).and_then(|backend| self.try_lease(&backend.state)).ok_or(NoLease::Full)
     }
 
     /// Notes how an attempt at one of its backends ended, for outlier detection. `took` is the time from sending the request to

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::Readiness;
+use super::last_resort::{LastResort, Signs};
 use super::tiers::{self, Member, Plan, WHOLE};
 use super::weights;
 use crate::backend::Backend;
@@ -21,6 +22,8 @@ pub struct Roster {
     sets: Box<[PickedFrom]>,
     /// In panic, those that are ready: where a retry goes first.
     retry: Option<PickedFrom>,
+    /// Where a request goes before it fails.
+    last_resort: LastResort,
     panic: Vec<Tier>,
 }
 
@@ -39,6 +42,8 @@ pub struct Seat {
     pub readiness: Readiness,
     /// What it has of its weight.
     pub percent: Percent,
+    /// What speaks against it where it is not ready; `None` where it is, and where it is not to be asked in any case.
+    pub signs: Option<Signs>,
     weight: u16,
 }
 
@@ -73,7 +78,8 @@ impl Layout {
                 percent = start.percent(settings, now);
                 next = [next, start.next_step(settings, now)].into_iter().flatten().min();
             }
-            Seat { readiness, percent, weight: backend.weight }
+            let signs = Signs::of(backend, readiness, config);
+            Seat { readiness, percent, signs, weight: backend.weight }
         });
         let seats: Vec<_> = seats.collect();
         let members = backends.iter().zip(&seats).map(|(backend, seat)| Member {
@@ -119,7 +125,9 @@ impl Roster {
         let is_ready = |seat: &Seat| seat.readiness == Readiness::Ready;
         let ready = backends.iter().zip(&layout.backends).filter(|(_, seat)| is_ready(seat));
         let ready = ready.map(|(backend, _)| backend.clone()).collect();
-        Self { layout, backends, ready, sets, retry, panic }
+        let others = backends.iter().zip(&layout.backends);
+        let last_resort = LastResort::new(others.filter_map(|(backend, seat)| Some((seat.signs?, backend.clone()))));
+        Self { layout, backends, ready, sets, retry, last_resort, panic }
     }
 
     /// All backends, in the order of the file.
@@ -130,6 +138,16 @@ impl Roster {
     /// Those that are ready, with the weights of the file. In panic others may be picked as well.
     pub fn ready(&self) -> &[Backend] {
         &self.ready
+    }
+
+    /// Whether one of those was not tried yet.
+    pub(super) fn has_untried(&self, tried: &Tried) -> bool {
+        self.ready.iter().any(|backend| !tried.contains(backend.state.id))
+    }
+
+    /// Where a request goes when all of those were tried.
+    pub(super) fn last_resort(&self) -> &LastResort {
+        &self.last_resort
     }
 
     /// What was known of each of [`Roster::backends`], in their order.

@@ -319,6 +319,98 @@ fn retries_in_panic_go_to_the_ready_first() {
     }
 }
 
+/// Ejects a backend as detection does after these outcomes. It takes another one that serves.
+fn eject(upstream: &Upstream, place: usize, outcome: Outcome) {
+    note(upstream, place, outcome, 5);
+    keeper::keep(upstream, Instant::now(), &mut || 0);
+    assert!(upstream.roster().backends()[place].state.outlier.history().is_ejected(), "{place}");
+}
+
+/// The order in which a request is tried that fails everywhere, as places in the list.
+fn order(upstream: &Upstream, reach: Reach) -> Vec<usize> {
+    let (mut tried, mut order, mut dice) = (Tried::default(), Vec::new(), Dice::seeded(5));
+    while let Ok(lease) = upstream.lease_further(None, Instant::now(), (&tried, reach), &mut dice) {
+        assert!(!tried.contains(lease.backend().id), "twice: {order:?}");
+        assert!(upstream.has_untried(&tried, reach));
+        tried.push(lease.backend().id);
+        let is_it = |it: &Backend| it.state.id == lease.backend().id;
+        order.push(upstream.roster().backends().iter().position(is_it).unwrap());
+    }
+    assert!(!upstream.has_untried(&tried, reach));
+    order
+}
+
+/// Before a request fails it is tried at those that are not ready: whom least speaks against first, and never whom an operator
+/// has taken out.
+#[test]
+fn the_last_resort_is_in_the_order_of_what_speaks_against_it() {
+    let numbers: Vec<u8> = (1..=8).chain([0]).collect();
+    for (panic_percent, unhealthy) in [(50, &[5, 4][..]), (0, &[])] {
+        let mut config = UpstreamConfig::clone(&config(&numbers, Some(InitialHealth::Healthy)));
+        config.outlier_detection = Some(OutlierConfig { max_ejected_percent: 100, ..OutlierConfig::default() });
+        // So many have gone, and there is no panic all the same.
+        config.tiers = TiersConfig { panic_percent, overprovisioning_percent: 1000, ..TiersConfig::default() };
+        let upstream = build(Arc::new(config), &UpstreamState::new("u".into(), 1));
+        eject(&upstream, 1, Outcome::Connect);
+        eject(&upstream, 2, Outcome::Reset);
+        eject(&upstream, 3, Outcome::Gateway);
+        check(&upstream, 4, false);
+        check(&upstream, 5, false);
+        let state = |place: usize| Arc::clone(&upstream.roster().backends()[place].state);
+        state(4).health.note_unreachable(true);
+        let by_hand = |place: usize, setting| {
+            let act = crate::backend::by_hand::Act::Set(setting, None);
+            let now = crate::backend::by_hand::Moment::now();
+            upstream.act_by_hand(&state(place).address, act, &"test".into(), now).unwrap();
+        };
+        by_hand(6, crate::backend::by_hand::Setting::Drained);
+        by_hand(7, crate::backend::by_hand::Setting::Ejected);
+        keeper::keep(&upstream, Instant::now(), &mut || 0);
+        assert_eq!(ready(&upstream), ["10.0.0.1:9001"]);
+        assert_eq!(order(&upstream, Reach::Ready), [0]);
+        assert_eq!(order(&upstream, Reach::Answering), [0, 3]);
+        assert_eq!(order(&upstream, Reach::Anybody), [&[0, 3, 2, 1][..], unhealthy].concat(), "{panic_percent}");
+        // A first attempt does not look at them while somebody is ready.
+        let firsts = (0..20).map(|_| order(&upstream, Reach::Anybody)[0]);
+        assert!(firsts.into_iter().all(|place| place == 0));
+    }
+}
+
+/// Where nobody is ready and there is no panic, those that are ejected are asked all the same: of them nobody knows how they are.
+#[test]
+fn who_is_ejected_is_asked_where_nobody_is_ready() {
+    let upstream = build(config(&[1, 2], Some(InitialHealth::Healthy)), &UpstreamState::new("u".into(), 1));
+    eject(&upstream, 0, Outcome::Connect);
+    check(&upstream, 1, false);
+    upstream.refresh(Instant::now());
+    let first = upstream.lease(None, Instant::now(), &Tried::default(), &mut Dice::seeded(1));
+    assert_eq!(first.err(), Some(NoLease::NoBackend), "panic is off");
+    assert_eq!(order(&upstream, Reach::Anybody), [0]);
+}
+
+#[test]
+fn equals_of_the_last_resort_share_what_falls_upon_them_and_keep_their_limits() {
+    let mut config = UpstreamConfig::clone(&config(&[1, 2, 3, 4], None));
+    config.outlier_detection = Some(OutlierConfig { max_ejected_percent: 100, ..OutlierConfig::default() });
+    config.backends.iter_mut().for_each(|backend| backend.limits.max_in_flight = Some(4));
+    let upstream = build(Arc::new(config), &UpstreamState::new("u".into(), 1));
+    upstream.enforce();
+    for (place, outcome) in [(1, Outcome::Connect), (2, Outcome::Gateway), (3, Outcome::Gateway)] {
+        eject(&upstream, place, outcome);
+    }
+    let mut tried = Tried::default();
+    tried.push(upstream.roster().backends()[0].state.id);
+    let mut dice = Dice::seeded(1);
+    let mut lease = || upstream.lease_further(None, Instant::now(), (&tried, Reach::Anybody), &mut dice);
+    let in_flight = || upstream.roster().backends().iter().map(|it| it.state.in_flight()).collect::<Vec<_>>();
+    let mut held: Vec<_> = (0..6).map(|_| lease().unwrap()).collect();
+    assert_eq!(in_flight(), [0, 0, 3, 3]);
+    held.extend((0..5).map(|_| lease().unwrap()));
+    assert_eq!(in_flight(), [0, 3, 4, 4], "full ones are passed over");
+    held.push(lease().unwrap());
+    assert_eq!(lease().err(), Some(NoLease::Full));
+}
+
 #[test]
 fn panic_is_told_once_when_it_begins_and_when_it_ends() {
     let upstream = tiered(&[(Tier::Priority(0), 1), (Tier::Priority(0), 1), (Tier::Priority(0), 1), (Tier::Backup, 1)]);

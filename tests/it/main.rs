@@ -24,6 +24,7 @@ mod told;
 mod idle;
 mod killed_backend;
 mod large;
+mod last_resort;
 mod layering;
 mod levers;
 mod limits;
