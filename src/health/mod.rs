@@ -1,9 +1,10 @@
-//! Asks backends by itself whether they are well.
+//! Asks backends by itself whether they are well, or at least there.
 //!
 //! One [`Prober`] per process, on the control plane, with a task for each backend that is to be checked. A task goes on over
 //! reloads with the pace it has: other settings reach it on the way, so that a file that changes all the time neither starves
 //! the checks nor multiplies them. What checks come to is worked out by [`Account`](crate::backend::health::Account), when
-//! they are made by `pace`; both are pure.
+//! they are made by `pace`; both are pure. Where no check would see that a backend which was ejected for want of an answer is
+//! there again, a `lookout` looks.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -21,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
 use crate::backend::health::{Change, LastCheck, Thresholds};
+use crate::backend::outlier::Sight;
 use crate::backend::{BackendId, BackendState};
 use crate::config::{Address, GrpcStatus, HealthCheckConfig, Probe, Protocol, UpstreamName};
 use crate::socket::Socket;
@@ -29,12 +31,14 @@ use crate::transport::tls::{BackendTls, HandshakeFailed};
 use crate::upstream::{Upstream, UpstreamState};
 
 mod pace;
+mod lookout;
 mod http;
 mod tcp;
 mod grpc;
 
 use self::grpc::Grpc;
 use self::http::Http;
+use self::lookout::Lookout;
 use self::tcp::Tcp;
 
 /// Checks under way at a time, of all upstreams together; further ones wait for their turn. With a time-out of 2 s and
@@ -134,6 +138,7 @@ pub struct Prober {
     /// Tasks begun so far: where in its interval the next one starts.
     begun: u64,
     upstreams: HashMap<UpstreamName, Checked>,
+    lookouts: HashMap<UpstreamName, Lookout>,
 }
 
 /// An upstream whose backends are checked.
@@ -180,7 +185,8 @@ impl Prober {
     }
 
     fn with_turns(events: Events, turns: usize) -> Self {
-        Self { events, turns: Arc::new(Semaphore::new(turns)), begun: 0, upstreams: HashMap::new() }
+        let (upstreams, lookouts) = (HashMap::new(), HashMap::new());
+        Self { events, turns: Arc::new(Semaphore::new(turns)), begun: 0, upstreams, lookouts }
     }
 
     /// Checks the backends of these upstreams from now on as their configuration says, and no others. Inside a runtime only.
@@ -203,6 +209,12 @@ impl Prober {
         for task in before.values().flat_map(|checked| checked.backends.values()) {
             task.backend.health.forget();
         }
+        let mut before = std::mem::take(&mut self.lookouts);
+        self.lookouts.extend(upstreams.iter().map(|upstream| {
+            let lookout = before.remove(upstream.name()).unwrap_or_else(|| Lookout::start(upstream, &self.turns));
+            lookout.follow(upstream);
+            (upstream.name().clone(), lookout)
+        }));
     }
 
     /// Begins with backends that are new, goes on with those that are known, and ends with those that are gone.
@@ -295,6 +307,7 @@ impl Checking {
     /// Checks again and again, first at `due`. Ends when it is aborted, or when nobody is left to give it settings.
     async fn run(mut self, mut due: Instant) {
         let mut last = None;
+        let mut ejections = self.upstream.ejections.subscribe();
         loop {
             tokio::select! {
                 () = sleep_until(due) => {
@@ -308,6 +321,10 @@ impl Checking {
                     last = Some(started);
                     due = started + self.pause();
                 }
+                // Never an error: the sender is the upstream's, which is held here.
+                _ = ejections.changed() => if self.backend.outlier.is_missed() {
+                    due = due.min(last.map_or(due, |started| started + self.pause()));
+                },
                 changed = self.settings.changed() => {
                     if changed.is_err() {
                         return;
@@ -321,7 +338,9 @@ impl Checking {
 
     fn pause(&self) -> Duration {
         let (account, _) = self.backend.health.look();
-        pace::pause(&self.settings.borrow().config, account.in_doubt(), rand::random())
+        // Who is ejected for want of an answer is in doubt too.
+        let in_doubt = account.in_doubt() || self.backend.outlier.is_missed();
+        pace::pause(&self.settings.borrow().config, in_doubt, rand::random())
     }
 
     /// One check, when it is its turn. Says when it began.
@@ -334,9 +353,27 @@ impl Checking {
         drop(turn);
         // What was asked under other settings says nothing about these.
         if !self.settings.has_changed().ok()? {
+            self.note_sight(&outcome, &settings.kind, started);
             self.note(outcome, took, settings.thresholds());
         }
         Some(started)
+    }
+
+    /// What a check that began at `started` says of a backend that is ejected, beside its verdict.
+    fn note_sight(&self, outcome: &Result<(), CheckFailed>, kind: &Kind, started: Instant) {
+        let (mut history, started) = (self.backend.outlier.history(), started.into_std());
+        let news = match outcome {
+            // Another port says nothing about the one that requests go to.
+            _ if self.settings.borrow().config.port.is_some() => false,
+            Ok(()) if matches!(kind, Kind::Tcp) => history.saw(Sight::Connected, started),
+            Ok(()) => history.saw(Sight::Checked, started),
+            Err(CheckFailed::Connect(_)) => history.saw_nobody(started),
+            Err(_) => false,
+        };
+        drop(history);
+        if news {
+            self.upstream.changed.notify_one();
+        }
     }
 
     fn note(&self, outcome: Result<(), CheckFailed>, took: Duration, thresholds: Thresholds) {

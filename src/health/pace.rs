@@ -17,6 +17,17 @@ pub(super) fn first(nth: u64, verdict: Verdict, interval: Duration) -> Duration 
     }
 }
 
+/// How long to wait before the `nth` look whether a backend is there again, from 0. `random` is from 0 to 1.
+///
+/// Half a second, and then longer by half each time, up to 5 s: so it is found when it has been back for half of the time that it was
+/// gone, and whoever stays away is not bothered. A tenth shorter or longer, so that many that went together are not looked at together.
+pub(super) fn look(nth: u32, random: f64) -> Duration {
+    const FIRST: Duration = Duration::from_millis(500);
+    const LONGEST: Duration = Duration::from_secs(5);
+    let wait = FIRST.mul_f64(1.5_f64.powi(nth.min(10) as i32)).min(LONGEST);
+    wait.mul_f64(0.9 + 0.2 * random)
+}
+
 /// From the beginning of a check to that of the next. `random` is from 0 to 1.
 pub(super) fn pause(config: &HealthCheckConfig, in_doubt: bool, random: f64) -> Duration {
     let interval = if in_doubt { config.interval_in_doubt } else { config.interval };
@@ -53,6 +64,34 @@ mod tests {
     fn who_is_not_in_use_is_checked_at_once() {
         for verdict in [Verdict::Unhealthy, Verdict::Unknown] {
             assert_eq!(first(7, verdict, S), Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn looks_are_frequent_at_first_and_never_rare() {
+        for (nth, random, millis) in [
+            (0, 0.5, 500),
+            (0, 0.0, 450),
+            (0, 1.0, 550),
+            (1, 0.5, 750),
+            (2, 0.5, 1125),
+            (6, 0.5, 5000),
+            (900, 1.0, 5500),
+        ] {
+            assert_eq!(look(nth, random).as_millis(), millis, "{nth} {random}");
+        }
+        // Whenever it comes back, it is found within half of the time that it was gone, or five seconds.
+        let looks: Vec<_> = (0..60)
+            .scan(Duration::ZERO, |at, nth| {
+                *at += look(nth, 1.0);
+                Some(*at)
+            })
+            .collect();
+        for gone_ms in (0..120_000).step_by(10) {
+            let gone = Duration::from_millis(gone_ms);
+            let found = looks.iter().find(|at| **at >= gone).unwrap();
+            let allowed = (gone / 2 + Duration::from_millis(560)).min(Duration::from_millis(5_510));
+            assert!(*found - gone <= allowed, "{gone:?}: found after {found:?}");
         }
     }
 

@@ -238,7 +238,7 @@ pub(super) async fn forward(
                     Some(call) if said == Head::Open => call.awaits(place.backend(), sent.elapsed()),
                     _ => outcome::answered(upstream, place.lease(), proxy.worker, seen, sent),
                 }
-                attempts.answered(status, said);
+                attempts.answered(place.backend(), status, said);
                 running.answered(said);
                 return answer(running, forward, upgrade, place, connection, body, (parts, handled));
             }

@@ -7,6 +7,7 @@ use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
 
+use crate::backend::BackendState;
 use crate::config::RetryConfig;
 use crate::exchange::body::RequestBody;
 use crate::exchange::watch::Phase;
@@ -42,6 +43,8 @@ pub(super) struct Attempts<'a> {
     tried: Tried,
     /// Further attempts; hedges are not counted.
     further: u8,
+    /// Whether the attempt under way is at a backend that was not ready.
+    last_resort: bool,
     /// Whether it may be sent again after a backend has perhaps seen it, as long as its body is kept.
     repeatable: bool,
 }
@@ -74,7 +77,7 @@ impl<'a> Attempts<'a> {
             let now_ms = running.exchange.watch.clock().shared_ms();
             upstream.state.retry_budget.deposit(proxy.worker, &BudgetSettings::RETRIES, now_ms);
         }
-        Self { proxy, running, upstream, config, tried: Tried::default(), further: 0, repeatable }
+        Self { proxy, running, upstream, config, tried: Tried::default(), further: 0, last_resort: false, repeatable }
     }
 
     /// Where the first attempt goes; `None` where all are full: then [`Attempts::in_line`].
@@ -212,6 +215,7 @@ impl<'a> Attempts<'a> {
         };
         self.note(&next);
         self.further += 1;
+        self.last_resort = !upstream.is_ready(next.backend().id);
         metrics.retries[cause as usize].add(1);
         Some(next)
     }
@@ -232,8 +236,8 @@ impl<'a> Attempts<'a> {
         parts.headers.insert(ATTEMPT, HeaderValue::from(u16::from(self.running.attempts())));
     }
 
-    /// It came to an answer for the client: counts what the further attempts were good for.
-    pub(super) fn answered(&self, status: StatusCode, head: Head) {
+    /// It came to an answer of this backend for the client: counts what the further attempts were good for.
+    pub(super) fn answered(&self, backend: &BackendState, status: StatusCode, head: Head) {
         if self.config.hedge.is_some() && self.further == 0 && self.repeatable {
             let now = Instant::now();
             let took = now.saturating_duration_since(self.running.exchange.started);
@@ -244,6 +248,10 @@ impl<'a> Attempts<'a> {
             let metrics = self.upstream.state.metrics.of(self.proxy.worker);
             let counter = if self.is_unwanted(status, head) { &metrics.retried_in_vain } else { &metrics.retried_well };
             counter.add(1);
+            // A gateway may answer in the place of who is not there.
+            if self.last_resort && !matches!(head.seen(status).as_u16(), 502..=504) {
+                self.upstream.note_served(backend);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Readiness, Upstream};
 use crate::backend::Backend;
-use crate::backend::outlier::{self, Action, By, Ejection, Occasion, Subject};
+use crate::backend::outlier::{self, Action, By, Ejection, End, Occasion, Sight, Subject};
 use crate::telemetry::events::EventKind;
 
 /// Brings the ejections of an upstream up to `now`, and says what has happened. `random` gives any numbers.
@@ -29,6 +29,11 @@ pub(super) fn judge(
     };
     // A lock of each backend is held from here to the end of the judgement. Nobody else takes two of them.
     let mut histories: Vec<_> = backends.iter().map(|backend| backend.state.outlier.history()).collect();
+    for (backend, history) in backends.iter().zip(&mut histories) {
+        if backend.state.outlier.has_served() {
+            history.saw(Sight::Served, now);
+        }
+    }
     let mut subjects: Vec<_> = backends
         .iter()
         .zip(&mut histories)
@@ -54,6 +59,7 @@ pub(super) fn judge(
         Action::Eject { index, until, reason } => {
             let backend = &backends[index].state;
             backend.outlier.was_ejected(&reason, now);
+            upstream.state.ejections.send_modify(|ejections| *ejections += 1);
             Some(EventKind::Ejected {
                 upstream: backend.upstream.clone(),
                 backend: backend.address.clone(),
@@ -64,9 +70,9 @@ pub(super) fn judge(
                 evidence: reason.to_string(),
             })
         }
-        Action::Uneject { index, ejection } => {
+        Action::Uneject { index, ejection, end } => {
             backends[index].state.outlier.forget_streaks(now);
-            Some(unejected(&backends[index], &ejection, now, "its time is over"))
+            Some(unejected(&backends[index], &ejection, now, end.as_str()))
         }
         Action::Begin { index } => {
             backends[index].state.outlier.forget_streaks(now);
@@ -81,7 +87,7 @@ fn end_what_has_ended(backend: &Backend, now: Instant) -> Option<EventKind> {
     let ejection = backend.state.outlier.history().ejection().cloned()?;
     let evidence = match ejection.by {
         By::Detection => "outlier detection is off",
-        By::Hand if ejection.until.is_some_and(|until| until <= now) => "its time is over",
+        By::Hand if ejection.until.is_some_and(|until| until <= now) => End::Time.as_str(),
         By::Hand => return None,
     };
     backend.state.outlier.take_back(now);

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 
 use super::Readiness;
 use crate::backend::Backend;
-use crate::backend::outlier::{By, Ejection, Reason};
+use crate::backend::outlier::{By, Ejection};
 use crate::config::{InitialHealth, UpstreamConfig};
 use crate::strategy::Tried;
 
@@ -19,7 +19,7 @@ pub enum Signs {
     Answers,
     /// It was ejected because connections to it broke, or no answer came in time.
     Silent,
-    /// It was ejected because no connection to it could be made.
+    /// It was ejected because no connection to it could be made, or somebody has looked since and found nobody there.
     Absent,
     /// It waits for its first check.
     Unchecked,
@@ -70,10 +70,10 @@ impl Signs {
     }
 
     fn of_ejection(ejection: &Ejection) -> Self {
-        match ejection.reason {
-            Reason::Local { reset: 0, late: 0, .. } => Self::Absent,
-            Reason::Local { .. } => Self::Silent,
-            _ => Self::Answers,
+        match ejection.is_for_silence() {
+            true if ejection.is_for_absence() => Self::Absent,
+            true => Self::Silent,
+            false => Self::Answers,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::backend::by_hand::ByHand;
 use crate::backend::health::{Account, Health, Verdict};
@@ -210,6 +210,19 @@ impl Upstream {
         }
     }
 
+    /// A backend has answered a request that nobody who is ready would. On the request path.
+    #[cold]
+    pub fn note_served(&self, backend: &BackendState) {
+        if backend.outlier.note_served() {
+            self.state.changed.notify_one();
+        }
+    }
+
+    /// Whether a backend is ready, as requests see it.
+    pub fn is_ready(&self, backend: BackendId) -> bool {
+        self.roster.load().ready().iter().any(|it| it.state.id == backend)
+    }
+
     /// The same after the backend that was picked turned out to be full. It is marked as tried for this round and the strategy
     /// asked again, which so never sees a limit; where it has been asked so often that the marks do not fit, the first with
     /// room is taken, from a random place on.
@@ -275,6 +288,8 @@ pub struct UpstreamState {
     hedging: OnceLock<Box<Hedging>>,
     /// Called when the readiness of a backend may have changed: wakes the keeper.
     pub changed: Notify,
+    /// How often detection has ejected one of its backends: wakes those who look whether it is there again.
+    pub ejections: watch::Sender<u64>,
     /// Who waits for a backend with room.
     pub room: Arc<Room>,
     /// Whether backends are asked at all. Closed and without a memory as long as no breaker is configured.
@@ -312,6 +327,7 @@ impl UpstreamState {
             retry_budget: RetryBudget::new(shards),
             hedging: OnceLock::new(),
             changed: Notify::new(),
+            ejections: watch::Sender::new(0),
             room: Arc::default(),
             breaker: Breaker::new(shards),
             adaptive: OnceLock::new(),

@@ -36,6 +36,7 @@ mod process;
 mod queue;
 mod refusals;
 mod reload_under_load;
+mod restarts;
 mod retries;
 mod attempts;
 mod retry_budget;

@@ -163,6 +163,68 @@ async fn who_refuses_is_ejected_and_no_get_fails() {
     assert!(reason.ends_with(" not connected") && !reason.contains("reset"), "{reason}");
 }
 
+/// Why ejections were over, as it was told.
+fn over(events: &mut tokio::sync::broadcast::Receiver<Arc<isobar::telemetry::events::Event>>) -> Vec<String> {
+    std::iter::from_fn(|| events.try_recv().ok())
+        .filter_map(|event| match &event.kind {
+            EventKind::Unejected { evidence, .. } => Some(evidence.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Without a check, isobar looks itself; with one, it is the check. Both long before the time is over.
+#[tokio::test]
+async fn who_was_gone_is_back_when_it_is_there_again() {
+    let check = "[upstream.u.health_check]\npath = \"/\"\ninterval = \"300ms\"\n";
+    for (tables, why) in [("", "it takes connections"), (check, "its health check has passed")] {
+        let (good, mut gone) = (Steered::new(), Steered::new());
+        let proxy = TestProxy::with_keys(&[&good.backend, &gone.backend], Keys { tables, ..Keys::default() }).await;
+        let mut events = proxy.handle().events().listen();
+        gone.backend.kill();
+        send_until(&proxy, || ejected(&proxy, &gone.backend)).await;
+        let begun = Instant::now();
+        // Somebody looks, and nobody is there.
+        eventually(|| proxy.state("u", &gone.backend).outlier.history().ejection().is_some_and(|it| it.absent)).await;
+        gone.backend.restart();
+        eventually(|| ready(&proxy) == 2).await;
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        assert_eq!(over(&mut events), [why]);
+        assert_eq!(send(&proxy, 30).await, 0);
+    }
+}
+
+/// What hangs takes connections, too. Where it answers after all, because nobody else does, that is what counts.
+#[tokio::test]
+async fn who_does_not_answer_stays_out_until_it_does() {
+    let (mut good, stuck) = (Steered::new(), Steered::new());
+    let route = "timeouts = { response_head = \"100ms\" }";
+    let keys = Keys { route, upstream: "strategy = \"least_connections\"", ..Keys::default() };
+    let proxy = TestProxy::with_keys(&[&good.backend, &stuck.backend], keys).await;
+    let mut events = proxy.handle().events().listen();
+    stuck.takes(5_000);
+    send_until(&proxy, || ejected(&proxy, &stuck.backend)).await;
+    let looks = stuck.backend.connections();
+    eventually(|| stuck.backend.connections() >= looks + 2).await;
+    assert!(ejected(&proxy, &stuck.backend), "it was only looked at");
+    stuck.takes(0);
+    good.backend.kill();
+    assert_eq!(send(&proxy, 1).await, 0);
+    eventually(|| !ejected(&proxy, &stuck.backend)).await;
+    assert_eq!(over(&mut events), ["it has answered when nobody else would"]);
+}
+
+/// A backend that the file leaves out is not kept by somebody who looks for it.
+#[tokio::test]
+async fn who_is_looked_for_can_be_removed() {
+    let (good, dead) = (Steered::new(), TestBackend::refusing());
+    let proxy = TestProxy::with_config(config(&[&good.backend, &dead], "", "")).await;
+    send_until(&proxy, || ejected(&proxy, &dead)).await;
+    let known = Arc::downgrade(&proxy.state("u", &dead));
+    proxy.apply(config(&[&good.backend], "", "")).await.unwrap();
+    eventually(|| known.strong_count() == 0).await;
+}
+
 /// Whether its own time is over or that of the whole exchange.
 #[tokio::test]
 async fn who_never_answers_is_ejected() {

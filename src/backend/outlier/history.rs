@@ -28,6 +28,8 @@ pub struct History {
     pub(super) slow_for: u32,
 }
 
+const SECOND: Duration = Duration::from_secs(1);
+
 /// That a backend takes no requests for a while.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ejection {
@@ -39,6 +41,70 @@ pub struct Ejection {
     pub by: By,
     /// Why.
     pub reason: Reason,
+    /// Whether somebody has looked since and found nobody there.
+    pub absent: bool,
+    /// How it was seen to be there since, the best of several.
+    pub seen: Option<Sight>,
+}
+
+/// How a backend that is ejected was seen to be there. The later ones say more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sight {
+    /// A connection to it could be made.
+    Connected,
+    /// It has passed a health check that takes more than that.
+    Checked,
+    /// It has answered a request that nobody else would.
+    Served,
+}
+
+/// Why an ejection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It has lasted its time.
+    Time,
+    /// It was for errors that nobody answered, and the backend was seen to be there.
+    Seen(Sight),
+}
+
+impl End {
+    /// As events say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Time => "its time is over",
+            Self::Seen(Sight::Connected) => "it takes connections",
+            Self::Seen(Sight::Checked) => "its health check has passed",
+            Self::Seen(Sight::Served) => "it has answered when nobody else would",
+        }
+    }
+}
+
+impl Ejection {
+    /// Whether it may end before its time when the backend is seen to be there.
+    pub fn is_for_silence(&self) -> bool {
+        self.by == By::Detection && matches!(self.reason, Reason::Local { .. })
+    }
+
+    /// Whether there was nobody there: no connection could be made all the time, or none since.
+    pub fn is_for_absence(&self) -> bool {
+        self.is_for_silence() && (self.absent || matches!(self.reason, Reason::Local { reset: 0, late: 0, .. }))
+    }
+
+    /// What has to be seen of the backend for it to end before its time, where it is the so manyth in a row; `None` where nothing
+    /// will do.
+    ///
+    /// Whoever was gone is back when it takes connections. Whoever was there and broke them off, or did not answer, takes
+    /// connections all the time: it is believed once, and if it fails again, it stays out for its time. Of one that was silent not
+    /// even that: any machine that hangs takes connections, so it is for a health check to say. An answer ends all of these.
+    fn wants(&self, times: u32) -> Option<Sight> {
+        let Reason::Local { late, .. } = self.reason else { return None };
+        Some(match (self.is_for_absence(), times, late) {
+            (true, ..) => Sight::Connected,
+            (false, 2.., _) => Sight::Served,
+            (false, _, 0) => Sight::Connected,
+            (false, ..) => Sight::Checked,
+        })
+    }
 }
 
 /// Who ejected a backend.
@@ -204,7 +270,39 @@ impl History {
 
     /// Ejects it at the wish of an operator, who may also take the last one: until `until`, or until [`History::take_back`].
     pub fn eject_by_hand(&mut self, now: Instant, until: Option<Instant>) {
-        self.put(Ejection { since: now, until, by: By::Hand, reason: Reason::Hand });
+        self.put(now, until, By::Hand, Reason::Hand);
+    }
+
+    /// The backend was seen, by a look that began at `looked`. Says whether that is news. Of one that is ejected again and again
+    /// looks do not count in the beginning, each time for a second longer: it may go as fast as it comes.
+    pub fn saw(&mut self, sight: Sight, looked: Instant) -> bool {
+        let patience = SECOND * self.times.saturating_sub(1);
+        let Some(ejection) = self.ejection.as_mut().filter(|it| it.is_for_silence()) else { return false };
+        if looked < ejection.since + patience || ejection.seen >= Some(sight) {
+            return false;
+        }
+        ejection.seen = Some(sight);
+        true
+    }
+
+    /// Nobody was there for a look that began at `looked`. Says whether that is news.
+    pub fn saw_nobody(&mut self, looked: Instant) -> bool {
+        let Some(ejection) = self.ejection.as_mut().filter(|it| it.is_for_silence() && looked >= it.since) else {
+            return false;
+        };
+        // Whatever was seen before: it has gone since.
+        ejection.seen = None;
+        !std::mem::replace(&mut ejection.absent, true)
+    }
+
+    /// Whether the ejection under way is over, and why.
+    pub(super) fn end(&self, now: Instant) -> Option<End> {
+        let ejection = self.ejection.as_ref()?;
+        if ejection.until.is_some_and(|until| until <= now) {
+            return Some(End::Time);
+        }
+        let wanted = ejection.wants(self.times)?;
+        ejection.seen.filter(|seen| *seen >= wanted).map(End::Seen)
     }
 
     /// Ends the ejection, whoever did it; returns what it was. What was counted before does not count again.
@@ -246,13 +344,13 @@ impl History {
         let swing = random as f64 / u64::MAX as f64 * 2.0 - 1.0;
         let until =
             now + settings.duration(self.times).mul_f64((1.0 + swing * settings.jitter.clamp(0.0, 1.0)).max(0.0));
-        self.put(Ejection { since: now, until: Some(until), by: By::Detection, reason });
+        self.put(now, Some(until), By::Detection, reason);
         until
     }
 
-    fn put(&mut self, ejection: Ejection) {
+    fn put(&mut self, since: Instant, until: Option<Instant>, by: By, reason: Reason) {
         self.forget();
-        self.ejection = Some(ejection);
+        self.ejection = Some(Ejection { since, until, by, reason, absent: false, seen: None });
     }
 
     fn forget(&mut self) {

@@ -5,10 +5,11 @@
 //! every interval, and at once when a streak has become too long, and decides by [`judge()`], which is a function of what was
 //! counted, what was decided before ([`History`]), the settings, the time and the dice.
 //!
-//! Ejection does not depend on health checks, in either direction: a backend that passes its check while its requests fail
-//! stays ejected for its time.
+//! Nobody is ejected because of health checks. An ejection for attempts that came to no answer ends when the backend is seen to be
+//! there again, by a check or otherwise ([`Sight`]); a backend that gives bad answers, or is slow, stays ejected for its time,
+//! whatever its checks say.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ mod history;
 mod judge;
 mod compare;
 
-pub use history::{By, Ejection, History, Reason};
+pub use history::{By, Ejection, End, History, Reason, Sight};
 pub use judge::{Action, Occasion, Subject, judge, next_end};
 pub use settings::Settings;
 
@@ -86,6 +87,8 @@ pub struct Outlier {
     counts_from_ms: AtomicU64,
     traffic: Sharded<Traffic>,
     ejections: [AtomicU64; Reason::KINDS.len()],
+    /// Whether it has answered a request that nobody else would, since it was ejected.
+    served: AtomicBool,
     /// Control plane only.
     history: Mutex<History>,
 }
@@ -99,6 +102,7 @@ impl Outlier {
             counts_from_ms: AtomicU64::new(0),
             traffic: Sharded::new(shards),
             ejections: Default::default(),
+            served: AtomicBool::new(false),
             history: Mutex::default(),
         }
     }
@@ -200,7 +204,24 @@ impl Outlier {
     /// To be called with each ejection: counts it, and what has led to it does not count again.
     pub fn was_ejected(&self, reason: &Reason, now: Instant) {
         self.ejections[reason.kind()].fetch_add(1, Relaxed);
+        self.served.store(false, Relaxed);
         self.forget_streaks(now);
+    }
+
+    /// It has answered a request that nobody else would, while it was ejected. Says whether that is news, for one caller to wake
+    /// the control plane. On the request path.
+    pub fn note_served(&self) -> bool {
+        !self.served.load(Relaxed) && !self.served.swap(true, Relaxed)
+    }
+
+    /// Whether it has done so since it was ejected last.
+    pub fn has_served(&self) -> bool {
+        self.served.load(Relaxed)
+    }
+
+    /// Whether somebody should look if it is there: it is ejected for attempts that came to no answer.
+    pub fn is_missed(&self) -> bool {
+        self.history().ejection().is_some_and(Ejection::is_for_silence)
     }
 
     /// Ejections since the start, by [`Reason::KINDS`].

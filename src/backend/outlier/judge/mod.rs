@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::compare::{self, Finding, Last, Member};
-use super::{Ejection, History, Reason, Settings, Streaks, Totals};
+use super::{Ejection, End, History, Reason, Settings, Streaks, Totals};
 
 /// A backend of the upstream that is judged.
 #[derive(Debug)]
@@ -43,12 +43,14 @@ pub enum Action {
         /// Why.
         reason: Reason,
     },
-    /// Its time is over: forget its streaks, begin its slow start, put it into the roster, tell.
+    /// It is taken back: forget its streaks, begin its slow start, put it into the roster, tell.
     Uneject {
         /// Which subject.
         index: usize,
         /// What has ended.
         ejection: Ejection,
+        /// Why.
+        end: End,
     },
     /// It can be ejected again, which it could not be before: forget its streaks.
     Begin {
@@ -116,9 +118,8 @@ fn serves(subject: &Subject<'_>) -> bool {
 fn end_ejections(subjects: &mut [Subject<'_>], now: Instant) -> Vec<Action> {
     let mut actions = Vec::new();
     for (index, subject) in subjects.iter_mut().enumerate() {
-        let until = subject.history.ejection().and_then(|ejection| ejection.until);
-        if until.is_some_and(|until| until <= now) {
-            actions.extend(subject.history.take_back().map(|ejection| Action::Uneject { index, ejection }));
+        if let Some(end) = subject.history.end(now) {
+            actions.extend(subject.history.take_back().map(|ejection| Action::Uneject { index, ejection, end }));
             // What it failed at before and meanwhile is not held against it; the caller forgets the streak itself.
             subject.streaks = Streaks::default();
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
 use super::*;
-use crate::backend::outlier::{Outcome, Outlier, Streak};
+use crate::backend::outlier::{Outcome, Outlier, Sight, Streak};
 use crate::strategy::Dice;
 
 const NOBODY: [usize; 0] = [];
@@ -359,11 +359,78 @@ fn ejections_are_forgiven_one_by_one_while_it_serves() {
     }
 }
 
+/// What ends an ejection before its time: going by what it was for, the how manyth in a row it is, whether somebody has found
+/// nobody there since, and how the backend was seen.
 #[test]
-fn a_passing_check_ends_no_ejection() {
+fn an_ejection_for_want_of_an_answer_ends_when_the_backend_is_seen() {
+    use Outcome::{Connect, Gateway, Reset, Timeout};
+    let sights = [Sight::Connected, Sight::Checked, Sight::Served];
+    for (outcomes, times, absent, ends) in [
+        ([Connect; 5], 1, false, [true; 3]),
+        ([Connect; 5], 3, false, [true; 3]),
+        ([Reset, Connect, Connect, Reset, Connect], 1, false, [true; 3]),
+        ([Reset; 5], 2, false, [false, false, true]),
+        ([Reset; 5], 2, true, [true; 3]),
+        ([Reset, Reset, Timeout, Reset, Reset], 1, false, [false, true, true]),
+        ([Timeout; 5], 1, true, [true; 3]),
+        ([Timeout; 5], 2, false, [false, false, true]),
+        ([Gateway; 5], 1, true, [false; 3]),
+    ] {
+        for (sight, ends) in sights.into_iter().zip(ends) {
+            let told = format!("{outcomes:?} for the {times}. time, absent: {absent}, {sight:?}");
+            let mut world = World::new(3);
+            for time in 1..=times {
+                outcomes.iter().for_each(|&outcome| world.ask(0, 1, outcome));
+                assert_eq!(ejected(&world.judge(Occasion::Between)), [0], "{told}");
+                if time < times {
+                    world.now += world.until(0);
+                    assert_eq!(world.judge(Occasion::Between).len(), 1);
+                }
+            }
+            let since = world.now;
+            if absent {
+                world.outliers[0].history().saw_nobody(since);
+            }
+            // Looks from before do not count, nor, of who comes and goes, those of the first seconds.
+            let patience = SECOND * (times - 1);
+            for looked in [since - SECOND, (since + patience).checked_sub(SECOND / 2).unwrap()] {
+                assert!(!world.outliers[0].history().saw(sight, looked), "{told}");
+            }
+            world.now = since + patience;
+            assert_eq!(world.judge(Occasion::Between), [], "{told}");
+            let now = world.now;
+            world.outliers[0].history().saw(sight, now);
+            let actions = world.judge(Occasion::Between);
+            let end = End::Seen(sight);
+            let over = matches!(&actions[..], [Action::Uneject { index: 0, end: why, .. }] if *why == end);
+            assert_eq!((over, actions.is_empty()), (ends, !ends), "{told}: {actions:?}");
+        }
+    }
+}
+
+#[test]
+fn what_was_seen_counts_for_nothing_when_nobody_is_there_after_it() {
+    let mut world = World::new(3);
+    world.ask(0, 5, Outcome::Connect);
+    world.judge(Occasion::Between);
+    let now = world.now;
+    let mut history = world.outliers[0].history();
+    assert!(history.saw(Sight::Connected, now) && !history.saw(Sight::Connected, now), "news once");
+    assert!(history.saw_nobody(now) && !history.saw_nobody(now));
+    drop(history);
+    assert_eq!(world.judge(Occasion::Between), []);
+    // By hand it is for somebody to end by hand.
+    world.outliers[1].history().eject_by_hand(now, None);
+    assert!(!world.outliers[1].history().saw(Sight::Served, now));
+}
+
+#[test]
+fn a_passing_check_ends_no_ejection_for_bad_answers() {
     let mut world = World::new(3);
     world.ask(0, 5, Outcome::Gateway);
     world.judge(Occasion::Between);
+    let now = world.now;
+    assert!(!world.outliers[0].history().saw(Sight::Checked, now));
     for _ in 0..12 {
         // Its check fails and passes; it stays ejected for its time.
         world.in_service[0] = !world.in_service[0];
