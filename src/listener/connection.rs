@@ -223,7 +223,8 @@ async fn next<'a>(wire: &Wire, proxy: &Proxy, slot: &'a mut Option<Head>) -> Res
             if !wire.take_fresh() {
                 return Poll::Ready(Some(End::Idle));
             }
-            // Whoever has just shaken hands is about to ask: with TLS 1.2 it cannot have done so before.
+            // A client that has just connected is about to ask: its request may be on its way, and nothing tells it that it should ask
+            // elsewhere. With TLS 1.2 it cannot have asked before.
             awaited = true;
             watch.enter(Phase::Idle, FIRST_REQUEST);
         }
@@ -324,8 +325,8 @@ async fn linger(wire: &Wire) -> std::io::Result<()> {
     Ok(())
 }
 
-/// How long the first request behind a handshake may take while the connection is to end.
-const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// How long the first thing that a client says may take while its connection is to end.
+pub(super) const FIRST_REQUEST: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 /// The same as [`LINGER`]; nothing under cargo-fuzz, most of whose clients ask for too much.
 const CALM: Duration = if cfg!(fuzzing) { Duration::ZERO } else { LINGER };

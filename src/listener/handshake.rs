@@ -21,7 +21,7 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream};
 use tracing::debug;
 
 use super::Listener;
-use super::connection::{end, tell};
+use super::connection::{FIRST_REQUEST, end, tell};
 use super::refused::{self, PLAIN};
 use crate::config::Misdirected;
 use crate::exchange::Indicated;
@@ -202,20 +202,30 @@ fn has_unread(tcp: &TcpStream) -> bool {
     matches!(SockRef::from(tcp).peek(&mut byte), Ok(1..))
 }
 
-/// Waits until the deadline. Where `leaves` says so, not while the connection is to end when it is idle.
+/// Waits until the deadline. Where `leaves` says so, only a little longer while the connection is to end when it is idle.
 async fn in_time<T>(
     watch: &Watch,
     leaves: impl Fn() -> bool,
     what: impl Future<Output = T>,
 ) -> Result<T, HandshakeFailure> {
     let mut what = pin!(what);
+    let mut leaving = false;
     poll_fn(|cx| {
         watch.register(cx);
         if let Poll::Ready(done) = what.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));
         }
-        if watch.is_cut() || (watch.draining() && leaves()) {
+        if watch.is_cut() {
             return Poll::Ready(Err(HandshakeFailure::Closed));
+        }
+        if watch.draining() && leaves() {
+            if !leaving {
+                // What a client that has just connected says first may be on its way.
+                leaving = true;
+                watch.enter(watch.phase(), FIRST_REQUEST);
+            } else if watch.expired() {
+                return Poll::Ready(Err(HandshakeFailure::Closed));
+            }
         }
         if watch.expired() { Poll::Ready(Err(HandshakeFailure::Timeout)) } else { Poll::Pending }
     })

@@ -107,6 +107,31 @@ async fn connections_that_wait_to_be_accepted_are_served() {
     }
 }
 
+/// Between a connection and its first request lies the time of a packet, or of a handshake: it is not idle.
+#[tokio::test]
+async fn a_client_that_has_just_connected_is_served() {
+    let backend = TestBackend::ok("served");
+    let proxy = two_workers_over(&[&backend]).await;
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        clients.push(proxy.client().await);
+    }
+    let mut silent = proxy.client().await;
+    let address = proxy.address();
+    eventually(|| proxy.connections().iter().sum::<usize>() == 11).await;
+    let start = Instant::now();
+    let stopping = tokio::spawn(proxy.stop(GRACE));
+    unbound(address).await;
+    for client in &mut clients {
+        let response = client.get("/").await;
+        assert_eq!((response.text(), response.header("connection")), ("served", Some("close")));
+        client.closed().await;
+    }
+    silent.closed().await;
+    assert_eq!(stopping.await.unwrap(), Ended::Stopped { cut: 0 });
+    assert!(start.elapsed() < Duration::from_secs(5), "a silent one is not waited for as long: {:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn what_goes_on_for_too_long_is_cut_and_counted() {
     let (hanging, tunnels) = (
@@ -135,7 +160,8 @@ async fn what_goes_on_for_too_long_is_cut_and_counted() {
         backends(&[&tunnels])
     ))
     .await;
-    let (mut asks, mut tunnel, mut idle) = (proxy.client().await, proxy.client().await, proxy.client().await);
+    // A client that has asked nothing yet has longer than this grace.
+    let (mut asks, mut tunnel, mut silent) = (proxy.client().await, proxy.client().await, proxy.client().await);
     asks.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
     tunnel.send("GET /tunnel HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await;
     assert_eq!(tunnel.response().await.status(), 101);
@@ -143,9 +169,9 @@ async fn what_goes_on_for_too_long_is_cut_and_counted() {
     let listeners = proxy.handle().listeners();
     let states = [proxy.state("hanging", &hanging), proxy.state("tunnels", &tunnels)];
     let start = Instant::now();
-    assert_eq!(proxy.stop(Duration::from_millis(400)).await, Ended::Stopped { cut: 2 });
+    assert_eq!(proxy.stop(Duration::from_millis(400)).await, Ended::Stopped { cut: 3 });
     assert!(start.elapsed() >= Duration::from_millis(400));
-    for client in [&mut asks, &mut tunnel, &mut idle] {
+    for client in [&mut asks, &mut tunnel, &mut silent] {
         client.closed().await;
     }
     assert_eq!(states.map(|state| state.in_flight()), [0, 0]);

@@ -180,6 +180,23 @@ async fn who_has_shaken_hands_is_served_once_more_while_its_listener_goes() {
     }
 }
 
+/// A client whose hello is on its way has connected, as far as it knows.
+#[tokio::test]
+async fn a_client_that_has_just_connected_is_heard_while_its_listener_goes() {
+    let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));
+    let proxy = proxy(&[&backend], &[authority.pair(&["localhost"], false).write(&scratch, "a")], "").await;
+    let address = proxy.address();
+    let (mut speaks, mut silent) = (proxy.client().await, proxy.client().await);
+    eventually(|| proxy.connections().iter().sum::<usize>() == 2).await;
+    let elsewhere = Keys::default().text(&[&backend]).replace("\"127.0.0.1:0\"", "\"127.0.0.2:0\"");
+    proxy.apply(elsewhere).await.unwrap();
+    eventually(|| std::net::TcpStream::connect(address).is_err()).await;
+    // No hello, but it shows that the first bytes are read.
+    assert_eq!(speaks.get("/").await.status(), 400);
+    silent.closed().await;
+    eventually(|| proxy.counted(|it| &it.handshake_failures[0]) == 0 && proxy.connections() == [0]).await;
+}
+
 #[tokio::test]
 async fn modern_takes_no_older_version() {
     let (authority, scratch, backend) = (Authority::new(), Scratch::new(), TestBackend::ok("a"));

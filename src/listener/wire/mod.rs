@@ -70,7 +70,7 @@ pub struct Wire {
     paced: Cell<bool>,
     /// Whether an exchange is under way, so that what the client sends next has to wait.
     busy: Cell<bool>,
-    /// Whether the first request behind a handshake is still to come.
+    /// Whether the first request is still to come.
     fresh: Cell<bool>,
     /// Whether there may be something to read.
     dry: Dry,
@@ -97,7 +97,6 @@ impl Wire {
     /// The wire of an accepted socket.
     pub fn new(socket: Socket, config: &ListenerConfig, watch: Rc<Watch>, space: Rc<Space>) -> Rc<Self> {
         let guard = Guard::new(config, socket.alpn() == Some(b"h2"));
-        let fresh = Cell::new(socket.plain().is_none());
         Rc::new(Self {
             socket: RefCell::new(socket),
             space,
@@ -120,7 +119,7 @@ impl Wire {
             min_rate: config.min_bytes_per_second,
             paced: Cell::new(false),
             busy: Cell::new(false),
-            fresh,
+            fresh: Cell::new(true),
             dry: Dry::default(),
         })
     }
@@ -153,7 +152,7 @@ impl Wire {
         matches!(SockRef::from(self.socket.borrow().tcp()).peek(&mut byte), Ok(1..))
     }
 
-    /// Whether the first request behind a handshake is still to come. Asked once: it is given its time.
+    /// Whether the first request is still to come. Asked once: it is given its time.
     pub fn take_fresh(&self) -> bool {
         self.fresh.take()
     }
