@@ -19,6 +19,7 @@
 //! | [`socket`] | a connection's bytes, in the clear or by TLS |
 //! | [`tls`] | certificates and keys from their files to handshakes |
 //! | [`listener`] | sockets to connections |
+//! | [`handover`] | listening sockets from one process to the next |
 //! | [`worker`] | a thread with its own event loop |
 //! | [`supervisor`] | owns everything that runs; applies a changed file |
 //! | [`admin`] | reads and steers a running process over HTTP |
@@ -36,6 +37,7 @@ pub mod config;
 pub mod embed;
 pub mod exchange;
 pub mod fields;
+pub mod handover;
 pub mod health;
 pub mod http1;
 pub mod listener;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use isobar::config::{Vocabulary, parse};
 use isobar::exchange::watch::Clock;
+use isobar::handover::Inherited;
 use isobar::listener::{self, Listener, Open, Tasks, connection};
 use isobar::proxy::{Proxy, Published, Snapshot};
 use isobar::route::Table;
@@ -64,7 +65,7 @@ impl Inside {
         let upstreams: Vec<_> = config.upstreams.iter().map(build).collect();
         upstreams.iter().for_each(|upstream| upstream.enforce());
         let routes = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(1)));
-        let mut bound = listener::bind(&config.listeners[0], 1).expect("a listener");
+        let mut bound = listener::bind(&config.listeners[0], 1, &mut Inherited::default()).expect("a listener");
         let front = bound.sockets.pop().expect("a socket");
         let snapshot = Snapshot { generation: 1, config, routes, upstreams, access_log: None };
         let tasks = Rc::default();

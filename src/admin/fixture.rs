@@ -200,6 +200,7 @@ pub(super) fn config() -> Config {
     let admin: SocketAddr = ([127, 0, 0, 1], 9900).into();
     Config {
         workers: None,
+        shutdown_delay: Duration::ZERO,
         shutdown_grace: Duration::from_secs(30),
         drain_limit: Duration::from_secs(60),
         admin: Some(AdminConfig {

@@ -10,6 +10,7 @@
 use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -91,12 +92,38 @@ impl Admin {
         Ok(Self { listener, address, socket: None })
     }
 
-    /// Binds a Unix socket beside the address, for this user alone. Its file is removed at the end.
+    /// Takes over a socket that the process before listens on.
+    ///
+    /// # Errors
+    /// When it is not bound.
+    pub fn inherited(listener: std::net::TcpListener) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, socket: None })
+    }
+
+    /// The socket of the address once more, for the next process. As long as it is open, connections wait there.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn lend(&self) -> io::Result<OwnedFd> {
+        Ok(self.listener.try_clone()?.into())
+    }
+
+    /// Binds a Unix socket beside the address, for this user alone. Clients find it when it is at its [place](Self::place). Its file
+    /// is removed at the end. `replacing`: the process that listens there now is about to stop.
     ///
     /// # Errors
     /// When another process listens there, something else than a socket is there, or the folder cannot be written to.
-    pub fn with_socket(self, path: &Path) -> io::Result<Self> {
-        Ok(Self { socket: Some(BoundSocket::bind(path)?), ..self })
+    pub fn with_socket(self, path: &Path, replacing: bool) -> io::Result<Self> {
+        Ok(Self { socket: Some(BoundSocket::bind(path, replacing)?), ..self })
+    }
+
+    /// Moves the Unix socket to where clients look for it, where there is one.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn place(&mut self) -> io::Result<()> {
+        self.socket.as_mut().map_or(Ok(()), BoundSocket::place)
     }
 
     /// Where it is bound, with the port that was taken for 0.

@@ -13,14 +13,15 @@ const MODE: u32 = 0o600;
 /// Connections that the kernel holds before they are accepted.
 const BACKLOG: i32 = 64;
 
-/// A bound socket. Dropped, its file is removed, unless somebody else has put one of his own there.
+/// A bound socket that listens under a name of its own beside its place. Dropped, its file is removed.
 #[derive(Debug)]
 pub(super) struct BoundSocket {
     listener: UnixListener,
     file: SocketFile,
+    place: PathBuf,
 }
 
-/// The file of a socket.
+/// The file of a socket. Dropped, it is removed, unless another process has put one of its own there.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -29,15 +30,16 @@ pub(super) struct SocketFile {
 }
 
 impl BoundSocket {
-    /// Binds it. What a process that has ended left there is replaced.
+    /// Binds it. What a process that has ended left there is replaced, and so is the socket of one that still listens where this
+    /// process takes its place (`replacing`).
     ///
-    /// The socket is made under another name beside it, given its mode before it listens, and then moved to its place: so
-    /// nobody else can ever connect, and there is no moment without a file.
+    /// The socket is made under another name beside its place, given its mode before it listens, and then moved there by
+    /// [`BoundSocket::place`]: so no other user can ever connect, and there is no moment without a file.
     ///
     /// # Errors
     /// When another process listens there, something else than a socket is there, or the folder cannot be written to.
-    pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        is_free(path)?;
+    pub(super) fn bind(path: &Path, replacing: bool) -> io::Result<Self> {
+        is_free(path, replacing)?;
         let making = path.with_extension(format!("{}.new", std::process::id()));
         // Only this process has its number; what is there was left by an earlier one.
         let _ = fs::remove_file(&making);
@@ -54,9 +56,18 @@ impl BoundSocket {
         fs::set_permissions(making, fs::Permissions::from_mode(MODE))?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
-        let identity = identity(making)?;
-        fs::rename(making, path)?;
-        Ok(Self { listener: socket.into(), file: SocketFile { path: path.to_owned(), identity } })
+        let file = SocketFile { path: making.to_owned(), identity: identity(making)? };
+        Ok(Self { listener: socket.into(), file, place: path.to_owned() })
+    }
+
+    /// Moves it to its place, where clients find it from now on. Once is enough.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(super) fn place(&mut self) -> io::Result<()> {
+        fs::rename(&self.file.path, &self.place)?;
+        self.file.path.clone_from(&self.place);
+        Ok(())
     }
 
     pub(super) fn into_parts(self) -> (UnixListener, SocketFile) {
@@ -65,7 +76,7 @@ impl BoundSocket {
 }
 
 /// Whether a socket may be put there.
-fn is_free(path: &Path) -> io::Result<()> {
+fn is_free(path: &Path, replacing: bool) -> io::Result<()> {
     let there = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         there => there?,
@@ -74,6 +85,7 @@ fn is_free(path: &Path) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is there"));
     }
     match UnixStream::connect(path) {
+        Ok(_) if replacing => Ok(()),
         Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         Err(error) => Err(error),
@@ -98,6 +110,12 @@ impl Drop for SocketFile {
 mod tests {
     use super::*;
 
+    fn bind(path: &Path) -> io::Result<BoundSocket> {
+        let mut socket = BoundSocket::bind(path, false)?;
+        socket.place()?;
+        Ok(socket)
+    }
+
     struct Folder(PathBuf);
 
     impl Folder {
@@ -118,10 +136,10 @@ mod tests {
     fn is_for_one_user_and_gone_at_the_end() {
         let folder = Folder::new("one");
         let path = folder.0.join("isobar.sock");
-        let socket = BoundSocket::bind(&path).unwrap();
+        let socket = bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
-        assert_eq!(BoundSocket::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(socket);
         assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
     }
@@ -131,7 +149,7 @@ mod tests {
         let folder = Folder::new("left");
         let path = folder.0.join("isobar.sock");
         drop(UnixListener::bind(&path).unwrap());
-        let first = BoundSocket::bind(&path).unwrap();
+        let first = bind(&path).unwrap();
         // Somebody else puts his own there: it is not ours to remove.
         fs::remove_file(&path).unwrap();
         let other = UnixListener::bind(&path).unwrap();
@@ -140,8 +158,23 @@ mod tests {
         drop(other);
         fs::remove_file(&path).unwrap();
         fs::write(&path, "a file").unwrap();
-        assert_eq!(BoundSocket::bind(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).unwrap(), b"a file");
-        assert!(BoundSocket::bind(&folder.0.join("nowhere/isobar.sock")).is_err());
+        assert!(bind(&folder.0.join("nowhere/isobar.sock")).is_err());
+    }
+
+    #[test]
+    fn the_next_process_puts_its_own_in_the_place() {
+        let folder = Folder::new("next");
+        let path = folder.0.join("isobar.sock");
+        let before = bind(&path).unwrap();
+        let mut next = BoundSocket::bind(&path, true).unwrap();
+        assert_eq!(identity(&path).unwrap(), before.file.identity, "it is not there yet");
+        next.place().unwrap();
+        assert_eq!(identity(&path).unwrap(), next.file.identity);
+        drop(before);
+        UnixStream::connect(&path).unwrap();
+        drop(next);
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
     }
 }

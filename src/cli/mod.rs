@@ -22,7 +22,8 @@ Examples:
 
 Signals:
   SIGHUP            reads the file again and opens log files anew, changed or not
-  SIGTERM, SIGINT   stop accepting, finish what runs within shutdown_grace, exit 0; a further one ends at once
+  SIGTERM, SIGINT   serve on for shutdown_delay, stop accepting, finish what runs within shutdown_grace, exit 0; a further one ends at once
+  SIGUSR2           starts the binary again with --replace: the new process takes over, this one finishes what it has
 
 Exit codes:
   0         ended as asked; for check: the file can be used; for healthcheck: ready
@@ -41,13 +42,13 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    file: File,
+    run: Run,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve as the file says, and follow its changes (what happens without a command)
-    Run(File),
+    Run(Run),
     /// Look for mistakes in the file and start nothing
     Check(File),
     /// Show it working: three copies of a small service, three strategies, live counts
@@ -56,6 +57,15 @@ enum Command {
     Ctl(ctl::Options),
     /// Ask a running isobar whether it is ready: for a container's health check
     Healthcheck(Healthcheck),
+}
+
+#[derive(Args, Debug)]
+struct Run {
+    #[command(flatten)]
+    file: File,
+    /// Take over from the isobar that serves this file: its listening sockets first, then it stops. No connection is refused
+    #[arg(long)]
+    replace: bool,
 }
 
 #[derive(Args, Debug)]
@@ -75,8 +85,8 @@ struct Healthcheck {
 /// Does what the command line says. Does not return where it says something that cannot be understood, or `--help`.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command.unwrap_or(Command::Run(cli.file)) {
-        Command::Run(File { config }) => run::run(&config),
+    match cli.command.unwrap_or(Command::Run(cli.run)) {
+        Command::Run(Run { file: File { config }, replace }) => run::run(&config, replace),
         Command::Check(File { config }) => check::run(&config, &Vocabulary::default()),
         Command::Demo(options) => demo::run(&options),
         Command::Ctl(options) => ctl::run(options),
@@ -112,7 +122,7 @@ mod tests {
 
     fn parse(line: &str) -> Result<Command, ErrorKind> {
         let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.kind())?;
-        Ok(cli.command.unwrap_or(Command::Run(cli.file)))
+        Ok(cli.command.unwrap_or(Command::Run(cli.run)))
     }
 
     #[test]
@@ -122,15 +132,17 @@ mod tests {
 
     #[test]
     fn without_a_command_it_runs() {
-        for (line, file) in [
-            ("isobar", "lb.toml"),
-            ("isobar --config x.toml", "x.toml"),
-            ("isobar -c x.toml", "x.toml"),
-            ("isobar run", "lb.toml"),
-            ("isobar run --config x.toml", "x.toml"),
+        for (line, file, replaces) in [
+            ("isobar", "lb.toml", false),
+            ("isobar --config x.toml", "x.toml", false),
+            ("isobar -c x.toml", "x.toml", false),
+            ("isobar run", "lb.toml", false),
+            ("isobar run --config x.toml", "x.toml", false),
+            ("isobar --replace", "lb.toml", true),
+            ("isobar run --config x.toml --replace", "x.toml", true),
         ] {
-            let Ok(Command::Run(File { config })) = parse(line) else { panic!("{line}") };
-            assert_eq!(config, PathBuf::from(file), "{line}");
+            let Ok(Command::Run(Run { file: File { config }, replace })) = parse(line) else { panic!("{line}") };
+            assert_eq!((config, replace), (PathBuf::from(file), replaces), "{line}");
         }
     }
 

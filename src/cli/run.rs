@@ -3,15 +3,30 @@ use std::process::ExitCode;
 
 use super::fail;
 use crate::Isobar;
-use crate::supervisor::Ended;
+use crate::embed::Takeover;
+use crate::supervisor::{Ended, Successor};
+
+/// The flag of a process that takes over from the one that serves the file.
+const REPLACE: &str = "--replace";
 
 /// Serves as the file says until it is told to stop.
-pub(super) fn run(file: &Path) -> ExitCode {
-    let started = Isobar::builder().config_file(file).signals(true).logging(true).start();
-    match started.map(|running| running.wait()) {
+pub(super) fn run(file: &Path, replace: bool) -> ExitCode {
+    let takeover = Takeover { replace, successor: successor() };
+    let builder = Isobar::builder().config_file(file).signals(true).logging(true).takeover(takeover);
+    match builder.start().map(|running| running.wait()) {
         Ok(Ended::Stopped { .. }) => ExitCode::SUCCESS,
         // As a shell reports a process that a signal ended. No destructor may hold this up.
         Ok(Ended::Interrupted { signal }) => std::process::exit(128 + signal),
         Err(error) => fail(&error),
     }
+}
+
+/// The command of this process, to replace it. The path is that of now: by then, another version may be there.
+fn successor() -> Option<Successor> {
+    let program = std::env::current_exe().ok()?;
+    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if !arguments.iter().any(|argument| argument == REPLACE) {
+        arguments.push(REPLACE.into());
+    }
+    Some(Successor { program, arguments })
 }

@@ -114,7 +114,10 @@ names! {
 pub struct Config {
     /// Threads that serve requests; `None` is one per core. A change needs a restart.
     pub workers: Option<NonZeroUsize>,
-    /// How long requests may go on after the first signal to stop.
+    /// How long everything is served as before after a signal to stop, with `/readyz` saying 503, before nothing more is accepted. 0 unless
+    /// the file says otherwise.
+    pub shutdown_delay: Duration,
+    /// How long requests may go on once nothing more is accepted.
     pub shutdown_grace: Duration,
     /// How long the connections of a removed listener, or requests to a removed upstream, may go on.
     pub drain_limit: Duration,

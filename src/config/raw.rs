@@ -24,6 +24,7 @@ of_kind! {
 #[serde(default)]
 pub(super) struct File {
     pub(super) workers: Field<Workers>,
+    pub(super) shutdown_delay: Field<Duration>,
     pub(super) shutdown_grace: Field<Duration>,
     pub(super) drain_limit: Field<Duration>,
     pub(super) zone: Field<Word>,

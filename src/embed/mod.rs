@@ -19,17 +19,22 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tracing::error;
 
 use crate::admin::Admin;
-use crate::config::{AdminConfig, Loaded};
+use crate::config::{AdminConfig, Config, Loaded};
+use crate::handover::{Inherited, Sockets};
 use crate::strategy::{Factories, Factory};
 use crate::supervisor::watch::{self, Stamp};
-use crate::supervisor::{Control, Ended, Error, Handle, Signals, Source, Supervisor, vocabulary};
+use crate::supervisor::{Control, Ended, Error, Handle, Signals, Source, Successor, Supervisor, vocabulary};
 use crate::telemetry::logging;
 
 mod seen;
+mod systemd;
+mod takeover;
+
+use takeover::{Before, Lent};
 
 /// A load balancer; see [`Isobar::builder`].
 #[derive(Debug)]
@@ -45,6 +50,7 @@ impl Isobar {
             admin: true,
             signals: false,
             logging: false,
+            takeover: None,
         }
     }
 }
@@ -59,6 +65,17 @@ pub struct Builder {
     admin: bool,
     signals: bool,
     logging: bool,
+    takeover: Option<Takeover>,
+}
+
+/// How a process takes the place of the one that serves the same file, and gives its own to the next. Both are of one user, in one
+/// network namespace. Linux only; elsewhere it does nothing.
+#[derive(Clone, Debug)]
+pub struct Takeover {
+    /// Whether it takes over from a process that serves. Otherwise it does from one that is stopping already, and from no other.
+    pub replace: bool,
+    /// What SIGUSR2 starts, if [`Builder::signals`] are acted upon: it is to replace.
+    pub successor: Option<Successor>,
 }
 
 impl Builder {
@@ -107,6 +124,12 @@ impl Builder {
         self
     }
 
+    /// How it takes over from the process before, and gives to the next. It does neither where this is not called.
+    pub fn takeover(mut self, takeover: Takeover) -> Self {
+        self.takeover = Some(takeover);
+        self
+    }
+
     /// Starts it. When this returns, it accepts connections.
     ///
     /// # Errors
@@ -124,7 +147,7 @@ impl Builder {
                 // The word goes out before anything is taken down: after a second signal nobody should wait for that.
                 let _ = end.send(outcome);
                 if let (Some(admin), Ended::Stopped { .. }) = (admin, outcome) {
-                    runtime.block_on(admin.stop());
+                    runtime.block_on(admin.end());
                 }
                 // A look at a file may hang on a dead network mount; the thread that hangs is left behind.
                 runtime.shutdown_background();
@@ -152,24 +175,49 @@ impl Builder {
         let vocabulary = vocabulary(&self.factories);
         let Loaded { config, warnings } = self.source.load(&vocabulary)?;
         let logging = self.logging.then(|| logging::init(&config.log));
-        let admin = config.admin.as_ref().filter(|_| self.admin).map(bind_admin).transpose()?;
-        let admin_address = admin.as_ref().map(Admin::address);
-
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
         // Signals register with the runtime they are made in.
         let inside = runtime.enter();
-        let signals = self.signals.then(Signals::take).transpose().map_err(Error::Thread)?;
-        let watched = match &self.source {
-            Source::File(path) if self.watch => Some(path.clone()),
-            Source::File(_) | Source::Text(_) => None,
+        let (file, takeover) = match (&self.source, self.takeover) {
+            (Source::File(path), Some(takeover)) => (Some(path.clone()), takeover),
+            _ => (None, Takeover { replace: false, successor: None }),
+        };
+        let mut before = file.as_ref().and_then(|file| runtime.block_on(Before::find(file, takeover.replace)));
+        let inherited = match &mut before {
+            Some(before) => runtime.block_on(before.take()).map_err(Error::Takeover)?,
+            None => Sockets::default(),
         };
 
-        let supervisor = Supervisor::start(config, self.factories)?;
+        let mut admin = match config.admin.as_ref().filter(|_| self.admin) {
+            Some(config) => Some(bind_admin(config, inherited.admin, before.is_some())?),
+            None => None,
+        };
+        let admin_address = admin.as_ref().map(Admin::address);
+        if let (Some(admin), None) = (&mut admin, &before) {
+            admin.place().map_err(|source| socket_failed(&config, source))?;
+        }
+        let signals = self.signals.then(Signals::take).transpose().map_err(Error::Thread)?;
+        let watched = file_to_watch(&self.source, self.watch);
+
+        let supervisor = Supervisor::start(config, self.factories, Inherited::new(inherited.listeners))?;
         let (control, handle) = Control::new(supervisor, self.source, vocabulary, logging, &warnings);
         if let Some(signals) = signals {
-            runtime.spawn(signals.forward(handle.clone()));
+            runtime.spawn(signals.forward(handle.clone(), takeover.successor));
         }
+        if let (Some(admin), true) = (&mut admin, before.is_some())
+            && let Err(error) = admin.place()
+        {
+            error!(%error, "the Unix socket of the admin address stays that of the process before");
+        }
+        let lent = admin.as_ref().and_then(|admin| Some((admin.address(), admin.lend().ok()?)));
         let admin = admin.map(|admin| Served::start(&runtime, admin, &handle));
+        if let Some(before) = before {
+            runtime.block_on(before.replace());
+        }
+        if let Some(file) = file {
+            systemd::ready();
+            runtime.spawn(takeover::offer(file, handle.clone(), lent, admin.as_ref().map(Served::stopper)));
+        }
         if let Some(path) = watched {
             runtime.spawn(watch::run(path, stamp, handle.clone()));
         }
@@ -178,13 +226,32 @@ impl Builder {
     }
 }
 
-fn bind_admin(config: &AdminConfig) -> Result<Admin, Error> {
+fn file_to_watch(source: &Source, watch: bool) -> Option<PathBuf> {
+    match source {
+        Source::File(path) if watch => Some(path.clone()),
+        Source::File(_) | Source::Text(_) => None,
+    }
+}
+
+/// At its address: with the socket of the process before, where that had the same.
+fn bind_admin(config: &AdminConfig, inherited: Option<Lent>, replacing: bool) -> Result<Admin, Error> {
     let address = config.address;
-    let admin = Admin::bind(address).map_err(|source| Error::Admin { address, source })?;
+    let admin = match inherited {
+        Some((bound, socket)) if bound == address => Admin::inherited(socket.into()),
+        _ => Admin::bind(address),
+    };
+    let admin = admin.map_err(|source| Error::Admin { address, source })?;
     match &config.unix_socket {
-        Some(path) => admin.with_socket(path).map_err(|source| Error::AdminSocket { path: path.clone(), source }),
+        Some(path) => {
+            admin.with_socket(path, replacing).map_err(|source| Error::AdminSocket { path: path.clone(), source })
+        }
         None => Ok(admin),
     }
+}
+
+fn socket_failed(config: &Config, source: std::io::Error) -> Error {
+    let path = config.admin.as_ref().and_then(|admin| admin.unix_socket.clone()).unwrap_or_default();
+    Error::AdminSocket { path, source }
 }
 
 /// What the control thread goes on with.
@@ -196,27 +263,33 @@ struct Launched {
     admin_address: Option<SocketAddr>,
 }
 
-/// The admin address while it answers. It is the last to stop: until then it says that the process is stopping.
+/// The admin address while it answers. It is the last to stop, unless another process takes it over: until then it says that the
+/// process is stopping.
 struct Served {
     task: tokio::task::JoinHandle<()>,
-    stop: oneshot::Sender<()>,
+    stop: Arc<Notify>,
 }
 
 impl Served {
     fn start(runtime: &Runtime, admin: Admin, handle: &Handle) -> Self {
-        let (stop, stopped) = oneshot::channel::<()>();
-        let control = Arc::new(handle.clone());
+        let stop = Arc::new(Notify::new());
+        let (control, stopped) = (Arc::new(handle.clone()), Arc::clone(&stop));
         let task = runtime.spawn(async move {
-            let stopped = async { drop(stopped.await) };
-            if let Err(error) = admin.serve(control, stopped).await {
+            if let Err(error) = admin.serve(control, stopped.notified()).await {
                 error!(%error, "the admin address is not served");
             }
         });
         Self { task, stop }
     }
 
-    async fn stop(self) {
-        drop(self.stop);
+    /// Ends it when it is told.
+    fn stopper(&self) -> Arc<Notify> {
+        Arc::clone(&self.stop)
+    }
+
+    async fn end(self) {
+        // Kept for it where it does not wait yet.
+        self.stop.notify_one();
         // It panicked if this fails; it is over all the same.
         let _ = self.task.await;
     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{ListenerConfig, ListenerName};
+use crate::handover::Inherited;
 use crate::telemetry::metrics::{AddressLimit, ListenerMetrics, Sharded};
 use crate::tls::Tls;
 
@@ -84,7 +85,7 @@ impl Listener {
 pub struct Bound {
     /// The shared part.
     pub listener: Arc<Listener>,
-    /// One socket a worker, all on the same address.
+    /// At least one socket a worker, all on the same address.
     pub sockets: Vec<TcpListener>,
 }
 
@@ -92,16 +93,23 @@ pub struct Bound {
 ///
 /// The sockets share the address by `SO_REUSEPORT`, so that the kernel spreads new connections over the workers and wakes
 /// one of them for each. That option would also let a second process of the same user bind the address unnoticed and take
-/// half of the connections; so the address is first bound without it, which fails if anybody is there.
+/// half of the connections; so the address is first bound without it, which fails if another process is there. Those `inherited` at
+/// this address from the process before are all kept, however many workers there are: connections may wait in each.
 ///
 /// # Errors
 /// When the address cannot be bound, or another process listens there.
-pub fn bind(config: &Arc<ListenerConfig>, workers: usize) -> io::Result<Bound> {
+pub fn bind(config: &Arc<ListenerConfig>, workers: usize, inherited: &mut Inherited) -> io::Result<Bound> {
     let mut address = config.address;
-    drop(socket(address, config.backlog, false)?);
-    let mut sockets = Vec::with_capacity(workers.max(1));
-    for _ in 0..workers.max(1) {
-        let socket = socket(address, config.backlog, true)?;
+    let mut sockets = inherited.take(address);
+    for taken in &sockets {
+        // Another backlog takes effect.
+        SockRef::from(taken).listen(backlog(config))?;
+    }
+    if sockets.is_empty() && !inherited.has_port(address.port()) {
+        drop(socket(address, backlog(config), false)?);
+    }
+    while sockets.len() < workers.max(1) {
+        let socket = socket(address, backlog(config), true)?;
         if address.port() == 0 {
             address = socket.local_addr()?;
         }
@@ -125,7 +133,11 @@ pub fn owner(listener: &Arc<Listener>) -> usize {
     Arc::as_ptr(listener).addr()
 }
 
-fn socket(address: SocketAddr, backlog: u32, shared: bool) -> io::Result<TcpListener> {
+fn backlog(config: &ListenerConfig) -> i32 {
+    i32::try_from(config.backlog).unwrap_or(i32::MAX)
+}
+
+fn socket(address: SocketAddr, backlog: i32, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` are two listeners: an operator who wants both says so.
@@ -140,7 +152,7 @@ fn socket(address: SocketAddr, backlog: u32, shared: bool) -> io::Result<TcpList
     }
     socket.bind(&address.into())?;
     if shared {
-        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+        socket.listen(backlog)?;
     }
     Ok(socket.into())
 }

@@ -141,6 +141,7 @@ impl Control {
     /// Reloads until it is asked to stop, and stops.
     pub(crate) async fn run(self) -> Ended {
         let Self { mut supervisor, source, vocabulary, logging, mut commands, mut stops } = self;
+        let shared = &Arc::clone(supervisor.shared());
         let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging };
         // A reload may hang in reading a file from a network; the stop does not wait for it. It is given up only where it
         // waits, which is never between the prepare and the retire.
@@ -149,9 +150,44 @@ impl Control {
             Some(stop) = stops.recv() => stop,
             () = reloads.serve(&mut commands) => Stop::Asked(None),
         };
+        let stop = tokio::select! {
+            biased;
+            stop = delayed(shared, stop, &mut stops) => stop,
+            () = reloads.serve(&mut commands) => Ok(stop),
+        };
+        let stop = match stop {
+            Ok(stop) => stop,
+            Err(signal) => return interrupted(signal),
+        };
         drop(commands);
         finish(&supervisor, stop, &mut stops).await
     }
+}
+
+/// Waits for `shutdown_delay` where a signal asks to stop, with everything as before but `/readyz`: who balances over several of us
+/// looks there, and sends new connections until it has. A process that takes over ends the wait, and so does a program that asks.
+///
+/// # Errors
+/// The number of a further signal.
+async fn delayed(shared: &Shared, stop: Stop, stops: &mut mpsc::UnboundedReceiver<Stop>) -> Result<Stop, i32> {
+    shared.note(|status| status.stopping = true);
+    let delay = shared.workers.snapshot().config.shutdown_delay;
+    if delay.is_zero() || !matches!(stop, Stop::Signal(_)) {
+        return Ok(stop);
+    }
+    info!(shutdown_delay_s = delay.as_secs_f64(), "asked to stop, serving on for shutdown_delay");
+    tokio::select! {
+        () = tokio::time::sleep_until(deadline(delay).into()) => Ok(stop),
+        Some(further) = stops.recv() => match further {
+            Stop::Signal(signal) => Err(signal),
+            Stop::Asked(_) | Stop::Replaced => Ok(further),
+        },
+    }
+}
+
+fn interrupted(signal: i32) -> Ended {
+    warn!(signal, "second signal, ending at once");
+    Ended::Interrupted { signal }
 }
 
 async fn finish(supervisor: &Supervisor, stop: Stop, stops: &mut mpsc::UnboundedReceiver<Stop>) -> Ended {
@@ -159,9 +195,8 @@ async fn finish(supervisor: &Supervisor, stop: Stop, stops: &mut mpsc::Unbounded
     let configured = shared.workers.snapshot().config.shutdown_grace;
     let grace = match stop {
         Stop::Asked(Some(grace)) => grace,
-        Stop::Asked(None) | Stop::Signal(_) => configured,
+        Stop::Asked(None) | Stop::Signal(_) | Stop::Replaced => configured,
     };
-    shared.note(|status| status.stopping = true);
     info!(grace_s = grace.as_secs_f64(), connections = shared.workers.connections().iter().sum::<usize>(), "stopping");
 
     tokio::select! {
@@ -173,10 +208,7 @@ async fn finish(supervisor: &Supervisor, stop: Stop, stops: &mut mpsc::Unbounded
             }
             Ended::Stopped { cut }
         }
-        signal = next_signal(stops) => {
-            warn!(signal, "second signal, ending at once");
-            Ended::Interrupted { signal }
-        }
+        signal = next_signal(stops) => interrupted(signal),
     }
 }
 
@@ -190,7 +222,7 @@ async fn next_signal(stops: &mut mpsc::UnboundedReceiver<Stop>) -> i32 {
     loop {
         match stops.recv().await {
             Some(Stop::Signal(signal)) => return signal,
-            Some(Stop::Asked(_)) => {}
+            Some(Stop::Asked(_) | Stop::Replaced) => {}
             None => return std::future::pending().await,
         }
     }

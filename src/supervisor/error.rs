@@ -42,6 +42,8 @@ pub enum Error {
     },
     /// A thread, its event loop or its signal handlers cannot be made.
     Thread(io::Error),
+    /// What another process listens on could not be taken over from it.
+    Takeover(io::Error),
     /// The process is stopping and takes no other configuration.
     Stopping,
 }
@@ -70,6 +72,7 @@ impl fmt::Display for Error {
                 write!(f, "could not write the access log to standard output: {source}")
             }
             Self::Thread(source) => write!(f, "could not start a thread: {source}"),
+            Self::Takeover(source) => write!(f, "could not take over from the process that serves this file: {source}"),
             Self::Stopping => f.write_str("stopping, so no other configuration is taken"),
         }
     }

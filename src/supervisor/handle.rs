@@ -1,3 +1,6 @@
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -76,6 +79,8 @@ pub(crate) enum Stop {
     Asked(Option<Duration>),
     /// A signal, by its number.
     Signal(i32),
+    /// Another process has taken over what this one listens on.
+    Replaced,
 }
 
 impl Handle {
@@ -142,6 +147,19 @@ impl Handle {
     pub fn stop(&self, grace: Option<Duration>) {
         // Nobody listens any more when it has stopped already.
         let _ = self.stops.send(Stop::Asked(grace));
+    }
+
+    /// Another process accepts where this one does: nothing more is to be accepted here.
+    pub(crate) fn replaced(&self) {
+        let _ = self.stops.send(Stop::Replaced);
+    }
+
+    /// What it listens on now, once more, for another process.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub(crate) async fn lend(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
+        self.shared.workers.lend().await
     }
 
     async fn send(&self, command: impl FnOnce(oneshot::Sender<Outcome>) -> Command) -> Outcome {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::{Config, Problem, Problems, RouteName, UpstreamName};
+use crate::handover::Inherited;
 use crate::health::Prober;
 use crate::listener::{self, Bound, Listener};
 use crate::proxy::Snapshot;
@@ -33,6 +34,7 @@ pub mod plan;
 mod report;
 mod secured;
 mod signals;
+mod successor;
 pub mod watch;
 
 pub use control::Ended;
@@ -43,6 +45,7 @@ pub use handle::{Handle, LastError, Status};
 pub use plan::Plan;
 pub use secured::check_files;
 pub(crate) use signals::Signals;
+pub use successor::Successor;
 
 use certificates::Certificates;
 use gauge::Gauge;
@@ -112,11 +115,11 @@ pub struct Applied {
 
 impl Supervisor {
     /// Binds the listeners, builds what they need, starts the workers and accepts. Inside a runtime only: that of the
-    /// control plane, on which runs what watches over the upstreams.
+    /// control plane, on which runs what watches over the upstreams. Addresses that a process before has handed over are `inherited`.
     ///
     /// # Errors
     /// When an address cannot be bound, a file not opened or a thread not started. Nothing is left running then.
-    pub fn start(config: Config, factories: Factories) -> Result<Self, Error> {
+    pub fn start(config: Config, factories: Factories, inherited: Inherited) -> Result<Self, Error> {
         let workers = workers(&config);
         let config = Arc::new(config);
         let mut plan = plan::plan(&nothing_but_settings(&config), &config);
@@ -125,7 +128,7 @@ impl Supervisor {
             &plan,
             1,
             &config,
-            Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[] },
+            Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[], inherited },
             backend_tls,
             Reopen::All,
         )?;
@@ -172,6 +175,7 @@ impl Supervisor {
             factories: &self.factories,
             lasting: &self.lasting,
             before: &before.upstreams,
+            inherited: Inherited::default(),
         };
         let mut prepared = prepare(&plan, before.generation + 1, &config, running, backend_tls, reopen)?;
         warnings.append(&mut prepared.warnings);
@@ -232,20 +236,22 @@ struct Running<'a> {
     lasting: &'a Lasting,
     /// The upstreams of the snapshot that is served now.
     before: &'a [Arc<Upstream>],
+    /// What the process before has handed over: at the start alone.
+    inherited: Inherited,
 }
 
 fn prepare(
     plan: &Plan,
     generation: u64,
     config: &Arc<Config>,
-    running: Running<'_>,
+    mut running: Running<'_>,
     backend_tls: Vec<Option<Arc<BackendTls>>>,
     reopen: Reopen,
 ) -> Result<Prepared, Error> {
     // Files and sockets first: what can fail should do so before work is spent on the rest.
     let access_log = open_access_log(plan, config, running.lasting, reopen)?;
     let (tls, warnings) = load_certificates(plan, config, running.lasting)?;
-    let (listeners, bound) = bind_listeners(plan, config, &running)?;
+    let (listeners, bound) = bind_listeners(plan, config, &mut running)?;
 
     let mut states = HashMap::with_capacity(config.upstreams.len());
     let steps = plan.upstreams.next.iter().zip(backend_tls);
@@ -298,7 +304,7 @@ fn load_certificates(plan: &Plan, config: &Config, lasting: &Lasting) -> Result<
 fn bind_listeners(
     plan: &Plan,
     config: &Config,
-    running: &Running<'_>,
+    running: &mut Running<'_>,
 ) -> Result<(Vec<Arc<Listener>>, Vec<Bound>), Error> {
     let mut listeners = Vec::with_capacity(config.listeners.len());
     let mut added = Vec::new();
@@ -308,11 +314,8 @@ fn bind_listeners(
                 listeners.push(Arc::clone(&running.lasting.listeners[*from]));
             }
             Step::Added => {
-                let bound = listener::bind(config, running.workers).map_err(|source| Error::Bind {
-                    listener: config.name.clone(),
-                    address: config.address,
-                    source,
-                })?;
+                let bound = listener::bind(config, running.workers, &mut running.inherited)
+                    .map_err(|source| Error::Bind { listener: config.name.clone(), address: config.address, source })?;
                 listeners.push(Arc::clone(&bound.listener));
                 added.push(bound);
             }

@@ -1,13 +1,16 @@
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::warn;
 
 use super::control::{Command, Trigger};
 use super::handle::{Handle, Stop};
+use super::successor::{Running, Successor};
 
-/// The signals of the process: SIGHUP reloads, SIGTERM and SIGINT stop.
+/// The signals of the process: SIGHUP reloads, SIGTERM and SIGINT stop, SIGUSR2 starts the process that takes the place of this one.
 #[derive(Debug)]
 pub(crate) struct Signals {
+    user2: Signal,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -20,20 +23,26 @@ impl Signals {
     /// When a handler cannot be installed.
     pub(crate) fn take() -> io::Result<Self> {
         Ok(Self {
+            user2: signal(SignalKind::user_defined2())?,
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
 
-    /// Passes them on for as long as the process lives.
-    pub(crate) async fn forward(mut self, handle: Handle) {
+    /// Passes them on for as long as the process lives; `successor` is what SIGUSR2 starts.
+    pub(crate) async fn forward(mut self, handle: Handle, successor: Option<Successor>) {
+        let mut successor = successor.map(Running::new);
         loop {
             tokio::select! {
                 Some(()) = self.hangup.recv() => {
                     // A full queue means that a reload is about to happen anyway. Waiting here would hold up a SIGTERM.
                     let _ = handle.commands.try_send(Command::Reload { trigger: Trigger::Signal, reply: None });
                 }
+                Some(()) = self.user2.recv() => match &mut successor {
+                    Some(successor) => successor.start(),
+                    None => warn!("SIGUSR2 is for the isobar binary: this program has to start its successor itself"),
+                },
                 Some(()) = self.terminate.recv() => stop(&handle, SignalKind::terminate()),
                 Some(()) = self.interrupt.recv() => stop(&handle, SignalKind::interrupt()),
                 else => return,

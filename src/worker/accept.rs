@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,11 @@ impl Acceptor {
     /// Registers a listening socket with the worker's event loop.
     pub(super) fn new(socket: TcpListener) -> io::Result<Self> {
         TcpStream::from_std(std::net::TcpStream::from(OwnedFd::from(socket))).map(|socket| Self(Rc::new(socket)))
+    }
+
+    /// The same socket once more.
+    pub(super) fn lend(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
     }
 
     fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {

@@ -27,7 +27,7 @@ use crate::telemetry::process::Process;
 
 use super::accept::{self, Acceptor};
 use super::departed::Departed;
-use super::{Command, Peers};
+use super::{Command, Lent, Peers};
 
 /// Idle connections to backends are looked over this often.
 const POOL_SWEEP: Duration = Duration::from_secs(1);
@@ -160,6 +160,7 @@ impl Worker {
             };
             match command {
                 Some(Command::Listen(listener, socket)) => self.listen(listener, socket),
+                Some(Command::Lend(reply)) => drop(reply.send(self.lend())),
                 Some(Command::Unlisten(listener, limit)) => self.unlisten(&listener, limit),
                 Some(Command::Serve(tcp, peer, listener, open)) => self.serve(tcp, peer, listener, open),
                 Some(Command::Published(limit)) => {
@@ -265,6 +266,10 @@ impl Worker {
             }
             Err(error) => tracing::error!(%error, listener = %listener.name(), "could not watch a listening socket"),
         }
+    }
+
+    fn lend(&self) -> std::io::Result<Vec<Lent>> {
+        self.accepting.borrow().iter().map(|it| Ok((it.listener.address, it.socket.lend()?))).collect()
     }
 
     fn unlisten(self: &Rc<Self>, listener: &Arc<Listener>, limit: Duration) {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -26,6 +27,8 @@ mod event_loop;
 enum Command {
     /// Accept on this socket.
     Listen(Arc<Listener>, TcpListener),
+    /// Give what it listens on, for another process to listen on too.
+    Lend(oneshot::Sender<io::Result<Vec<Lent>>>),
     /// Accept what waits, then no more; cut its connections after so long.
     Unlisten(Arc<Listener>, Duration),
     /// Serve a connection that another worker accepted.
@@ -39,6 +42,9 @@ enum Command {
     /// End every connection now.
     Cut,
 }
+
+/// A listening socket, and the address it is bound to.
+pub type Lent = (SocketAddr, OwnedFd);
 
 /// Connections open at each worker, and the way to its inbox: what workers know of each other.
 #[derive(Clone, Debug)]
@@ -122,7 +128,8 @@ impl Workers {
 
     /// Begins to accept on a bound listener. Cannot fail and does not wait.
     pub fn listen(&self, bound: Bound) {
-        for (inbox, socket) in self.peers.inboxes.iter().zip(bound.sockets) {
+        // More sockets than workers came from a process that had more: one worker then accepts on several.
+        for (inbox, socket) in self.peers.inboxes.iter().cycle().zip(bound.sockets) {
             // A worker that is gone, because the process stops, needs no listener.
             let _ = inbox.send(Command::Listen(Arc::clone(&bound.listener), socket));
         }
@@ -133,6 +140,25 @@ impl Workers {
     pub fn unlisten(&self, listener: &Arc<Listener>, limit: Duration) {
         listener.draining.store(true, Ordering::Relaxed);
         self.tell(|| Command::Unlisten(Arc::clone(listener), limit));
+    }
+
+    /// What all of them listen on, once more: another process may accept there as well. As long as these are open, connections wait
+    /// there even if no worker accepts them.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub async fn lend(&self) -> io::Result<Vec<Lent>> {
+        let mut all = Vec::new();
+        for inbox in self.peers.inboxes.iter() {
+            let (reply, lent) = oneshot::channel();
+            // A worker that has ended listens on nothing.
+            if inbox.send(Command::Lend(reply)).is_ok()
+                && let Ok(lent) = lent.await
+            {
+                all.extend(lent?);
+            }
+        }
+        Ok(all)
     }
 
     /// Ends accepting everywhere and waits until every connection has ended, at most until `deadline`. Returns how many

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("cli", &["embed", "supervisor", "tls", "config"]),
     // A program that embeds the library joins the admin address to the supervisor, and shows one what the other has.
-    ("embed", &["admin", "supervisor", "listener", "proxy", "strategy", "config", "telemetry"]),
+    ("embed", &["admin", "supervisor", "handover", "listener", "proxy", "strategy", "config", "telemetry"]),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
     ("admin", &["listener", "proxy", "route", "upstream", "backend", "config", "telemetry"]),
     (
         "supervisor",
         &[
             "worker",
+            "handover",
             "health",
             "listener",
             "proxy",
@@ -33,7 +34,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
     ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry"]),
-    ("listener", &["proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target"]),
+    ("listener", &["handover", "proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target"]),
     // Of the strategies only what a pick takes: dice, and who was tried.
     (
         "proxy",
@@ -63,6 +64,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Bytes and messages.
     ("http1", &["socket", "config", "target", "fields"]),
     ("socket", &[]),
+    // Listening sockets, from one process to the next.
+    ("handover", &[]),
     // Files to what handshakes are made with.
     ("tls", &["config", "fields"]),
     ("telemetry", &["config"]),

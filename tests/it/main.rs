@@ -52,6 +52,7 @@ mod smuggling;
 mod stop;
 mod storm;
 mod survives_a_reload;
+mod takeover;
 mod strategies;
 mod timeouts;
 mod tls;

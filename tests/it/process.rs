@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{Client, PATIENCE, Scratch, TestBackend, backends, eventually, unbound};
 
 /// A running `isobar`, killed with the test.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     /// What it has said so far, on whichever of its two outputs was asked for.
     said: Arc<Mutex<String>>,
@@ -30,11 +30,25 @@ fn output(arguments: &[&str]) -> Output {
 
 impl Process {
     /// `isobar` with that file; listens to its log.
-    fn serving(file: &Path) -> Self {
-        let mut child =
-            isobar(&["--config", file.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    pub(crate) fn serving(file: &Path) -> Self {
+        Self::started(&mut Self::command(file))
+    }
+
+    /// `isobar` with that file, to be given further arguments and variables before it is started.
+    pub(crate) fn command(file: &Path) -> Command {
+        isobar(&["--config", file.to_str().unwrap()])
+    }
+
+    /// Starts it and listens to its log.
+    pub(crate) fn started(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = child.stderr.take().unwrap();
         Self::reading(child, log)
+    }
+
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// `isobar demo` on free ports; listens to what it shows.
@@ -59,7 +73,7 @@ impl Process {
         Self { child, said, reader: Some(reader) }
     }
 
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         self.said.lock().unwrap().clone()
     }
 
@@ -76,13 +90,13 @@ impl Process {
     }
 
     /// Sends a signal, by its name without SIG.
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success(), "{kill}");
     }
 
     /// Waits for its end: its exit code, and all that it has said.
-    async fn ended(mut self) -> (Option<i32>, String) {
+    pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
         let start = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {

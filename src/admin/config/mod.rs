@@ -65,6 +65,7 @@ impl Serialize for Shown<&Config> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Config {
             workers,
+            shutdown_delay,
             shutdown_grace,
             drain_limit,
             admin,
@@ -82,6 +83,7 @@ impl Serialize for Shown<&Config> {
             Some(workers) => map.serialize_entry("workers", &workers)?,
             None => map.serialize_entry("workers", "auto")?,
         }
+        map.serialize_entry("shutdown_delay", &Shown(*shutdown_delay))?;
         map.serialize_entry("shutdown_grace", &Shown(*shutdown_grace))?;
         map.serialize_entry("drain_limit", &Shown(*drain_limit))?;
         entry_if(&mut map, "zone", zone.as_deref().map(str::to_owned).as_ref())?;

@@ -169,6 +169,7 @@ fn config(check: &Check<'_>, file: raw::File) -> Config {
         listeners.iter().filter_map(|it| it.config.tls.as_ref()).any(|it| it.client_certificates.is_some());
     Config {
         workers: process::workers(check, &file.workers),
+        shutdown_delay: value::duration(check, &file.shutdown_delay, "0s"),
         shutdown_grace: value::duration(check, &file.shutdown_grace, "30s"),
         drain_limit: value::duration(check, &file.drain_limit, "60s"),
         admin,

@@ -211,6 +211,7 @@ fn routes(old: &Config, new: &Config) -> Part<RouteName> {
 
 fn settings(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Changes::of("");
+    changes.time("shutdown_delay", old.shutdown_delay, new.shutdown_delay);
     changes.time("shutdown_grace", old.shutdown_grace, new.shutdown_grace);
     changes.time("drain_limit", old.drain_limit, new.drain_limit);
     let zone = |config: &Config| config.zone.as_deref().unwrap_or("none").to_owned();

@@ -17,6 +17,7 @@ const S: Duration = Duration::from_secs(1);
 fn config() -> Config {
     Config {
         workers: None,
+        shutdown_delay: Duration::ZERO,
         shutdown_grace: 10 * S,
         drain_limit: 30 * S,
         admin: Some(AdminConfig { address: ([127, 0, 0, 1], 9900).into(), token: None, unix_socket: None }),
@@ -436,8 +437,8 @@ fn settings_say_whether_they_wait_for_a_restart() {
     check(&[
         (
             "times",
-            |it| (it.shutdown_grace, it.drain_limit) = (S, 2 * S),
-            &["setting shutdown_grace 10s -> 1s", "setting drain_limit 30s -> 2s"],
+            |it| (it.shutdown_delay, it.shutdown_grace, it.drain_limit) = (3 * S, S, 2 * S),
+            &["setting shutdown_delay 0s -> 3s", "setting shutdown_grace 10s -> 1s", "setting drain_limit 30s -> 2s"],
         ),
         ("log level", |it| it.log.level = "debug".into(), &["setting log.level info -> debug"]),
         ("access log", |it| it.access_log = Some(log()), &["setting access_log off -> on"]),

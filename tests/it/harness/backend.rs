@@ -294,7 +294,8 @@ fn socket() -> Socket {
     socket
 }
 
-fn take_port() -> (Socket, SocketAddr) {
+/// An address on loopback that nothing else is given, as long as the socket lives.
+pub(crate) fn take_port() -> (Socket, SocketAddr) {
     let port = socket();
     port.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let address = port.local_addr().unwrap().as_socket().unwrap();
