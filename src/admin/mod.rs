@@ -50,6 +50,7 @@ use authority::Peer;
 use browser::Site;
 use socket::BoundSocket;
 
+use crate::descriptors::Plan;
 use crate::telemetry::audit::Strangers;
 use crate::telemetry::seldom::Seldom;
 
@@ -57,7 +58,6 @@ pub use control::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Statu
 
 /// Connections at a time. Further ones wait to be accepted: the limits below see to it that they soon are, and a probe that
 /// is answered late is better than one that is refused.
-const CONNECTIONS_MAX: usize = 64;
 /// From the connection to the end of the request's head.
 const HEADER_LIMIT: Duration = Duration::from_secs(5);
 /// From the connection to its end.
@@ -77,6 +77,7 @@ pub struct Admin {
     listener: std::net::TcpListener,
     address: SocketAddr,
     socket: Option<BoundSocket>,
+    connections_max: usize,
 }
 
 impl Admin {
@@ -88,7 +89,7 @@ impl Admin {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, socket: None })
+        Ok(Self { listener, address, socket: None, connections_max: Plan::ADMIN_MAX })
     }
 
     /// Binds a Unix socket beside the address, for this user alone. Its file is removed at the end.
@@ -97,6 +98,12 @@ impl Admin {
     /// When another process listens there, something else than a socket is there, or the folder cannot be written to.
     pub fn with_socket(self, path: &Path) -> io::Result<Self> {
         Ok(Self { socket: Some(BoundSocket::bind(path)?), ..self })
+    }
+
+    /// Takes so many connections at a time; further ones wait. As many as there may ever be where this is not called.
+    #[must_use]
+    pub fn with_connections(self, connections_max: usize) -> Self {
+        Self { connections_max, ..self }
     }
 
     /// Where it is bound, with the port that was taken for 0.
@@ -116,7 +123,7 @@ impl Admin {
             Some((socket, file)) => (Some(UnixListener::from_std(socket)?), Some(file)),
             None => (None, None),
         };
-        let site = Site::of(self.address);
+        let (site, most) = (Site::of(self.address), self.connections_max);
         let listeners = Arc::new(Semaphore::new(stream::LISTENERS_MAX));
         let (stopping, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
@@ -136,10 +143,10 @@ impl Admin {
             let accepted = tokio::select! {
                 () = &mut stop => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => accepted.map(|(stream, peer)| {
+                accepted = listener.accept(), if connections.len() < most => accepted.map(|(stream, peer)| {
                     connections.spawn(serve_connection(stream, context(site, Peer::Address(peer))));
                 }),
-                accepted = accept(socket.as_ref()), if connections.len() < CONNECTIONS_MAX => {
+                accepted = accept(socket.as_ref()), if connections.len() < most => {
                     accepted.map(|(stream, peer)| {
                         connections.spawn(serve_connection(stream, context(Site::Socket, peer)));
                     })

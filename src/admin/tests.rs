@@ -320,7 +320,7 @@ fn a_head_too_large_is_refused() {
 #[test]
 fn silent_connections_do_not_keep_others_out() {
     let running = Running::start();
-    let silent: Vec<_> = (0..CONNECTIONS_MAX + 5).map(|_| running.connect()).collect();
+    let silent: Vec<_> = (0..Plan::ADMIN_MAX + 5).map(|_| running.connect()).collect();
     let begun = Instant::now();
     assert_eq!(running.ask("GET", "/livez").status, 200);
     assert!(begun.elapsed() < HEADER_LIMIT * 2);

@@ -7,7 +7,7 @@ use crate::supervisor::Ended;
 
 /// Serves as the file says until it is told to stop.
 pub(super) fn run(file: &Path) -> ExitCode {
-    let started = Isobar::builder().config_file(file).signals(true).logging(true).start();
+    let started = Isobar::builder().config_file(file).signals(true).logging(true).all_descriptors(true).start();
     match started.map(|running| running.wait()) {
         Ok(Ended::Stopped { .. }) => ExitCode::SUCCESS,
         // As a shell reports a process that a signal ended. No destructor may hold this up.

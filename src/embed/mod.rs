@@ -20,11 +20,12 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use tracing::error;
+use tracing::{debug, error, info};
 
 use crate::admin::Admin;
 use crate::config::{AdminConfig, Loaded};
 use crate::strategy::{Factories, Factory};
+use crate::descriptors;
 use crate::supervisor::watch::{self, Stamp};
 use crate::supervisor::{Control, Ended, Error, Handle, Signals, Source, Supervisor, vocabulary};
 use crate::telemetry::logging;
@@ -46,6 +47,7 @@ impl Isobar {
             signals: false,
             logging: false,
         }
+            descriptors: false,
     }
 }
 
@@ -60,6 +62,7 @@ pub struct Builder {
     signals: bool,
     logging: bool,
 }
+    descriptors: bool,
 
 impl Builder {
     /// Runs as the file says, `lb.toml` where this is not called, and follows its changes.
@@ -108,6 +111,13 @@ impl Builder {
     }
 
     /// Starts it. When this returns, it accepts connections.
+    /// Whether the process may open as many files as the system allows it: its soft limit of file descriptors is raised to the hard one.
+    /// Not where this is not called: the limit is the program's, and child processes inherit it.
+    pub fn all_descriptors(mut self, descriptors: bool) -> Self {
+        self.descriptors = descriptors;
+        self
+    }
+
     ///
     /// # Errors
     /// When the configuration is refused, an address cannot be bound or a thread not started. Nothing is left running.
@@ -163,13 +173,17 @@ impl Builder {
             Source::File(path) if self.watch => Some(path.clone()),
             Source::File(_) | Source::Text(_) => None,
         };
+        if self.descriptors {
+            raise_descriptors();
+        }
 
         let supervisor = Supervisor::start(config, self.factories)?;
         let (control, handle) = Control::new(supervisor, self.source, vocabulary, logging, &warnings);
         if let Some(signals) = signals {
             runtime.spawn(signals.forward(handle.clone()));
         }
-        let admin = admin.map(|admin| Served::start(&runtime, admin, &handle));
+        let most = handle.process().descriptors.plan.admin;
+        let admin = admin.map(|admin| Served::start(&runtime, admin.with_connections(most), &handle));
         if let Some(path) = watched {
             runtime.spawn(watch::run(path, stamp, handle.clone()));
         }
@@ -190,6 +204,17 @@ fn bind_admin(config: &AdminConfig) -> Result<Admin, Error> {
 /// What the control thread goes on with.
 struct Launched {
     runtime: Runtime,
+/// Where that is not possible, what there is has to do.
+fn raise_descriptors() {
+    match descriptors::raise() {
+        Ok((before, now)) if before != now => {
+            info!(from = before.soft, to = now.soft, "raised the limit of file descriptors")
+        }
+        Ok(_) => {}
+        Err(error) => debug!(%error, "could not raise the limit of file descriptors"),
+    }
+}
+
     control: Control,
     handle: Handle,
     admin: Option<Served>,

@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
-use super::{connect, pace};
+use super::{CheckFailed, connect, pace};
 use crate::backend::outlier::Sight;
 use crate::backend::{BackendId, BackendState};
 use crate::upstream::Upstream;
@@ -101,6 +101,8 @@ async fn look(
         };
         drop(history);
         if let Err(error) = connected {
+            // Nobody was asked.
+            Err(CheckFailed::Ours(_)) => false,
             debug!(upstream = %backend.upstream, backend = %backend.address, %error, "not there");
         }
         if news {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::{Config, Problem, Problems, RouteName, UpstreamName};
+use crate::descriptors;
 use crate::health::Prober;
 use crate::listener::{self, Bound, Listener};
 use crate::proxy::Snapshot;
@@ -17,6 +18,7 @@ use crate::route::Table;
 use crate::strategy::Factories;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
+use crate::telemetry::overload::sample::{descriptors_max, open_descriptors};
 use crate::telemetry::process::Process;
 use crate::tls::Tls;
 use crate::transport::tls::BackendTls;
@@ -130,7 +132,13 @@ impl Supervisor {
             Reopen::All,
         )?;
         warnings.append(&mut others);
-        let process = Process::new(workers);
+        let plan = descriptors::Plan::new(
+            descriptors_max(),
+            open_descriptors().unwrap_or(0),
+            workers,
+            config.overload.descriptors_percent,
+        );
+        let process = Process::with_descriptors(workers, plan);
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         let workers = Workers::start(workers, snapshot, &process).map_err(Error::Thread)?;
         for (listener, tls) in lasting.listeners.iter().zip(tls) {
@@ -141,8 +149,9 @@ impl Supervisor {
         }
         report::started(&config, &lasting.listeners, workers.count());
         let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone(), lasting.access_log.clone()));
-        let events = &shared.process.events;
-        let (prober, keepers) = (Prober::new(events.clone()), Keepers::new(events.clone()));
+        let (events, checks) = (&shared.process.events, shared.process.descriptors.plan.checks);
+        let (prober, keepers) = (Prober::new(events.clone(), checks), Keepers::new(events.clone()));
+        report::descriptors(&config, &process.descriptors.plan);
         let (gauge, certificates) = (Gauge::start(&shared), Certificates::start(&shared));
         let mut supervisor =
             Self { shared, factories, lasting, keepers, prober, warnings, _gauge: gauge, _certificates: certificates };

@@ -1,6 +1,6 @@
 //! What the process tells about itself: metrics, events, access log, logs; and what it notices about itself: overload.
 //!
-//! A leaf: imports nothing else of this crate but the configuration.
+//! A leaf: imports nothing else of this crate but the configuration, and how descriptors are dealt out.
 
 pub mod metrics;
 pub mod events;

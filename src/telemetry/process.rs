@@ -8,6 +8,7 @@ use super::metrics::{Counter, Sharded};
 use super::overload::{Cause, Change, Overload, OverloadSettings, Usage};
 use crate::config::OverloadConfig;
 
+use crate::descriptors::{Descriptors, Plan};
 /// Made once, at the start.
 #[derive(Debug)]
 pub struct Process {
@@ -16,6 +17,8 @@ pub struct Process {
     /// Requests and connections that were refused because there was too much to do, a shard per worker.
     pub refused: Sharded<Refused>,
     overload: Overload,
+    /// Its file descriptors, and how they are dealt out.
+    pub descriptors: Arc<Descriptors>,
 }
 
 /// What a worker has refused, by cause.
@@ -30,9 +33,19 @@ impl Refused {
 }
 
 impl Process {
-    /// Nothing has happened and nothing is refused. `workers` is their number.
+    /// Nothing has happened and nothing is refused. `workers` is their number; there are as many descriptors as are wanted.
     pub fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Self { events: Events::default(), refused: Sharded::new(workers), overload: Overload::new(workers) })
+        Self::with_descriptors(workers, Plan::UNLIMITED)
+    }
+
+    /// The same with descriptors that are divided by `plan`.
+    pub fn with_descriptors(workers: usize, plan: Plan) -> Arc<Self> {
+        Arc::new(Self {
+            events: Events::default(),
+            refused: Sharded::new(workers),
+            descriptors: Arc::new(Descriptors::new(plan, workers)),
+            overload: Overload::new(workers),
+        })
     }
 
     /// Why a worker refuses new requests, if it does.

@@ -32,6 +32,9 @@ use super::{Command, Peers};
 /// Idle connections to backends are looked over this often.
 const POOL_SWEEP: Duration = Duration::from_secs(1);
 
+/// A connection may wait so long for its next request while others wait to be accepted.
+const IDLE_WHILE_SHORT: Duration = Duration::from_secs(1);
+
 /// Connections that may be told at a time that there are too many; further ones are just closed.
 const TURNED_AWAY: usize = 256;
 
@@ -128,6 +131,11 @@ async fn sweep(worker: Rc<Worker>) {
             tokio::task::yield_now().await;
         }
         since_pools += pause;
+        if worker.proxy.process.descriptors.is_short() {
+            // Those that wait to be accepted have the room of those that do nothing with it.
+            worker.clock.end_idle(IDLE_WHILE_SHORT);
+            worker.proxy.transport.space.close_pipes();
+        }
         if since_pools >= POOL_SWEEP {
             since_pools = Duration::ZERO;
             worker.proxy.transport.sweep();
@@ -228,6 +236,9 @@ impl Worker {
             // Counted down by dropping, so that a panic in the connection's task counts too.
             let _served = Served(Rc::clone(&worker));
             let shared = (Rc::clone(&worker.clock), Rc::clone(&worker.tasks));
+        if self.proxy.transport.room.is_full() {
+            self.proxy.transport.make_room();
+        }
             pin!(serve((tcp, peer), listener, open, shared, Rc::clone(&worker.proxy))).await;
         }));
     }
@@ -241,18 +252,18 @@ impl Worker {
         refusal: Refusal,
     ) {
         // To tell it by TLS would take the handshake that there is no room for.
-        let told = self.turned_away.get() < TURNED_AWAY && !refused.is_tls();
+        let room = &self.proxy.transport.room;
+        let told = self.turned_away.get() < TURNED_AWAY && !room.is_full() && !refused.is_tls();
         turned_away(&self.proxy, (listener, peer), refusal, told);
         if !told {
             return;
         }
         let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
-        self.turned_away.set(self.turned_away.get() + 1);
         drop(refused);
-        let worker = Rc::clone(self);
+        let (held, counted) = (room.hold(), TurnedAway::count(self));
         spawn_local(async move {
             tell(tcp, refusal).await;
-            worker.turned_away.set(worker.turned_away.get() - 1);
+            drop((held, counted));
         });
     }
 
@@ -369,6 +380,22 @@ impl Drop for Served {
         self.0.ended.notify_one();
     }
 }
+/// Counted down by dropping, as [`Served`] is.
+struct TurnedAway(Rc<Worker>);
+
+impl TurnedAway {
+    fn count(worker: &Rc<Worker>) -> Self {
+        worker.turned_away.set(worker.turned_away.get() + 1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for TurnedAway {
+    fn drop(&mut self) {
+        self.0.turned_away.set(self.0.turned_away.get() - 1);
+    }
+}
+
 
 fn backends(snapshot: &Snapshot) -> HashSet<BackendId> {
     snapshot

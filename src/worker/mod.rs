@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::BackendId;
+use crate::descriptors::Descriptors;
 use crate::listener::{Bound, Listener, Open};
 use crate::proxy::{Published, Snapshot};
 use crate::telemetry::process::Process;
@@ -49,17 +50,15 @@ struct Peers {
 
 impl Peers {
     /// Who should serve a connection that worker `index` has accepted: itself, unless it has clearly more than another. With
-    /// few connections every one counts; with many, an eighth of difference is not worth waking another thread.
-    fn place(&self, index: usize) -> usize {
+    /// few connections every one counts; with many, an eighth of difference is not worth waking another thread. `None` where no worker
+    /// has descriptors for another: it may be that one got more by two workers' looking at the same moment, for which some are kept.
+    fn place(&self, index: usize, descriptors: &Descriptors) -> Option<usize> {
+        let open = self.open.iter().map(|open| open.load(Ordering::Relaxed)).enumerate();
+        let least = open.filter(|&(worker, count)| count < descriptors.takes(worker)).min_by_key(|&(_, count)| count);
+        let (least, count) = least?;
         let own = self.open[index].load(Ordering::Relaxed);
-        let (least, count) = self
-            .open
-            .iter()
-            .map(|open| open.load(Ordering::Relaxed))
-            .enumerate()
-            .min_by_key(|&(_, count)| count)
-            .unwrap_or((index, own));
-        if own > count + count / 8 { least } else { index }
+        let stays = own < descriptors.takes(index) && own <= count + count / 8;
+        Some(if stays { index } else { least })
     }
 }
 
@@ -178,7 +177,7 @@ mod tests {
         let peers =
             Peers { open: Arc::new((0..workers).map(|_| AtomicUsize::new(0)).collect()), inboxes: Arc::default() };
         for _ in 0..connections {
-            peers.open[peers.place(0)].fetch_add(1, Ordering::Relaxed);
+            peers.open[peers.place(0, &descriptors).unwrap()].fetch_add(1, Ordering::Relaxed);
         }
         peers.open.iter().map(|open| open.load(Ordering::Relaxed)).collect()
     }
@@ -196,3 +195,28 @@ mod tests {
         assert!(spread[0] - spread[1] <= spread[1] / 8 + 1, "{spread:?}");
     }
 }
+    use crate::descriptors::{Plan, Room, Seats};
+        let descriptors = Descriptors::new(Plan::UNLIMITED, workers);
+    #[test]
+    fn none_is_placed_where_there_are_no_descriptors_for_it() {
+        let plan = Plan::new(Some(100), 20, 2, None);
+        let descriptors = Arc::new(Descriptors::new(plan, 2));
+        let rooms = [0, 1].map(|worker| Room::new(Arc::clone(&descriptors), worker));
+        let peers = Peers { open: Arc::new((0..2).map(|_| AtomicUsize::new(0)).collect()), inboxes: Arc::default() };
+        let fill = || {
+            let placed = std::iter::from_fn(|| peers.place(0, &descriptors));
+            let counted = placed.map(|worker| peers.open[worker].fetch_add(1, Ordering::Relaxed));
+            counted.count() as u64
+        };
+        assert_eq!(fill(), plan.connections);
+        // One ends; and where a client has taken more than its part, there is less room.
+        peers.open[1].fetch_sub(1, Ordering::Relaxed);
+        assert_eq!(fill(), 1);
+        for open in peers.open.iter() {
+            open.store(0, Ordering::Relaxed);
+        }
+        let hungry = Seats::new(&rooms[0]);
+        let taken: Vec<_> = std::iter::from_fn(|| hungry.take()).collect();
+        assert!(taken.len() > 3 && fill() < plan.connections, "{}", taken.len());
+    }
+

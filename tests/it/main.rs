@@ -12,6 +12,7 @@ mod breaker;
 mod cancel;
 mod client_gone;
 mod ctl;
+mod descriptors;
 mod errors;
 mod faults;
 mod grpc;
