@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::fixture::Process;
 use super::*;
 use crate::backend::health::{LastCheck, Thresholds};
+use crate::telemetry::pulse::MISSED_MAX;
 
 /// An admin address on a thread with a runtime of its own, as the supervisor has it.
 pub(super) struct Running {
@@ -180,6 +181,14 @@ fn readiness_follows_the_process() {
     running.process.stopping.store(true, Ordering::Relaxed);
     let reply = running.ask("GET", "/readyz");
     assert_eq!((reply.status, reply.body.as_str()), (503, "not ready: the process is stopping\n"));
+    assert_eq!(running.ask("GET", "/livez").status, 200);
+    for _ in 0..=MISSED_MAX {
+        running.process.process.pulse.ask(1);
+    }
+    let reply = running.ask("GET", "/livez");
+    assert_eq!((reply.status, reply.body.as_str()), (503, "worker 1 has not run for 10 s\n"));
+    assert!(running.ask("GET", "/metrics").body.contains("isobar_worker_unresponsive_seconds{worker=\"1\"} 10.0"));
+    running.process.process.pulse.answer(1);
     assert_eq!(running.ask("GET", "/livez").status, 200);
 
     running.process.listening.store(false, Ordering::Relaxed);

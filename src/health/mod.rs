@@ -206,7 +206,9 @@ impl Prober {
         }
         let mut before = std::mem::take(&mut self.lookouts);
         self.lookouts.extend(upstreams.iter().map(|upstream| {
-            let lookout = before.remove(upstream.name()).unwrap_or_else(|| Lookout::start(upstream, &self.turns));
+            let lookout = before
+                .remove(upstream.name())
+                .unwrap_or_else(|| Lookout::start(upstream, &self.turns, self.events.vital()));
             lookout.follow(upstream);
             (upstream.name().clone(), lookout)
         }));
@@ -237,9 +239,11 @@ impl Prober {
             settings: settings.subscribe(),
             turns: Arc::clone(&self.turns),
             events: self.events.clone(),
-        };
-        let handle = tokio::spawn(checking.run(Instant::now() + first));
             not_asked: Arc::clone(&self.not_asked),
+        };
+        let what = format!("health checks of {} in upstream {}", backend.address, backend.upstream);
+        let checking = self.events.vital().clone().watch(what, checking.run(Instant::now() + first));
+        let handle = tokio::spawn(checking);
         Task { backend: Arc::clone(backend), handle }
     }
 }
@@ -297,12 +301,12 @@ struct Checking {
     settings: watch::Receiver<Arc<Settings>>,
     turns: Arc<Semaphore>,
     events: Events,
+    /// Shared, as what keeps one from being made keeps all.
+    not_asked: Arc<Seldom>,
 }
 
 impl Checking {
     /// Checks again and again, first at `due`. Ends when it is aborted, or when nobody is left to give it settings.
-    /// Shared, as what keeps one from being made keeps all.
-    not_asked: Arc<Seldom>,
     async fn run(mut self, mut due: Instant) {
         let mut last = None;
         let mut ejections = self.upstream.ejections.subscribe();
@@ -360,10 +364,6 @@ impl Checking {
         Some(started)
     }
 
-    /// What a check that began at `started` says of a backend that is ejected, beside its verdict.
-    fn note_sight(&self, outcome: &Result<(), CheckFailed>, kind: &Kind, started: Instant) {
-        let (mut history, started) = (self.backend.outlier.history(), started.into_std());
-        let news = match outcome {
     fn could_not_ask(&self, error: &io::Error) {
         if let Some(times) = self.not_asked.happened() {
             let BackendState { upstream, address, .. } = &*self.backend;
@@ -371,6 +371,10 @@ impl Checking {
         }
     }
 
+    /// What a check that began at `started` says of a backend that is ejected, beside its verdict.
+    fn note_sight(&self, outcome: &Result<(), CheckFailed>, kind: &Kind, started: Instant) {
+        let (mut history, started) = (self.backend.outlier.history(), started.into_std());
+        let news = match outcome {
             // Another port says nothing about the one that requests go to.
             _ if self.settings.borrow().config.port.is_some() => false,
             Ok(()) if matches!(kind, Kind::Tcp) => history.saw(Sight::Connected, started),

@@ -76,6 +76,8 @@ pub(crate) enum Stop {
     Asked(Option<Duration>),
     /// A signal, by its number.
     Signal(i32),
+    /// A task has panicked without which the process is not whole.
+    Failed,
 }
 
 impl Handle {
@@ -142,6 +144,11 @@ impl Handle {
     pub fn stop(&self, grace: Option<Duration>) {
         // Nobody listens any more when it has stopped already.
         let _ = self.stops.send(Stop::Asked(grace));
+    }
+
+    /// For when the task that answers is gone: nobody else ends the connections then.
+    pub(crate) fn abandon(&self) {
+        self.shared.workers.abandon();
     }
 
     async fn send(&self, command: impl FnOnce(oneshot::Sender<Outcome>) -> Command) -> Outcome {

@@ -32,13 +32,14 @@ mod error;
 mod gauge;
 mod handle;
 pub mod plan;
+mod pulse;
 mod report;
 mod secured;
 mod signals;
 pub mod watch;
 
-pub use control::Ended;
 pub(crate) use control::{Control, Source, vocabulary};
+pub use control::{Ended, FAILED_GRACE};
 pub use error::Error;
 pub(crate) use handle::Shared;
 pub use handle::{Handle, LastError, Status};
@@ -49,6 +50,7 @@ pub(crate) use signals::Signals;
 use certificates::Certificates;
 use gauge::Gauge;
 use plan::Step;
+use pulse::Pulse;
 
 /// What runs, and what outlives the configuration it runs with.
 #[derive(Debug)]
@@ -62,6 +64,7 @@ pub struct Supervisor {
     warnings: Vec<Problem>,
     _gauge: Gauge,
     _certificates: Certificates,
+    _pulse: Pulse,
 }
 
 /// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
@@ -148,13 +151,23 @@ impl Supervisor {
             workers.listen(bound);
         }
         report::started(&config, &lasting.listeners, workers.count());
+        report::descriptors(&config, &process.descriptors.plan);
         let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone(), lasting.access_log.clone()));
         let (events, checks) = (&shared.process.events, shared.process.descriptors.plan.checks);
         let (prober, keepers) = (Prober::new(events.clone(), checks), Keepers::new(events.clone()));
-        report::descriptors(&config, &process.descriptors.plan);
         let (gauge, certificates) = (Gauge::start(&shared), Certificates::start(&shared));
-        let mut supervisor =
-            Self { shared, factories, lasting, keepers, prober, warnings, _gauge: gauge, _certificates: certificates };
+        let pulse = Pulse::start(&shared);
+        let mut supervisor = Self {
+            shared,
+            factories,
+            lasting,
+            keepers,
+            prober,
+            warnings,
+            _gauge: gauge,
+            _certificates: certificates,
+            _pulse: pulse,
+        };
         supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
         Ok(supervisor)
     }

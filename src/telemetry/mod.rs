@@ -12,3 +12,5 @@ pub mod calendar;
 pub mod clock;
 pub mod overload;
 pub mod process;
+pub mod pulse;
+pub mod vital;

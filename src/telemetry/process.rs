@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::events::{EventKind, Events};
 use super::metrics::{Counter, Sharded};
 use super::overload::{Cause, Change, Overload, OverloadSettings, Usage};
+use super::pulse::Pulse;
 use crate::config::OverloadConfig;
-
 use crate::descriptors::{Descriptors, Plan};
+
 /// Made once, at the start.
 #[derive(Debug)]
 pub struct Process {
@@ -16,9 +17,11 @@ pub struct Process {
     pub events: Events,
     /// Requests and connections that were refused because there was too much to do, a shard per worker.
     pub refused: Sharded<Refused>,
-    overload: Overload,
     /// Its file descriptors, and how they are dealt out.
     pub descriptors: Arc<Descriptors>,
+    /// Whether its workers still run.
+    pub pulse: Pulse,
+    overload: Overload,
 }
 
 /// What a worker has refused, by cause.
@@ -44,6 +47,7 @@ impl Process {
             events: Events::default(),
             refused: Sharded::new(workers),
             descriptors: Arc::new(Descriptors::new(plan, workers)),
+            pulse: Pulse::new(workers),
             overload: Overload::new(workers),
         })
     }

@@ -101,8 +101,9 @@ pub(super) fn run(
         });
         worker.adopt(Instant::now());
         worker.ask_for_connections();
-        spawn_local(sweep(Rc::clone(&worker)));
-        worker.obey(inbox).await
+        worker.spawn("sweep", sweep(Rc::clone(&worker)));
+        let vital = worker.proxy.process.events.vital().clone();
+        vital.watch(format!("inbox of worker {index}"), worker.obey(inbox)).await
     });
     let _ = tell.send(cut);
 }
@@ -130,12 +131,12 @@ async fn sweep(worker: Rc<Worker>) {
         while worker.clock.sweep() {
             tokio::task::yield_now().await;
         }
-        since_pools += pause;
         if worker.proxy.process.descriptors.is_short() {
             // Those that wait to be accepted have the room of those that do nothing with it.
             worker.clock.end_idle(IDLE_WHILE_SHORT);
             worker.proxy.transport.space.close_pipes();
         }
+        since_pools += pause;
         if since_pools >= POOL_SWEEP {
             since_pools = Duration::ZERO;
             worker.proxy.transport.sweep();
@@ -175,6 +176,7 @@ impl Worker {
                     self.adopt(now);
                     self.cut_strays_after(limit, now);
                 }
+                Some(Command::Beat) => self.proxy.process.pulse.answer(self.index),
                 Some(Command::Spare(backend)) => self.proxy.transport.spare(backend),
                 Some(Command::Stop) => {
                     stopping = true;
@@ -210,6 +212,12 @@ impl Worker {
         }
     }
 
+    /// Runs what the worker cannot do without.
+    fn spawn(&self, what: &str, task: impl Future<Output = ()> + 'static) -> AbortHandle {
+        let vital = self.proxy.process.events.vital().clone();
+        spawn_local(vital.watch(format!("{what} of worker {}", self.index), task)).abort_handle()
+    }
+
     /// The timer ran so late: whoever waits for this worker waits that long for each turn.
     fn lagged(&self, lag: Duration) {
         self.proxy.process.lagged(self.index, lag, &self.proxy.current.get().config.overload);
@@ -228,6 +236,9 @@ impl Worker {
     /// Serves a connection on this worker.
     pub(super) fn serve(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, listener: Arc<Listener>, open: Open) {
         let open = open.served_by(self.index);
+        if self.proxy.transport.room.is_full() {
+            self.proxy.transport.make_room();
+        }
         let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
         self.served.set(self.served.get() + 1);
         let worker = Rc::clone(self);
@@ -236,9 +247,6 @@ impl Worker {
             // Counted down by dropping, so that a panic in the connection's task counts too.
             let _served = Served(Rc::clone(&worker));
             let shared = (Rc::clone(&worker.clock), Rc::clone(&worker.tasks));
-        if self.proxy.transport.room.is_full() {
-            self.proxy.transport.make_room();
-        }
             pin!(serve((tcp, peer), listener, open, shared, Rc::clone(&worker.proxy))).await;
         }));
     }
@@ -271,7 +279,7 @@ impl Worker {
         match Acceptor::new(socket) {
             Ok(socket) => {
                 let accepting = accept::accept(Rc::clone(self), Arc::clone(&listener), socket.clone());
-                let task = spawn_local(accepting).abort_handle();
+                let task = self.spawn(&format!("accepting at {}", listener.address), accepting);
                 self.accepting.borrow_mut().push(Accepting { listener, socket, task });
             }
             Err(error) => tracing::error!(%error, listener = %listener.name(), "could not watch a listening socket"),
@@ -291,7 +299,7 @@ impl Worker {
             }
         });
         let (worker, listener) = (Rc::clone(self), Arc::clone(listener));
-        spawn_local(async move {
+        self.spawn("draining", async move {
             tokio::time::sleep(limit).await;
             let mut cut = 0;
             worker.clock.each(|watch| {
@@ -340,7 +348,7 @@ impl Worker {
             return;
         }
         let worker = Rc::clone(self);
-        spawn_local(async move {
+        self.spawn("drain limit", async move {
             tokio::time::sleep(limit).await;
             let known = backends(&worker.proxy.current.get());
             let mut departed = worker.departed.borrow_mut();
@@ -372,14 +380,6 @@ impl Accepting {
     }
 }
 
-struct Served(Rc<Worker>);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.0.served.set(self.0.served.get() - 1);
-        self.0.ended.notify_one();
-    }
-}
 /// Counted down by dropping, as [`Served`] is.
 struct TurnedAway(Rc<Worker>);
 
@@ -396,6 +396,14 @@ impl Drop for TurnedAway {
     }
 }
 
+struct Served(Rc<Worker>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.served.set(self.0.served.get() - 1);
+        self.0.ended.notify_one();
+    }
+}
 
 fn backends(snapshot: &Snapshot) -> HashSet<BackendId> {
     snapshot

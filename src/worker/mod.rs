@@ -17,6 +17,7 @@ use crate::descriptors::Descriptors;
 use crate::listener::{Bound, Listener, Open};
 use crate::proxy::{Published, Snapshot};
 use crate::telemetry::process::Process;
+use crate::telemetry::pulse::Pulse;
 
 mod accept;
 mod departed;
@@ -35,11 +36,16 @@ enum Command {
     Published(Duration),
     /// Another worker wants a connection to this backend and there may be no more: close one that is idle.
     Spare(BackendId),
+    /// Say that it still runs.
+    Beat,
     /// Accept no more, end when the connections have.
     Stop,
     /// End every connection now.
     Cut,
 }
+
+/// How long a worker has to end once its connections are cut. One that takes longer does not run any more.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connections open at each worker, and the way to its inbox: what workers know of each other.
 #[derive(Clone, Debug)]
@@ -93,7 +99,9 @@ impl Workers {
             let (tell, ended) = oneshot::channel();
             let (started, has_started) = std::sync::mpsc::channel();
             let (peers, shared) = (peers.clone(), (Arc::clone(&published), Arc::clone(process)));
+            let guard = process.events.vital().guard(format!("worker {index}"));
             let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                let _guard = guard;
                 event_loop::run(index, &peers, shared, inbox, tell, started);
             })?;
             has_started.recv().map_err(io::Error::other)??;
@@ -145,7 +153,11 @@ impl Workers {
                 Ok(told) => told,
                 Err(_) => {
                     self.tell(|| Command::Cut);
-                    ended.await
+                    let Ok(told) = tokio::time::timeout(END_LIMIT, ended).await else {
+                        tracing::error!("a worker does not end; it is left behind");
+                        continue;
+                    };
+                    told
                 }
             };
             cut += told.unwrap_or(0);
@@ -154,6 +166,21 @@ impl Workers {
             }
         }
         cut
+    }
+
+    /// Ends all connections now, without waiting for that.
+    pub fn abandon(&self) {
+        self.tell(|| Command::Stop);
+        self.tell(|| Command::Cut);
+    }
+
+    /// Asks each whether it still runs, unless it has not answered the last time.
+    pub fn beat(&self, pulse: &Pulse) {
+        for (worker, inbox) in self.peers.inboxes.iter().enumerate() {
+            if pulse.ask(worker) {
+                let _ = inbox.send(Command::Beat);
+            }
+        }
     }
 
     /// Client connections open now, by worker.
@@ -171,11 +198,13 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::descriptors::{Plan, Room, Seats};
 
     /// Connections as the kernel might spread them: all at one worker.
     fn spread(workers: usize, connections: usize) -> Vec<usize> {
         let peers =
             Peers { open: Arc::new((0..workers).map(|_| AtomicUsize::new(0)).collect()), inboxes: Arc::default() };
+        let descriptors = Descriptors::new(Plan::UNLIMITED, workers);
         for _ in 0..connections {
             peers.open[peers.place(0, &descriptors).unwrap()].fetch_add(1, Ordering::Relaxed);
         }
@@ -189,14 +218,6 @@ mod tests {
         assert_eq!(spread(1, 3), [3]);
     }
 
-    #[test]
-    fn many_connections_are_spread_within_an_eighth() {
-        let spread = spread(2, 1000);
-        assert!(spread[0] - spread[1] <= spread[1] / 8 + 1, "{spread:?}");
-    }
-}
-    use crate::descriptors::{Plan, Room, Seats};
-        let descriptors = Descriptors::new(Plan::UNLIMITED, workers);
     #[test]
     fn none_is_placed_where_there_are_no_descriptors_for_it() {
         let plan = Plan::new(Some(100), 20, 2, None);
@@ -220,3 +241,9 @@ mod tests {
         assert!(taken.len() > 3 && fill() < plan.connections, "{}", taken.len());
     }
 
+    #[test]
+    fn many_connections_are_spread_within_an_eighth() {
+        let spread = spread(2, 1000);
+        assert!(spread[0] - spread[1] <= spread[1] / 8 + 1, "{spread:?}");
+    }
+}

@@ -31,6 +31,7 @@ mod levers;
 mod limits;
 mod overload;
 mod outliers;
+mod panics;
 mod paths;
 mod picking;
 mod process;
