@@ -25,6 +25,7 @@
 //! | [`admin`] | reads and steers a running process over HTTP |
 //! | [`embed`] | an isobar inside a program: start it, look at it, stop it |
 //! | [`config`] | text to meaning |
+//! | [`descriptors`] | how many file descriptors there are, and who may take the next one |
 //! | [`telemetry`] | metrics, access log, logs |
 //! | [`cli`] | one file per subcommand |
 //!
@@ -34,6 +35,7 @@ pub mod admin;
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod descriptors;
 pub mod embed;
 pub mod exchange;
 pub mod fields;

@@ -102,6 +102,7 @@ impl Settings {
             name: RefCell::new((0, listener.name.clone())),
             listener,
             metrics: Arc::new(Sharded::new(1)),
+            seats: Rc::default(),
         }
     }
 }

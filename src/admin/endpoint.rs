@@ -28,7 +28,7 @@ pub(super) type Answer = Response<Either<Full<Bytes>, Stream>>;
 const INDEX: &str = "\
 isobar
 
-GET    /livez         200 as long as the process answers
+GET    /livez         200 as long as the process and each of its workers run, else 503 and why
 GET    /readyz        200 when it takes requests, else 503 and why; ?verbose for each check
 GET    /metrics       metrics for Prometheus
 GET    /config        the configuration in force, and what is wrong with the last one if it was refused
@@ -162,7 +162,7 @@ fn read(endpoint: Endpoint, head: &request::Parts, context: &Context) -> Result<
     let query = head.uri.query().unwrap_or_default();
     Ok(match endpoint {
         Endpoint::Index => text(StatusCode::OK, INDEX),
-        Endpoint::Livez => text(StatusCode::OK, "ok\n"),
+        Endpoint::Livez => probe::livez(&control.process()),
         Endpoint::Readyz => probe::readyz(control, query),
         Endpoint::Metrics => metrics(control),
         Endpoint::Config => {

@@ -32,6 +32,7 @@ use crate::telemetry::metrics::{
     Sharded, UpstreamMetrics, handshake_index,
 };
 use crate::telemetry::process::Process;
+use crate::telemetry::vital;
 use crate::upstream::Readiness;
 use crate::upstream::retry_budget::BudgetSettings;
 
@@ -95,6 +96,14 @@ impl Scrape {
         let workers: Vec<_> = workers.iter().map(|(n, open)| ([("worker", n.as_str())], *open)).collect();
         let connections = workers.iter().map(|(labels, open)| (&labels[..], *open));
         families.gauge("worker_connections", "Client connections open", None, connections)?;
+        let missed: Vec<_> =
+            self.process.pulse.missed().enumerate().map(|(n, missed)| (n.to_string(), missed)).collect();
+        let missed: Vec<_> = missed.iter().map(|(n, missed)| ([("worker", n.as_str())], *missed as f64)).collect();
+        let missed = missed.iter().map(|(labels, missed)| (&labels[..], *missed));
+        let help = "For how long a worker has not run";
+        families.gauge("worker_unresponsive", help, Some(&Unit::Seconds), missed)?;
+        let help = "Panics, each a fault of the program";
+        families.counter("panics", help, None, [(&[][..], vital::panics())])?;
         let dropped = [(&[][..], self.access_log_dropped)];
         families.counter("access_log_dropped_lines", "Access log lines that were not written", None, dropped)
     }

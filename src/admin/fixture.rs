@@ -20,6 +20,7 @@ use crate::config::{
     PathsConfig, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig,
     RouteConfig, Spot, StrategyConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch, Vocabulary,
 };
+use crate::descriptors::Plan;
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::route::Table;
@@ -94,7 +95,7 @@ impl Process {
             logs: AtomicBool::new(false),
             logging: Logging::apart(&LogConfig { level: "info".into(), format: LogFormat::Text }),
             listener,
-            process: telemetry::process::Process::new(WORKERS),
+            process: telemetry::process::Process::with_descriptors(WORKERS, Plan::new(Some(1_024), 20, WORKERS, None)),
             listening: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             problems: Mutex::default(),

@@ -63,14 +63,15 @@ pub(super) fn raise(control: &Arc<dyn Control>, wish: Wish, who: &str) -> Result
     control.events().publish(told(who, &before, format!("{level} until {}", rfc3339(raised.until))));
 
     let control = Arc::clone(control);
-    tokio::spawn(async move {
+    let vital = control.events().vital().clone();
+    tokio::spawn(vital.watch("end of a log level".into(), async move {
         tokio::time::sleep(duration).await;
         let Some(logging) = control.logging() else { return };
         let before = logging.levels();
         if logging.lower(Some(&raised)).is_some() {
             control.events().publish(told("its time is over", &before, before.configured.clone()));
         }
-    });
+    }));
     Ok(shown(&logging.levels()))
 }
 

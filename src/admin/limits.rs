@@ -9,10 +9,12 @@ use serde::Serialize;
 use super::exposition::{Durations, Families};
 use crate::backend::BackendState;
 use crate::backend::permits::Permits;
+use crate::descriptors::Plan;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock::now_ms;
 use crate::telemetry::metrics::{Counter, UpstreamMetrics};
 use crate::telemetry::overload::Cause;
+use crate::telemetry::overload::sample::open_descriptors;
 use crate::telemetry::process::Process;
 use crate::upstream::Upstream;
 use crate::upstream::breaker::BreakerState;
@@ -118,7 +120,8 @@ pub(super) fn metrics(snapshot: &Snapshot, process: &Process, families: &mut Fam
     breakers(snapshot, families)?;
     adaptive(snapshot, families)?;
     backends(snapshot, families)?;
-    overload(process, families)
+    overload(process, families)?;
+    descriptors(process, families)
 }
 
 /// The upstreams that are as `has` says, with their label.
@@ -205,4 +208,26 @@ fn overload(process: &Process, families: &mut Families<'_>) -> fmt::Result {
     let refused = labels.iter().map(|(cause, labels)| (&labels[..], process.refused.sum(|shard| shard.of(*cause))));
     let help = "Requests and connections refused because there was too much to do";
     families.counter("overload_refused", help, None, refused)
+}
+
+fn descriptors(process: &Process, families: &mut Families<'_>) -> fmt::Result {
+    let descriptors = &process.descriptors;
+    // Where the system does not tell, there is nothing to be said of it.
+    let of = |value: Option<u64>| value.map(|value| (&[][..], value as f64));
+    let Plan { limit, connections, .. } = descriptors.plan;
+    families.gauge("descriptors_limit", "File descriptors that the process may have open", None, of(limit))?;
+    let open = open_descriptors().filter(|_| limit.is_some());
+    families.gauge("descriptors_open", "File descriptors that are open", None, of(open))?;
+    let help = "Client connections that there are file descriptors for";
+    families.gauge("connections_fit", help, None, of(limit.map(|_| connections)))?;
+    let waiting = [(&[][..], descriptors.waiting() as f64)];
+    let help = "Listening sockets of workers that are not accepted on for want of file descriptors";
+    families.gauge("accept_waiting", help, None, waiting)?;
+    let counts = descriptors.counts();
+    let help = "Times that accepting was put off for want of file descriptors";
+    families.counter("accept_waits", help, None, [(&[][..], counts.accept_waits)])?;
+    let help = "Requests that waited for a file descriptor before a connection to a backend was made";
+    families.counter("connect_waits", help, None, [(&[][..], counts.backend_waits)])?;
+    let help = "Times that the system refused a connection to a backend for want of descriptors, memory or ports";
+    families.counter("connect_exhausted", help, None, [(&[][..], counts.exhausted)])
 }

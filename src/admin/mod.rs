@@ -51,6 +51,7 @@ use authority::Peer;
 use browser::Site;
 use socket::BoundSocket;
 
+use crate::descriptors::Plan;
 use crate::telemetry::audit::Strangers;
 use crate::telemetry::seldom::Seldom;
 
@@ -58,7 +59,6 @@ pub use control::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Statu
 
 /// Connections at a time. Further ones wait to be accepted: the limits below see to it that they soon are, and a probe that
 /// is answered late is better than one that is refused.
-const CONNECTIONS_MAX: usize = 64;
 /// From the connection to the end of the request's head.
 const HEADER_LIMIT: Duration = Duration::from_secs(5);
 /// From the connection to its end.
@@ -78,6 +78,7 @@ pub struct Admin {
     listener: std::net::TcpListener,
     address: SocketAddr,
     socket: Option<BoundSocket>,
+    connections_max: usize,
 }
 
 impl Admin {
@@ -89,7 +90,7 @@ impl Admin {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, socket: None })
+        Ok(Self { listener, address, socket: None, connections_max: Plan::ADMIN_MAX })
     }
 
     /// Takes over a socket that the process before listens on.
@@ -98,7 +99,7 @@ impl Admin {
     /// When it is not bound.
     pub fn inherited(listener: std::net::TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, socket: None })
+        Ok(Self { listener, address, socket: None, connections_max: Plan::ADMIN_MAX })
     }
 
     /// The socket of the address once more, for the next process. As long as it is open, connections wait there.
@@ -126,6 +127,12 @@ impl Admin {
         self.socket.as_mut().map_or(Ok(()), BoundSocket::place)
     }
 
+    /// Takes so many connections at a time; further ones wait. As many as there may ever be where this is not called.
+    #[must_use]
+    pub fn with_connections(self, connections_max: usize) -> Self {
+        Self { connections_max, ..self }
+    }
+
     /// Where it is bound, with the port that was taken for 0.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -143,7 +150,7 @@ impl Admin {
             Some((socket, file)) => (Some(UnixListener::from_std(socket)?), Some(file)),
             None => (None, None),
         };
-        let site = Site::of(self.address);
+        let (site, most) = (Site::of(self.address), self.connections_max);
         let listeners = Arc::new(Semaphore::new(stream::LISTENERS_MAX));
         let (stopping, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
@@ -163,10 +170,10 @@ impl Admin {
             let accepted = tokio::select! {
                 () = &mut stop => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => accepted.map(|(stream, peer)| {
+                accepted = listener.accept(), if connections.len() < most => accepted.map(|(stream, peer)| {
                     connections.spawn(serve_connection(stream, context(site, Peer::Address(peer))));
                 }),
-                accepted = accept(socket.as_ref()), if connections.len() < CONNECTIONS_MAX => {
+                accepted = accept(socket.as_ref()), if connections.len() < most => {
                     accepted.map(|(stream, peer)| {
                         connections.spawn(serve_connection(stream, context(Site::Socket, peer)));
                     })

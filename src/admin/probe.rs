@@ -5,8 +5,20 @@
 
 use http::StatusCode;
 
+use crate::telemetry::process::Process;
+
 use super::Control;
 use super::endpoint::{Answer, text};
+
+/// Answers 200 as long as the process is whole: 503 once one of its own tasks has panicked, and while a worker does not run.
+pub(super) fn livez(process: &Process) -> Answer {
+    let why = match (process.events.vital().failure(), process.pulse.dead()) {
+        (Some(what), _) => format!("panicked: {what}\n"),
+        (None, Some((worker, seconds))) => format!("worker {worker} has not run for {seconds} s\n"),
+        (None, None) => return text(StatusCode::OK, "ok\n".to_owned()),
+    };
+    text(StatusCode::SERVICE_UNAVAILABLE, why)
+}
 
 struct Check {
     name: &'static str,

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::fixture::Process;
 use super::*;
 use crate::backend::health::{LastCheck, Thresholds};
+use crate::telemetry::pulse::MISSED_MAX;
 
 /// An admin address on a thread with a runtime of its own, as the supervisor has it.
 pub(super) struct Running {
@@ -181,6 +182,14 @@ fn readiness_follows_the_process() {
     let reply = running.ask("GET", "/readyz");
     assert_eq!((reply.status, reply.body.as_str()), (503, "not ready: the process is stopping\n"));
     assert_eq!(running.ask("GET", "/livez").status, 200);
+    for _ in 0..=MISSED_MAX {
+        running.process.process.pulse.ask(1);
+    }
+    let reply = running.ask("GET", "/livez");
+    assert_eq!((reply.status, reply.body.as_str()), (503, "worker 1 has not run for 10 s\n"));
+    assert!(running.ask("GET", "/metrics").body.contains("isobar_worker_unresponsive_seconds{worker=\"1\"} 10.0"));
+    running.process.process.pulse.answer(1);
+    assert_eq!(running.ask("GET", "/livez").status, 200);
 
     running.process.listening.store(false, Ordering::Relaxed);
     assert_eq!(
@@ -320,7 +329,7 @@ fn a_head_too_large_is_refused() {
 #[test]
 fn silent_connections_do_not_keep_others_out() {
     let running = Running::start();
-    let silent: Vec<_> = (0..CONNECTIONS_MAX + 5).map(|_| running.connect()).collect();
+    let silent: Vec<_> = (0..Plan::ADMIN_MAX + 5).map(|_| running.connect()).collect();
     let begun = Instant::now();
     assert_eq!(running.ask("GET", "/livez").status, 200);
     assert!(begun.elapsed() < HEADER_LIMIT * 2);

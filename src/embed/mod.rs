@@ -13,6 +13,7 @@
 //! admin address. The program around it needs no runtime, and may have any.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -20,10 +21,11 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, oneshot};
-use tracing::error;
+use tracing::{debug, error, info};
 
 use crate::admin::Admin;
 use crate::config::{AdminConfig, Config, Loaded};
+use crate::descriptors;
 use crate::handover::{Inherited, Sockets};
 use crate::strategy::{Factories, Factory};
 use crate::supervisor::watch::{self, Stamp};
@@ -51,6 +53,7 @@ impl Isobar {
             signals: false,
             logging: false,
             takeover: None,
+            descriptors: false,
         }
     }
 }
@@ -66,6 +69,7 @@ pub struct Builder {
     signals: bool,
     logging: bool,
     takeover: Option<Takeover>,
+    descriptors: bool,
 }
 
 /// How a process takes the place of the one that serves the same file, and gives its own to the next. Both are of one user, in one
@@ -130,6 +134,13 @@ impl Builder {
         self
     }
 
+    /// Whether the process may open as many files as the system allows it: its soft limit of file descriptors is raised to the hard one.
+    /// Not where this is not called: the limit is the program's, and child processes inherit it.
+    pub fn all_descriptors(mut self, descriptors: bool) -> Self {
+        self.descriptors = descriptors;
+        self
+    }
+
     /// Starts it. When this returns, it accepts connections.
     ///
     /// # Errors
@@ -142,11 +153,21 @@ impl Builder {
         let control = move || match self.launch() {
             Err(error) => drop(started.send(Err(error))),
             Ok(Launched { runtime, control, handle, admin, admin_address }) => {
+                let (watched, vital) = (handle.clone(), handle.events().vital().clone());
                 drop(started.send(Ok((handle, admin_address))));
-                let outcome = runtime.block_on(control.run());
+                let run = AssertUnwindSafe(|| runtime.block_on(vital.watch("control".into(), control.run())));
+                let outcome = match std::panic::catch_unwind(run) {
+                    Ok(outcome) => outcome,
+                    Err(panic) => {
+                        // The workers would go on without anybody to steer them; and to drop the runtime may wait for a look at a file.
+                        watched.abandon();
+                        runtime.shutdown_background();
+                        std::panic::resume_unwind(panic);
+                    }
+                };
                 // The word goes out before anything is taken down: after a second signal nobody should wait for that.
                 let _ = end.send(outcome);
-                if let (Some(admin), Ended::Stopped { .. }) = (admin, outcome) {
+                if let (Some(admin), Ended::Stopped { .. } | Ended::Failed { .. }) = (admin, outcome) {
                     runtime.block_on(admin.end());
                 }
                 // A look at a file may hang on a dead network mount; the thread that hangs is left behind.
@@ -175,6 +196,9 @@ impl Builder {
         let vocabulary = vocabulary(&self.factories);
         let Loaded { config, warnings } = self.source.load(&vocabulary)?;
         let logging = self.logging.then(|| logging::init(&config.log));
+        if self.descriptors {
+            raise_descriptors();
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
         // Signals register with the runtime they are made in.
         let inside = runtime.enter();
@@ -201,8 +225,9 @@ impl Builder {
 
         let supervisor = Supervisor::start(config, self.factories, Inherited::new(inherited.listeners))?;
         let (control, handle) = Control::new(supervisor, self.source, vocabulary, logging, &warnings);
+        let vital = handle.events().vital().clone();
         if let Some(signals) = signals {
-            runtime.spawn(signals.forward(handle.clone(), takeover.successor));
+            runtime.spawn(vital.clone().watch("signals".into(), signals.forward(handle.clone(), takeover.successor)));
         }
         if let (Some(admin), true) = (&mut admin, before.is_some())
             && let Err(error) = admin.place()
@@ -210,7 +235,8 @@ impl Builder {
             error!(%error, "the Unix socket of the admin address stays that of the process before");
         }
         let lent = admin.as_ref().and_then(|admin| Some((admin.address(), admin.lend().ok()?)));
-        let admin = admin.map(|admin| Served::start(&runtime, admin, &handle));
+        let most = handle.process().descriptors.plan.admin;
+        let admin = admin.map(|admin| Served::start(&runtime, admin.with_connections(most), &handle));
         if let Some(before) = before {
             runtime.block_on(before.replace());
         }
@@ -219,7 +245,7 @@ impl Builder {
             runtime.spawn(takeover::offer(file, handle.clone(), lent, admin.as_ref().map(Served::stopper)));
         }
         if let Some(path) = watched {
-            runtime.spawn(watch::run(path, stamp, handle.clone()));
+            runtime.spawn(vital.watch("watch over the file".into(), watch::run(path, stamp, handle.clone())));
         }
         drop(inside);
         Ok(Launched { runtime, control, handle, admin, admin_address })
@@ -230,6 +256,17 @@ fn file_to_watch(source: &Source, watch: bool) -> Option<PathBuf> {
     match source {
         Source::File(path) if watch => Some(path.clone()),
         Source::File(_) | Source::Text(_) => None,
+    }
+}
+
+/// Where that is not possible, what there is has to do.
+fn raise_descriptors() {
+    match descriptors::raise() {
+        Ok((before, now)) if before != now => {
+            info!(from = before.soft, to = now.soft, "raised the limit of file descriptors")
+        }
+        Ok(_) => {}
+        Err(error) => debug!(%error, "could not raise the limit of file descriptors"),
     }
 }
 
@@ -274,11 +311,12 @@ impl Served {
     fn start(runtime: &Runtime, admin: Admin, handle: &Handle) -> Self {
         let stop = Arc::new(Notify::new());
         let (control, stopped) = (Arc::new(handle.clone()), Arc::clone(&stop));
-        let task = runtime.spawn(async move {
+        let vital = handle.events().vital().clone();
+        let task = runtime.spawn(vital.watch("admin address".into(), async move {
             if let Err(error) = admin.serve(control, stopped.notified()).await {
                 error!(%error, "the admin address is not served");
             }
-        });
+        }));
         Self { task, stop }
     }
 
@@ -408,6 +446,70 @@ mod tests {
         assert_eq!(running.wait(), Ended::Stopped { cut: 0 });
         stopper.join().unwrap();
         assert!(is_free(admin), "the admin address is given back");
+    }
+
+    /// The same with a file and checks, and the tasks of its own.
+    fn whole(name: &str) -> (PathBuf, Running) {
+        let file = std::env::temp_dir().join(format!("isobar-{}-{name}.toml", std::process::id()));
+        std::fs::write(&file, format!("{TEXT}health_check = {{ path = \"/\" }}\n")).unwrap();
+        let running = Isobar::builder().config_file(&file).start().unwrap();
+        let vital = running.handle().events().vital();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while vital.watched().len() < 12 {
+            assert!(std::time::Instant::now() < deadline, "{:?}", vital.watched());
+            thread::sleep(Duration::from_millis(5));
+        }
+        (file, running)
+    }
+
+    #[test]
+    fn whatever_of_its_own_panics_it_is_not_half_dead() {
+        let (file, running) = whole("tasks");
+        let mut tasks = running.handle().events().vital().watched();
+        drop((running, std::fs::remove_file(file)));
+        for task in &mut tasks {
+            // Its port is another one each time.
+            *task = task.split(" at ").next().unwrap().to_owned();
+        }
+        assert_eq!(
+            tasks,
+            [
+                "accepting",
+                "admin address",
+                "certificates",
+                "control",
+                "gauge",
+                "health checks of 127.0.0.1:9001 in upstream u",
+                "inbox of worker 0",
+                "keeper of upstream u",
+                "lookout of upstream u",
+                "pulse",
+                "sweep of worker 0",
+                "watch over the file"
+            ]
+        );
+        for task in tasks {
+            let (file, running) = whole("panic");
+            let handle = running.handle().clone();
+            let addresses = [running.admin_address().unwrap(), running.listener_addresses()[0]];
+            let vital = handle.events().vital();
+            let whole = vital.watched().into_iter().find(|it| it.starts_with(&task)).unwrap();
+            vital.inject(&whole);
+            match std::panic::catch_unwind(AssertUnwindSafe(|| running.wait())) {
+                Ok(ended) => assert_eq!(ended, Ended::Failed { cut: 0 }, "{task}"),
+                // There is no one left to stop it in order: the program is told by the panic itself.
+                Err(_) => assert_eq!(task, "control"),
+            }
+            assert_eq!(vital.failure(), Some(&*whole));
+            for address in addresses {
+                let free = (0..250).any(|_| {
+                    thread::sleep(Duration::from_millis(20));
+                    is_free(address)
+                });
+                assert!(free, "{task}: nothing is left that accepts");
+            }
+            std::fs::remove_file(file).unwrap();
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, HeaderValue};
 
 use crate::config::{Config, ListenerConfig, ListenerName};
+use crate::descriptors::Seats;
 use crate::target::{Host, authority};
 use crate::telemetry::metrics::{ListenerMetrics, Sharded};
 
@@ -46,6 +47,8 @@ pub struct Client {
     pub name: RefCell<(u64, ListenerName)>,
     /// What the listener counts.
     pub metrics: Arc<Sharded<ListenerMetrics>>,
+    /// What its exchanges may have of connections to backends.
+    pub seats: Rc<Seats>,
 }
 
 impl Client {
@@ -213,6 +216,7 @@ pub(crate) mod testing {
             name: RefCell::new((0, listener.name.clone())),
             listener: Arc::new(listener),
             metrics: Arc::new(Sharded::new(1)),
+            seats: Rc::default(),
         })
     }
 

@@ -11,9 +11,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
-use super::{connect, pace};
+use super::{CheckFailed, connect, pace};
 use crate::backend::outlier::Sight;
 use crate::backend::{BackendId, BackendState};
+use crate::telemetry::vital::Vital;
 use crate::upstream::Upstream;
 
 /// Looks out for the backends of one upstream until it is dropped.
@@ -26,9 +27,11 @@ pub(super) struct Lookout {
 
 impl Lookout {
     /// Begins. Inside a runtime only.
-    pub(super) fn start(upstream: &Arc<Upstream>, turns: &Arc<Semaphore>) -> Self {
+    pub(super) fn start(upstream: &Arc<Upstream>, turns: &Arc<Semaphore>, vital: &Vital) -> Self {
         let (sender, receiver) = watch::channel(Arc::clone(upstream));
-        Self { upstream: sender, task: tokio::spawn(run(receiver, Arc::clone(turns))) }
+        let looking = run(receiver, Arc::clone(turns), vital.clone());
+        let looking = vital.clone().watch(format!("lookout of upstream {}", upstream.name()), looking);
+        Self { upstream: sender, task: tokio::spawn(looking) }
     }
 
     /// Goes on for the upstream that has come in the place of the one before.
@@ -47,7 +50,7 @@ impl Drop for Lookout {
     }
 }
 
-async fn run(mut upstream: watch::Receiver<Arc<Upstream>>, turns: Arc<Semaphore>) {
+async fn run(mut upstream: watch::Receiver<Arc<Upstream>>, turns: Arc<Semaphore>, vital: Vital) {
     let mut ejections = upstream.borrow().state.ejections.subscribe();
     let mut missed = HashSet::new();
     let mut looks = JoinSet::new();
@@ -55,7 +58,8 @@ async fn run(mut upstream: watch::Receiver<Arc<Upstream>>, turns: Arc<Semaphore>
         let now = Arc::clone(&upstream.borrow_and_update());
         for backend in now.roster().backends().iter().map(|backend| &backend.state) {
             if is_looked_for(&now, backend) && missed.insert(backend.id) {
-                looks.spawn(look(backend.id, Arc::downgrade(backend), upstream.clone(), Arc::clone(&turns)));
+                let look = look(backend.id, Arc::downgrade(backend), upstream.clone(), Arc::clone(&turns));
+                looks.spawn(vital.clone().watch(format!("lookout for {}", backend.address), look));
             }
         }
         drop(now);
@@ -97,6 +101,8 @@ async fn look(
         let mut history = backend.outlier.history();
         let news = match &connected {
             Ok(_) => history.saw(Sight::Connected, looked.into_std()),
+            // Nobody was asked.
+            Err(CheckFailed::Ours(_)) => false,
             Err(_) => history.saw_nobody(looked.into_std()),
         };
         drop(history);

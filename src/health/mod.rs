@@ -15,11 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ::http::StatusCode;
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::backend::health::{Change, LastCheck, Thresholds};
 use crate::backend::outlier::Sight;
@@ -27,6 +26,8 @@ use crate::backend::{BackendId, BackendState};
 use crate::config::{Address, GrpcStatus, HealthCheckConfig, Probe, Protocol, UpstreamName};
 use crate::socket::Socket;
 use crate::telemetry::events::{EventKind, Events};
+use crate::telemetry::seldom::Seldom;
+use crate::transport::connect::{self, NoConnection};
 use crate::transport::tls::{BackendTls, HandshakeFailed};
 use crate::upstream::{Upstream, UpstreamState};
 
@@ -40,10 +41,6 @@ use self::grpc::Grpc;
 use self::http::Http;
 use self::lookout::Lookout;
 use self::tcp::Tcp;
-
-/// Checks under way at a time, of all upstreams together; further ones wait for their turn. With a time-out of 2 s and
-/// nobody answering, a thousand backends still get each of theirs within 8 s.
-const CHECKS_MAX: usize = 256;
 
 /// A way to find out whether a backend is well.
 pub trait HealthCheck {
@@ -61,6 +58,8 @@ pub trait HealthCheck {
 pub enum CheckFailed {
     /// No connection could be made.
     Connect(io::Error),
+    /// The same, for want of something that this process or machine has only so many of: that says nothing about the backend.
+    Ours(io::Error),
     /// A connection was made, and no secure one over it.
     Handshake(HandshakeFailed),
     /// The connection broke, or brought something that is no response.
@@ -85,7 +84,7 @@ pub enum CheckFailed {
 impl fmt::Display for CheckFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connect(error) => f.write_str(&plain(error)),
+            Self::Connect(error) | Self::Ours(error) => f.write_str(&plain(error)),
             Self::Handshake(error) => error.fmt(f),
             Self::Broken(error) => match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
                 Some(source) => write!(f, "{error}: {}", plain(source)),
@@ -117,14 +116,12 @@ fn plain(error: &io::Error) -> String {
 
 /// Connects as requests do: names are looked up each time, their addresses tried in turn, and TLS spoken where it is to be.
 async fn connect(address: &Address, tls: Option<&BackendTls>, deadline: Instant) -> Result<Socket, CheckFailed> {
-    let connected = async {
-        match address {
-            Address::Ip(address) => TcpStream::connect(address).await,
-            Address::Name(host, port) => TcpStream::connect((&**host, *port)).await,
-        }
-    };
-    let connected = timeout_at(deadline, connected).await;
-    let tcp = connected.map_err(|_| CheckFailed::Timeout("connecting"))?.map_err(CheckFailed::Connect)?;
+    let connected = timeout_at(deadline, connect::open(address)).await;
+    let tcp = connected.map_err(|_| CheckFailed::Timeout("connecting"))?.map_err(|error| match error {
+        NoConnection::Ours(error) => CheckFailed::Ours(error),
+        NoConnection::Tcp(error) => CheckFailed::Connect(error),
+        NoConnection::Tls(error) => CheckFailed::Handshake(error),
+    })?;
     let Some(tls) = tls else { return Ok(Socket::Plain(tcp)) };
     let secured = timeout_at(deadline, tls.handshake(address, tcp, false)).await;
     secured.map_err(|_| CheckFailed::Timeout("in the tls handshake"))?.map_err(CheckFailed::Handshake)
@@ -135,6 +132,7 @@ async fn connect(address: &Address, tls: Option<&BackendTls>, deadline: Instant)
 pub struct Prober {
     events: Events,
     turns: Arc<Semaphore>,
+    not_asked: Arc<Seldom>,
     /// Tasks begun so far: where in its interval the next one starts.
     begun: u64,
     upstreams: HashMap<UpstreamName, Checked>,
@@ -179,14 +177,11 @@ impl Drop for Task {
 }
 
 impl Prober {
-    /// One that checks nothing yet and will tell `events` what it finds.
-    pub fn new(events: Events) -> Self {
-        Self::with_turns(events, CHECKS_MAX)
-    }
-
-    fn with_turns(events: Events, turns: usize) -> Self {
+    /// One that checks nothing yet, will tell `events` what it finds, and makes `turns` checks at a time: further ones wait.
+    pub fn new(events: Events, turns: usize) -> Self {
         let (upstreams, lookouts) = (HashMap::new(), HashMap::new());
-        Self { events, turns: Arc::new(Semaphore::new(turns)), begun: 0, upstreams, lookouts }
+        let (turns, not_asked) = (Arc::new(Semaphore::new(turns)), Arc::new(Seldom::new(1)));
+        Self { events, turns, not_asked, begun: 0, upstreams, lookouts }
     }
 
     /// Checks the backends of these upstreams from now on as their configuration says, and no others. Inside a runtime only.
@@ -211,7 +206,9 @@ impl Prober {
         }
         let mut before = std::mem::take(&mut self.lookouts);
         self.lookouts.extend(upstreams.iter().map(|upstream| {
-            let lookout = before.remove(upstream.name()).unwrap_or_else(|| Lookout::start(upstream, &self.turns));
+            let lookout = before
+                .remove(upstream.name())
+                .unwrap_or_else(|| Lookout::start(upstream, &self.turns, self.events.vital()));
             lookout.follow(upstream);
             (upstream.name().clone(), lookout)
         }));
@@ -242,8 +239,11 @@ impl Prober {
             settings: settings.subscribe(),
             turns: Arc::clone(&self.turns),
             events: self.events.clone(),
+            not_asked: Arc::clone(&self.not_asked),
         };
-        let handle = tokio::spawn(checking.run(Instant::now() + first));
+        let what = format!("health checks of {} in upstream {}", backend.address, backend.upstream);
+        let checking = self.events.vital().clone().watch(what, checking.run(Instant::now() + first));
+        let handle = tokio::spawn(checking);
         Task { backend: Arc::clone(backend), handle }
     }
 }
@@ -301,6 +301,8 @@ struct Checking {
     settings: watch::Receiver<Arc<Settings>>,
     turns: Arc<Semaphore>,
     events: Events,
+    /// Shared, as what keeps one from being made keeps all.
+    not_asked: Arc<Seldom>,
 }
 
 impl Checking {
@@ -352,11 +354,21 @@ impl Checking {
         let took = started.elapsed();
         drop(turn);
         // What was asked under other settings says nothing about these.
-        if !self.settings.has_changed().ok()? {
+        if let Err(CheckFailed::Ours(error)) = &outcome {
+            // Nobody was asked. The next check comes at its time.
+            self.could_not_ask(error);
+        } else if !self.settings.has_changed().ok()? {
             self.note_sight(&outcome, &settings.kind, started);
             self.note(outcome, took, settings.thresholds());
         }
         Some(started)
+    }
+
+    fn could_not_ask(&self, error: &io::Error) {
+        if let Some(times) = self.not_asked.happened() {
+            let BackendState { upstream, address, .. } = &*self.backend;
+            warn!(%upstream, backend = %address, %error, times, "could not make a health check, for a reason of our own");
+        }
     }
 
     /// What a check that began at `started` says of a backend that is ejected, beside its verdict.

@@ -5,6 +5,8 @@ use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 
+use crate::descriptors::Extra;
+
 /// None can be had.
 #[derive(Debug)]
 pub enum Pipe {}
@@ -14,7 +16,7 @@ impl Pipe {
     ///
     /// # Errors
     /// Always.
-    pub fn open() -> io::Result<Self> {
+    pub fn open(_: Extra) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -11,6 +11,8 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::descriptors::Extra;
+
 /// What a pipe is asked to hold. The kernel may give less.
 const PIPE_BYTES: usize = 256 * 1024;
 
@@ -20,18 +22,20 @@ pub struct Pipe {
     out: OwnedFd,
     into: OwnedFd,
     held: usize,
+    /// Behind what it counts as open.
+    _place: Extra,
 }
 
 impl Pipe {
-    /// A new one.
+    /// A new one, at the place that it has among the descriptors of its worker.
     ///
     /// # Errors
     /// When there are too many files open.
-    pub fn open() -> io::Result<Self> {
+    pub fn open(place: Extra) -> io::Result<Self> {
         let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // One of the usual size does as well.
         let _ = fcntl_setpipe_size(&into, PIPE_BYTES);
-        Ok(Self { out, into, held: 0 })
+        Ok(Self { out, into, held: 0, _place: place })
     }
 
     /// Bytes in it.
@@ -85,7 +89,9 @@ const FLAGS: SpliceFlags = SpliceFlags::NONBLOCK.union(SpliceFlags::MOVE);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::descriptors::Room;
     use std::future::poll_fn;
+    use std::rc::Rc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -110,7 +116,8 @@ mod tests {
             sink.read_to_end(&mut got).await.unwrap();
             got
         });
-        let (mut pipe, mut left) = (Pipe::open().unwrap(), expected.len() as u64 + 1);
+        let (mut pipe, mut left) =
+            (Pipe::open(Rc::<Room>::default().pipe().unwrap()).unwrap(), expected.len() as u64 + 1);
         while let bytes @ 1.. = poll_fn(|cx| pipe.poll_fill(&near, cx, left)).await.unwrap() {
             left -= bytes as u64;
             while pipe.held() > 0 {

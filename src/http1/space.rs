@@ -3,12 +3,14 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use tokio_util::io::poll_read_buf;
 
+use crate::descriptors::Room;
 use crate::socket::Socket;
 
 use super::pipe::Pipe;
@@ -22,6 +24,8 @@ pub struct Space {
     maps: RefCell<Vec<HeaderMap>>,
     buffers: RefCell<Vec<Vec<u8>>>,
     pipes: RefCell<Vec<Pipe>>,
+    /// Of which pipes take two each.
+    room: Rc<Room>,
 }
 
 /// A block. Whoever holds a part of what was read into it holds all of it, so it is not large.
@@ -40,6 +44,11 @@ const KEPT_FIELDS: usize = 64;
 const KEPT_PIPES: usize = 8;
 
 impl Space {
+    /// Of a worker that has so much room for pipes.
+    pub fn within(room: &Rc<Room>) -> Rc<Self> {
+        Rc::new(Self { room: Rc::clone(room), ..Self::default() })
+    }
+
     /// Reads what there is, in one piece. `wanted` is what is left of a body, where that is known: what is large gets memory
     /// of its own. An empty piece is the end.
     ///
@@ -85,9 +94,14 @@ impl Space {
         }
     }
 
-    /// An empty pipe; `None` when there are too many files open.
+    /// An empty pipe; `None` when there are too many files open for that.
     pub fn pipe(&self) -> Option<Pipe> {
-        self.pipes.borrow_mut().pop().or_else(|| Pipe::open().ok())
+        self.pipes.borrow_mut().pop().or_else(|| Pipe::open(self.room.pipe()?).ok())
+    }
+
+    /// Closes the pipes that are kept. Whether there were any.
+    pub fn close_pipes(&self) -> bool {
+        !std::mem::take(&mut *self.pipes.borrow_mut()).is_empty()
     }
 
     /// Gives a pipe back, unless there is something in it.

@@ -14,6 +14,7 @@ use http::HeaderValue;
 use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::descriptors::Seats;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Phase, Watch};
 use crate::exchange::{Client, ClientSide};
@@ -56,6 +57,7 @@ pub async fn serve(
     proxy: Rc<Proxy>,
 ) {
     let config = listener.config.load_full();
+    let seats = Seats::new(&proxy.transport.room);
     let watch = Watch::new(&clock, config.idle_timeout.min(config.header_timeout), super::owner(&listener));
     if listener.draining.load(Ordering::Relaxed) {
         watch.drain();
@@ -80,6 +82,7 @@ pub async fn serve(
         indicated,
         identity,
         metrics: Arc::clone(&listener.metrics),
+        seats,
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
@@ -174,8 +177,9 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         }
         // It holds the memory that it was read into.
         slot = None;
-        let close =
-            wire.respond((&mut handled.head, &mut handled.untouched), &handled.body, terms, wire.watch.draining());
+        // While others wait to be accepted, each has its turn.
+        let last = wire.watch.draining() || proxy.process.descriptors.is_short();
+        let close = wire.respond((&mut handled.head, &mut handled.untouched), &handled.body, terms, last);
         if let Some(end) = sent(wire, &mut handled.body, terms).await {
             handled.body.cut();
             return end;

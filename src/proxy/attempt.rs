@@ -12,12 +12,13 @@ use http::request::Parts;
 use http_body::Body as _;
 
 use crate::config::{Protocol, RetryConfig};
+use crate::descriptors;
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch, Way};
 use crate::exchange::{Lines, Untouched};
 use crate::route::{Forward, Route, path, rewrite};
 use crate::telemetry::metrics::{BackendMetrics, RetryCause};
-use crate::transport::connect::{self, NoConnection};
+use crate::transport::connect::{self, Dialling, NoConnection};
 use crate::transport::{Connection, Failed};
 use crate::upstream::Upstream;
 
@@ -98,8 +99,11 @@ pub(super) async fn forward(
         if let Some(call) = running.call() {
             call.tell(&mut parts.headers).map_err(|error| attempts.failed(error))?;
         }
-        let idle =
-            if fresh { None } else { proxy.transport.checkout(place.backend(), upstream.manner(upgrade.is_some())) };
+        let idle = if fresh {
+            None
+        } else {
+            proxy.transport.checkout(place.backend(), upstream.manner(upgrade.is_some()), &client.seats)
+        };
         let connected = match idle {
             Some(connection) => Ok(connection),
             None => {
@@ -112,14 +116,21 @@ pub(super) async fn forward(
         let mut connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
-                // That the time of the whole exchange is over says nothing of the backend: a client may have given it none.
-                if !matches!(error, ProxyError::ExchangeTimeout) {
+                // That the time of the whole exchange is over says nothing of the backend: a client may have given it none. Nor does what
+                // this process has not.
+                if !matches!(error, ProxyError::ExchangeTimeout | ProxyError::Exhausted { .. }) {
                     place.failed(proxy, upstream);
                 }
                 outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
                 // Nothing was sent: any request may try elsewhere. It may have to wait for that, and not with a place that
                 // others wait for.
                 drop(place);
+                if let ProxyError::Exhausted { error: cause, .. } = &error
+                    && cause.kind() != std::io::ErrorKind::AddrNotAvailable
+                {
+                    // It has waited for that already, and there is none of it for another backend either.
+                    return Err(attempts.failed(error));
+                }
                 place = again(&mut attempts, RetryCause::ConnectFailure, parts, error).await?;
                 begun = Instant::now();
                 fresh = false;
@@ -339,7 +350,8 @@ async fn dial(
     let backend = place.backend();
     let metrics = backend.metrics.of(proxy.worker);
     let began = running.now();
-    let dialled = connect::connect(&proxy.transport, backend, upstream.manner(switches));
+    let dialling = Dialling::new(&running.exchange.client.seats);
+    let dialled = connect::connect(&proxy.transport, backend, upstream.manner(switches), &dialling);
     match in_time(watch, dialled).await {
         Some(Ok(connection)) => {
             metrics.connects.add(1);
@@ -347,14 +359,19 @@ async fn dial(
             running.connected(began);
             Ok(connection)
         }
+        Some(Err(NoConnection::Ours(error))) => Err(ProxyError::Exhausted { backend: backend.address.clone(), error }),
         Some(Err(error)) => {
             metrics.connect_failures.add(1);
             let backend = backend.address.clone();
             Err(match error {
-                NoConnection::Tcp(error) => ProxyError::Connect { backend, error },
+                NoConnection::Tcp(error) | NoConnection::Ours(error) => ProxyError::Connect { backend, error },
                 NoConnection::Tls(error) => ProxyError::Handshake { backend, error },
             })
         }
+        None if dialling.is_short() => Err(match watch.is_capped() {
+            true => ProxyError::ExchangeTimeout,
+            false => ProxyError::Exhausted { backend: backend.address.clone(), error: descriptors::no_room() },
+        }),
         None => {
             metrics.connect_failures.add(1);
             Err(match watch.is_capped() {

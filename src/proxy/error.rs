@@ -41,6 +41,13 @@ pub enum ProxyError {
         /// What there is too much of.
         cause: Cause,
     },
+    /// A connection could not be made for want of something that this process or machine has only so many of.
+    Exhausted {
+        /// Where to.
+        backend: Address,
+        /// What there was not enough of.
+        error: io::Error,
+    },
     /// A connection could not be made.
     Connect {
         /// Where to.
@@ -120,7 +127,8 @@ impl ProxyError {
             | Self::QueueFull
             | Self::QueueTimeout
             | Self::BreakerOpen { .. }
-            | Self::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::Overloaded { .. }
+            | Self::Exhausted { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Connect { .. } | Self::Handshake { .. } | Self::Broken { .. } | Self::UnaskedUpgrade { .. } => {
                 StatusCode::BAD_GATEWAY
             }
@@ -144,6 +152,7 @@ impl ProxyError {
             | Self::QueueTimeout
             | Self::BreakerOpen { .. }
             | Self::Overloaded { .. }
+            | Self::Exhausted { .. }
             | Self::Connect { .. }
             | Self::Handshake { .. }
             | Self::ConnectTimeout { .. }
@@ -173,6 +182,7 @@ impl ProxyError {
             | Self::QueueTimeout
             | Self::BreakerOpen { .. }
             | Self::Overloaded { .. }
+            | Self::Exhausted { .. }
             | Self::ExchangeTimeout => Blame::Proxy,
         }
     }
@@ -199,6 +209,7 @@ impl ProxyError {
             Self::QueueTimeout => "queue_timeout",
             Self::BreakerOpen { .. } => "breaker_open",
             Self::Overloaded { .. } => "overloaded",
+            Self::Exhausted { .. } => "exhausted",
             Self::Connect { .. } => "connect_failed",
             Self::Handshake { .. } => "tls_failed",
             Self::ConnectTimeout { .. } => "connect_timeout",
@@ -224,6 +235,7 @@ impl ProxyError {
             Self::QueueTimeout => "no backend had room in time",
             Self::BreakerOpen { .. } => "the backends fail and are not asked for a while",
             Self::Overloaded { .. } => "there is too much to do at the moment",
+            Self::Exhausted { .. } => "there is no room for another connection to a backend at the moment",
             Self::Connect { .. } => "no connection to a backend could be made",
             Self::Handshake { error, .. } if error.kind.is_certificate() => "a backend's certificate is not good",
             Self::Handshake { .. } => "no secure connection to a backend could be made",
@@ -241,6 +253,7 @@ impl fmt::Display for ProxyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect { backend, .. } => write!(f, "could not connect to {backend}"),
+            Self::Exhausted { backend, .. } => write!(f, "could not connect to {backend}, for a reason of our own"),
             Self::Handshake { backend, .. } => write!(f, "could not make a secure connection to {backend}"),
             Self::ConnectTimeout { backend } => write!(f, "could not connect to {backend} in time"),
             Self::Broken { backend, .. } => write!(f, "{backend} broke off before it answered"),
@@ -254,7 +267,7 @@ impl fmt::Display for ProxyError {
 impl std::error::Error for ProxyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Connect { error, .. } => Some(error),
+            Self::Connect { error, .. } | Self::Exhausted { error, .. } => Some(error),
             Self::Handshake { error, .. } => Some(error),
             Self::Broken { error, .. } => Some(error),
             _ => None,

@@ -15,7 +15,8 @@ use http::request::Parts;
 use crate::backend::outlier::Outcome;
 use crate::exchange::Lines;
 use crate::exchange::body::RequestBody;
-use crate::transport::{Connection, Failed, Informed, connect};
+use crate::transport::connect::{self, Dialling, NoConnection};
+use crate::transport::{Connection, Failed, Informed};
 
 use super::Proxy;
 use super::attempt::{handshakes, in_time};
@@ -112,22 +113,27 @@ async fn ask(
     let config = &attempts.upstream.config;
     let backend = Arc::clone(place.backend());
     let metrics = backend.metrics.of(proxy.worker);
-    let connection = match proxy.transport.checkout(place.backend(), attempts.upstream.manner(false)) {
+    let seats = &attempts.running.exchange.client.seats;
+    let connection = match proxy.transport.checkout(place.backend(), attempts.upstream.manner(false), seats) {
         Some(connection) => connection,
         None => {
-            let dialling = Instant::now();
+            let (began, dialling) = (Instant::now(), Dialling::new(seats));
             // The watch has the deadline of the first attempt.
-            let dialled = connect::connect(&proxy.transport, place.backend(), attempts.upstream.manner(false));
+            let dialled =
+                connect::connect(&proxy.transport, place.backend(), attempts.upstream.manner(false), &dialling);
             match tokio::time::timeout(config.connect_timeout, dialled).await {
                 Ok(Ok(connection)) => {
                     metrics.connects.add(1);
                     handshakes(metrics, &connection);
                     connection
                 }
+                // It is not the backend that kept it from being made.
+                Ok(Err(NoConnection::Ours(_))) => return None,
+                Err(_) if dialling.is_short() => return None,
                 Ok(Err(_)) | Err(_) => {
                     metrics.connect_failures.add(1);
                     place.failed(proxy, attempts.upstream);
-                    attempts.upstream.note(&backend, proxy.worker, Outcome::Connect, dialling.elapsed());
+                    attempts.upstream.note(&backend, proxy.worker, Outcome::Connect, began.elapsed());
                     return None;
                 }
             }

@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::{Method, Response, Version, response};
 
 use crate::config::{ForwardedHeader, PathPattern, PathRewrite, Redirect};
+use crate::descriptors::Room;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Watch};
 use crate::exchange::{Client, ClientSide, Exchange, Untouched};
@@ -115,10 +116,11 @@ enum Choice<'a> {
 impl Proxy {
     /// The data plane of worker number `worker`.
     pub fn new(worker: usize, published: Arc<Published>, clock: Rc<Clock>, process: Arc<Process>) -> Rc<Self> {
+        let room = Room::new(Arc::clone(&process.descriptors), worker);
         Rc::new(Self {
             worker,
             current: Current::new(published),
-            transport: Transport::new(clock),
+            transport: Transport::new(clock, room),
             process,
             refusals: Seldom::new(REFUSALS),
             dice: RefCell::default(),

@@ -56,7 +56,8 @@ impl Certificates {
     /// Begins to look. Inside a runtime only.
     pub(super) fn start(shared: &Arc<Shared>) -> Self {
         let shared = Arc::clone(shared);
-        Self(tokio::spawn(async move {
+        let vital = shared.process.events.vital().clone();
+        Self(tokio::spawn(vital.watch("certificates".into(), async move {
             let mut ticks = tokio::time::interval(LOOK_EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let (mut known, mut complained) = (Vec::new(), Instant::now());
@@ -68,7 +69,7 @@ impl Certificates {
                     complain(&shared);
                 }
             }
-        }))
+        })))
     }
 }
 

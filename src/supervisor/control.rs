@@ -28,12 +28,22 @@ pub(crate) enum Source {
     Text(String),
 }
 
+/// What is under way has so long to end after a task had panicked, or the file's `shutdown_grace` where that is shorter: what is broken may
+/// be what it waits for.
+pub const FAILED_GRACE: Duration = Duration::from_secs(5);
+
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// As asked. Connections that were still open when the grace was over were cut.
     Stopped {
         /// How many.
+        cut: usize,
+    },
+    /// Because one of its own tasks had panicked, without which it is not whole: see the log. What was under way had
+    /// [`FAILED_GRACE`] to end.
+    Failed {
+        /// Connections that were cut.
         cut: usize,
     },
     /// By a signal that came while it was stopping. Connections may still be open.
@@ -142,12 +152,17 @@ impl Control {
     pub(crate) async fn run(self) -> Ended {
         let Self { mut supervisor, source, vocabulary, logging, mut commands, mut stops } = self;
         let shared = &Arc::clone(supervisor.shared());
+        let vital = supervisor.shared().process.events.vital().clone();
         let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging };
         // A reload may hang in reading a file from a network; the stop does not wait for it. It is given up only where it
         // waits, which is never between the prepare and the retire.
         let stop = tokio::select! {
             biased;
             Some(stop) = stops.recv() => stop,
+            what = vital.failed() => {
+                error!(what, "panicked; the process is not whole without it, and stops");
+                Stop::Failed
+            }
             () = reloads.serve(&mut commands) => Stop::Asked(None),
         };
         let stop = tokio::select! {
@@ -180,7 +195,7 @@ async fn delayed(shared: &Shared, stop: Stop, stops: &mut mpsc::UnboundedReceive
         () = tokio::time::sleep_until(deadline(delay).into()) => Ok(stop),
         Some(further) = stops.recv() => match further {
             Stop::Signal(signal) => Err(signal),
-            Stop::Asked(_) | Stop::Replaced => Ok(further),
+            Stop::Asked(_) | Stop::Replaced | Stop::Failed => Ok(further),
         },
     }
 }
@@ -196,6 +211,7 @@ async fn finish(supervisor: &Supervisor, stop: Stop, stops: &mut mpsc::Unbounded
     let grace = match stop {
         Stop::Asked(Some(grace)) => grace,
         Stop::Asked(None) | Stop::Signal(_) | Stop::Replaced => configured,
+        Stop::Failed => configured.min(FAILED_GRACE),
     };
     info!(grace_s = grace.as_secs_f64(), connections = shared.workers.connections().iter().sum::<usize>(), "stopping");
 
@@ -206,7 +222,14 @@ async fn finish(supervisor: &Supervisor, stop: Stop, stops: &mut mpsc::Unbounded
             } else {
                 info!("stopped");
             }
-            Ended::Stopped { cut }
+            // Also what fails while it stops.
+            match shared.process.events.vital().failure() {
+                Some(what) => {
+                    error!(what, "ends as failed");
+                    Ended::Failed { cut }
+                }
+                None => Ended::Stopped { cut },
+            }
         }
         signal = next_signal(stops) => interrupted(signal),
     }
@@ -222,7 +245,7 @@ async fn next_signal(stops: &mut mpsc::UnboundedReceiver<Stop>) -> i32 {
     loop {
         match stops.recv().await {
             Some(Stop::Signal(signal)) => return signal,
-            Some(Stop::Asked(_) | Stop::Replaced) => {}
+            Some(Stop::Asked(_) | Stop::Replaced | Stop::Failed) => {}
             None => return std::future::pending().await,
         }
     }

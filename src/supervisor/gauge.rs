@@ -25,7 +25,8 @@ impl Gauge {
             return Self(None);
         }
         let shared = Arc::clone(shared);
-        Self(Some(tokio::spawn(async move {
+        let vital = shared.process.events.vital().clone();
+        Self(Some(tokio::spawn(vital.watch("gauge".into(), async move {
             let mut ticks = tokio::time::interval(INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -33,7 +34,7 @@ impl Gauge {
                 let config = shared.workers.snapshot().config.overload;
                 shared.process.used(allowance.usage_now(), &config);
             }
-        })))
+        }))))
     }
 }
 

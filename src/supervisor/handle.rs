@@ -81,6 +81,8 @@ pub(crate) enum Stop {
     Signal(i32),
     /// Another process has taken over what this one listens on.
     Replaced,
+    /// A task has panicked without which the process is not whole.
+    Failed,
 }
 
 impl Handle {
@@ -160,6 +162,11 @@ impl Handle {
     /// When there are no descriptors left.
     pub(crate) async fn lend(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
         self.shared.workers.lend().await
+    }
+
+    /// For when the task that answers is gone: nobody else ends the connections then.
+    pub(crate) fn abandon(&self) {
+        self.shared.workers.abandon();
     }
 
     async fn send(&self, command: impl FnOnce(oneshot::Sender<Outcome>) -> Command) -> Outcome {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::{Config, Problem, Problems, RouteName, UpstreamName};
+use crate::descriptors;
 use crate::handover::Inherited;
 use crate::health::Prober;
 use crate::listener::{self, Bound, Listener};
@@ -18,6 +19,7 @@ use crate::route::Table;
 use crate::strategy::Factories;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
+use crate::telemetry::overload::sample::{descriptors_max, open_descriptors};
 use crate::telemetry::process::Process;
 use crate::tls::Tls;
 use crate::transport::tls::BackendTls;
@@ -31,14 +33,15 @@ mod error;
 mod gauge;
 mod handle;
 pub mod plan;
+mod pulse;
 mod report;
 mod secured;
 mod signals;
 mod successor;
 pub mod watch;
 
-pub use control::Ended;
 pub(crate) use control::{Control, Source, vocabulary};
+pub use control::{Ended, FAILED_GRACE};
 pub use error::Error;
 pub(crate) use handle::Shared;
 pub use handle::{Handle, LastError, Status};
@@ -50,6 +53,7 @@ pub use successor::Successor;
 use certificates::Certificates;
 use gauge::Gauge;
 use plan::Step;
+use pulse::Pulse;
 
 /// What runs, and what outlives the configuration it runs with.
 #[derive(Debug)]
@@ -63,6 +67,7 @@ pub struct Supervisor {
     warnings: Vec<Problem>,
     _gauge: Gauge,
     _certificates: Certificates,
+    _pulse: Pulse,
 }
 
 /// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
@@ -133,7 +138,13 @@ impl Supervisor {
             Reopen::All,
         )?;
         warnings.append(&mut others);
-        let process = Process::new(workers);
+        let plan = descriptors::Plan::new(
+            descriptors_max(),
+            open_descriptors().unwrap_or(0),
+            workers,
+            config.overload.descriptors_percent,
+        );
+        let process = Process::with_descriptors(workers, plan);
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         let workers = Workers::start(workers, snapshot, &process).map_err(Error::Thread)?;
         for (listener, tls) in lasting.listeners.iter().zip(tls) {
@@ -143,12 +154,23 @@ impl Supervisor {
             workers.listen(bound);
         }
         report::started(&config, &lasting.listeners, workers.count());
+        report::descriptors(&config, &process.descriptors.plan);
         let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone(), lasting.access_log.clone()));
-        let events = &shared.process.events;
-        let (prober, keepers) = (Prober::new(events.clone()), Keepers::new(events.clone()));
+        let (events, checks) = (&shared.process.events, shared.process.descriptors.plan.checks);
+        let (prober, keepers) = (Prober::new(events.clone(), checks), Keepers::new(events.clone()));
         let (gauge, certificates) = (Gauge::start(&shared), Certificates::start(&shared));
-        let mut supervisor =
-            Self { shared, factories, lasting, keepers, prober, warnings, _gauge: gauge, _certificates: certificates };
+        let pulse = Pulse::start(&shared);
+        let mut supervisor = Self {
+            shared,
+            factories,
+            lasting,
+            keepers,
+            prober,
+            warnings,
+            _gauge: gauge,
+            _certificates: certificates,
+            _pulse: pulse,
+        };
         supervisor.watch_over(&supervisor.shared.workers.snapshot().upstreams);
         Ok(supervisor)
     }

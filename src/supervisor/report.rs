@@ -8,6 +8,7 @@ use tracing::{debug, info, warn};
 use super::Applied;
 use super::plan::Listed;
 use crate::config::{Config, Problem};
+use crate::descriptors::Plan;
 use crate::listener::Listener;
 
 /// Kept upstreams that get a line each at `info`. Past these, lines that say that nothing happened would bury those that
@@ -22,6 +23,23 @@ pub(super) fn started(config: &Config, listeners: &[Arc<Listener>], workers: usi
         info!(listener = %listener.config.load().name, address = %listener.address, "listening");
     }
     info!(workers, routes = config.routes.len(), upstreams = config.upstreams.len(), "started");
+}
+
+/// What the descriptors of the process are enough for, and whether that is less than the file allows.
+pub(super) fn descriptors(config: &Config, plan: &Plan) {
+    let Some(limit) = plan.limit else { return };
+    let allowed = config.listeners.iter().map(|listener| listener.max_connections as u64).sum::<u64>();
+    let fit = plan.connections;
+    if allowed > fit {
+        warn!(
+            limit,
+            connections = fit,
+            max_connections = allowed,
+            "the limit of file descriptors has room for fewer clients than max_connections; further ones wait until others end"
+        );
+    } else {
+        info!(limit, connections = fit, max_connections = allowed, "file descriptors");
+    }
 }
 
 pub(super) fn warnings(warnings: &[Problem]) {

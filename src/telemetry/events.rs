@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::audit;
 use crate::config::{Address, ListenerName, UpstreamName};
+use crate::telemetry::vital::Vital;
 
 /// Events that a reader may be behind before it loses some, and that one who comes back finds.
 const BEHIND_MAX: usize = 1024;
@@ -238,6 +239,7 @@ struct Ring {
     live: broadcast::Sender<Arc<Event>>,
     /// Held while one is published, so that numbers go out in their order.
     recent: Mutex<Recent>,
+    vital: Vital,
 }
 
 /// The last events.
@@ -261,7 +263,11 @@ pub struct Resumed {
 
 impl Default for Events {
     fn default() -> Self {
-        Self(Arc::new(Ring { live: broadcast::Sender::new(BEHIND_MAX), recent: Mutex::default() }))
+        Self(Arc::new(Ring {
+            live: broadcast::Sender::new(BEHIND_MAX),
+            recent: Mutex::default(),
+            vital: Vital::default(),
+        }))
     }
 }
 
@@ -278,6 +284,11 @@ impl Events {
         }
         // An error only says that nobody listens.
         let _ = self.0.live.send(event);
+    }
+
+    /// Where it is told that a task has panicked without which nothing is right any more.
+    pub fn vital(&self) -> &Vital {
+        &self.0.vital
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {

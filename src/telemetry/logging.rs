@@ -20,6 +20,7 @@ use crate::config::{LogConfig, LogFormat, log_filter};
 /// Begins to log. Where the process logs in a way of its own already (a test, a program that embeds isobar), that stays as
 /// it is, and so does its level.
 pub fn init(config: &LogConfig) -> Logging {
+    super::vital::log_panics();
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let (subscriber, logging) = subscriber(config, io::stderr, colours);
     match tracing::subscriber::set_global_default(subscriber) {

@@ -1,6 +1,6 @@
 //! What the process tells about itself: metrics, events, access log, logs; and what it notices about itself: overload.
 //!
-//! A leaf: imports nothing else of this crate but the configuration.
+//! A leaf: imports nothing else of this crate but the configuration, and how descriptors are dealt out.
 
 pub mod metrics;
 pub mod events;
@@ -12,3 +12,5 @@ pub mod calendar;
 pub mod clock;
 pub mod overload;
 pub mod process;
+pub mod pulse;
+pub mod vital;

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::events::{EventKind, Events};
 use super::metrics::{Counter, Sharded};
 use super::overload::{Cause, Change, Overload, OverloadSettings, Usage};
+use super::pulse::Pulse;
 use crate::config::OverloadConfig;
+use crate::descriptors::{Descriptors, Plan};
 
 /// Made once, at the start.
 #[derive(Debug)]
@@ -15,6 +17,10 @@ pub struct Process {
     pub events: Events,
     /// Requests and connections that were refused because there was too much to do, a shard per worker.
     pub refused: Sharded<Refused>,
+    /// Its file descriptors, and how they are dealt out.
+    pub descriptors: Arc<Descriptors>,
+    /// Whether its workers still run.
+    pub pulse: Pulse,
     overload: Overload,
 }
 
@@ -30,9 +36,20 @@ impl Refused {
 }
 
 impl Process {
-    /// Nothing has happened and nothing is refused. `workers` is their number.
+    /// Nothing has happened and nothing is refused. `workers` is their number; there are as many descriptors as are wanted.
     pub fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Self { events: Events::default(), refused: Sharded::new(workers), overload: Overload::new(workers) })
+        Self::with_descriptors(workers, Plan::UNLIMITED)
+    }
+
+    /// The same with descriptors that are divided by `plan`.
+    pub fn with_descriptors(workers: usize, plan: Plan) -> Arc<Self> {
+        Arc::new(Self {
+            events: Events::default(),
+            refused: Sharded::new(workers),
+            descriptors: Arc::new(Descriptors::new(plan, workers)),
+            pulse: Pulse::new(workers),
+            overload: Overload::new(workers),
+        })
     }
 
     /// Why a worker refuses new requests, if it does.

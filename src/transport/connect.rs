@@ -1,14 +1,18 @@
 //! New connections to backends.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::sleep;
 
 use crate::backend::{BackendState, Connected};
 use crate::config::Address;
+use crate::descriptors::{Held, Seat, Seats, is_ours};
 use crate::socket::Socket;
 
 use super::tls::{BackendTls, HandshakeFailed};
@@ -21,6 +25,8 @@ pub enum NoConnection {
     Tcp(io::Error),
     /// It takes it, and there is no secure one over it.
     Tls(HandshakeFailed),
+    /// This process or machine has not what it takes: descriptors, memory, local ports. It says nothing about the backend.
+    Ours(io::Error),
 }
 
 impl From<io::Error> for NoConnection {
@@ -32,13 +38,40 @@ impl From<io::Error> for NoConnection {
 impl fmt::Display for NoConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(error) => error.fmt(f),
+            Self::Tcp(error) | Self::Ours(error) => error.fmt(f),
             Self::Tls(error) => error.fmt(f),
         }
     }
 }
 
 impl std::error::Error for NoConnection {}
+
+/// For whom a connection is made.
+#[derive(Debug)]
+pub struct Dialling<'a> {
+    seats: &'a Rc<Seats>,
+    short: Cell<bool>,
+}
+
+impl<'a> Dialling<'a> {
+    /// For an exchange of the client that has these seats.
+    pub fn new(seats: &'a Rc<Seats>) -> Self {
+        Self { seats, short: Cell::new(false) }
+    }
+
+    /// Whether it waits for something that this process has not enough of, and not for the backend.
+    pub fn is_short(&self) -> bool {
+        self.short.get()
+    }
+
+    /// A seat, as soon as there is one.
+    pub(super) async fn seat(&self) -> Seat {
+        self.short.set(true);
+        let seat = self.seats.wait().await;
+        self.short.set(false);
+        seat
+    }
+}
 
 /// Connects to `backend`, as soon as there may be another connection to it, or to a stream of one that is being made. Names are
 /// looked up again each time, and their addresses tried in turn. With TLS it is ready when the handshake is over.
@@ -49,27 +82,90 @@ pub async fn connect(
     transport: &Rc<Transport>,
     backend: &Arc<BackendState>,
     manner: Manner<'_>,
+    dialling: &Dialling<'_>,
 ) -> Result<Connection, NoConnection> {
     if manner.multiplexes() {
-        return Box::pin(multiplex::connect(transport, backend, manner)).await;
+        return Box::pin(multiplex::connect(transport, backend, manner, dialling)).await;
     }
+    let seat = dialling.seat().await;
     let connected = match Connected::try_new(backend) {
         Some(connected) => connected,
         None => transport.ask_back(backend).await,
     };
-    let socket = reach(backend, manner).await?;
-    let link = Link::new(socket, BackendTls::identity(manner.tls), Rc::clone(&transport.space), connected);
+    let (socket, held) = reach(transport, backend, manner, dialling).await?;
+    let (identity, space) = (BackendTls::identity(manner.tls), Rc::clone(&transport.space));
+    let link = Link::new(socket, identity, space, (connected, held), Some(seat));
     Ok(Connection::new(link, false, transport, backend, manner.pool))
 }
 
+/// How long to wait before the system is asked again for what it did not have.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// A socket to the backend, secure where it is to be.
-pub(super) async fn reach(backend: &BackendState, manner: Manner<'_>) -> Result<Socket, NoConnection> {
-    let tcp = match &backend.address {
-        Address::Ip(address) => TcpStream::connect(address).await?,
-        Address::Name(host, port) => TcpStream::connect((&**host, *port)).await?,
+pub(super) async fn reach(
+    transport: &Rc<Transport>,
+    backend: &BackendState,
+    manner: Manner<'_>,
+    dialling: &Dialling<'_>,
+) -> Result<(Socket, Held), NoConnection> {
+    if transport.room.is_full() {
+        transport.make_room();
+    }
+    let held = transport.room.hold();
+    let tcp = loop {
+        match open(&backend.address).await {
+            // Descriptors and memory come back, in a moment mostly; the exchange has a deadline. Ports to this backend may not, and
+            // there are others.
+            Err(NoConnection::Ours(error)) if error.kind() != io::ErrorKind::AddrNotAvailable => {
+                transport.room.exhausted();
+                dialling.short.set(true);
+                transport.close_one();
+                sleep(PAUSE).await;
+                dialling.short.set(false);
+            }
+            Err(error) => {
+                if matches!(error, NoConnection::Ours(_)) {
+                    transport.room.exhausted();
+                }
+                return Err(error);
+            }
+            Ok(tcp) => break tcp,
+        }
     };
     tcp.set_nodelay(true)?;
-    let Some(tls) = manner.tls else { return Ok(Socket::Plain(tcp)) };
+    let Some(tls) = manner.tls else { return Ok((Socket::Plain(tcp), held)) };
     // Boxed, so that exchanges in the clear do not carry the room for it.
-    Box::pin(tls.handshake(&backend.address, tcp, manner.alone)).await.map_err(NoConnection::Tls)
+    let secured = Box::pin(tls.handshake(&backend.address, tcp, manner.alone)).await;
+    secured.map(|socket| (socket, held)).map_err(NoConnection::Tls)
+}
+
+/// Connects to an address. A name is looked up each time, and its addresses are tried in turn.
+///
+/// # Errors
+/// The last address's, where one of them speaks for itself; else what this process has not.
+pub async fn open(address: &Address) -> Result<TcpStream, NoConnection> {
+    let (host, port) = match address {
+        Address::Ip(address) => {
+            return TcpStream::connect(address).await.map_err(|error| match is_ours(&error, Some(*address)) {
+                true => NoConnection::Ours(error),
+                false => NoConnection::Tcp(error),
+            });
+        }
+        Address::Name(host, port) => (host, *port),
+    };
+    let found = lookup_host((&**host, port)).await;
+    let found = found.map_err(|error| if is_ours(&error, None) { NoConnection::Ours(error) } else { error.into() })?;
+    let (mut theirs, mut ours) = (None, None);
+    for address in found {
+        match TcpStream::connect(address).await {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) if is_ours(&error, Some(address)) => ours = Some(error),
+            Err(error) => theirs = Some(error),
+        }
+    }
+    Err(match (theirs, ours) {
+        (Some(error), _) => error.into(),
+        (None, Some(error)) => NoConnection::Ours(error),
+        (None, None) => io::Error::new(io::ErrorKind::InvalidInput, "the name has no address").into(),
+    })
 }

@@ -16,6 +16,7 @@ use http::{StatusCode, response};
 
 use crate::backend::{BackendId, BackendState, Connected};
 use crate::config::{PoolConfig, Protocol};
+use crate::descriptors::{Room, Seats};
 use crate::exchange::body::{RequestBody, Source};
 use crate::exchange::watch::Clock;
 use crate::http1::space::Space;
@@ -41,6 +42,8 @@ pub struct Transport {
     sessions: RefCell<Sessions>,
     /// What messages need while they are under way.
     pub space: Rc<Space>,
+    /// The worker's share of file descriptors.
+    pub room: Rc<Room>,
     clock: Rc<Clock>,
     /// Has other workers close an idle connection to a backend.
     short: RefCell<Option<Short>>,
@@ -95,19 +98,26 @@ pub struct Connection {
 }
 
 impl Transport {
-    /// No connections yet.
-    pub fn new(clock: Rc<Clock>) -> Rc<Self> {
+    /// No connections yet, and so much room for them.
+    pub fn new(clock: Rc<Clock>, room: Rc<Room>) -> Rc<Self> {
         Rc::new(Self {
             pools: RefCell::default(),
             sessions: RefCell::default(),
-            space: Rc::default(),
+            space: Space::within(&room),
+            room,
             clock,
             short: RefCell::default(),
         })
     }
 
-    /// An idle connection to `backend` that was made in that manner, the one used last; or a stream of one that is shared.
-    pub fn checkout(self: &Rc<Self>, backend: &BackendState, manner: Manner<'_>) -> Option<Connection> {
+    /// An idle connection to `backend` that was made in that manner, the one used last; or a stream of one that is shared. It takes one
+    /// of its client's `seats`.
+    pub fn checkout(
+        self: &Rc<Self>,
+        backend: &BackendState,
+        manner: Manner<'_>,
+        seats: &Rc<Seats>,
+    ) -> Option<Connection> {
         let identity = BackendTls::identity(manner.tls);
         if manner.multiplexes() {
             if let Some(stream) = self.sessions.borrow_mut().take(backend.id, identity) {
@@ -117,7 +127,10 @@ impl Transport {
                 return None;
             }
         }
+        // Where there is none for it, the connection is left for an exchange that has one.
+        let seat = seats.take()?;
         let link = self.pools.borrow_mut().take(backend.id, identity)?;
+        link.seat(Some(seat));
         Some(Connection::new(link, true, self, backend, manner.pool))
     }
 
@@ -130,8 +143,20 @@ impl Transport {
     fn keep(&self, slot: BackendId, pool: PoolConfig, link: Rc<Link>) {
         // One that somebody waits for at another worker is worth more closed.
         if link.rest() && !link.connected(Connected::is_wanted) {
+            link.seat(None);
             self.pools.borrow_mut().put(slot, pool, pool::Idle { link, since_ms: self.clock.now_ms() });
         }
+    }
+
+    /// Closes one of what is kept for later. Whether there was anything.
+    pub fn close_one(&self) -> bool {
+        self.space.close_pipes() || self.pools.borrow_mut().shed() || self.sessions.borrow_mut().shed()
+    }
+
+    /// Closes what is kept for later, until the worker's share of descriptors has room or nothing is left.
+    #[cold]
+    pub fn make_room(&self) {
+        while self.room.is_full() && self.close_one() {}
     }
 
     /// Calls `ask` when a connection is to be made and there may be no more: other workers may have idle ones.

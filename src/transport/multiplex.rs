@@ -23,7 +23,7 @@ use crate::backend::{BackendId, BackendState, Connected};
 use crate::config::Protocol;
 use crate::socket::Socket;
 
-use super::connect::{NoConnection, reach};
+use super::connect::{Dialling, NoConnection, reach};
 use super::sieve::Sifted;
 use super::stream::Stream;
 use super::tls::{self, BackendTls};
@@ -186,6 +186,17 @@ impl Sessions {
         self.0.retain(|_, slot| !slot.sessions.is_empty() || Rc::strong_count(&slot.turn) > 1);
     }
 
+    /// Closes one that is idle. Says whether there was one.
+    pub(super) fn shed(&mut self) -> bool {
+        for slot in self.0.values_mut() {
+            if let Some(place) = slot.sessions.iter().position(|session| session.is_unused()) {
+                slot.sessions.remove(place).spend();
+                return true;
+            }
+        }
+        false
+    }
+
     /// Closes an idle one, if somebody misses it. Says whether there was one.
     pub(super) fn spare(&mut self, id: BackendId) -> bool {
         let Some(slot) = self.0.get_mut(&id) else { return false };
@@ -209,6 +220,7 @@ pub(super) async fn connect(
     transport: &Rc<Transport>,
     backend: &Arc<BackendState>,
     manner: Manner<'_>,
+    dialling: &Dialling<'_>,
 ) -> Result<Connection, NoConnection> {
     let identity = BackendTls::identity(manner.tls);
     let turn = transport.sessions.borrow_mut().turn(backend.id);
@@ -232,17 +244,19 @@ pub(super) async fn connect(
             transport.ask_back(backend).await
         }
     };
-    let socket = reach(backend, manner).await?;
+    let (socket, held) = reach(transport, backend, manner, dialling).await?;
     let resumed = tls::resumed(&socket);
     if manner.tls.is_some() && socket.alpn() != Some(b"h2") {
         turn.needless.set(manner.protocol == Protocol::Auto);
         if manner.protocol != Protocol::Auto {
             return Err(NoConnection::Tcp(io::Error::other("does not speak HTTP/2")));
         }
-        let link = Link::new(socket, identity, Rc::clone(&transport.space), connected);
+        let seat = dialling.seat().await;
+        let link = Link::new(socket, identity, Rc::clone(&transport.space), (connected, held), Some(seat));
         return Ok(Connection::new(link, false, transport, backend, manner.pool));
     }
     turn.needless.set(false);
+    drop(held);
     let session = begin(transport, backend, manner, socket, connected).await?;
     let stream = Stream::new(Rc::clone(&session));
     transport.sessions.borrow_mut().0.entry(backend.id).or_default().sessions.push(session);
@@ -294,6 +308,7 @@ async fn begin(
         transport: Rc::downgrade(transport),
         id: backend.id,
     });
+    let place = transport.room.session();
     let (watched, id, transport) = (Rc::downgrade(&session), backend.id, Rc::downgrade(transport));
     tokio::task::spawn_local(async move {
         let ping = connection.ping_pong();
@@ -303,7 +318,7 @@ async fn begin(
         }
         // The socket first, then its count.
         drop(connection);
-        drop(connected);
+        drop((connected, place));
         if let Some(session) = watched.upgrade() {
             session.spend();
         }

@@ -69,6 +69,12 @@ impl Pools {
         missed
     }
 
+    /// Closes the oldest of all. Says whether there was one.
+    pub(super) fn shed(&mut self) -> bool {
+        let oldest = self.0.iter_mut().filter(|slot| !slot.idle.is_empty()).min_by_key(|slot| slot.idle[0].since_ms);
+        oldest.map(|slot| slot.idle.remove(0)).is_some()
+    }
+
     /// Closes what is old and forgets what is closed.
     pub(super) fn sweep(&mut self, now_ms: u64) {
         for slot in &mut self.0 {

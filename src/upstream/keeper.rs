@@ -58,7 +58,9 @@ impl Keepers {
 impl Keeper {
     fn start(upstream: &Arc<Upstream>, events: &Events) -> Self {
         let (sender, receiver) = watch::channel(Arc::clone(upstream));
-        Self { upstream: sender, task: tokio::spawn(run(receiver, events.clone())) }
+        let keeping = run(receiver, events.clone());
+        let keeping = events.vital().clone().watch(format!("keeper of upstream {}", upstream.name()), keeping);
+        Self { upstream: sender, task: tokio::spawn(keeping) }
     }
 }
 

@@ -19,6 +19,9 @@ use crate::telemetry::seldom::Seldom;
 use super::Command;
 use super::event_loop::Worker;
 
+/// How often to look whether there is room for more clients, while there is none. What ends a connection may be another worker's.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
+
 /// How long to wait when the process has no file descriptor left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -54,10 +57,22 @@ const ACCEPTED_A_TURN: u32 = 4;
 
 /// Accepts until this future is dropped.
 pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: Acceptor) {
-    let exhausted = Seldom::new(1);
+    let (exhausted, full) = (Seldom::new(1), Seldom::new(1));
     loop {
         if socket.0.readable().await.is_err() {
             return;
+        }
+        let descriptors = &worker.proxy.process.descriptors;
+        if worker.peers.place(worker.index, descriptors).is_none() {
+            if let Some(times) = full.happened() {
+                let (connections, limit) = (descriptors.plan.connections, descriptors.plan.limit);
+                tracing::warn!(listener = %listener.name(), connections, limit, times, "no file descriptors for more clients; they wait until others end");
+            }
+            let waiting = descriptors.wait(worker.index);
+            while worker.peers.place(worker.index, descriptors).is_none() {
+                tokio::time::sleep(FULL_PAUSE).await;
+            }
+            drop(waiting);
         }
         // As many as are there: under a burst, one wake-up then serves for all. But those who are connected get their turn in between.
         for turn in (0..ACCEPTED_A_TURN).rev().cycle() {
@@ -67,12 +82,15 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: 
             match socket.0.try_io(Interest::READABLE, || take(&worker, &listener, &socket)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // It says so itself.
+                Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => break,
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
                     // Clients can have it change from one moment to the next.
                     if let Some(times) = exhausted.happened() {
                         tracing::error!(%error, listener = %listener.name(), times, "could not accept; trying again");
                     }
+                    worker.proxy.transport.close_one();
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
             }
@@ -81,13 +99,17 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: 
 }
 
 /// Accepts one connection and places it.
+///
+/// # Errors
+/// The system's; `QuotaExceeded` where no worker has descriptors for another.
 fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io::Result<()> {
+    let place = worker.peers.place(worker.index, &worker.proxy.process.descriptors);
+    let place = place.ok_or(io::ErrorKind::QuotaExceeded)?;
     let (tcp, peer) = socket.accept()?;
     // TCP_NODELAY comes with the listening socket. A peer that is gone already is noticed when it is served.
     let _ = tcp.set_nonblocking(true);
     // Over a limit of its address it is closed without a word: what is said costs more than to say nothing.
     let Ok(network) = listener.admit(peer.ip(), worker.index) else { return Ok(()) };
-    let place = worker.peers.place(worker.index);
     // Each connection takes memory, and a descriptor, of which the admin address wants some too.
     if let Some(cause) = worker.proxy.process.refuses_everywhere() {
         let counted = Open::count(listener, &worker.peers.open, (worker.index, worker.index), network);

@@ -32,6 +32,9 @@ use super::{Command, Lent, Peers};
 /// Idle connections to backends are looked over this often.
 const POOL_SWEEP: Duration = Duration::from_secs(1);
 
+/// A connection may wait so long for its next request while others wait to be accepted.
+const IDLE_WHILE_SHORT: Duration = Duration::from_secs(1);
+
 /// Connections that may be told at a time that there are too many; further ones are just closed.
 const TURNED_AWAY: usize = 256;
 
@@ -98,8 +101,9 @@ pub(super) fn run(
         });
         worker.adopt(Instant::now());
         worker.ask_for_connections();
-        spawn_local(sweep(Rc::clone(&worker)));
-        worker.obey(inbox).await
+        worker.spawn("sweep", sweep(Rc::clone(&worker)));
+        let vital = worker.proxy.process.events.vital().clone();
+        vital.watch(format!("inbox of worker {index}"), worker.obey(inbox)).await
     });
     let _ = tell.send(cut);
 }
@@ -126,6 +130,11 @@ async fn sweep(worker: Rc<Worker>) {
         }
         while worker.clock.sweep() {
             tokio::task::yield_now().await;
+        }
+        if worker.proxy.process.descriptors.is_short() {
+            // Those that wait to be accepted have the room of those that do nothing with it.
+            worker.clock.end_idle(IDLE_WHILE_SHORT);
+            worker.proxy.transport.space.close_pipes();
         }
         since_pools += pause;
         if since_pools >= POOL_SWEEP {
@@ -168,6 +177,7 @@ impl Worker {
                     self.adopt(now);
                     self.cut_strays_after(limit, now);
                 }
+                Some(Command::Beat) => self.proxy.process.pulse.answer(self.index),
                 Some(Command::Spare(backend)) => self.proxy.transport.spare(backend),
                 Some(Command::Stop) => {
                     stopping = true;
@@ -203,6 +213,12 @@ impl Worker {
         }
     }
 
+    /// Runs what the worker cannot do without.
+    fn spawn(&self, what: &str, task: impl Future<Output = ()> + 'static) -> AbortHandle {
+        let vital = self.proxy.process.events.vital().clone();
+        spawn_local(vital.watch(format!("{what} of worker {}", self.index), task)).abort_handle()
+    }
+
     /// The timer ran so late: whoever waits for this worker waits that long for each turn.
     fn lagged(&self, lag: Duration) {
         self.proxy.process.lagged(self.index, lag, &self.proxy.current.get().config.overload);
@@ -221,6 +237,9 @@ impl Worker {
     /// Serves a connection on this worker.
     pub(super) fn serve(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, listener: Arc<Listener>, open: Open) {
         let open = open.served_by(self.index);
+        if self.proxy.transport.room.is_full() {
+            self.proxy.transport.make_room();
+        }
         let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
         self.served.set(self.served.get() + 1);
         let worker = Rc::clone(self);
@@ -242,18 +261,18 @@ impl Worker {
         refusal: Refusal,
     ) {
         // To tell it by TLS would take the handshake that there is no room for.
-        let told = self.turned_away.get() < TURNED_AWAY && !refused.is_tls();
+        let room = &self.proxy.transport.room;
+        let told = self.turned_away.get() < TURNED_AWAY && !room.is_full() && !refused.is_tls();
         turned_away(&self.proxy, (listener, peer), refusal, told);
         if !told {
             return;
         }
         let Ok(tcp) = tokio::net::TcpStream::from_std(tcp) else { return };
-        self.turned_away.set(self.turned_away.get() + 1);
         drop(refused);
-        let worker = Rc::clone(self);
+        let (held, counted) = (room.hold(), TurnedAway::count(self));
         spawn_local(async move {
             tell(tcp, refusal).await;
-            worker.turned_away.set(worker.turned_away.get() - 1);
+            drop((held, counted));
         });
     }
 
@@ -261,7 +280,7 @@ impl Worker {
         match Acceptor::new(socket) {
             Ok(socket) => {
                 let accepting = accept::accept(Rc::clone(self), Arc::clone(&listener), socket.clone());
-                let task = spawn_local(accepting).abort_handle();
+                let task = self.spawn(&format!("accepting at {}", listener.address), accepting);
                 self.accepting.borrow_mut().push(Accepting { listener, socket, task });
             }
             Err(error) => tracing::error!(%error, listener = %listener.name(), "could not watch a listening socket"),
@@ -285,7 +304,7 @@ impl Worker {
             }
         });
         let (worker, listener) = (Rc::clone(self), Arc::clone(listener));
-        spawn_local(async move {
+        self.spawn("draining", async move {
             tokio::time::sleep(limit).await;
             let mut cut = 0;
             worker.clock.each(|watch| {
@@ -334,7 +353,7 @@ impl Worker {
             return;
         }
         let worker = Rc::clone(self);
-        spawn_local(async move {
+        self.spawn("drain limit", async move {
             tokio::time::sleep(limit).await;
             let known = backends(&worker.proxy.current.get());
             let mut departed = worker.departed.borrow_mut();
@@ -363,6 +382,22 @@ impl Accepting {
     fn end(self, worker: &Rc<Worker>) {
         self.task.abort();
         accept::accept_the_rest(worker, &self.listener, &self.socket);
+    }
+}
+
+/// Counted down by dropping, as [`Served`] is.
+struct TurnedAway(Rc<Worker>);
+
+impl TurnedAway {
+    fn count(worker: &Rc<Worker>) -> Self {
+        worker.turned_away.set(worker.turned_away.get() + 1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for TurnedAway {
+    fn drop(&mut self) {
+        self.0.turned_away.set(self.0.turned_away.get() - 1);
     }
 }
 

@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::BackendId;
+use crate::descriptors::Descriptors;
 use crate::listener::{Bound, Listener, Open};
 use crate::proxy::{Published, Snapshot};
 use crate::telemetry::process::Process;
+use crate::telemetry::pulse::Pulse;
 
 mod accept;
 mod departed;
@@ -37,6 +39,8 @@ enum Command {
     Published(Duration),
     /// Another worker wants a connection to this backend and there may be no more: close one that is idle.
     Spare(BackendId),
+    /// Say that it still runs.
+    Beat,
     /// Accept no more, end when the connections have.
     Stop,
     /// End every connection now.
@@ -45,6 +49,9 @@ enum Command {
 
 /// A listening socket, and the address it is bound to.
 pub type Lent = (SocketAddr, OwnedFd);
+
+/// How long a worker has to end once its connections are cut. One that takes longer does not run any more.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connections open at each worker, and the way to its inbox: what workers know of each other.
 #[derive(Clone, Debug)]
@@ -55,17 +62,15 @@ struct Peers {
 
 impl Peers {
     /// Who should serve a connection that worker `index` has accepted: itself, unless it has clearly more than another. With
-    /// few connections every one counts; with many, an eighth of difference is not worth waking another thread.
-    fn place(&self, index: usize) -> usize {
+    /// few connections every one counts; with many, an eighth of difference is not worth waking another thread. `None` where no worker
+    /// has descriptors for another: it may be that one got more by two workers' looking at the same moment, for which some are kept.
+    fn place(&self, index: usize, descriptors: &Descriptors) -> Option<usize> {
+        let open = self.open.iter().map(|open| open.load(Ordering::Relaxed)).enumerate();
+        let least = open.filter(|&(worker, count)| count < descriptors.takes(worker)).min_by_key(|&(_, count)| count);
+        let (least, count) = least?;
         let own = self.open[index].load(Ordering::Relaxed);
-        let (least, count) = self
-            .open
-            .iter()
-            .map(|open| open.load(Ordering::Relaxed))
-            .enumerate()
-            .min_by_key(|&(_, count)| count)
-            .unwrap_or((index, own));
-        if own > count + count / 8 { least } else { index }
+        let stays = own < descriptors.takes(index) && own <= count + count / 8;
+        Some(if stays { index } else { least })
     }
 }
 
@@ -100,7 +105,9 @@ impl Workers {
             let (tell, ended) = oneshot::channel();
             let (started, has_started) = std::sync::mpsc::channel();
             let (peers, shared) = (peers.clone(), (Arc::clone(&published), Arc::clone(process)));
+            let guard = process.events.vital().guard(format!("worker {index}"));
             let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                let _guard = guard;
                 event_loop::run(index, &peers, shared, inbox, tell, started);
             })?;
             has_started.recv().map_err(io::Error::other)??;
@@ -172,7 +179,11 @@ impl Workers {
                 Ok(told) => told,
                 Err(_) => {
                     self.tell(|| Command::Cut);
-                    ended.await
+                    let Ok(told) = tokio::time::timeout(END_LIMIT, ended).await else {
+                        tracing::error!("a worker does not end; it is left behind");
+                        continue;
+                    };
+                    told
                 }
             };
             cut += told.unwrap_or(0);
@@ -181,6 +192,21 @@ impl Workers {
             }
         }
         cut
+    }
+
+    /// Ends all connections now, without waiting for that.
+    pub fn abandon(&self) {
+        self.tell(|| Command::Stop);
+        self.tell(|| Command::Cut);
+    }
+
+    /// Asks each whether it still runs, unless it has not answered the last time.
+    pub fn beat(&self, pulse: &Pulse) {
+        for (worker, inbox) in self.peers.inboxes.iter().enumerate() {
+            if pulse.ask(worker) {
+                let _ = inbox.send(Command::Beat);
+            }
+        }
     }
 
     /// Client connections open now, by worker.
@@ -198,13 +224,15 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::descriptors::{Plan, Room, Seats};
 
     /// Connections as the kernel might spread them: all at one worker.
     fn spread(workers: usize, connections: usize) -> Vec<usize> {
         let peers =
             Peers { open: Arc::new((0..workers).map(|_| AtomicUsize::new(0)).collect()), inboxes: Arc::default() };
+        let descriptors = Descriptors::new(Plan::UNLIMITED, workers);
         for _ in 0..connections {
-            peers.open[peers.place(0)].fetch_add(1, Ordering::Relaxed);
+            peers.open[peers.place(0, &descriptors).unwrap()].fetch_add(1, Ordering::Relaxed);
         }
         peers.open.iter().map(|open| open.load(Ordering::Relaxed)).collect()
     }
@@ -214,6 +242,29 @@ mod tests {
         assert_eq!(spread(2, 8), [4, 4]);
         assert_eq!(spread(4, 8), [2, 2, 2, 2]);
         assert_eq!(spread(1, 3), [3]);
+    }
+
+    #[test]
+    fn none_is_placed_where_there_are_no_descriptors_for_it() {
+        let plan = Plan::new(Some(100), 20, 2, None);
+        let descriptors = Arc::new(Descriptors::new(plan, 2));
+        let rooms = [0, 1].map(|worker| Room::new(Arc::clone(&descriptors), worker));
+        let peers = Peers { open: Arc::new((0..2).map(|_| AtomicUsize::new(0)).collect()), inboxes: Arc::default() };
+        let fill = || {
+            let placed = std::iter::from_fn(|| peers.place(0, &descriptors));
+            let counted = placed.map(|worker| peers.open[worker].fetch_add(1, Ordering::Relaxed));
+            counted.count() as u64
+        };
+        assert_eq!(fill(), plan.connections);
+        // One ends; and where a client has taken more than its part, there is less room.
+        peers.open[1].fetch_sub(1, Ordering::Relaxed);
+        assert_eq!(fill(), 1);
+        for open in peers.open.iter() {
+            open.store(0, Ordering::Relaxed);
+        }
+        let hungry = Seats::new(&rooms[0]);
+        let taken: Vec<_> = std::iter::from_fn(|| hungry.take()).collect();
+        assert!(taken.len() > 3 && fill() < plan.connections, "{}", taken.len());
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("cli", &["embed", "supervisor", "tls", "config"]),
     // A program that embeds the library joins the admin address to the supervisor, and shows one what the other has.
-    ("embed", &["admin", "supervisor", "handover", "listener", "proxy", "strategy", "config", "telemetry"]),
+    ("embed", &["admin", "supervisor", "handover", "listener", "proxy", "strategy", "config", "telemetry", "descriptors"]),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
-    ("admin", &["listener", "proxy", "route", "upstream", "backend", "config", "telemetry"]),
+    ("admin", &["listener", "proxy", "route", "upstream", "backend", "config", "telemetry", "descriptors"]),
     (
         "supervisor",
         &[
@@ -29,12 +29,13 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "tls",
             "config",
             "telemetry",
+            "descriptors",
         ],
     ),
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
-    ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry"]),
-    ("listener", &["handover", "proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target"]),
+    ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry", "descriptors"]),
+    ("listener", &["handover", "proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target", "descriptors"]),
     // Of the strategies only what a pick takes: dice, and who was tried.
     (
         "proxy",
@@ -51,6 +52,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "telemetry",
             "target",
             "fields",
+            "descriptors",
         ],
     ),
     ("route", &["middleware", "upstream", "config", "telemetry", "target", "fields"]),
@@ -58,20 +60,22 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Of the transport only what TLS its backends are spoken to with.
     ("upstream", &["strategy", "transport", "backend", "config", "telemetry"]),
     ("strategy", &["backend", "config"]),
-    ("transport", &["exchange", "backend", "http1", "socket", "config", "telemetry"]),
-    ("exchange", &["backend", "http1", "config", "telemetry", "target", "fields"]),
+    ("transport", &["exchange", "backend", "http1", "socket", "config", "telemetry", "descriptors"]),
+    ("exchange", &["backend", "http1", "config", "telemetry", "target", "fields", "descriptors"]),
     ("backend", &["config", "telemetry"]),
     // Bytes and messages.
-    ("http1", &["socket", "config", "target", "fields"]),
+    ("http1", &["socket", "config", "target", "fields", "descriptors"]),
     ("socket", &[]),
     // Listening sockets, from one process to the next.
     ("handover", &[]),
     // Files to what handshakes are made with.
     ("tls", &["config", "fields"]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["config", "descriptors"]),
     ("config", &["target", "fields"]),
     // What a request asks for, in one form, and names of fields, in any spelling: pure.
     ("target", &[]),
+    // Numbers of the process and of its workers.
+    ("descriptors", &[]),
     ("fields", &[]),
 ];
 

@@ -75,18 +75,19 @@ async fn a_worker_that_lags_refuses_until_it_has_caught_up() {
 }
 
 #[tokio::test]
-async fn with_few_descriptors_left_the_admin_address_still_answers() {
+async fn with_few_descriptors_left_requests_are_refused_and_the_admin_address_still_answers() {
     let backend = TestBackend::ok("ok");
     let scratch = Scratch::new();
     let (address, admin) = (free(), free());
     let text = Keys::default().text(&[&backend]).replace("127.0.0.1:0", &address);
     let log = scratch.path("access.log");
     let tables = format!(
-        "[admin]\naddress = \"{admin}\"\n[overload]\ndescriptors_percent = 60\n[access_log]\nenabled = true\noutput = {log:?}\n"
+        "[admin]\naddress = \"{admin}\"\n[overload]\ndescriptors_percent = 95\n[access_log]\nenabled = true\noutput = {log:?}\n"
     );
-    let file = scratch.write("lb.toml", format!("{text}\n{tables}"));
+    let text = format!("{text}\n{tables}");
+    let file = scratch.write("lb.toml", &text);
     let child = Command::new("sh")
-        .args(["-c", "ulimit -n 100; exec \"$0\" run --config \"$1\"", env!("CARGO_BIN_EXE_isobar")])
+        .args(["-c", "ulimit -n 150; exec \"$0\" run --config \"$1\"", env!("CARGO_BIN_EXE_isobar")])
         .arg(&file)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -97,11 +98,12 @@ async fn with_few_descriptors_left_the_admin_address_still_answers() {
     let (address, admin) = (address.parse().unwrap(), admin.parse().unwrap());
     let mut early = Client::connect(address).await;
     assert_eq!(early.get("/").await.status(), 200);
-    // More than there are descriptors: whoever cannot be served any more is told, or closed.
+    // Far from all that are dealt out, so that they stay below the percentage that they are dealt out by. A file with a lower one refuses.
     let mut held = Vec::new();
-    for _ in 0..120 {
+    for _ in 0..36 {
         held.push(Client::connect(address).await);
     }
+    scratch.write("lb.toml", text.replace("descriptors_percent = 95", "descriptors_percent = 30"));
     let metrics = async || admin_says(admin, "/metrics").await;
     let refuses = "isobar_overload_refusing_workers{cause=\"descriptors\"} 1.0";
     let mut seen = metrics().await;
@@ -117,7 +119,7 @@ async fn with_few_descriptors_left_the_admin_address_still_answers() {
     let refusal = early.get("/").await;
     assert_eq!((refusal.status(), refusal.header("connection")), (503, Some("close")));
     // Who comes is told without a request.
-    drop(held.drain(..60));
+    drop(held.drain(..3));
     let late = Client::connect(address).await.read_to_end().await;
     assert!(String::from_utf8_lossy(&late).starts_with("HTTP/1.1 503 "), "{}", String::from_utf8_lossy(&late));
     let line = r#""reason":"overloaded","ended_by":"proxy","detail":"there is too much to do at the moment""#;

@@ -158,6 +158,19 @@ impl Clock {
         });
     }
 
+    /// Asks the connections to end that have waited for their next request for so long. How many there are.
+    pub fn end_idle(&self, since: Duration) -> usize {
+        let Some(before_ms) = self.now_ms.get().checked_sub(since.as_millis() as u64) else { return 0 };
+        let mut ended = 0;
+        self.each(|watch| {
+            if watch.is_idle_since(before_ms) {
+                watch.drain();
+                ended += 1;
+            }
+        });
+        ended
+    }
+
     /// Calls `each` for every watch.
     pub fn each(&self, mut each: impl FnMut(&Watch)) {
         for watch in self.watches.borrow().iter().filter_map(Weak::upgrade) {
@@ -264,6 +277,25 @@ mod tests {
         clock.now_ms.set(20_000);
         clock.look();
         assert_eq!((told(leisurely), kept.expired(), clock.pause()), (998, false, clock.tick()));
+    }
+
+    #[test]
+    fn only_connections_that_are_idle_for_long_are_asked_to_end() {
+        let clock = Clock::new();
+        clock.now_ms.set(10_000);
+        let minute = Duration::from_secs(60);
+        let [old, young, busy] = [9_000, 9_001, 9_000].map(|since| {
+            let watch = Watch::new(&clock, minute, 0);
+            clock.now_ms.set(since);
+            watch.enter(Phase::Idle, minute);
+            watch
+        });
+        busy.enter(Phase::Response, minute);
+        let over = Watch::of_stream(&busy);
+        clock.now_ms.set(10_000);
+        assert_eq!(clock.end_idle(Duration::from_secs(1)), 1);
+        let ends = [&old, &young, &busy, &over].map(|watch| watch.draining());
+        assert_eq!(ends, [true, false, false, false]);
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub struct Watch {
     clock: Rc<Clock>,
     phase: Cell<Phase>,
     deadline_ms: Cell<u64>,
+    /// When it began to wait for that.
+    since_ms: Cell<u64>,
     /// No phase of the exchange lasts longer than this.
     cap_ms: Cell<u64>,
     expired: Cell<bool>,
@@ -108,6 +110,7 @@ impl Watch {
             clock: Rc::clone(clock),
             phase: Cell::new(Phase::Idle),
             deadline_ms: Cell::new(u64::MAX),
+            since_ms: Cell::new(0),
             cap_ms: Cell::new(u64::MAX),
             expired: Cell::new(false),
             found: Cell::new(false),
@@ -159,7 +162,15 @@ impl Watch {
         self.phase.set(phase);
         // Who waits to be told at leisure, and goes on after all, does not wait there for what is overdue next.
         self.found.set(false);
+        self.since_ms.set(self.clock.now_ms());
         self.extend(timeout);
+    }
+
+    /// Whether it is that of a connection which has waited for its next request since `before_ms`. A stream that is over waits without a
+    /// deadline, for its connection's sake.
+    fn is_idle_since(&self, before_ms: u64) -> bool {
+        let waits = self.phase.get() == Phase::Idle && self.since_ms.get() <= before_ms;
+        waits && self.deadline_ms.get() < before_ms.saturating_add(NEVER.as_millis() as u64 / 2)
     }
 
     /// Something moved: waits `timeout` again.

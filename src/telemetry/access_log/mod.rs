@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -86,7 +87,7 @@ impl AccessLog {
         });
         let writer = thread::Builder::new().name("access-log".into()).spawn({
             let shared = Arc::clone(&shared);
-            move || write_until_stopped(&shared, sink)
+            move || write_whatever_happens(&shared, sink)
         })?;
         Ok(Arc::new(Self { shared, writer: Some(writer) }))
     }
@@ -153,7 +154,19 @@ impl Shared {
     }
 }
 
-fn write_until_stopped(shared: &Shared, mut sink: Sink) {
+/// A line that the writer panics at.
+#[cfg(test)]
+const PANICS: &[u8] = b"panic";
+
+/// Begins again after a panic: a line that cannot be written is not worth all that come behind it.
+fn write_whatever_happens(shared: &Shared, mut sink: Sink) {
+    while catch_unwind(AssertUnwindSafe(|| write_until_stopped(shared, &mut sink))).is_err() {
+        warn!("the access log's writer had panicked; it goes on with the next lines");
+        thread::sleep(PAUSE_MAX);
+    }
+}
+
+fn write_until_stopped(shared: &Shared, sink: &mut Sink) {
     let mut batch = Vec::with_capacity(BATCH_BYTES);
     let mut pause = PAUSE_MAX;
     let mut reopen_at = Instant::now() + REOPEN_INTERVAL;
@@ -174,6 +187,8 @@ fn write_until_stopped(shared: &Shared, mut sink: Sink) {
                 break;
             }
             lines += filled;
+            #[cfg(test)]
+            assert!(!batch.starts_with(PANICS), "meant");
             shared.unwritten.fetch_add(sink.write(&batch), Ordering::Relaxed);
         }
         if stopping {
@@ -266,6 +281,17 @@ mod tests {
         assert_eq!(log.dropped(), 0);
         drop(log);
         assert_eq!(lines(&path), 4_000);
+    }
+
+    #[test]
+    fn a_panic_of_the_writer_costs_the_lines_that_it_had_and_no_more() {
+        let directory = Directory::new();
+        let path = directory.join("access.log");
+        let log = AccessLog::open(&config(&path, 10)).unwrap();
+        log.shared.push(Box::from(PANICS));
+        eventually("the line is taken", || log.shared.queue.is_empty());
+        log.record(&record());
+        eventually("the next one is written", || lines(&path) == 1);
     }
 
     #[test]

@@ -38,6 +38,11 @@ impl Allowance {
     }
 }
 
+/// How many file descriptors the process may have open: the soft limit of `RLIMIT_NOFILE`. `None`: not known, or no limit.
+pub fn descriptors_max() -> Option<u64> {
+    open_files_max(&fs::read_to_string("/proc/self/limits").ok()?)
+}
+
 /// File descriptors that are open.
 pub fn open_descriptors() -> Option<u64> {
     let folder = Path::new("/proc/self/fd");

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{StatusCode, response};
 
 use crate::backend::Connected;
+use crate::descriptors::{Held, Seat};
 use crate::exchange::body::RequestBody;
 use crate::http1::outgoing::Outgoing;
 use crate::http1::pipe::Pipe;
@@ -78,10 +79,20 @@ struct Inner {
     body: Incoming,
     /// Counts it at the backend. Behind the socket, which is closed before it is counted as closed.
     connected: Connected,
+    /// The same at the worker.
+    _held: Held,
+    /// That of the exchange that has it; `None` while it is idle.
+    seat: Option<Seat>,
 }
 
 impl Link {
-    pub(super) fn new(socket: Socket, identity: u64, space: Rc<Space>, connected: Connected) -> Rc<Self> {
+    pub(super) fn new(
+        socket: Socket,
+        identity: u64,
+        space: Rc<Space>,
+        (connected, held): (Connected, Held),
+        seat: Option<Seat>,
+    ) -> Rc<Self> {
         Rc::new(Self(RefCell::new(Inner {
             socket,
             identity,
@@ -102,7 +113,15 @@ impl Link {
             head_bytes: Bytes::new(),
             body: Incoming::Done,
             connected,
+            _held: held,
+            seat,
         })))
+    }
+
+    /// Whose it is from now on: an exchange's, or none's. What it had before is given back.
+    pub(super) fn seat(&self, seat: Option<Seat>) {
+        let before = std::mem::replace(&mut self.0.borrow_mut().seat, seat);
+        drop(before);
     }
 
     /// Sends the request and waits for the head of the response. What is left of `body` when that comes first is for

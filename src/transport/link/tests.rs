@@ -11,6 +11,7 @@ use super::send::{TURN_BYTES, WRITE_BYTES};
 use super::*;
 use crate::backend::BackendState;
 use crate::config::Address;
+use crate::descriptors::Room;
 use crate::exchange::body::Source;
 use crate::http1::untouched::Lines;
 
@@ -94,7 +95,16 @@ async fn link() -> (TcpStream, Rc<Link>) {
     let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (backend, _) = listener.accept().await.unwrap();
     let state = BackendState::new("u".into(), Address::Ip(([127, 0, 0, 1], 1).into()), 1);
-    (backend, Link::new(Socket::Plain(tcp), 0, Rc::default(), Connected::try_new(&state).unwrap()))
+    (
+        backend,
+        Link::new(
+            Socket::Plain(tcp),
+            0,
+            Rc::default(),
+            (Connected::try_new(&state).unwrap(), Rc::<Room>::default().hold()),
+            None,
+        ),
+    )
 }
 
 /// A backend that has answered a POST of 4 MB before it has read it, the connection to it, and the rest of the body.

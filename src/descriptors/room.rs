@@ -1,0 +1,367 @@
+//! What one worker deals out.
+//!
+//! A client that is accepted takes two descriptors: one for its connection, one for a connection to a backend, which it can have at any time
+//! from then on. That is its first [`Seat`]. With HTTP/2, or a hedged request, it may want several at a time: those beyond
+//! the first are [`Extra`]s, and half of the share at most is for them, whatever clients do. A client has no more of them than are left for the others, so that
+//! the hungriest of `n` clients has about one in `n + 1`: the dynamic thresholds of Choudhury and Hahne (1998).
+//!
+//! Idle connections to backends stand in no account but that of what is open: when the share is used up, they are closed first.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::{Descriptors, Plan};
+
+/// How often a request that waits for a descriptor looks whether other clients have left one.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A worker's share.
+#[derive(Debug)]
+pub struct Room {
+    process: Arc<Descriptors>,
+    worker: usize,
+    /// Clients that were accepted and have not gone.
+    clients: Cell<u32>,
+    /// Open descriptors of the share.
+    held: Cell<u32>,
+    /// Seats beyond each client's first, pipes, and connections that exchanges share.
+    extras: Cell<u32>,
+}
+
+impl Room {
+    /// The share of worker number `worker`.
+    pub fn new(process: Arc<Descriptors>, worker: usize) -> Rc<Self> {
+        let room = Rc::new(Self { process, worker, ..Self::default() });
+        room.tell();
+        room
+    }
+
+    /// Whether all of it is open.
+    pub fn is_full(&self) -> bool {
+        self.held.get() >= self.plan().share
+    }
+
+    /// Counts one as open until it is dropped.
+    pub fn hold(self: &Rc<Self>) -> Held {
+        self.held.set(self.held.get() + 1);
+        Held(Rc::clone(self))
+    }
+
+    /// A place for a pipe, which is two of them; `None` where a body is better copied. Half of what is for extras at most.
+    pub fn pipe(self: &Rc<Self>) -> Option<Extra> {
+        let few = self.extras.get() + 2 <= self.plan().share / 4 && self.held.get() + 2 <= self.plan().share;
+        (few && self.left() >= 2).then(|| self.extra(2, 2))
+    }
+
+    /// A place for a connection that exchanges share. It is always granted: without it none of them could be served, and each of them
+    /// leaves its own seat empty.
+    pub fn session(self: &Rc<Self>) -> Extra {
+        self.extra(1, 1)
+    }
+
+    /// A request has waited for a descriptor before its connection was made.
+    pub fn waited(&self) {
+        self.process.board(self.worker).backend_waits.fetch_add(1, Relaxed);
+    }
+
+    /// The system has refused a connection to a backend for a reason of our own.
+    pub fn exhausted(&self) {
+        self.process.board(self.worker).exhausted.fetch_add(1, Relaxed);
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.process.plan
+    }
+
+    /// Extras that may still be taken: half of the share is for them at most, and none that clients have a right to.
+    fn left(&self) -> u32 {
+        let Plan { share, .. } = *self.plan();
+        (share / 2).min(share.saturating_sub(2 * self.clients.get())).saturating_sub(self.extras.get())
+    }
+
+    fn extra(self: &Rc<Self>, count: u32, open: u32) -> Extra {
+        self.held.set(self.held.get() + open);
+        self.extras.set(self.extras.get() + count);
+        self.tell();
+        Extra { room: Rc::clone(self), count, open }
+    }
+
+    /// Whether a client that has `own` extras may have another.
+    fn has_extra(&self, own: u32) -> bool {
+        own < self.left()
+    }
+
+    /// Tells how many clients there is room for.
+    fn tell(&self) {
+        let Plan { share, margin, .. } = *self.plan();
+        let takes = (share.saturating_sub(self.extras.get().max(margin)) / 2).max(1) as usize;
+        let board = &self.process.board(self.worker).takes;
+        if board.load(Relaxed) != takes {
+            board.store(takes, Relaxed);
+        }
+    }
+}
+
+impl Default for Room {
+    /// One without an end, of a process with one worker.
+    fn default() -> Self {
+        let process = Arc::new(Descriptors::new(Plan::UNLIMITED, 1));
+        Self { process, worker: 0, clients: Cell::new(0), held: Cell::new(0), extras: Cell::new(0) }
+    }
+}
+
+/// An open descriptor. To be dropped after it was closed.
+#[derive(Debug)]
+pub struct Held(Rc<Room>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held.set(self.0.held.get() - 1);
+    }
+}
+
+/// Descriptors that no client has a right to. To be dropped after they were closed.
+#[derive(Debug)]
+pub struct Extra {
+    room: Rc<Room>,
+    count: u32,
+    /// How many of them are counted as open here.
+    open: u32,
+}
+
+impl Drop for Extra {
+    fn drop(&mut self) {
+        self.room.held.set(self.room.held.get() - self.open);
+        self.room.extras.set(self.room.extras.get() - self.count);
+        self.room.tell();
+    }
+}
+
+/// What a client has of a worker's share for connections to backends.
+#[derive(Debug)]
+pub struct Seats {
+    room: Rc<Room>,
+    used: Cell<u32>,
+    /// Requests that wait for one.
+    waiting: Cell<u32>,
+    freed: Notify,
+}
+
+/// The right of an exchange to have a connection to a backend open. Given back by dropping.
+#[derive(Debug)]
+pub struct Seat(Rc<Seats>);
+
+impl Seats {
+    /// Of a client that was accepted: its first is there for it. Its connection counts as open from here.
+    pub fn new(room: &Rc<Room>) -> Rc<Self> {
+        Rc::new(Self::at(Rc::clone(room)))
+    }
+
+    fn at(room: Rc<Room>) -> Self {
+        room.clients.set(room.clients.get() + 1);
+        room.held.set(room.held.get() + 1);
+        Self { room, used: Cell::new(0), waiting: Cell::new(0), freed: Notify::new() }
+    }
+
+    /// Whether there is one now.
+    pub fn fits(&self) -> bool {
+        let used = self.used.get();
+        used == 0 || self.room.has_extra(used - 1)
+    }
+
+    /// Takes one, if there is one now.
+    pub fn take(self: &Rc<Self>) -> Option<Seat> {
+        if !self.fits() {
+            return None;
+        }
+        let used = self.used.get();
+        self.used.set(used + 1);
+        if used > 0 {
+            self.room.extras.set(self.room.extras.get() + 1);
+            self.room.tell();
+        }
+        Some(Seat(Rc::clone(self)))
+    }
+
+    /// Takes one as soon as there is one. The caller has a deadline.
+    pub async fn wait(self: &Rc<Self>) -> Seat {
+        if let Some(seat) = self.take() {
+            return seat;
+        }
+        self.room.waited();
+        self.waiting.set(self.waiting.get() + 1);
+        let _waits = Waits(self);
+        loop {
+            // One of its own is told of at once; what other clients leave is looked for.
+            let _ = tokio::time::timeout(LOOK, self.freed.notified()).await;
+            if let Some(seat) = self.take() {
+                return seat;
+            }
+        }
+    }
+
+    /// The share that they are of.
+    pub fn room(&self) -> &Rc<Room> {
+        &self.room
+    }
+}
+
+impl Default for Seats {
+    /// Of the one client of a [`Room`] without an end.
+    fn default() -> Self {
+        Self::at(Rc::default())
+    }
+}
+
+impl Drop for Seats {
+    fn drop(&mut self) {
+        self.room.clients.set(self.room.clients.get() - 1);
+        self.room.held.set(self.room.held.get() - 1);
+    }
+}
+
+struct Waits<'a>(&'a Seats);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let Seats { room, used, waiting, freed } = &*self.0;
+        used.set(used.get() - 1);
+        if used.get() > 0 {
+            room.extras.set(room.extras.get() - 1);
+            room.tell();
+        }
+        if waiting.get() > 0 {
+            freed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A worker that deals out `share`.
+    fn room(share: u32) -> Rc<Room> {
+        let plan = Plan { limit: Some(1_000), share, margin: share / 8, ..Plan::UNLIMITED };
+        Room::new(Arc::new(Descriptors::new(plan, 1)), 0)
+    }
+
+    fn all(seats: &Rc<Seats>) -> Vec<Seat> {
+        std::iter::from_fn(|| seats.take()).take(1_000).collect()
+    }
+
+    #[test]
+    fn every_client_has_one_whatever_the_others_have() {
+        let room = room(80);
+        assert_eq!(room.process.takes(0), 35);
+        let hungry: Vec<_> = (0..8).map(|_| Seats::new(&room)).collect();
+        let taken: Vec<_> = hungry.iter().map(all).collect();
+        // Half of the share in all.
+        let counts: Vec<_> = taken.iter().map(Vec::len).collect();
+        assert_eq!(counts, [21, 11, 6, 4, 2, 2, 1, 1]);
+        assert_eq!(room.extras.get(), 40);
+        // A client is accepted as long as there is room for it and its first connection.
+        assert_eq!(room.process.takes(0), 20);
+        let late = Seats::new(&room);
+        let first = late.take().unwrap();
+        assert!(late.take().is_none(), "nothing is left beyond that");
+        drop(taken);
+        assert_eq!((room.extras.get(), room.process.takes(0)), (0, 35));
+        drop(first);
+        assert_eq!(room.extras.get(), 0);
+    }
+
+    #[test]
+    fn those_that_are_hungry_together_have_about_as_much_each() {
+        let room = room(800);
+        let clients: Vec<_> = (0..3).map(|_| Seats::new(&room)).collect();
+        let mut held = Vec::new();
+        for _ in 0..400 {
+            held.extend(clients.iter().filter_map(Seats::take));
+        }
+        let counts: Vec<_> = clients.iter().map(|client| client.used.get()).collect();
+        assert_eq!(counts, [101, 101, 101], "a quarter of 400 each, and a quarter is left");
+    }
+
+    #[test]
+    fn a_pipe_is_two_and_gives_way() {
+        let room = room(80);
+        let pipes: Vec<_> = std::iter::from_fn(|| room.pipe()).collect();
+        assert_eq!((pipes.len(), room.held.get(), room.extras.get()), (10, 20, 20));
+        let client = Seats::new(&room);
+        assert_eq!(all(&client).len(), 11, "the other half is for connections");
+        drop(pipes);
+        assert_eq!(room.held.get(), 1);
+        let held: Vec<_> = (0..78).map(|_| room.hold()).collect();
+        assert!(!room.is_full() && room.pipe().is_none(), "nothing is free");
+        drop(held);
+    }
+
+    #[test]
+    fn where_there_is_no_limit_nothing_ends() {
+        let seats: Rc<Seats> = Rc::default();
+        assert_eq!(all(&seats).len(), 1_000);
+        assert!(!seats.room.is_full());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_waits_is_served_when_its_client_gives_one_back() {
+        let room = room(8);
+        let client = Seats::new(&room);
+        let mut taken = all(&client);
+        let began = tokio::time::Instant::now();
+        let (seat, ()) = tokio::join!(client.wait(), async { drop(taken.pop()) });
+        assert_eq!((began.elapsed(), room.process.counts().backend_waits), (Duration::ZERO, 1));
+        drop((seat, taken));
+        assert_eq!((client.used.get(), client.waiting.get(), room.extras.get()), (0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_waits_is_served_when_another_client_gives_one_back() {
+        let room = room(8);
+        let (hungry, other) = (Seats::new(&room), Seats::new(&room));
+        let taken = all(&hungry);
+        let own = all(&other);
+        let began = tokio::time::Instant::now();
+        let (_seat, ()) = tokio::join!(other.wait(), async { drop(taken) });
+        assert!(began.elapsed() <= LOOK, "{:?}", began.elapsed());
+        drop(own);
+    }
+
+    proptest! {
+        /// Whatever clients do: those that were accepted can have their first, and all of it fits into the share.
+        #[test]
+        fn the_share_is_never_overdrawn(share in 8u32..200, steps in prop::collection::vec((0usize..40, any::<bool>()), 0..400)) {
+            let room = room(share);
+            let mut clients: Vec<Rc<Seats>> = Vec::new();
+            let mut held = Vec::new();
+            for (number, take) in steps {
+                if number >= clients.len() && clients.len() < room.process.takes(0) {
+                    clients.push(Seats::new(&room));
+                }
+                match clients.get(number) {
+                    Some(client) if take => held.extend(client.take()),
+                    _ if number < held.len() => drop(held.swap_remove(number)),
+                    _ => {}
+                }
+                let (clients, extras) = (room.clients.get(), room.extras.get());
+                prop_assert!(2 * clients + extras <= share, "{clients} clients and {extras} more of {share}");
+            }
+            for client in &clients {
+                prop_assert!(client.used.get() > 0 || client.take().is_some());
+            }
+        }
+    }
+}
