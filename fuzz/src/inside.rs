@@ -66,7 +66,7 @@ impl Inside {
         let routes = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(1)));
         let mut bound = listener::bind(&config.listeners[0], 1).expect("a listener");
         let front = bound.sockets.pop().expect("a socket");
-        let snapshot = Snapshot { generation: 1, config, routes, upstreams, access_log: None };
+        let snapshot = Snapshot { generation: 1, config, routes, upstreams };
         let tasks = Rc::default();
         Self { runtime, backend, listener: bound.listener, front, snapshot: Arc::new(snapshot), tasks }
     }

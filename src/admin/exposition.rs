@@ -27,6 +27,7 @@ use crate::config::{GrpcStatus, ListenerName, Tier};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
+use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{
     AddressLimit, BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, HandshakeFailure, Histogram, RetryCause,
     Sharded, UpstreamMetrics, handshake_index,
@@ -50,6 +51,7 @@ pub(super) fn text(control: &dyn Control) -> Result<String, fmt::Error> {
         listeners: control.listeners(),
         connections_by_worker: control.connections_by_worker(),
         access_log_dropped: control.access_log_dropped(),
+        log_dropped: control.logging().map_or(0, Logging::dropped),
     }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
@@ -65,6 +67,7 @@ struct Scrape {
     listeners: Vec<Arc<Listener>>,
     connections_by_worker: Vec<usize>,
     access_log_dropped: u64,
+    log_dropped: u64,
 }
 
 impl Collector for Scrape {
@@ -96,7 +99,9 @@ impl Scrape {
         let connections = workers.iter().map(|(labels, open)| (&labels[..], *open));
         families.gauge("worker_connections", "Client connections open", None, connections)?;
         let dropped = [(&[][..], self.access_log_dropped)];
-        families.counter("access_log_dropped_lines", "Access log lines that were not written", None, dropped)
+        families.counter("access_log_dropped_lines", "Access log lines that were not written", None, dropped)?;
+        let dropped = [(&[][..], self.log_dropped)];
+        families.counter("log_dropped_lines", "Lines of the process's own log that were not written", None, dropped)
     }
 
     fn reloads(&self, families: &mut Families<'_>) -> fmt::Result {

@@ -4,6 +4,7 @@
 
 pub mod metrics;
 pub mod events;
+pub mod lines;
 pub mod access_log;
 pub mod audit;
 pub mod logging;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::access_log::InForce;
 use super::events::{EventKind, Events};
 use super::metrics::{Counter, Sharded};
 use super::overload::{Cause, Change, Overload, OverloadSettings, Usage};
@@ -15,6 +16,8 @@ pub struct Process {
     pub events: Events,
     /// Requests and connections that were refused because there was too much to do, a shard per worker.
     pub refused: Sharded<Refused>,
+    /// Where a line per exchange goes.
+    pub access_log: InForce,
     overload: Overload,
 }
 
@@ -32,7 +35,12 @@ impl Refused {
 impl Process {
     /// Nothing has happened and nothing is refused. `workers` is their number.
     pub fn new(workers: usize) -> Arc<Self> {
-        Arc::new(Self { events: Events::default(), refused: Sharded::new(workers), overload: Overload::new(workers) })
+        Arc::new(Self {
+            events: Events::default(),
+            refused: Sharded::new(workers),
+            access_log: InForce::default(),
+            overload: Overload::new(workers),
+        })
     }
 
     /// Why a worker refuses new requests, if it does.

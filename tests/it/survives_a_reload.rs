@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use crate::harness::{Client, TestBackend, TestProxy, backends, eventually, soon, unbound};
+use crate::harness::{Client, Log, TestBackend, TestProxy, backends, eventually, soon, unbound};
 
 const WEB: &str = "[[listener]]\nname = \"web\"\naddress = \"127.0.0.1:0\"\n";
 
@@ -369,4 +369,76 @@ async fn the_settings_of_a_listener_apply_to_new_connections() {
     proxy.apply(text("max_connections = 1\n")).await.unwrap();
     assert_eq!(proxy.get("/").await.status(), 503, "one connection is there already");
     assert_eq!(kept.get("/").await.status(), 200);
+}
+
+/// Lets `proxy` serve with others until nothing holds what it served with before: the workers do until they have heard of it.
+async fn is_let_go(proxy: &TestProxy, text: &str, held: &str) {
+    let (before, upstream) = {
+        let snapshot = proxy.snapshot();
+        (Arc::downgrade(&snapshot), Arc::downgrade(snapshot.upstream("idle").unwrap()))
+    };
+    proxy.apply(text).await.unwrap();
+    eventually(|| before.strong_count() == 0 && upstream.strong_count() == 0).await;
+    assert!(before.upgrade().is_none(), "{held}");
+}
+
+#[tokio::test]
+async fn what_lasts_holds_nothing_that_it_does_not_need() {
+    let (slow, gate) = gated("late");
+    let streaming = TestBackend::scripted(async |peer| {
+        peer.head().await;
+        peer.write("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nbegun").await;
+        peer.gone().await;
+    });
+    let tunnels = TestBackend::upgrading();
+    let text = |generation: usize| {
+        let others = format!("[upstream.idle]\nbackends = [\"127.0.0.1:{}\"]\n", 9000 + generation);
+        let mut text = format!("workers = 2\n{WEB}\n[[route]]\npath = \"/idle\"\nupstream = \"idle\"\n{others}");
+        for (name, backend) in [("slow", &slow), ("streaming", &streaming), ("tunnels", &tunnels)] {
+            let pool = over(&[backend]);
+            text += &format!("[[route]]\npath = \"/{name}\"\nupstream = \"{name}\"\n[upstream.{name}]\n{pool}");
+        }
+        text
+    };
+    let proxy = TestProxy::with_config(text(1)).await;
+
+    let mut waits = proxy.client().await;
+    waits.send("GET /slow HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    eventually(|| slow.requests() == 1).await;
+    is_let_go(&proxy, &text(2), "by a request that waits for its answer").await;
+
+    let mut reads = proxy.client().await;
+    reads.send("GET /streaming HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    eventually(|| streaming.requests() == 1).await;
+    is_let_go(&proxy, &text(3), "by a response under way").await;
+
+    let mut tunnel = proxy.client().await;
+    tunnel.send("GET /tunnels HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await;
+    assert_eq!(tunnel.response().await.status(), 101);
+    is_let_go(&proxy, &text(4), "by a tunnel").await;
+
+    // What they need is there: the lease, and the account.
+    echoes(&mut tunnel, "still there").await;
+    assert_eq!((proxy.in_flight_at(&slow), proxy.in_flight_at(&tunnels)), (1, 1));
+    gate.add_permits(1);
+    assert_eq!(waits.response().await.text(), "late");
+    let route = |name: &str| proxy.snapshot().routes.routes().iter().find(|it| it.name.as_str() == name).cloned();
+    let answered = |name: &str| route(name).unwrap().metrics.sum(|shard| &shard.responses[1]);
+    let names: Vec<_> = proxy.snapshot().routes.routes().iter().map(|it| it.name.to_string()).collect();
+    let slow_route = names.iter().find(|name| name.contains("slow")).unwrap();
+    eventually(|| answered(slow_route) == 1).await;
+}
+
+#[tokio::test]
+async fn what_ends_after_the_access_log_was_replaced_has_its_line_in_the_new_one() {
+    let (backend, (first, second)) = (TestBackend::upgrading(), (Log::new(), Log::new()));
+    let with = |log: &Log| with_u(&over(&[&backend])) + &log.table("json");
+    let proxy = TestProxy::with_config(with(&first)).await;
+    let mut client = tunnel(&proxy).await;
+    proxy.apply(with(&second)).await.unwrap();
+    client.finish().await;
+    client.closed().await;
+    let line = second.lines(1).await.remove(0);
+    assert!(line.contains("\"status\":101") && line.contains("\"listener\":\"web\""), "{line}");
+    first.lines(0).await;
 }
