@@ -12,4 +12,5 @@ pub mod seldom;
 pub mod calendar;
 pub mod clock;
 pub mod overload;
+pub mod resources;
 pub mod process;
