@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::{ListenerConfig, ListenerName};
 use crate::telemetry::metrics::{AddressLimit, ListenerMetrics, Sharded};
@@ -88,20 +88,36 @@ pub struct Bound {
     pub sockets: Vec<TcpListener>,
 }
 
-/// Binds a socket for each of `workers`, without accepting on any.
+impl Bound {
+    /// Has the system take connections, which wait for a worker that accepts them.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn listen(&self) -> io::Result<()> {
+        let backlog = i32::try_from(self.listener.config.load().backlog).unwrap_or(i32::MAX);
+        self.sockets.iter().try_for_each(|socket| SockRef::from(socket).listen(backlog))
+    }
+}
+
+/// Binds a socket for each of `workers`. None takes connections before [`Bound::listen`]: one with a narrower address than another of ours
+/// has would take that one's.
 ///
 /// The sockets share the address by `SO_REUSEPORT`, so that the kernel spreads new connections over the workers and wakes
 /// one of them for each. That option would also let a second process of the same user bind the address unnoticed and take
-/// half of the connections; so the address is first bound without it, which fails if anybody is there.
+/// half of the connections; so the address is first bound without it, which fails if another process is there, and also where one of `ours`,
+/// the addresses of this process, is a part of this one, or the other way round.
 ///
 /// # Errors
 /// When the address cannot be bound, or another process listens there.
-pub fn bind(config: &Arc<ListenerConfig>, workers: usize) -> io::Result<Bound> {
+pub fn bind(config: &Arc<ListenerConfig>, workers: usize, ours: &[SocketAddr]) -> io::Result<Bound> {
     let mut address = config.address;
-    drop(socket(address, config.backlog, false)?);
+    match socket(address, false) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && ours.iter().any(|&it| overlap(it, address)) => {}
+        probe => drop(probe?),
+    }
     let mut sockets = Vec::with_capacity(workers.max(1));
     for _ in 0..workers.max(1) {
-        let socket = socket(address, config.backlog, true)?;
+        let socket = socket(address, true)?;
         if address.port() == 0 {
             address = socket.local_addr()?;
         }
@@ -120,12 +136,22 @@ pub fn bind(config: &Arc<ListenerConfig>, workers: usize) -> io::Result<Bound> {
     Ok(Bound { listener, sockets })
 }
 
+/// Whether a socket on `address` takes connections to all that one on `other` does. `[::]` is for IPv6 alone.
+pub fn covers(address: SocketAddr, other: SocketAddr) -> bool {
+    let same_family = address.is_ipv4() == other.is_ipv4();
+    same_family && address.port() == other.port() && (address.ip() == other.ip() || address.ip().is_unspecified())
+}
+
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    covers(a, b) || covers(b, a)
+}
+
 /// Tells connections of one listener from those of another.
 pub fn owner(listener: &Arc<Listener>) -> usize {
     Arc::as_ptr(listener).addr()
 }
 
-fn socket(address: SocketAddr, backlog: u32, shared: bool) -> io::Result<TcpListener> {
+fn socket(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` are two listeners: an operator who wants both says so.
@@ -139,9 +165,6 @@ fn socket(address: SocketAddr, backlog: u32, shared: bool) -> io::Result<TcpList
         socket.set_tcp_nodelay(true)?;
     }
     socket.bind(&address.into())?;
-    if shared {
-        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    }
     Ok(socket.into())
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use super::handle::{Handle, LastError, Shared, Stop};
-use super::watch::Stamp;
+use super::watch::{self, Stamp};
 use super::{Applied, Error, Reopen, Supervisor, report};
 use crate::config::{self, Loaded, Problem, Vocabulary};
 use crate::strategy::Factories;
@@ -65,8 +65,8 @@ pub(super) enum Command {
 /// Why a reload happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trigger {
-    /// The file is another: this one.
-    File(Stamp),
+    /// The file is another: this one; `None` where it is another at each look.
+    File(Option<Stamp>),
     /// SIGHUP.
     Signal,
     /// A handle: the admin address or the embedding program.
@@ -91,17 +91,17 @@ impl Source {
     /// Reads and checks it.
     pub(crate) fn load(&self, vocabulary: &Vocabulary) -> Result<Loaded, Error> {
         let loaded = match self {
-            Self::File(path) => config::load(path, vocabulary),
+            Self::File(path) => watch::read_at_rest(path)?.load(vocabulary),
             Self::Text(text) => config::parse(text, "lb.toml", &|name| std::env::var(name).ok(), vocabulary),
         };
         Ok(loaded?)
     }
 
-    /// Whether it is the file that was `seen`, not written since.
-    async fn is_still(&self, seen: Stamp) -> bool {
-        let Self::File(path) = self.clone() else { return true };
-        let now = tokio::task::spawn_blocking(move || Stamp::of(&path)).await;
-        matches!(now, Ok(Ok(now)) if now == seen)
+    /// The same for a reload. `None`: what was read may be half of the file.
+    fn load_for(&self, trigger: Trigger, vocabulary: &Vocabulary) -> Result<Option<Loaded>, Error> {
+        let Self::File(path) = self else { return self.load(vocabulary).map(Some) };
+        let read = watch::read_whole(path, trigger)?;
+        Ok(read.map(|read| read.load(vocabulary)).transpose()?)
     }
 }
 
@@ -217,7 +217,8 @@ impl Reloads<'_> {
             match command {
                 Command::Apply { text, reply } => {
                     let source = Source::Text(text);
-                    let loaded = load(source.clone(), self.vocabulary.clone()).await;
+                    let loaded = load(source.clone(), Trigger::Asked, self.vocabulary.clone()).await;
+                    let Some(loaded) = loaded.transpose() else { continue };
                     let outcome = self.apply(Trigger::Asked, loaded);
                     if outcome.is_ok() && matches!(self.source, Source::Text(_)) {
                         self.source = source;
@@ -228,14 +229,11 @@ impl Reloads<'_> {
                     let mut batch = Batch { trigger, replies: reply.into_iter().collect() };
                     held_back = batch.join_waiting(commands);
                     debug!(trigger = ?batch.trigger, "reloading");
-                    let loaded = load(self.source.clone(), self.vocabulary.clone()).await;
-                    if let Trigger::File(seen) = batch.trigger
-                        && !self.source.is_still(seen).await
-                    {
-                        // What was read may be half of it. That it is another once more is noticed, too.
+                    let loaded = load(self.source.clone(), batch.trigger, self.vocabulary.clone()).await;
+                    let Some(loaded) = loaded.transpose() else {
                         debug!("the file was written while it was read");
                         continue;
-                    }
+                    };
                     let outcome = self.apply(batch.trigger, loaded);
                     answer(batch.replies, &outcome);
                 }
@@ -294,10 +292,14 @@ impl Reloads<'_> {
     }
 }
 
-/// Reads on a thread that may block: signals and the admin address do not wait for a slow disk.
-async fn load(source: Source, vocabulary: Vocabulary) -> Result<Loaded, Error> {
-    let loaded = tokio::task::spawn_blocking(move || source.load(&vocabulary)).await;
-    loaded.unwrap_or_else(|failed| Err(Error::Thread(io::Error::other(failed))))
+/// Reads on a thread that may block: signals and the admin address do not wait for a slow disk. It is one of its own, with which ends what
+/// the allocator has kept of the memory that a large file took.
+async fn load(source: Source, trigger: Trigger, vocabulary: Vocabulary) -> Result<Option<Loaded>, Error> {
+    let (tell, told) = oneshot::channel();
+    let read = move || drop(tell.send(source.load_for(trigger, &vocabulary)));
+    std::thread::Builder::new().name("isobar-reload".into()).spawn(read).map_err(Error::Thread)?;
+    let panicked = || Err(Error::Thread(io::Error::other("the one that reads the file has panicked")));
+    told.await.unwrap_or_else(|_| panicked())
 }
 
 /// Reloads that are done as one: the source is read after all of them were asked for.

@@ -190,7 +190,7 @@ impl Supervisor {
 
         let retired = self.commit(prepared);
         for listener in &retired {
-            self.shared.workers.unlisten(listener, config.drain_limit);
+            self.shared.workers.unlisten(listener, config.drain_limit, &self.lasting.listeners);
         }
         Ok(Applied { generation: before.generation + 1, plan, warnings, took: started.elapsed() })
     }
@@ -322,22 +322,33 @@ fn bind_listeners(
     running: &Running<'_>,
 ) -> Result<(Vec<Arc<Listener>>, Vec<Bound>), Error> {
     let mut listeners = Vec::with_capacity(config.listeners.len());
-    let mut added = Vec::new();
+    let mut added: Vec<Bound> = Vec::new();
+    let mut ours: Vec<_> = running.lasting.listeners.iter().map(|listener| listener.address).collect();
     for (config, (_, step)) in config.listeners.iter().zip(&plan.listeners.next) {
         match step {
             Step::Kept { from } | Step::Changed { from, .. } => {
                 listeners.push(Arc::clone(&running.lasting.listeners[*from]));
             }
             Step::Added => {
-                let bound = listener::bind(config, running.workers).map_err(|source| Error::Bind {
+                let bound = listener::bind(config, running.workers, &ours).map_err(|source| Error::Bind {
                     listener: config.name.clone(),
                     address: config.address,
                     source,
                 })?;
+                ours.push(bound.listener.address);
                 listeners.push(Arc::clone(&bound.listener));
                 added.push(bound);
             }
         }
+    }
+    // Only when all are bound: what is dropped after a failure has taken no connection.
+    for bound in &added {
+        let config = bound.listener.config.load();
+        bound.listen().map_err(|source| Error::Bind {
+            listener: config.name.clone(),
+            address: config.address,
+            source,
+        })?;
     }
     Ok((listeners, added))
 }

@@ -36,6 +36,11 @@ impl Acceptor {
         TcpStream::from_std(std::net::TcpStream::from(OwnedFd::from(socket))).map(|socket| Self(Rc::new(socket)))
     }
 
+    /// Where it is bound.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        SockRef::from(&*self.0).local_addr().ok()?.as_socket()
+    }
+
     fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
         let (socket, peer) = SockRef::from(&*self.0).accept()?;
         // A socket of the Internet family has an address of it.

@@ -442,3 +442,61 @@ async fn what_ends_after_the_access_log_was_replaced_has_its_line_in_the_new_one
     assert!(line.contains("\"status\":101") && line.contains("\"listener\":\"web\""), "{line}");
     first.lines(0).await;
 }
+
+/// Connects to `address` all the time while the listener's address becomes each of the others in turn, and counts those that are refused.
+async fn refused_while_moving(address: std::net::SocketAddr, others: &[std::net::SocketAddr]) -> usize {
+    let backend = TestBackend::ok("well");
+    let at =
+        |listen: &std::net::SocketAddr| with_u(&over(&[&backend])).replace("\"127.0.0.1:0\"", &format!("\"{listen}\""));
+    let proxy = TestProxy::with_config(at(&address)).await;
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || {
+                use std::io::{Read, Write};
+                let (mut refused, mut answer) = (0, String::new());
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    answer.clear();
+                    let asked = std::net::TcpStream::connect(address).and_then(|mut tcp| {
+                        tcp.write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
+                        tcp.read_to_string(&mut answer)
+                    });
+                    refused += usize::from(asked.is_err() || !answer.ends_with("well"));
+                }
+                refused
+            })
+        })
+        .collect();
+    for other in others {
+        proxy.apply(at(other)).await.unwrap_or_else(|error| panic!("{other}: {error}"));
+        assert_eq!(proxy.address(), *other);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    clients.into_iter().map(|client| client.join().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn an_address_that_is_made_wider_or_narrower_refuses_no_connection() {
+    for (narrow, wide) in [("127.0.0.1", "0.0.0.0"), ("::1", "::")] {
+        let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+        let free = std::net::TcpListener::bind((ip(wide), 0)).unwrap().local_addr().unwrap().port();
+        let (narrow, wide) = ((ip(narrow), free).into(), (ip(wide), free).into());
+        let steps = [wide, narrow].repeat(6);
+        assert_eq!(refused_while_moving(narrow, &steps).await, 0, "{narrow}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_of_another_process_is_still_refused() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port();
+    let backend = TestBackend::ok("well");
+    let proxy = TestProxy::with_config(with_u(&over(&[&backend]))).await;
+    for address in ["0.0.0.0", "127.0.0.1"] {
+        let text = with_u(&over(&[&backend])).replace("127.0.0.1:0", &format!("{address}:{port}"));
+        assert!(proxy.apply(text).await.is_err(), "{address}");
+    }
+    assert_eq!(proxy.get("/").await.text(), "well");
+}
