@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use super::handle::{Handle, LastError, Shared, Stop};
+use super::memory::GivingBack;
 use super::watch::{self, Stamp};
 use super::{Applied, Error, Reopen, Supervisor, report};
 use crate::config::{self, Loaded, Problem, Vocabulary};
@@ -141,7 +142,8 @@ impl Control {
     /// Reloads until it is asked to stop, and stops.
     pub(crate) async fn run(self) -> Ended {
         let Self { mut supervisor, source, vocabulary, logging, mut commands, mut stops } = self;
-        let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging };
+        let giving_back = GivingBack::default();
+        let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging, giving_back };
         // A reload may hang in reading a file from a network; the stop does not wait for it. It is given up only where it
         // waits, which is never between the prepare and the retire.
         let stop = tokio::select! {
@@ -202,6 +204,7 @@ struct Reloads<'a> {
     source: Source,
     vocabulary: Vocabulary,
     logging: Option<Logging>,
+    giving_back: GivingBack,
 }
 
 impl Reloads<'_> {
@@ -245,6 +248,7 @@ impl Reloads<'_> {
     fn apply(&mut self, trigger: Trigger, loaded: Result<Loaded, Error>) -> Outcome {
         let reopen = if matches!(trigger, Trigger::File(_)) { Reopen::Changed } else { Reopen::All };
         let outcome = loaded.and_then(|Loaded { config, warnings }| self.supervisor.apply(config, warnings, reopen));
+        self.giving_back.begin();
         match outcome {
             Ok(applied) => Ok(self.note_applied(applied)),
             Err(error) => Err(self.note_refused(trigger, error)),

@@ -29,6 +29,7 @@ mod control;
 mod error;
 mod gauge;
 mod handle;
+mod memory;
 pub mod plan;
 mod report;
 mod secured;

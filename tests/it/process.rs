@@ -326,6 +326,33 @@ async fn an_access_log_that_is_a_fifo_without_a_reader_holds_nothing_up() {
     assert!(code == Some(0) && log.contains("a FIFO without a reader"), "{code:?} {log}");
 }
 
+/// MiB that are resident.
+fn resident(process: &Process) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_large_file_leaves_no_memory_behind() {
+    let backend = TestBackend::refusing();
+    let dir = Scratch::new();
+    let small = over(&backend);
+    let process = Process::serving(&dir.write("lb.toml", &small));
+    process.address(" address=").await;
+    let before = resident(&process);
+    let body = "x".repeat(4_000);
+    let route = |n| format!("[[route]]\npath = \"/{n}\"\nrespond = {{ body = \"{body}\" }}\n");
+    dir.write("lb.toml", format!("{small}\n{}", (0..1_500).map(route).collect::<String>()));
+    eventually(|| process.said().contains("generation=2")).await;
+    let with = resident(&process);
+    assert!(with > before + 15, "{before} MiB, {with} with 6 MB of file: is the test blind?");
+    dir.write("lb.toml", &small);
+    eventually(|| process.said().contains("generation=3")).await;
+    eventually(|| resident(&process) < before + (with - before) / 3).await;
+}
+
 #[tokio::test]
 async fn exit_codes_are_as_documented() {
     let backend = TestBackend::refusing();
