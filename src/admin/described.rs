@@ -22,6 +22,7 @@ fn cases() -> Vec<Case> {
         ("GET", "/livez", "/livez", "", ""),
         ("GET", "/readyz?verbose", "/readyz", "", ""),
         ("GET", "/metrics", "/metrics", "", ""),
+        ("GET", "/metrics", "/metrics", "accept: application/openmetrics-text\r\n", ""),
         ("GET", "/config", "/config", "", ""),
         ("GET", "/upstreams", "/upstreams", "", ""),
         ("GET", "/upstreams/users", "/upstreams/{upstream}", "", ""),
@@ -121,6 +122,14 @@ fn every_operation_and_status_is_as_described() {
     let reply = running.send("GET", "/events", "", "");
     hold(&document, &mut seen, ("GET", "/events"), &reply);
     drop(listeners);
+
+    running.process.problems.lock().unwrap().clear();
+    *running.process.reload_takes.lock().unwrap() = std::time::Duration::from_secs(2);
+    let asking: Vec<_> = (0..super::RELOADS_MAX).map(|_| running.asked("POST", "/reload")).collect();
+    for _ in 0..3 {
+        hold(&document, &mut seen, ("POST", "/reload"), &running.send("POST", "/reload", "", ""));
+    }
+    drop(asking);
 
     let all = operations(&document);
     let missed: Vec<_> = all.difference(&seen).collect();

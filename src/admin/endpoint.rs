@@ -1,10 +1,12 @@
 //! Which request asks for what.
 
 use std::convert::Infallible;
+use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, request};
 use http_body_util::{Either, Full};
@@ -12,13 +14,16 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use tracing::error;
 
+use super::accept::{Format, takes_gzip};
 use super::levers::Verb;
 use super::refusal::Refusal;
+use super::room::Stage;
 use super::stream::Stream;
 use super::upstreams::{BackendView, UpstreamView};
 use super::wish::Wish;
 use super::{
-    Context, Control, authority, browser, config, exposition, level, levers, probe, reload, stream, upstreams,
+    Context, Control, RELOADS_MAX, authority, browser, config, exposition, level, levers, probe, reload, stream,
+    upstreams,
 };
 use crate::telemetry::audit;
 
@@ -126,7 +131,10 @@ fn decoded(segment: &str) -> Option<String> {
 /// Answers a request. hyper leaves the body out where the request was a HEAD.
 pub(super) async fn answer(request: Request<Incoming>, context: Context) -> Result<Answer, Infallible> {
     let (head, body) = request.into_parts();
+    let progress = Arc::clone(&context.progress);
+    progress.set(Stage::Working);
     let mut answer = dispatch(&head, body, context).await.unwrap_or_else(|refusal| refusal.answer());
+    progress.set(if matches!(answer.body(), Either::Right(_)) { Stage::Streaming } else { Stage::Answering });
     let headers = answer.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -154,6 +162,9 @@ async fn dispatch(head: &request::Parts, body: Incoming, context: Context) -> Re
         answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(endpoint.allowed()));
         return Ok(answer);
     }
+    if endpoint == Endpoint::Metrics {
+        return Ok(metrics(head, &context).await);
+    }
     if reads { read(endpoint, head, &context) } else { change(endpoint, head, body, &context).await }
 }
 
@@ -164,7 +175,6 @@ fn read(endpoint: Endpoint, head: &request::Parts, context: &Context) -> Result<
         Endpoint::Index => text(StatusCode::OK, INDEX),
         Endpoint::Livez => probe::livez(&control.process()),
         Endpoint::Readyz => probe::readyz(control, query),
-        Endpoint::Metrics => metrics(control),
         Endpoint::Config => {
             let snapshot = control.snapshot();
             json(StatusCode::OK, &config::View::of(&snapshot, &control.status()))
@@ -183,13 +193,11 @@ fn read(endpoint: Endpoint, head: &request::Parts, context: &Context) -> Result<
         Endpoint::Log => level::show(control)?,
         Endpoint::Events => {
             let stopped = context.stopped.clone();
-            let answer = stream::listen(control, &context.listeners, stopped, query, &head.headers)?;
-            context.streaming.store(true, Relaxed);
-            answer
+            stream::listen(control, &context.listeners, stopped, query, &head.headers)?
         }
         Endpoint::OpenApi => with_type(StatusCode::OK, OPENAPI, "application/json"),
-        // Not for reading, as `allowed` says.
-        Endpoint::Lever(..) | Endpoint::Weight(..) | Endpoint::ResetStats | Endpoint::Reload => {
+        // Not for reading, as `allowed` says, or answered before.
+        Endpoint::Lever(..) | Endpoint::Weight(..) | Endpoint::ResetStats | Endpoint::Reload | Endpoint::Metrics => {
             return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "not for reading", head.uri.path()));
         }
     })
@@ -215,7 +223,13 @@ async fn change(
     };
     drop(snapshot);
     // What comes with a reload was never looked at.
+    context.progress.set(Stage::Sending);
     let wish = if endpoint == Endpoint::Reload { Ok(Wish::default()) } else { Wish::read(body).await };
+    context.progress.set(Stage::Working);
+    let _place = match endpoint {
+        Endpoint::Reload => Some(context.reloads.try_acquire().map_err(|_| too_many_reloads())?),
+        _ => None,
+    };
     let changed = match wish {
         Ok(wish) => pull(endpoint, &head.method, wish, control, &who).await,
         Err(refusal) => Err(refusal),
@@ -242,11 +256,40 @@ async fn pull(
     }
 }
 
-fn metrics(control: &dyn Control) -> Answer {
-    match exposition::text(control) {
-        Ok(metrics) => with_type(StatusCode::OK, metrics, exposition::CONTENT_TYPE),
-        Err(error) => failed(&error),
+fn too_many_reloads() -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("{RELOADS_MAX} are asked for already"), "/reload")
+}
+
+/// With many upstreams a page has megabytes: made beside the control thread, which answers probes meanwhile, and one at a time.
+async fn metrics(head: &request::Parts, context: &Context) -> Answer {
+    let (format, gzip) = (Format::asked(&head.headers), takes_gzip(&head.headers));
+    // One that waits for its turn keeps no other connection out.
+    context.progress.set(Stage::Answering);
+    let _turn = context.scrapes.acquire().await;
+    context.progress.set(Stage::Working);
+    let control = Arc::clone(&context.control);
+    let made = tokio::task::spawn_blocking(move || {
+        let page = exposition::page(&*control, format)?;
+        if gzip { zipped(&page).map_err(|_| std::fmt::Error) } else { Ok(page.into()) }
+    });
+    let page = match made.await {
+        Ok(Ok(page)) => page,
+        Ok(Err(error)) => return failed(&error),
+        Err(error) => return failed(&error),
+    };
+    let mut answer = with_type(StatusCode::OK, page, format.content_type());
+    let headers = answer.headers_mut();
+    headers.insert(header::VARY, HeaderValue::from_static("accept, accept-encoding"));
+    if gzip {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
+    answer
+}
+
+fn zipped(page: &str) -> std::io::Result<Bytes> {
+    let mut gzip = GzEncoder::new(Vec::with_capacity(page.len() / 8), Compression::fast());
+    gzip.write_all(page.as_bytes())?;
+    gzip.finish().map(Bytes::from)
 }
 
 /// An answer in words.

@@ -1,4 +1,4 @@
-//! `/metrics`: what the shards hold, added up, as text for Prometheus.
+//! `/metrics`: what the shards hold, added up, as text for Prometheus; and what the process uses.
 //!
 //! Nothing is registered anywhere: each scrape walks the snapshot, so that a series ends with the listener, route, upstream
 //! or backend it is of, and a counter goes on where its state outlives a reload. Labels hold names of the configuration and
@@ -13,13 +13,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeExemplarValue, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::accept::Format;
 use super::upstreams::is_ready;
-use super::{Control, Status};
+use super::{Control, Status, classic};
 use crate::backend::Backend;
 use crate::backend::health::{Health, Verdict};
 use crate::backend::outlier::Reason;
@@ -27,22 +29,30 @@ use crate::config::{GrpcStatus, ListenerName, Tier};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
+use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{
     AddressLimit, BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, HandshakeFailure, Histogram, RetryCause,
     Sharded, UpstreamMetrics, handshake_index,
 };
 use crate::telemetry::process::Process;
+use crate::telemetry::resources::Resources;
 use crate::telemetry::vital;
 use crate::upstream::Readiness;
 use crate::upstream::retry_budget::BudgetSettings;
 
-/// What `prometheus-client` writes is OpenMetrics, which every Prometheus since 2.5 reads.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// All metrics of the process.
-pub(super) fn text(control: &dyn Control) -> Result<String, fmt::Error> {
+/// All metrics of the process, in a format.
+pub(super) fn page(control: &dyn Control, format: Format) -> Result<String, fmt::Error> {
+    let open = text(control)?;
+    Ok(match format {
+        Format::OpenMetrics => open,
+        Format::Classic => classic::from_openmetrics(&open),
+    })
+}
+
+/// What `prometheus-client` writes is OpenMetrics.
+fn text(control: &dyn Control) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("isobar");
     registry.register_collector(Box::new(Scrape {
         status: control.status(),
@@ -51,9 +61,15 @@ pub(super) fn text(control: &dyn Control) -> Result<String, fmt::Error> {
         listeners: control.listeners(),
         connections_by_worker: control.connections_by_worker(),
         access_log_dropped: control.access_log_dropped(),
+        log_dropped: control.logging().map_or(0, Logging::dropped),
     }));
+    // Under the names that all programs have for these.
+    let mut common = Registry::default();
+    common.register_collector(Box::new(Common { started: control.status().started, resources: Resources::now() }));
     let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    encode_registry(&mut text, &registry)?;
+    encode_registry(&mut text, &common)?;
+    encode_eof(&mut text)?;
     Ok(text)
 }
 
@@ -66,6 +82,33 @@ struct Scrape {
     listeners: Vec<Arc<Listener>>,
     connections_by_worker: Vec<usize>,
     access_log_dropped: u64,
+    log_dropped: u64,
+}
+
+/// What clients of Prometheus tell of every process.
+#[derive(Debug)]
+struct Common {
+    started: SystemTime,
+    resources: Resources,
+}
+
+impl Collector for Common {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut families = Families(encoder);
+        let Resources { cpu_seconds, resident_bytes, virtual_bytes, open_descriptors, max_descriptors } =
+            self.resources;
+        let cpu = [(&[][..], cpu_seconds)];
+        families.counter("process_cpu", "Processor time used, the system's included", Some(&Unit::Seconds), cpu)?;
+        let started = [(&[][..], unix_seconds(self.started))];
+        families.gauge("process_start_time", "When the process started", Some(&Unit::Seconds), started)?;
+        let mut gauge = |name, help, unit, value: Option<u64>| {
+            value.map_or(Ok(()), |value| families.gauge(name, help, unit, [(&[][..], value as f64)]))
+        };
+        gauge("process_resident_memory", "Memory that is resident", Some(&Unit::Bytes), resident_bytes)?;
+        gauge("process_virtual_memory", "Address space in use", Some(&Unit::Bytes), virtual_bytes)?;
+        gauge("process_open_fds", "File descriptors that are open", None, open_descriptors)?;
+        gauge("process_max_fds", "File descriptors that may be open", None, max_descriptors)
+    }
 }
 
 impl Collector for Scrape {
@@ -105,7 +148,9 @@ impl Scrape {
         let help = "Panics, each a fault of the program";
         families.counter("panics", help, None, [(&[][..], vital::panics())])?;
         let dropped = [(&[][..], self.access_log_dropped)];
-        families.counter("access_log_dropped_lines", "Access log lines that were not written", None, dropped)
+        families.counter("access_log_dropped_lines", "Access log lines that were not written", None, dropped)?;
+        let dropped = [(&[][..], self.log_dropped)];
+        families.counter("log_dropped_lines", "Lines of the process's own log that were not written", None, dropped)
     }
 
     fn reloads(&self, families: &mut Families<'_>) -> fmt::Result {
@@ -528,16 +573,16 @@ type Labels<'a> = &'a [(&'a str, &'a str)];
 pub(super) struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
-    pub(super) fn counter<'l>(
+    pub(super) fn counter<'l, V: EncodeCounterValue + EncodeExemplarValue>(
         &mut self,
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        series: impl IntoIterator<Item = (Labels<'l>, u64)>,
+        series: impl IntoIterator<Item = (Labels<'l>, V)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Counter)?;
         for (labels, value) in series {
-            with(&mut family, labels, |metric| metric.encode_counter(&value, None::<&Exemplar<Labels<'_>, f64>>))?;
+            with(&mut family, labels, |metric| metric.encode_counter(&value, None::<&Exemplar<Labels<'_>, V>>))?;
         }
         Ok(())
     }
@@ -667,6 +712,8 @@ mod tests {
             "isobar_config_last_reload_successful 1.0",
             "isobar_process_start_time_seconds 1767225600.0",
             "isobar_access_log_dropped_lines_total 5",
+            "process_start_time_seconds 1767225600.0",
+            "# TYPE process_cpu_seconds counter",
             "# EOF",
         ] {
             assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
@@ -705,7 +752,8 @@ mod tests {
     }
 
     fn documented(page: &str) -> BTreeSet<Metric> {
-        let rows = page.lines().filter(|line| line.starts_with("| `isobar_"));
+        let rows =
+            page.lines().filter(|line| ["| `isobar_", "| `process_"].iter().any(|start| line.starts_with(start)));
         rows.map(|row| {
             let cells: Vec<_> = row.split('|').map(str::trim).collect();
             let labels =

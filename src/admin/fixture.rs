@@ -77,7 +77,7 @@ impl Process {
             .collect();
         let snapshot = |config: Arc<Config>, upstreams: &[Arc<Upstream>]| {
             let routes = Table::build(&config.routes, upstreams, &mut |_| Arc::new(Sharded::new(WORKERS)));
-            Snapshot { generation: 7, config, routes, upstreams: upstreams.to_vec(), access_log: None }
+            Snapshot { generation: 7, config, routes, upstreams: upstreams.to_vec() }
         };
         let listener = Arc::new(Listener {
             tls: ArcSwapOption::from_pointee(tls()),

@@ -4,8 +4,9 @@
 //! counters they keep anyway. It knows the process only by [`Control`], which the supervisor implements.
 //!
 //! Whoever can connect may read; who may change something is decided in `authority`, and each change has its line in the audit
-//! log. That the server cannot be tied up by one client follows from five limits: connections at a time, the time for a head,
-//! the time for a whole connection, one request a connection, and listeners to events at a time.
+//! log. That the server cannot be tied up by clients follows from its limits: connections at a time, of which those go first that stand
+//! still (`room`), apart for the address and the socket; the time for a head, and for a whole connection; one request a connection; and
+//! listeners to events, reloads and pages of metrics at a time.
 
 use std::future::{Future, pending};
 use std::io;
@@ -14,7 +15,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
@@ -34,6 +34,9 @@ mod authority;
 mod refusal;
 mod wish;
 mod socket;
+mod room;
+mod accept;
+mod classic;
 mod probe;
 mod exposition;
 mod upstreams;
@@ -49,6 +52,7 @@ mod fixture;
 
 use authority::Peer;
 use browser::Site;
+use room::{Progress, Room, Stage};
 use socket::BoundSocket;
 
 use crate::descriptors::Plan;
@@ -57,8 +61,10 @@ use crate::telemetry::seldom::Seldom;
 
 pub use control::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 
-/// Connections at a time. Further ones wait to be accepted: the limits below see to it that they soon are, and a probe that
-/// is answered late is better than one that is refused.
+/// Reloads that may be asked for at a time: fewer than connections, of which some are then left for probes.
+const RELOADS_MAX: usize = 16;
+/// How soon a connection that finds no room looks for it again.
+const ROOM_PAUSE: Duration = Duration::from_millis(50);
 /// From the connection to the end of the request's head.
 const HEADER_LIMIT: Duration = Duration::from_secs(5);
 /// From the connection to its end.
@@ -151,36 +157,48 @@ impl Admin {
             None => (None, None),
         };
         let (site, most) = (Site::of(self.address), self.connections_max);
-        let listeners = Arc::new(Semaphore::new(stream::LISTENERS_MAX));
         let (stopping, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
         let accept_failing = Seldom::new(1);
         let mut stop = pin!(stop);
-        let strangers = Arc::new(Strangers::default());
-        let context = |site, peer| Context {
-            control: Arc::clone(&control),
+        let shared = Context {
+            control,
             site,
-            peer,
-            listeners: Arc::clone(&listeners),
-            strangers: Arc::clone(&strangers),
-            stopped: stopped.clone(),
-            streaming: Arc::default(),
+            peer: Peer::Address(self.address),
+            listeners: Arc::new(Semaphore::new(stream::LISTENERS_MAX)),
+            reloads: Arc::new(Semaphore::new(RELOADS_MAX)),
+            scrapes: Arc::new(Semaphore::new(1)),
+            strangers: Arc::new(Strangers::default()),
+            stopped,
+            progress: Arc::default(),
         };
+        let context = |site, peer| Context { site, peer, progress: Arc::default(), ..shared.clone() };
+        // One for each entrance: what comes by the one leaves the other its room.
+        let (mut at_address, mut at_socket) = (Room::new(most), Room::new(most));
         loop {
             let accepted = tokio::select! {
                 () = &mut stop => break,
-                Some(_) = connections.join_next() => continue,
-                accepted = listener.accept(), if connections.len() < most => accepted.map(|(stream, peer)| {
-                    connections.spawn(serve_connection(stream, context(site, Peer::Address(peer))));
-                }),
-                accepted = accept(socket.as_ref()), if connections.len() < most => {
-                    accepted.map(|(stream, peer)| {
-                        connections.spawn(serve_connection(stream, context(Site::Socket, peer)));
-                    })
+                Some(ended) = connections.join_next_with_id() => {
+                    let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+                    at_address.leave(id);
+                    at_socket.leave(id);
+                    continue;
                 }
+                accepted = listener.accept(), if at_address.admits() => accepted.map(|(stream, peer)| {
+                    let context = context(site, Peer::Address(peer));
+                    let progress = Arc::clone(&context.progress);
+                    at_address.enter(connections.spawn(serve_connection(stream, context)), progress);
+                }),
+                accepted = accept(socket.as_ref()), if at_socket.admits() => accepted.map(|(stream, peer)| {
+                    let context = context(Site::Socket, peer);
+                    let progress = Arc::clone(&context.progress);
+                    at_socket.enter(connections.spawn(serve_connection(stream, context)), progress);
+                }),
+                () = sleep(ROOM_PAUSE), if !at_address.admits() || !at_socket.admits() => continue,
             };
             match accepted {
-                Ok(()) => {}
+                // Those that are there get their turn before they have to go for the next.
+                Ok(()) => yield_now().await,
                 Err(error) => {
                     if let Some(times) = accept_failing.happened() {
                         warn!(%error, times, "could not accept a connection on the admin address; trying on");
@@ -213,18 +231,22 @@ struct Context {
     peer: Peer,
     /// Places for listeners to events.
     listeners: Arc<Semaphore>,
+    /// Places for reloads.
+    reloads: Arc<Semaphore>,
+    /// Turns of pages of metrics.
+    scrapes: Arc<Semaphore>,
     /// What is refused to those who may not.
     strangers: Arc<Strangers>,
     /// Closed at the stop.
     stopped: watch::Receiver<()>,
-    /// Set when the answer goes on for as long as the client likes.
-    streaming: Arc<AtomicBool>,
+    /// How far the connection has come.
+    progress: Arc<Progress>,
 }
 
 /// Serves one request. With keep-alive, whoever connects and asks for nothing could hold a connection for as long as he
 /// likes; and nobody asks often enough here to want it.
 async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, context: Context) {
-    let Context { mut stopped, streaming, .. } = context.clone();
+    let Context { mut stopped, progress, .. } = context.clone();
     let service = service_fn(move |request| endpoint::answer(request, context.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -245,7 +267,7 @@ async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, context: 
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut limit, if !unlimited => {
-                if !streaming.load(Relaxed) {
+                if !progress.is(Stage::Streaming) {
                     return debug!("a connection to the admin address took too long");
                 }
                 unlimited = true;

@@ -22,15 +22,20 @@ Examples:
 
 Signals:
   SIGHUP            reads the file again and opens log files anew, changed or not
-  SIGTERM, SIGINT   serve on for shutdown_delay, stop accepting, finish what runs within shutdown_grace, exit 0; a further one ends at once
+  SIGUSR1           opens log files anew
+  SIGTERM, SIGINT,  serve on for shutdown_delay, stop accepting, finish what runs within shutdown_grace, exit 0; a further one ends at once
+  SIGQUIT
   SIGUSR2           starts the binary again with --replace: the new process takes over, this one finishes what it has
+  SIGALRM, SIGPIPE, do nothing
+  SIGWINCH
 
 Exit codes:
   0         ended as asked; for check: the file can be used; for healthcheck: ready
   1         the configuration is refused or the start failed; for healthcheck: not ready
   2         the command line is wrong
   3, 4      of ctl: nobody answers; what was waited for has not come
-  130, 143  ended at once by a further SIGINT or SIGTERM";
+  130, 131, 143
+            ended at once by a further SIGINT, SIGQUIT or SIGTERM";
 
 /// A reverse-proxy load balancer: one binary, one file, reloads without loss.
 ///

@@ -1,7 +1,7 @@
 //! Who may read a file that holds a secret.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -19,13 +19,18 @@ pub struct Access {
 pub fn read(path: &Path) -> io::Result<(Vec<u8>, Access)> {
     let mut file = File::open(path)?;
     // Of the file that is open: what has the name may be another by now.
-    let mode = file.metadata()?.mode() & 0o7777;
+    let access = Access::of(&file.metadata()?);
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    Ok((bytes, Access { mode }))
+    Ok((bytes, access))
 }
 
 impl Access {
+    /// As it stands with a file.
+    pub(super) fn of(data: &Metadata) -> Self {
+        Self { mode: data.mode() & 0o7777 }
+    }
+
     /// Whether others than its owner and its group may do anything with it.
     pub fn is_everybodys(self) -> bool {
         self.mode & 0o007 != 0

@@ -41,11 +41,13 @@ mod error;
 mod limits;
 mod tls;
 mod access;
+mod file;
 
 pub use access::{Access, read};
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use check::{Loaded, Vocabulary, load, parse};
 pub use error::{Problem, Problems, Severity, nearest};
+pub use file::{FILE_BYTES_MAX, ReadFile};
 pub use forwarded::ForwardedHeader;
 pub use grpc::GrpcStatus;
 pub use health_check::{BodyMatch, GrpcProbe, HealthCheckConfig, HttpProbe, InitialHealth, Probe};

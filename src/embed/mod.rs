@@ -30,7 +30,7 @@ use crate::handover::{Inherited, Sockets};
 use crate::strategy::{Factories, Factory};
 use crate::supervisor::watch::{self, Stamp};
 use crate::supervisor::{Control, Ended, Error, Handle, Signals, Source, Successor, Supervisor, vocabulary};
-use crate::telemetry::logging;
+use crate::telemetry::logging::{self, Logging};
 
 mod seen;
 mod systemd;
@@ -113,8 +113,8 @@ impl Builder {
         self
     }
 
-    /// Whether the signals of the process are acted upon: SIGHUP reloads, SIGTERM and SIGINT stop, and a further one of
-    /// these ends at once. Not where this is not called: they belong to the program.
+    /// Whether the signals of the process are acted upon: SIGHUP reloads, SIGUSR1 opens log files anew, SIGTERM, SIGINT and
+    /// SIGQUIT stop, and a further one of these ends at once; SIGUSR2 and SIGALRM do nothing. Not where this is not called: they belong to the program.
     pub fn signals(mut self, signals: bool) -> Self {
         self.signals = signals;
         self
@@ -195,7 +195,8 @@ impl Builder {
         };
         let vocabulary = vocabulary(&self.factories);
         let Loaded { config, warnings } = self.source.load(&vocabulary)?;
-        let logging = self.logging.then(|| logging::init(&config.log));
+        let logging = self.logging.then(|| logging::init(&config.log)).transpose().map_err(Error::Thread)?;
+        let unwritten = Unwritten(logging.clone());
         if self.descriptors {
             raise_descriptors();
         }
@@ -248,7 +249,24 @@ impl Builder {
             runtime.spawn(vital.watch("watch over the file".into(), watch::run(path, stamp, handle.clone())));
         }
         drop(inside);
+        unwritten.leave();
         Ok(Launched { runtime, control, handle, admin, admin_address })
+    }
+}
+
+/// What was logged before the start failed: written before the process ends.
+struct Unwritten(Option<Logging>);
+
+impl Unwritten {
+    /// It goes on.
+    fn leave(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        self.0.iter().for_each(Logging::flush);
     }
 }
 
@@ -381,6 +399,12 @@ impl Running {
     }
 
     fn close(mut self, ended: Option<Ended>) -> Ended {
+        let ended = self.joined(ended);
+        self.handle.logging().iter().for_each(|logging| logging.flush());
+        ended
+    }
+
+    fn joined(&mut self, ended: Option<Ended>) -> Ended {
         match (ended, self.thread.take()) {
             // Left running on purpose: the program is to end at once.
             (Some(ended @ Ended::Interrupted { .. }), _) => ended,

@@ -61,6 +61,11 @@ impl Client {
         Ref::map(self.name.borrow(), |(_, name)| name)
     }
 
+    /// The name that was looked up last: after a reload, that of the last request.
+    pub fn last_name(&self) -> Ref<'_, ListenerName> {
+        Ref::map(self.name.borrow(), |(_, name)| name)
+    }
+
     /// A listener is known by its address. Several may have port 0: among those the name tells, as when a reload is planned.
     #[cold]
     fn rename(&self, generation: u64, config: &Config) {

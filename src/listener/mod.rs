@@ -89,27 +89,44 @@ pub struct Bound {
     pub sockets: Vec<TcpListener>,
 }
 
-/// Binds a socket for each of `workers`, without accepting on any.
+impl Bound {
+    /// Has the system take connections, which wait for a worker that accepts them.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn listen(&self) -> io::Result<()> {
+        let backlog = i32::try_from(self.listener.config.load().backlog).unwrap_or(i32::MAX);
+        self.sockets.iter().try_for_each(|socket| SockRef::from(socket).listen(backlog))
+    }
+}
+
+/// Binds a socket for each of `workers`. None takes connections before [`Bound::listen`]: one with a narrower address than another of ours
+/// has would take that one's.
 ///
 /// The sockets share the address by `SO_REUSEPORT`, so that the kernel spreads new connections over the workers and wakes
 /// one of them for each. That option would also let a second process of the same user bind the address unnoticed and take
-/// half of the connections; so the address is first bound without it, which fails if another process is there. Those `inherited` at
-/// this address from the process before are all kept, however many workers there are: connections may wait in each.
+/// half of the connections; so the address is first bound without it, which fails if another process is there, and also where one of `ours`,
+/// the addresses of this process, is a part of this one, or the other way round. Those `inherited` at this address from the process before
+/// are all kept, however many workers there are: connections may wait in each.
 ///
 /// # Errors
 /// When the address cannot be bound, or another process listens there.
-pub fn bind(config: &Arc<ListenerConfig>, workers: usize, inherited: &mut Inherited) -> io::Result<Bound> {
+pub fn bind(
+    config: &Arc<ListenerConfig>,
+    workers: usize,
+    ours: &[SocketAddr],
+    inherited: &mut Inherited,
+) -> io::Result<Bound> {
     let mut address = config.address;
     let mut sockets = inherited.take(address);
-    for taken in &sockets {
-        // Another backlog takes effect.
-        SockRef::from(taken).listen(backlog(config))?;
-    }
-    if sockets.is_empty() && !inherited.has_port(address.port()) {
-        drop(socket(address, backlog(config), false)?);
+    if sockets.is_empty() {
+        match socket(address, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_known(address, ours, inherited) => {}
+            probe => drop(probe?),
+        }
     }
     while sockets.len() < workers.max(1) {
-        let socket = socket(address, backlog(config), true)?;
+        let socket = socket(address, true)?;
         if address.port() == 0 {
             address = socket.local_addr()?;
         }
@@ -128,16 +145,27 @@ pub fn bind(config: &Arc<ListenerConfig>, workers: usize, inherited: &mut Inheri
     Ok(Bound { listener, sockets })
 }
 
+/// Whether a socket on `address` takes connections to all that one on `other` does. `[::]` is for IPv6 alone.
+pub fn covers(address: SocketAddr, other: SocketAddr) -> bool {
+    let same_family = address.is_ipv4() == other.is_ipv4();
+    same_family && address.port() == other.port() && (address.ip() == other.ip() || address.ip().is_unspecified())
+}
+
+/// Whether it is this process, or the one that it takes over from, that listens at a part of that address.
+fn is_known(address: SocketAddr, ours: &[SocketAddr], inherited: &Inherited) -> bool {
+    inherited.has_port(address.port()) || ours.iter().any(|&it| overlap(it, address))
+}
+
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    covers(a, b) || covers(b, a)
+}
+
 /// Tells connections of one listener from those of another.
 pub fn owner(listener: &Arc<Listener>) -> usize {
     Arc::as_ptr(listener).addr()
 }
 
-fn backlog(config: &ListenerConfig) -> i32 {
-    i32::try_from(config.backlog).unwrap_or(i32::MAX)
-}
-
-fn socket(address: SocketAddr, backlog: i32, shared: bool) -> io::Result<TcpListener> {
+fn socket(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` are two listeners: an operator who wants both says so.
@@ -151,9 +179,6 @@ fn socket(address: SocketAddr, backlog: i32, shared: bool) -> io::Result<TcpList
         socket.set_tcp_nodelay(true)?;
     }
     socket.bind(&address.into())?;
-    if shared {
-        socket.listen(backlog)?;
-    }
     Ok(socket.into())
 }
 

@@ -158,7 +158,8 @@ fn is_text(bytes: &[u8]) -> bool {
 #[cold]
 pub(super) fn log(proxy: &Proxy, who: Who<'_>, refusal: Refusal, answered: bool, known: impl FnOnce() -> Known) {
     let snapshot = proxy.current.get();
-    let Some(log) = &snapshot.access_log else { return };
+    let log = proxy.process.access_log.load();
+    let Some(log) = &*log else { return };
     let (metrics, peer) = match who {
         Who::Client(client) => (client.metrics.of(proxy.worker), client.peer),
         Who::Stranger(listener, peer) => (listener.metrics.of(proxy.worker), peer),

@@ -50,7 +50,7 @@ pub use error::{Blame, ProxyError};
 use grpc::Call;
 use headers::Clean;
 use running::Running;
-pub use snapshot::{Current, Published, Snapshot};
+pub use snapshot::{Current, Held, KeptRoute, Published, Snapshot};
 use told::Asker;
 use upgrade::Tunnel;
 
@@ -153,11 +153,13 @@ impl Proxy {
             untouched.give_to(&mut parts.headers);
         }
         let call = if HTTP2 { Call::of(parts) } else { None };
-        let running = Running::begin(&self, snapshot, exchange, call, parts);
+        let running = Running::begin(&self, &snapshot, exchange, call, parts);
         let chosen = match self.process.refuses(self.worker) {
-            None => self.choose(&running, parts, untouched.as_deref_mut()),
+            None => self.choose((&running, &snapshot), parts, untouched.as_deref_mut()),
             Some(cause) => Err(self.overloaded(cause)),
         };
+        // What follows may last: it needs the route alone.
+        drop(snapshot);
         match chosen {
             Ok(Choice::Answer(response)) => *handled = response.into(),
             Ok(Choice::Forward(route, forward, clean)) => {
@@ -190,7 +192,7 @@ impl Proxy {
     /// said before a route asks for it, and what a route changes comes last.
     fn choose<'a>(
         &self,
-        running: &'a Running,
+        (running, snapshot): (&'a Running, &Held),
         parts: &mut Parts,
         mut untouched: Option<&mut Untouched>,
     ) -> Result<Choice<'a>, ProxyError> {
@@ -209,15 +211,15 @@ impl Proxy {
         // HTTP/1.0 cannot switch (RFC 9110 §7.8).
         let may_switch = !running.http10();
         let asker = Asker { client, ip: exchange.client_ip, scheme: exchange.scheme };
-        let in_map = running.snapshot.routes.looks_at_clients();
+        let in_map = snapshot.routes.looks_at_clients();
         let mut clean = headers::clean(&mut parts.headers, untouched.as_deref_mut(), asker, (may_switch, in_map));
         // Behind that, or a client could have it removed by naming it in `Connection`.
-        if running.snapshot.config.tells_identity {
+        if snapshot.config.tells_identity {
             told::identity(&mut parts.headers, client);
         }
         let route = match target::path::is_plain(parts.uri.path().as_bytes()) {
-            true => spelled::find(running, Reading::plain(parts.uri.path()), parts)?.1,
-            false => spelled::find_spelled(running, parts)?,
+            true => spelled::find(running, snapshot, Reading::plain(parts.uri.path()), parts)?,
+            false => spelled::find_spelled(running, snapshot, parts)?,
         };
         if let Action::Forward(forward) = &route.action
             && !client.listener.forwarded_headers.is_empty()

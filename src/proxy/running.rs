@@ -1,6 +1,6 @@
 //! An exchange under way: what it has come to so far, and the account of it when it ends.
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,7 +11,7 @@ use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
 use crate::backend::outlier::Outcome;
-use crate::config::{GrpcStatus, ListenerName, Misdirected, Timeouts};
+use crate::config::{GrpcStatus, Misdirected, Timeouts};
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::{NEVER, Pace, Phase, Way};
@@ -22,16 +22,15 @@ use crate::transport::{Connection, Informed};
 
 use super::grpc::{self, Call, Head, OVER_TIME};
 use super::reason::{self, Cut};
-use super::{Blame, Handled, Proxy, ProxyError, Snapshot, headers, respond};
+use super::{Blame, Handled, Held, KeptRoute, Proxy, ProxyError, headers, respond};
 
-/// An exchange under way.
+/// An exchange under way. It may last for long, and holds what it needs: not the snapshot that it was begun with.
 pub(super) struct Running {
     pub(super) exchange: Exchange,
-    pub(super) snapshot: Rc<Arc<Snapshot>>,
     proxy: Rc<Proxy>,
     /// That of the client.
     version: Version,
-    route: Cell<Option<usize>>,
+    route: OnceCell<KeptRoute>,
     status: Cell<u16>,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
@@ -88,13 +87,15 @@ impl Running {
     /// The request's head has been read.
     pub(super) fn begin(
         proxy: &Rc<Proxy>,
-        snapshot: Rc<Arc<Snapshot>>,
+        snapshot: &Held,
         exchange: Exchange,
         call: Option<Box<Call>>,
         parts: &Parts,
     ) -> Rc<Self> {
         exchange.client.metrics.of(proxy.worker).requests.add(1);
-        let logged = snapshot.access_log.is_some().then(|| {
+        let logged = snapshot.config.access_log.is_some().then(|| {
+            // The line has it, and may be written long after that snapshot.
+            drop(exchange.client.listener_name(snapshot.generation, &snapshot.config));
             Box::new(Logged {
                 time: SystemTime::now(),
                 method: parts.method.clone(),
@@ -109,10 +110,9 @@ impl Running {
         });
         Rc::new(Self {
             exchange,
-            snapshot,
             proxy: Rc::clone(proxy),
             version: parts.version,
-            route: Cell::new(None),
+            route: OnceCell::new(),
             // What a client that leaves before the answer is logged with; nginx's number.
             status: Cell::new(499),
             bytes_in: Cell::new(0),
@@ -132,14 +132,9 @@ impl Running {
         })
     }
 
-    /// The listener's name in the snapshot that the request is served with.
-    pub(super) fn listener_name(&self) -> Ref<'_, ListenerName> {
-        self.exchange.client.listener_name(self.snapshot.generation, &self.snapshot.config)
-    }
-
-    /// Which route was found.
-    pub(super) fn routed(&self, index: usize) {
-        self.route.set(Some(index));
+    /// Which route was found. Once.
+    pub(super) fn routed(&self, route: KeptRoute) -> &Route {
+        self.route.get_or_init(|| route)
     }
 
     /// The request goes to an upstream, with these limits. `measured`: the length of its body is known.
@@ -401,12 +396,12 @@ impl Running {
             route: route.map(|route| route.name.as_str()),
             upstream,
             backend: backend.as_ref().map(|backend| &backend.address),
-            listener: self.listener_name().as_str(),
+            listener: self.exchange.client.last_name().as_str(),
         });
     }
 
     fn found(&self) -> Option<&Route> {
-        self.route.get().map(|index| self.snapshot.routes.get(index))
+        self.route.get().map(|route| &***route)
     }
 
     /// What the call has come to.
@@ -507,7 +502,9 @@ impl Running {
                 }
             }
         }
-        if let (Some(logged), Some(log)) = (&self.logged, &self.snapshot.access_log) {
+        if let Some(logged) = &self.logged
+            && let Some(log) = &*self.proxy.process.access_log.load()
+        {
             self.log(logged, log, took);
         }
     }

@@ -1,4 +1,5 @@
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,8 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 
 use crate::config::Config;
-use crate::route::Table;
-use crate::telemetry::access_log::AccessLog;
+use crate::route::{Route, Table};
 use crate::upstream::Upstream;
 
 /// What a request is served with: routes and upstreams that fit together. Immutable; a reload makes the next one.
@@ -21,14 +21,12 @@ pub struct Snapshot {
     pub routes: Table,
     /// Sorted by name.
     pub upstreams: Vec<Arc<Upstream>>,
-    /// Where a line per exchange goes.
-    pub access_log: Option<Arc<AccessLog>>,
 }
 
 impl Snapshot {
     /// Whether a request is asked for fields by whatever name before its route is known.
     pub fn looks_at_headers(&self) -> bool {
-        self.access_log.is_some() || self.routes.looks_at_headers()
+        self.config.access_log.is_some() || self.routes.looks_at_headers()
     }
 
     /// The upstream of that name.
@@ -63,28 +61,60 @@ impl Published {
     }
 }
 
+/// A worker's hold on a snapshot, for as long as it looks for what to do with a request. What an exchange keeps until its end, which
+/// that of a tunnel may have in a week, is the route alone.
+#[derive(Debug)]
+pub struct Held {
+    snapshot: Arc<Snapshot>,
+    /// Those that requests were found for.
+    routes: Box<[OnceCell<KeptRoute>]>,
+}
+
+/// A worker's hold on a route, and on what that needs.
+pub type KeptRoute = Rc<Arc<Route>>;
+
+impl Held {
+    fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
+        let routes = snapshot.routes.routes().iter().map(|_| OnceCell::new()).collect();
+        Rc::new(Self { snapshot, routes })
+    }
+
+    /// The route that [`Table::find_index`] gave the index of, to keep.
+    pub fn route(&self, index: usize) -> KeptRoute {
+        Rc::clone(self.routes[index].get_or_init(|| Rc::new(Arc::clone(&self.snapshot.routes.routes()[index]))))
+    }
+}
+
+impl Deref for Held {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.snapshot
+    }
+}
+
 /// A worker's hold on the snapshot of the moment. A request that keeps it counts on an `Rc` of this worker: on an `Arc`, all
 /// workers would write the same cache line for each request.
 #[derive(Debug)]
 pub struct Current {
     published: Arc<Published>,
-    held: RefCell<(u64, Rc<Arc<Snapshot>>)>,
+    held: RefCell<(u64, Rc<Held>)>,
 }
 
 impl Current {
     /// A worker's hold on what is published.
     pub fn new(published: Arc<Published>) -> Self {
         let version = published.version.load(Ordering::Acquire);
-        let held = RefCell::new((version, Rc::new(published.load())));
+        let held = RefCell::new((version, Held::new(published.load())));
         Self { published, held }
     }
 
     /// The snapshot to serve a request with.
-    pub fn get(&self) -> Rc<Arc<Snapshot>> {
+    pub fn get(&self) -> Rc<Held> {
         let version = self.published.version.load(Ordering::Acquire);
         let mut held = self.held.borrow_mut();
         if held.0 != version {
-            *held = (version, Rc::new(self.published.load()));
+            *held = (version, Held::new(self.published.load()));
         }
         Rc::clone(&held.1)
     }

@@ -7,50 +7,59 @@ use crate::route::{self, Reading, Route};
 use crate::target::{self, Host, authority};
 
 use super::running::Running;
-use super::{ProxyError, host};
+use super::{Held, ProxyError, host};
 
-/// The route of a request whose path is read so, and its number.
+/// The route of a request whose path is read so.
 pub(super) fn find<'a>(
     running: &'a Running,
+    snapshot: &Held,
     path: Reading<'_>,
     parts: &Parts,
-) -> Result<(usize, &'a Route), ProxyError> {
-    let routes = &running.snapshot.routes;
-    let found = routes.find_index(&running.listener_name(), host(parts), path, parts);
-    let index = found.ok_or(ProxyError::NoRoute)?;
-    running.routed(index);
-    Ok((index, routes.get(index)))
+) -> Result<&'a Route, ProxyError> {
+    let index = find_index(running, snapshot, path, parts)?;
+    Ok(running.routed(snapshot.route(index)))
+}
+
+fn find_index(running: &Running, snapshot: &Held, path: Reading<'_>, parts: &Parts) -> Result<usize, ProxyError> {
+    let listener = running.exchange.client.listener_name(snapshot.generation, &snapshot.config);
+    snapshot.routes.find_index(&listener, host(parts), path, parts).ok_or(ProxyError::NoRoute)
 }
 
 /// The route of a request whose path is not plain: that of how a server reads it which decodes everything. The path becomes what the
 /// backend is sent, by the rules of the route and of its listener.
 #[cold]
-pub(super) fn find_spelled<'a>(running: &'a Running, parts: &mut Parts) -> Result<&'a Route, ProxyError> {
+pub(super) fn find_spelled<'a>(
+    running: &'a Running,
+    snapshot: &Held,
+    parts: &mut Parts,
+) -> Result<&'a Route, ProxyError> {
     let path = tidy(parts)?;
     let matched = target::path::matched(&path);
     let listener = &running.exchange.client.listener.paths;
     let settled = |rules| route::path::settle(&path, &rules).map_err(ProxyError::BadRequest);
-    let index = match find(running, (&matched).into(), parts) {
-        Ok((index, _)) => index,
+    let index = match find_index(running, snapshot, (&matched).into(), parts) {
+        Ok(index) => index,
         // What the listener refuses is told so even where nothing would serve it.
         Err(no_route) => return settled(*listener).and(Err(no_route)),
     };
-    let rules = running.snapshot.routes.get(index).config.paths.over(listener);
-    let sent = settled(rules)?.into_owned();
-    let index = otherwise(running, parts, index, &sent)?;
-    running.routed(index);
-    replace(parts, &sent)?;
-    Ok(running.snapshot.routes.get(index))
+    let rules = snapshot.routes.get(index).config.paths.over(listener);
+    let sent = settled(rules).and_then(|sent| {
+        let index = otherwise(running, snapshot, parts, index, &sent)?;
+        Ok((index, sent.into_owned()))
+    });
+    let route = running.routed(snapshot.route(sent.as_ref().map_or(index, |&(index, _)| index)));
+    replace(parts, &sent?.1)?;
+    Ok(route)
 }
 
 /// The number of the route to take for a path that is sent so, where that with number `index` was found for it.
 ///
 /// # Errors
 /// A backend that reads the path in another way takes it for what another route is for: then the route depends on a guess.
-fn otherwise(running: &Running, parts: &Parts, index: usize, sent: &str) -> Result<usize, ProxyError> {
+fn otherwise(running: &Running, snapshot: &Held, parts: &Parts, index: usize, sent: &str) -> Result<usize, ProxyError> {
     const GUESS: ProxyError = ProxyError::BadRequest("its route depends on how the path is read");
-    let routes = &running.snapshot.routes;
-    let listener = running.listener_name();
+    let routes = &snapshot.routes;
+    let listener = running.exchange.client.listener_name(snapshot.generation, &snapshot.config);
     let find = |host: Host<'_>, path: &str| routes.find_index(&listener, host, Reading::plain(path), parts);
     // Who takes the path for a reference finds another host in it, and another path. What is left for a route of every host or path
     // is nobody's in particular: sloppy clients begin paths with two slashes, and so do names in object stores.

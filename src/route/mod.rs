@@ -87,7 +87,7 @@ pub struct Forward {
 /// All routes, laid out for the search. Immutable.
 #[derive(Debug)]
 pub struct Table {
-    routes: Box<[Route]>,
+    routes: Box<[Arc<Route>]>,
     /// By host name.
     exact_hosts: Exact<Paths>,
     /// By what comes after the `*`.
@@ -108,14 +108,16 @@ impl Table {
     ) -> Self {
         let draft = Draft::of(routes);
         let upstreams: HashMap<_, _> = upstreams.iter().map(|upstream| (upstream.name(), upstream)).collect();
-        let routes = routes.iter().map(|config| Route {
-            name: config.name.clone(),
-            action: Action::build(&config.action, &upstreams),
-            chain: middleware::build(config),
-            metrics: metrics(&config.name),
-            config: Arc::clone(config),
+        let routes = routes.iter().map(|config| {
+            Arc::new(Route {
+                name: config.name.clone(),
+                action: Action::build(&config.action, &upstreams),
+                chain: middleware::build(config),
+                metrics: metrics(&config.name),
+                config: Arc::clone(config),
+            })
         });
-        let routes: Box<[Route]> = routes.collect();
+        let routes: Box<[Arc<Route>]> = routes.collect();
         Self {
             looks_at_headers: routes.iter().any(|route| !route.config.headers.is_empty()),
             looks_at_clients: routes.iter().flat_map(|route| &route.config.headers).any(|it| tells_client(&it.name)),
@@ -168,7 +170,7 @@ impl Table {
     }
 
     /// All routes, in the order of the file.
-    pub fn routes(&self) -> &[Route] {
+    pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
     }
 

@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use super::handle::{Handle, LastError, Shared, Stop};
-use super::watch::Stamp;
+use super::memory::GivingBack;
+use super::watch::{self, Stamp};
 use super::{Applied, Error, Reopen, Supervisor, report};
 use crate::config::{self, Loaded, Problem, Vocabulary};
 use crate::strategy::Factories;
@@ -75,8 +76,8 @@ pub(super) enum Command {
 /// Why a reload happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trigger {
-    /// The file is another: this one.
-    File(Stamp),
+    /// The file is another: this one; `None` where it is another at each look.
+    File(Option<Stamp>),
     /// SIGHUP.
     Signal,
     /// A handle: the admin address or the embedding program.
@@ -101,17 +102,17 @@ impl Source {
     /// Reads and checks it.
     pub(crate) fn load(&self, vocabulary: &Vocabulary) -> Result<Loaded, Error> {
         let loaded = match self {
-            Self::File(path) => config::load(path, vocabulary),
+            Self::File(path) => watch::read_at_rest(path)?.load(vocabulary),
             Self::Text(text) => config::parse(text, "lb.toml", &|name| std::env::var(name).ok(), vocabulary),
         };
         Ok(loaded?)
     }
 
-    /// Whether it is the file that was `seen`, not written since.
-    async fn is_still(&self, seen: Stamp) -> bool {
-        let Self::File(path) = self.clone() else { return true };
-        let now = tokio::task::spawn_blocking(move || Stamp::of(&path)).await;
-        matches!(now, Ok(Ok(now)) if now == seen)
+    /// The same for a reload. `None`: what was read may be half of the file.
+    fn load_for(&self, trigger: Trigger, vocabulary: &Vocabulary) -> Result<Option<Loaded>, Error> {
+        let Self::File(path) = self else { return self.load(vocabulary).map(Some) };
+        let read = watch::read_whole(path, trigger)?;
+        Ok(read.map(|read| read.load(vocabulary)).transpose()?)
     }
 }
 
@@ -153,7 +154,8 @@ impl Control {
         let Self { mut supervisor, source, vocabulary, logging, mut commands, mut stops } = self;
         let shared = &Arc::clone(supervisor.shared());
         let vital = supervisor.shared().process.events.vital().clone();
-        let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging };
+        let giving_back = GivingBack::default();
+        let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging, giving_back };
         // A reload may hang in reading a file from a network; the stop does not wait for it. It is given up only where it
         // waits, which is never between the prepare and the retire.
         let stop = tokio::select! {
@@ -257,6 +259,7 @@ struct Reloads<'a> {
     source: Source,
     vocabulary: Vocabulary,
     logging: Option<Logging>,
+    giving_back: GivingBack,
 }
 
 impl Reloads<'_> {
@@ -272,7 +275,8 @@ impl Reloads<'_> {
             match command {
                 Command::Apply { text, reply } => {
                     let source = Source::Text(text);
-                    let loaded = load(source.clone(), self.vocabulary.clone()).await;
+                    let loaded = load(source.clone(), Trigger::Asked, self.vocabulary.clone()).await;
+                    let Some(loaded) = loaded.transpose() else { continue };
                     let outcome = self.apply(Trigger::Asked, loaded);
                     if outcome.is_ok() && matches!(self.source, Source::Text(_)) {
                         self.source = source;
@@ -283,14 +287,11 @@ impl Reloads<'_> {
                     let mut batch = Batch { trigger, replies: reply.into_iter().collect() };
                     held_back = batch.join_waiting(commands);
                     debug!(trigger = ?batch.trigger, "reloading");
-                    let loaded = load(self.source.clone(), self.vocabulary.clone()).await;
-                    if let Trigger::File(seen) = batch.trigger
-                        && !self.source.is_still(seen).await
-                    {
-                        // What was read may be half of it. That it is another once more is noticed, too.
+                    let loaded = load(self.source.clone(), batch.trigger, self.vocabulary.clone()).await;
+                    let Some(loaded) = loaded.transpose() else {
                         debug!("the file was written while it was read");
                         continue;
-                    }
+                    };
                     let outcome = self.apply(batch.trigger, loaded);
                     answer(batch.replies, &outcome);
                 }
@@ -302,6 +303,7 @@ impl Reloads<'_> {
     fn apply(&mut self, trigger: Trigger, loaded: Result<Loaded, Error>) -> Outcome {
         let reopen = if matches!(trigger, Trigger::File(_)) { Reopen::Changed } else { Reopen::All };
         let outcome = loaded.and_then(|Loaded { config, warnings }| self.supervisor.apply(config, warnings, reopen));
+        self.giving_back.begin();
         match outcome {
             Ok(applied) => Ok(self.note_applied(applied)),
             Err(error) => Err(self.note_refused(trigger, error)),
@@ -349,10 +351,14 @@ impl Reloads<'_> {
     }
 }
 
-/// Reads on a thread that may block: signals and the admin address do not wait for a slow disk.
-async fn load(source: Source, vocabulary: Vocabulary) -> Result<Loaded, Error> {
-    let loaded = tokio::task::spawn_blocking(move || source.load(&vocabulary)).await;
-    loaded.unwrap_or_else(|failed| Err(Error::Thread(io::Error::other(failed))))
+/// Reads on a thread that may block: signals and the admin address do not wait for a slow disk. It is one of its own, with which ends what
+/// the allocator has kept of the memory that a large file took.
+async fn load(source: Source, trigger: Trigger, vocabulary: Vocabulary) -> Result<Option<Loaded>, Error> {
+    let (tell, told) = oneshot::channel();
+    let read = move || drop(tell.send(source.load_for(trigger, &vocabulary)));
+    std::thread::Builder::new().name("isobar-reload".into()).spawn(read).map_err(Error::Thread)?;
+    let panicked = || Err(Error::Thread(io::Error::other("the one that reads the file has panicked")));
+    told.await.unwrap_or_else(|_| panicked())
 }
 
 /// Reloads that are done as one: the source is read after all of them were asked for.

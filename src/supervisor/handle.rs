@@ -3,17 +3,15 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
 use super::control::{Command, Outcome, Trigger};
 use super::{Applied, Error};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
-use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::events::Events;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::process::Process;
@@ -33,9 +31,6 @@ pub struct Handle {
 pub(crate) struct Shared {
     pub(super) workers: Workers,
     pub(super) listeners: ArcSwap<Vec<Arc<Listener>>>,
-    access_log: ArcSwapOption<AccessLog>,
-    /// Lines that access logs of former generations dropped.
-    dropped_before: AtomicU64,
     status: ArcSwap<Status>,
     pub(super) process: Arc<Process>,
 }
@@ -98,8 +93,14 @@ impl Handle {
 
     /// Lines of the access log that were dropped since the start, by this one and those before it.
     pub fn access_log_dropped(&self) -> u64 {
-        let now = self.shared.access_log.load().as_ref().map_or(0, |log| log.dropped());
-        self.shared.dropped_before.load(Relaxed) + now
+        self.shared.process.access_log.dropped()
+    }
+
+    /// Has log files opened anew, as is done once log rotation has moved them away, and reads nothing else. Does not wait for it.
+    pub fn reopen_logs(&self) {
+        if let Some(log) = &*self.shared.process.access_log.load() {
+            log.reopen();
+        }
     }
 
     /// Client connections open now, by worker.
@@ -178,12 +179,7 @@ impl Handle {
 }
 
 impl Shared {
-    pub(super) fn new(
-        workers: Workers,
-        process: Arc<Process>,
-        listeners: Vec<Arc<Listener>>,
-        access_log: Option<Arc<AccessLog>>,
-    ) -> Self {
+    pub(super) fn new(workers: Workers, process: Arc<Process>, listeners: Vec<Arc<Listener>>) -> Self {
         let now = SystemTime::now();
         let status = Status {
             file: None,
@@ -196,22 +192,11 @@ impl Shared {
             reloads_failed: 0,
             stopping: false,
         };
-        Self {
-            workers,
-            listeners: ArcSwap::from_pointee(listeners),
-            access_log: ArcSwapOption::new(access_log),
-            dropped_before: AtomicU64::new(0),
-            status: ArcSwap::from_pointee(status),
-            process,
-        }
+        Self { workers, listeners: ArcSwap::from_pointee(listeners), status: ArcSwap::from_pointee(status), process }
     }
 
-    pub(super) fn show(&self, listeners: Vec<Arc<Listener>>, access_log: Option<Arc<AccessLog>>) {
+    pub(super) fn show(&self, listeners: Vec<Arc<Listener>>) {
         self.listeners.store(Arc::new(listeners));
-        let next = access_log.as_ref().map(Arc::as_ptr);
-        if let Some(before) = self.access_log.swap(access_log).filter(|before| Some(Arc::as_ptr(before)) != next) {
-            self.dropped_before.fetch_add(before.dropped(), Relaxed);
-        }
     }
 
     pub(super) fn status(&self) -> Arc<Status> {

@@ -32,6 +32,7 @@ mod control;
 mod error;
 mod gauge;
 mod handle;
+mod memory;
 pub mod plan;
 mod pulse;
 mod report;
@@ -78,18 +79,28 @@ struct Lasting {
     routes: HashMap<RouteName, Arc<Sharded<RouteMetrics>>>,
     /// In the order of the configuration, so that the places in a plan find them.
     listeners: Vec<Arc<Listener>>,
-    access_log: Option<Arc<AccessLog>>,
 }
 
 /// Everything that a configuration needs and that was not there. Dropping it undoes it.
 struct Prepared {
     snapshot: Arc<Snapshot>,
     lasting: Lasting,
+    log: Log,
     bound: Vec<Bound>,
     /// What the listeners make handshakes with, in the order of the configuration.
     tls: TlsOfEach,
     /// What is odd about their files.
     warnings: Vec<Problem>,
+}
+
+/// What becomes of the access log.
+enum Log {
+    /// It stays, and so does its file.
+    Kept,
+    /// Its file is opened anew: log rotation has moved it away.
+    Reopened,
+    /// This one, or none, takes its place.
+    Replaced(Option<Arc<AccessLog>>),
 }
 
 /// Of each listener; `None` where it is in the clear.
@@ -129,11 +140,11 @@ impl Supervisor {
         let config = Arc::new(config);
         let mut plan = plan::plan(&nothing_but_settings(&config), &config);
         let (backend_tls, mut warnings) = secured::prepare(&config, &mut plan, &[])?;
-        let Prepared { snapshot, lasting, bound, tls, warnings: mut others } = prepare(
+        let Prepared { snapshot, lasting, log, bound, tls, warnings: mut others } = prepare(
             &plan,
             1,
             &config,
-            Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[], inherited },
+            Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[], logs: false, inherited },
             backend_tls,
             Reopen::All,
         )?;
@@ -145,6 +156,7 @@ impl Supervisor {
             config.overload.descriptors_percent,
         );
         let process = Process::with_descriptors(workers, plan);
+        log.take_effect(&process);
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         let workers = Workers::start(workers, snapshot, &process).map_err(Error::Thread)?;
         for (listener, tls) in lasting.listeners.iter().zip(tls) {
@@ -155,7 +167,7 @@ impl Supervisor {
         }
         report::started(&config, &lasting.listeners, workers.count());
         report::descriptors(&config, &process.descriptors.plan);
-        let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone(), lasting.access_log.clone()));
+        let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone()));
         let (events, checks) = (&shared.process.events, shared.process.descriptors.plan.checks);
         let (prober, keepers) = (Prober::new(events.clone(), checks), Keepers::new(events.clone()));
         let (gauge, certificates) = (Gauge::start(&shared), Certificates::start(&shared));
@@ -197,6 +209,7 @@ impl Supervisor {
             factories: &self.factories,
             lasting: &self.lasting,
             before: &before.upstreams,
+            logs: before.config.access_log.is_some(),
             inherited: Inherited::default(),
         };
         let mut prepared = prepare(&plan, before.generation + 1, &config, running, backend_tls, reopen)?;
@@ -204,15 +217,16 @@ impl Supervisor {
 
         let retired = self.commit(prepared);
         for listener in &retired {
-            self.shared.workers.unlisten(listener, config.drain_limit);
+            self.shared.workers.unlisten(listener, config.drain_limit, &self.lasting.listeners);
         }
         Ok(Applied { generation: before.generation + 1, plan, warnings, took: started.elapsed() })
     }
 
     /// The point of no return. Gives back the listeners that are no longer wanted.
     fn commit(&mut self, prepared: Prepared) -> Vec<Arc<Listener>> {
-        let Prepared { snapshot, lasting, bound, tls, warnings: _ } = prepared;
+        let Prepared { snapshot, lasting, log, bound, tls, warnings: _ } = prepared;
         let workers = &self.shared.workers;
+        log.take_effect(&self.shared.process);
         // Before the first request that knows of them: a backend never sees more than its limit.
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         workers.publish(Arc::clone(&snapshot));
@@ -224,13 +238,8 @@ impl Supervisor {
             workers.listen(bound);
         }
         self.watch_over(&snapshot.upstreams);
-        self.shared.show(lasting.listeners.clone(), lasting.access_log.clone());
+        self.shared.show(lasting.listeners.clone());
         let before = std::mem::replace(&mut self.lasting, lasting);
-        if let Some(log) =
-            before.access_log.filter(|log| !self.lasting.access_log.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, log)))
-        {
-            close_when_unused(log);
-        }
         let kept = |it: &Arc<Listener>| self.lasting.listeners.iter().any(|kept| Arc::ptr_eq(kept, it));
         before.listeners.into_iter().filter(|it| !kept(it)).collect()
     }
@@ -243,7 +252,9 @@ impl Supervisor {
 
     /// Ends accepting and waits for what runs, at most until `deadline`. Returns how many connections were cut.
     pub async fn stop(&self, deadline: Instant) -> usize {
-        self.shared.workers.stop(deadline).await
+        let cut = self.shared.workers.stop(deadline).await;
+        self.shared.process.access_log.finish().await;
+        cut
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -260,6 +271,23 @@ struct Running<'a> {
     before: &'a [Arc<Upstream>],
     /// What the process before has handed over: at the start alone.
     inherited: Inherited,
+    /// Whether there is an access log.
+    logs: bool,
+}
+
+impl Log {
+    /// Before the first exchange that goes by the new configuration.
+    fn take_effect(self, process: &Process) {
+        match self {
+            Self::Kept => {}
+            Self::Reopened => {
+                if let Some(log) = &*process.access_log.load() {
+                    log.reopen();
+                }
+            }
+            Self::Replaced(log) => process.access_log.replace(log),
+        }
+    }
 }
 
 fn prepare(
@@ -271,7 +299,7 @@ fn prepare(
     reopen: Reopen,
 ) -> Result<Prepared, Error> {
     // Files and sockets first: what can fail should do so before work is spent on the rest.
-    let access_log = open_access_log(plan, config, running.lasting, reopen)?;
+    let log = open_access_log(plan, config, running.logs, reopen)?;
     let (tls, warnings) = load_certificates(plan, config, running.lasting)?;
     let (listeners, bound) = bind_listeners(plan, config, &mut running)?;
 
@@ -297,15 +325,9 @@ fn prepare(
         Arc::clone(metrics.entry(name.clone()).or_insert_with(|| known().unwrap_or_else(fresh)))
     });
 
-    let snapshot = Arc::new(Snapshot {
-        generation,
-        config: Arc::clone(config),
-        routes,
-        upstreams,
-        access_log: access_log.clone(),
-    });
-    let lasting = Lasting { upstreams: states, routes: metrics, listeners, access_log };
-    Ok(Prepared { snapshot, lasting, bound, tls, warnings })
+    let snapshot = Arc::new(Snapshot { generation, config: Arc::clone(config), routes, upstreams });
+    let lasting = Lasting { upstreams: states, routes: metrics, listeners };
+    Ok(Prepared { snapshot, lasting, log, bound, tls, warnings })
 }
 
 /// Reads the certificates of all listeners, also of those that are kept: the files may be others.
@@ -329,53 +351,50 @@ fn bind_listeners(
     running: &mut Running<'_>,
 ) -> Result<(Vec<Arc<Listener>>, Vec<Bound>), Error> {
     let mut listeners = Vec::with_capacity(config.listeners.len());
-    let mut added = Vec::new();
+    let mut added: Vec<Bound> = Vec::new();
+    let mut ours: Vec<_> = running.lasting.listeners.iter().map(|listener| listener.address).collect();
     for (config, (_, step)) in config.listeners.iter().zip(&plan.listeners.next) {
         match step {
             Step::Kept { from } | Step::Changed { from, .. } => {
                 listeners.push(Arc::clone(&running.lasting.listeners[*from]));
             }
             Step::Added => {
-                let bound = listener::bind(config, running.workers, &mut running.inherited)
+                let bound = listener::bind(config, running.workers, &ours, &mut running.inherited)
                     .map_err(|source| Error::Bind { listener: config.name.clone(), address: config.address, source })?;
+                ours.push(bound.listener.address);
                 listeners.push(Arc::clone(&bound.listener));
                 added.push(bound);
             }
         }
     }
+    // Only when all are bound: what is dropped after a failure has taken no connection.
+    for bound in &added {
+        let config = bound.listener.config.load();
+        bound.listen().map_err(|source| Error::Bind {
+            listener: config.name.clone(),
+            address: config.address,
+            source,
+        })?;
+    }
     Ok((listeners, added))
 }
 
-fn open_access_log(
-    plan: &Plan,
-    config: &Config,
-    lasting: &Lasting,
-    reopen: Reopen,
-) -> Result<Option<Arc<AccessLog>>, Error> {
-    let Some(wanted) = &config.access_log else { return Ok(None) };
-    match &lasting.access_log {
-        Some(open) if !plan.access_log_changes() && reopen == Reopen::Changed => Ok(Some(Arc::clone(open))),
-        _ => AccessLog::open(wanted)
-            .map(Some)
-            .map_err(|source| Error::AccessLog { output: wanted.output.clone(), source }),
+/// `logs`: there is an access log, of the configuration of before.
+fn open_access_log(plan: &Plan, config: &Config, logs: bool, reopen: Reopen) -> Result<Log, Error> {
+    let Some(wanted) = &config.access_log else { return Ok(Log::Replaced(None)) };
+    let refused = |source| Error::AccessLog { output: wanted.output.clone(), source };
+    if !logs || plan.access_log_changes() {
+        return AccessLog::open(wanted).map(|log| Log::Replaced(Some(log))).map_err(refused);
     }
+    if reopen == Reopen::Changed {
+        return Ok(Log::Kept);
+    }
+    AccessLog::probe(wanted).map(|()| Log::Reopened).map_err(refused)
 }
 
 /// A start is a reload from here.
 fn nothing_but_settings(config: &Config) -> Config {
     Config { listeners: Vec::new(), routes: Vec::new(), upstreams: Vec::new(), ..config.clone() }
-}
-
-/// Holds a replaced access log until no request writes to it any more: its last holder waits for the disk, and that must not
-/// be a worker.
-fn close_when_unused(log: Arc<AccessLog>) {
-    let wait = move || {
-        while Arc::strong_count(&log) > 1 {
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    };
-    // Without a thread, the last request to end closes it.
-    let _ = std::thread::Builder::new().name("access-log-closing".into()).spawn(wait);
 }
 
 fn workers(config: &Config) -> usize {

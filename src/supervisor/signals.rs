@@ -1,19 +1,25 @@
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::control::{Command, Trigger};
 use super::handle::{Handle, Stop};
 use super::successor::{Running, Successor};
 
-/// The signals of the process: SIGHUP reloads, SIGTERM and SIGINT stop, SIGUSR2 starts the process that takes the place of this one.
+/// The signals of the process: SIGHUP reloads, SIGUSR1 opens log files anew, SIGTERM, SIGINT and SIGQUIT stop, SIGUSR2 starts the process that
+/// takes the place of this one.
+///
+/// SIGALRM, which would end the process by the system's default, does nothing. SIGPIPE is ignored by Rust's runtime, and SIGWINCH by the system.
 #[derive(Debug)]
 pub(crate) struct Signals {
-    user2: Signal,
     hangup: Signal,
+    reopen: Signal,
     terminate: Signal,
     interrupt: Signal,
+    quit: Signal,
+    user2: Signal,
+    alarm: Signal,
 }
 
 impl Signals {
@@ -23,10 +29,13 @@ impl Signals {
     /// When a handler cannot be installed.
     pub(crate) fn take() -> io::Result<Self> {
         Ok(Self {
-            user2: signal(SignalKind::user_defined2())?,
             hangup: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            user2: signal(SignalKind::user_defined2())?,
+            alarm: signal(SignalKind::alarm())?,
         })
     }
 
@@ -43,12 +52,19 @@ impl Signals {
                     Some(successor) => successor.start(),
                     None => warn!("SIGUSR2 is for the isobar binary: this program has to start its successor itself"),
                 },
+                Some(()) = self.reopen.recv() => handle.reopen_logs(),
                 Some(()) = self.terminate.recv() => stop(&handle, SignalKind::terminate()),
                 Some(()) = self.interrupt.recv() => stop(&handle, SignalKind::interrupt()),
+                Some(()) = self.quit.recv() => stop(&handle, SignalKind::quit()),
+                Some(()) = self.alarm.recv() => nothing("SIGALRM"),
                 else => return,
             }
         }
     }
+}
+
+fn nothing(signal: &str) {
+    info!(signal, "a signal that does nothing here");
 }
 
 fn stop(handle: &Handle, kind: SignalKind) {

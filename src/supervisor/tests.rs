@@ -187,7 +187,7 @@ async fn what_is_read_while_the_file_is_written_is_thrown_away() {
     let handle = running.handle();
     // The control task takes up one command after the other, but reloads that wait together are one.
     let noticed = async |seen| {
-        let trigger = control::Trigger::File(seen);
+        let trigger = control::Trigger::File(Some(seen));
         handle.commands.send(control::Command::Reload { trigger, reply: None }).await.unwrap();
         eventually(|| handle.commands.capacity() == handle.commands.max_capacity()).await;
     };

@@ -6,9 +6,10 @@
 //! over it, and the swap of a link further up by which Kubernetes replaces a ConfigMap. (One thing nobody sees from inside a
 //! container: a rename over a file that is itself mounted. Mount its directory.)
 //!
-//! A change is acted upon once two looks in a row agree, so that a file is not read while it is written. Where it is all the same, what was
-//! read is thrown away: whoever has read it looks once more.
+//! A change is acted upon once two looks in a row agree, so that a file is not read while it is written. What is read is the file that was
+//! opened, whatever has its name meanwhile; where that one was written while it was read, it may be half, and is read again ([`read_whole`]).
 
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use tracing::{info, warn};
 
 use super::control::{Command, Trigger};
 use super::handle::Handle;
+use crate::config::{Problems, ReadFile};
 
 /// Two looks make a change visible, so it is applied within half a second.
 pub const POLL_EVERY: Duration = Duration::from_millis(200);
@@ -42,14 +44,61 @@ impl Stamp {
     /// # Errors
     /// When there is none, or it cannot be seen.
     pub fn of(path: &Path) -> io::Result<Self> {
-        let data = std::fs::metadata(path)?;
-        Ok(Self {
+        std::fs::metadata(path).map(|data| Self::from(&data))
+    }
+
+    /// Whether the one is the other as far as what is in it goes: a rename is no matter.
+    fn has_same_content(&self, other: &Self) -> bool {
+        (self.file, self.size, self.written) == (other.file, other.size, other.written)
+    }
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(data: &Metadata) -> Self {
+        Self {
             file: (data.dev(), data.ino()),
             size: data.size(),
             written: (data.mtime(), data.mtime_nsec()),
             changed: (data.ctime(), data.ctime_nsec()),
-        })
+        }
     }
+}
+
+/// Times that a file is read which is written each time. One that is to be read all the same is then taken as it is.
+const TRIES: u32 = 10;
+const TRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Reads the file that is to be applied. `None`: what was read may be half of it, or it is gone; that it changes once more is noticed too.
+/// May block for a while.
+pub(super) fn read_whole(path: &Path, trigger: Trigger) -> Result<Option<ReadFile>, Problems> {
+    let Trigger::File(seen) = trigger else { return read_at_rest(path).map(Some) };
+    let read = match ReadFile::read(path) {
+        Err(_) if Stamp::of(path).is_err() => return Ok(None),
+        read => read?,
+    };
+    let now = Stamp::from(read.before());
+    match seen {
+        // It rested between two looks.
+        Some(seen) if seen.has_same_content(&now) => {}
+        // It was written in place since.
+        Some(seen) if seen.file == now.file => return Ok(None),
+        // Another has taken its place, and is likely whole. One that is still being written changes within this time; that the name is
+        // another's by the end of it is no matter, or one that is replaced all the time would never be applied.
+        _ => std::thread::sleep(POLL_EVERY),
+    }
+    Ok(read.is_unchanged().then_some(read))
+}
+
+/// Reads a file that is to be applied as it is, and once more where it is written meanwhile.
+pub(super) fn read_at_rest(path: &Path) -> Result<ReadFile, Problems> {
+    for _ in 1..TRIES {
+        let read = ReadFile::read(path)?;
+        if read.is_unchanged() {
+            return Ok(read);
+        }
+        std::thread::sleep(TRY_PAUSE);
+    }
+    ReadFile::read(path)
 }
 
 /// What is known of the file: the pure part.
@@ -63,8 +112,8 @@ pub struct Watch {
     unsteady: u32,
 }
 
-/// A file that is another at so many looks in a row is not a file that is being written, but one that is written again and
-/// again: it is taken as it is. At worst it is found broken, and looked at again when it rests.
+/// A file that is another at so many looks in a row is not a file that is being written, but one that is replaced or written again and
+/// again: it is read all the same.
 const PATIENCE: u32 = 4;
 
 /// What a look leads to.
@@ -72,8 +121,10 @@ const PATIENCE: u32 = 4;
 pub enum Action {
     /// Nothing: as it was, or still changing.
     Wait,
-    /// The file is another: this one.
+    /// The file is another: this one, which two looks have seen.
     Reload(Stamp),
+    /// The file is another at each look.
+    Restless,
     /// There is no file any more.
     Vanished,
 }
@@ -94,7 +145,11 @@ impl Watch {
         }
         self.settled = now;
         self.unsteady = 0;
-        now.map_or(Action::Vanished, Action::Reload)
+        match now {
+            None => Action::Vanished,
+            Some(now) if steady => Action::Reload(now),
+            Some(_) => Action::Restless,
+        }
     }
 }
 
@@ -114,15 +169,18 @@ async fn poll(path: PathBuf, mut watch: Watch, commands: mpsc::Sender<Command>) 
             tokio::task::spawn_blocking(move || Stamp::of(&path)).await
         };
         let Ok(looked) = looked else { continue };
-        match watch.look(looked.ok()) {
-            Action::Wait => {}
-            Action::Vanished => warn!(file = %path.display(), "file vanished, keeping what runs"),
-            Action::Reload(seen) => {
-                info!(file = %path.display(), "file changed");
-                if commands.send(Command::Reload { trigger: Trigger::File(seen), reply: None }).await.is_err() {
-                    return;
-                }
+        let seen = match watch.look(looked.ok()) {
+            Action::Wait => continue,
+            Action::Vanished => {
+                warn!(file = %path.display(), "file vanished, keeping what runs");
+                continue;
             }
+            Action::Reload(seen) => Some(seen),
+            Action::Restless => None,
+        };
+        info!(file = %path.display(), "file changed");
+        if commands.send(Command::Reload { trigger: Trigger::File(seen), reply: None }).await.is_err() {
+            return;
         }
     }
 }
@@ -139,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_change_counts_once_it_is_seen_twice() {
-        use Action::{Vanished, Wait};
+        use Action::{Restless, Vanished, Wait};
         const GONE: Option<Stamp> = None;
         let (a, b, c) = (stamp(1), stamp(2), stamp(3));
         let reload = |stamp: Option<Stamp>| Action::Reload(stamp.unwrap());
@@ -155,11 +213,11 @@ mod tests {
                     (b, Wait),
                     (c, Wait),
                     (b, Wait),
-                    (c, reload(c)),
+                    (c, Restless),
                     (b, Wait),
                     (c, Wait),
                     (b, Wait),
-                    (a, reload(a)),
+                    (a, Restless),
                     (a, Wait),
                 ],
             ),

@@ -1,9 +1,11 @@
 //! Logs of the process itself, to standard error.
+//!
+//! An event is a line in the queue of [`Lines`]: a standard error that takes nothing holds up neither a worker nor the control plane.
 
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -15,17 +17,41 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use super::audit;
+use super::lines::{Lines, Output};
 use crate::config::{LogConfig, LogFormat, log_filter};
+
+/// Lines that may wait to be written.
+const LINES_MAX: usize = 8192;
 
 /// Begins to log. Where the process logs in a way of its own already (a test, a program that embeds isobar), that stays as
 /// it is, and so does its level.
-pub fn init(config: &LogConfig) -> Logging {
+///
+/// # Errors
+/// When standard error cannot be written to by a thread of its own.
+pub fn init(config: &LogConfig) -> io::Result<Logging> {
     super::vital::log_panics();
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let (subscriber, logging) = subscriber(config, io::stderr, colours);
-    match tracing::subscriber::set_global_default(subscriber) {
-        Ok(()) => logging,
+    let lines = Arc::new(Lines::open("log", Output::Stderr, LINES_MAX)?);
+    let queue = Queue(Arc::clone(&lines));
+    let (subscriber, logging) = subscriber(config, move || queue.clone(), colours);
+    Ok(match tracing::subscriber::set_global_default(subscriber) {
+        Ok(()) => Logging { lines: Some(lines), ..logging },
         Err(_) => Logging { filter: None, ..logging },
+    })
+}
+
+/// Takes an event, which comes as one piece.
+#[derive(Clone, Debug)]
+struct Queue(Arc<Lines>);
+
+impl Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push_now(line.into());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -35,6 +61,8 @@ pub struct Logging {
     /// `None` where somebody else decides on it.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
     levels: Arc<Mutex<Levels>>,
+    /// On their way to standard error; `None` where they go elsewhere.
+    lines: Option<Arc<Lines>>,
 }
 
 /// What is logged.
@@ -127,6 +155,18 @@ impl Logging {
         self.filter.is_some()
     }
 
+    /// Waits until what was logged is written, a second where standard error takes nothing. For the end of the process.
+    pub fn flush(&self) {
+        if let Some(lines) = &self.lines {
+            lines.flush();
+        }
+    }
+
+    /// Lines that were not written.
+    pub fn dropped(&self) -> u64 {
+        self.lines.as_ref().map_or(0, |lines| lines.rest().dropped())
+    }
+
     fn apply(&self, filter: EnvFilter) {
         if let Some(handle) = &self.filter {
             // Fails only where the subscriber is gone, and then there is nothing to change.
@@ -166,14 +206,15 @@ where
     let filter = parse(&config.level, Floor::Off).unwrap_or_else(|_| EnvFilter::new("info"));
     let levels = Levels { configured: config.level.clone(), raised: None, times: 0 };
     let (filter, handle) = reload::Layer::new(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours);
+    // What cannot be written is counted; to say so on standard error is what could not be done.
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours).log_internal_errors(false);
     let lines = match config.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
     };
     (
         Registry::default().with(filter).with(lines),
-        Logging { filter: Some(handle), levels: Arc::new(Mutex::new(levels)) },
+        Logging { filter: Some(handle), levels: Arc::new(Mutex::new(levels)), lines: None },
     )
 }
 
@@ -223,8 +264,6 @@ fn quiet(filter: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     #[derive(Clone, Default)]
@@ -405,8 +444,8 @@ mod tests {
     #[test]
     fn beginning_twice_is_no_harm() {
         let config = LogConfig { level: "error".into(), format: LogFormat::Text };
-        init(&config);
-        let second = init(&config);
+        init(&config).unwrap();
+        let second = init(&config).unwrap();
         assert!(second.filter.is_none());
         second.set_level("error").unwrap();
     }

@@ -4,6 +4,7 @@
 
 pub mod metrics;
 pub mod events;
+pub mod lines;
 pub mod access_log;
 pub mod audit;
 pub mod logging;
@@ -11,6 +12,7 @@ pub mod seldom;
 pub mod calendar;
 pub mod clock;
 pub mod overload;
+pub mod resources;
 pub mod process;
 pub mod pulse;
 pub mod vital;

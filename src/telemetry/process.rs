@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::access_log::InForce;
 use super::events::{EventKind, Events};
 use super::metrics::{Counter, Sharded};
 use super::overload::{Cause, Change, Overload, OverloadSettings, Usage};
@@ -21,6 +22,8 @@ pub struct Process {
     pub descriptors: Arc<Descriptors>,
     /// Whether its workers still run.
     pub pulse: Pulse,
+    /// Where a line per exchange goes.
+    pub access_log: InForce,
     overload: Overload,
 }
 
@@ -48,6 +51,7 @@ impl Process {
             refused: Sharded::new(workers),
             descriptors: Arc::new(Descriptors::new(plan, workers)),
             pulse: Pulse::new(workers),
+            access_log: InForce::default(),
             overload: Overload::new(workers),
         })
     }

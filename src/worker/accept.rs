@@ -44,6 +44,11 @@ impl Acceptor {
         self.0.as_fd().try_clone_to_owned()
     }
 
+    /// Where it is bound.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        SockRef::from(&*self.0).local_addr().ok()?.as_socket()
+    }
+
     fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
         let (socket, peer) = SockRef::from(&*self.0).accept()?;
         // A socket of the Internet family has an address of it.

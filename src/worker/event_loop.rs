@@ -20,7 +20,7 @@ use crate::exchange::watch::{Clock, Watch};
 use crate::listener::connection::{serve, tell};
 use crate::listener::guard::Refusal;
 use crate::listener::refused::turned_away;
-use crate::listener::{Listener, Open, Tasks, owner};
+use crate::listener::{Listener, Open, Tasks, covers, owner};
 use crate::proxy::{Proxy, Published, Snapshot};
 use crate::telemetry::overload::Cause;
 use crate::telemetry::process::Process;
@@ -170,7 +170,7 @@ impl Worker {
             match command {
                 Some(Command::Listen(listener, socket)) => self.listen(listener, socket),
                 Some(Command::Lend(reply)) => drop(reply.send(self.lend())),
-                Some(Command::Unlisten(listener, limit)) => self.unlisten(&listener, limit),
+                Some(Command::Unlisten(listener, limit, others)) => self.unlisten(&listener, limit, &others),
                 Some(Command::Serve(tcp, peer, listener, open)) => self.serve(tcp, peer, listener, open),
                 Some(Command::Published(limit)) => {
                     let now = Instant::now();
@@ -278,24 +278,34 @@ impl Worker {
 
     fn listen(self: &Rc<Self>, listener: Arc<Listener>, socket: TcpListener) {
         match Acceptor::new(socket) {
-            Ok(socket) => {
-                let accepting = accept::accept(Rc::clone(self), Arc::clone(&listener), socket.clone());
-                let task = self.spawn(&format!("accepting at {}", listener.address), accepting);
-                self.accepting.borrow_mut().push(Accepting { listener, socket, task });
-            }
+            Ok(socket) => self.accept(listener, socket),
             Err(error) => tracing::error!(%error, listener = %listener.name(), "could not watch a listening socket"),
         }
     }
 
     fn lend(&self) -> std::io::Result<Vec<Lent>> {
-        self.accepting.borrow().iter().map(|it| Ok((it.listener.address, it.socket.lend()?))).collect()
+        // Its own address: a socket that came from another listener may have a wider one.
+        let address = |it: &Accepting| it.socket.address().unwrap_or(it.listener.address);
+        self.accepting.borrow().iter().map(|it| Ok((address(it), it.socket.lend()?))).collect()
     }
 
-    fn unlisten(self: &Rc<Self>, listener: &Arc<Listener>, limit: Duration) {
+    fn accept(self: &Rc<Self>, listener: Arc<Listener>, socket: Acceptor) {
+        let accepting = accept::accept(Rc::clone(self), Arc::clone(&listener), socket.clone());
+        let task = self.spawn(&format!("accepting at {}", listener.address), accepting);
+        self.accepting.borrow_mut().push(Accepting { listener, socket, task });
+    }
+
+    fn unlisten(self: &Rc<Self>, listener: &Arc<Listener>, limit: Duration, others: &[Arc<Listener>]) {
         let ended: Vec<_> =
             self.accepting.borrow_mut().extract_if(.., |one| Arc::ptr_eq(&one.listener, listener)).collect();
         for accepting in ended {
-            accepting.end(self);
+            match accepting.socket.address().and_then(|address| heir(address, others)) {
+                Some(heir) => {
+                    accepting.task.abort();
+                    self.accept(Arc::clone(heir), accepting.socket);
+                }
+                None => accepting.end(self),
+            }
         }
         let owner = owner(listener);
         self.clock.each(|watch| {
@@ -371,6 +381,12 @@ impl Worker {
             }
         });
     }
+}
+
+/// Which of these listeners has a socket's address, or else one that it is a part of.
+fn heir(address: SocketAddr, others: &[Arc<Listener>]) -> Option<&Arc<Listener>> {
+    let same = others.iter().find(|it| it.address == address);
+    same.or_else(|| others.iter().find(|it| covers(it.address, address)))
 }
 
 fn is_stray(watch: &Watch, known: &HashSet<BackendId>) -> bool {

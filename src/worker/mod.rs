@@ -31,8 +31,8 @@ enum Command {
     Listen(Arc<Listener>, TcpListener),
     /// Give what it listens on, for another process to listen on too.
     Lend(oneshot::Sender<io::Result<Vec<Lent>>>),
-    /// Accept what waits, then no more; cut its connections after so long.
-    Unlisten(Arc<Listener>, Duration),
+    /// Accept what waits, then no more, but where its socket is on an address of these listeners; cut its connections after so long.
+    Unlisten(Arc<Listener>, Duration, Arc<[Arc<Listener>]>),
     /// Serve a connection that another worker accepted.
     Serve(TcpStream, SocketAddr, Arc<Listener>, Open),
     /// Another snapshot was published; let go of what it no longer names, and cut what is still served there after so long.
@@ -143,10 +143,12 @@ impl Workers {
     }
 
     /// Ends accepting on a listener, once what waits in its queue is accepted. Its connections end as soon as they are
-    /// idle, and are cut after `limit`.
-    pub fn unlisten(&self, listener: &Arc<Listener>, limit: Duration) {
+    /// idle, and are cut after `limit`. A socket on an address that one of `others` has too, or a part of it, is that one's from now on:
+    /// to close it would lose who connects meanwhile.
+    pub fn unlisten(&self, listener: &Arc<Listener>, limit: Duration, others: &[Arc<Listener>]) {
         listener.draining.store(true, Ordering::Relaxed);
-        self.tell(|| Command::Unlisten(Arc::clone(listener), limit));
+        let others: Arc<[_]> = others.into();
+        self.tell(|| Command::Unlisten(Arc::clone(listener), limit, Arc::clone(&others)));
     }
 
     /// What all of them listen on, once more: another process may accept there as well. As long as these are open, connections wait

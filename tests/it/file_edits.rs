@@ -141,3 +141,78 @@ async fn who_asks_for_a_reload_gets_one_and_is_told() {
     assert!(refused.status() == 422 && refused.text().contains("lb.toml:1"), "{}", refused.text());
     assert_eq!(client.get("/").await.text(), "third");
 }
+
+/// What a process does to the file, again and again, until the test is over.
+struct Busy(std::sync::Arc<std::sync::atomic::AtomicBool>, Option<std::thread::JoinHandle<()>>);
+
+impl Busy {
+    fn doing(mut what: impl FnMut() + Send + 'static) -> Self {
+        let over = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+        let until = std::sync::Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            while !until.load(std::sync::atomic::Ordering::Relaxed) {
+                what();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Self(over, Some(thread))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.1.take().unwrap().join().unwrap();
+    }
+}
+
+/// A bug: what was read was thrown away when another file had its name by then.
+#[tokio::test]
+async fn a_file_that_is_replaced_faster_than_it_is_read_is_applied() {
+    let dir = Scratch::new();
+    let path = dir.write("lb.toml", answering("first"));
+    let proxy = TestProxy::with_file(&path);
+    let mut client = proxy.client().await;
+    let (to, beside) = (path.clone(), dir.path("lb.toml~"));
+    let mut text = answering("second");
+    let busy = Busy::doing(move || {
+        text += "#";
+        fs::write(&beside, &text).unwrap();
+        fs::rename(&beside, &to).unwrap();
+    });
+    let start = Instant::now();
+    while client.get("/").await.text() != "second" {
+        assert!(start.elapsed() < Duration::from_secs(20), "not applied at all");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(busy);
+    assert_eq!(proxy.handle().status().last_error, None);
+}
+
+#[tokio::test]
+async fn half_of_a_file_that_never_rests_is_never_applied() {
+    let dir = Scratch::new();
+    let path = dir.write("lb.toml", answering("first"));
+    let proxy = TestProxy::with_file(&path);
+    let mut client = proxy.client().await;
+    // Each beginning of it that ends behind a table is a configuration.
+    let text = answering("half") + "[[route]]\npath = \"/other\"\nrespond = { body = \"other\" }\n";
+    let half = text.len() - text.lines().rev().take(3).map(|line| line.len() + 1).sum::<usize>();
+    let to = path.clone();
+    let busy = Busy::doing(move || {
+        use std::io::Write;
+        let mut file = fs::File::create(&to).unwrap();
+        file.write_all(&text.as_bytes()[..half]).unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        file.write_all(&text.as_bytes()[half..]).unwrap();
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(client.get("/other").await.text(), "first", "no half of it");
+    drop(busy);
+    let start = Instant::now();
+    while client.get("/other").await.text() != "other" {
+        assert!(start.elapsed() < Duration::from_secs(20), "not applied when it rests");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(proxy.handle().status().reloads_failed, 0);
+}

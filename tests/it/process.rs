@@ -1,6 +1,6 @@
 //! The binary as a process: its commands, its signals and what it exits with.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, PATIENCE, Scratch, TestBackend, backends, eventually, unbound};
+use crate::harness::{Client, Log, PATIENCE, Scratch, TestBackend, backends, eventually, unbound};
 
 /// A running `isobar`, killed with the test.
 pub(crate) struct Process {
@@ -136,7 +136,7 @@ fn over(backend: &TestBackend) -> String {
 
 #[tokio::test]
 async fn terminated_it_finishes_what_runs_and_exits_with_0() {
-    for signal in ["TERM", "INT"] {
+    for signal in ["TERM", "INT", "QUIT"] {
         let backend = TestBackend::slow("done", Duration::from_millis(300));
         let dir = Scratch::new();
         let process = Process::serving(&dir.write("lb.toml", over(&backend)));
@@ -155,7 +155,7 @@ async fn terminated_it_finishes_what_runs_and_exits_with_0() {
 
 #[tokio::test]
 async fn a_further_signal_ends_it_at_once() {
-    for (signal, expected) in [("TERM", 143), ("INT", 130)] {
+    for (signal, expected) in [("TERM", 143), ("INT", 130), ("QUIT", 131)] {
         let backend = TestBackend::scripted(async |peer| {
             peer.head().await;
             peer.gone().await;
@@ -215,6 +215,156 @@ async fn hung_up_on_it_reloads() {
     assert_eq!(client.get("/").await.text(), "b", "on the same connection all the time");
     process.signal("TERM");
     assert_eq!(process.ended().await.0, Some(0));
+}
+
+#[tokio::test]
+async fn signals_that_others_use_do_not_end_it() {
+    let backend = TestBackend::ok("well");
+    let dir = Scratch::new();
+    let process = Process::serving(&dir.write("lb.toml", over(&backend)));
+    let mut client = Client::connect(process.address(" address=").await).await;
+    for signal in ["USR1", "USR2", "ALRM", "WINCH", "PIPE", "CHLD", "CONT", "URG"] {
+        process.signal(signal);
+        assert_eq!(client.get("/").await.text(), "well", "after {signal}");
+    }
+    eventually(|| process.said().matches("does nothing here").count() == 2).await;
+    assert_eq!(client.get("/").await.text(), "well");
+    process.signal("TERM");
+    assert_eq!(process.ended().await.0, Some(0));
+}
+
+#[tokio::test]
+async fn by_usr1_log_files_are_opened_anew_and_nothing_else_is_done() {
+    let backend = TestBackend::ok("well");
+    let (dir, log) = (Scratch::new(), Log::new());
+    let process = Process::serving(&dir.write("lb.toml", over(&backend) + &log.table("json")));
+    let mut client = Client::connect(process.address(" address=").await).await;
+    client.get("/").await;
+    log.lines(1).await;
+    log.rotate();
+    process.signal("USR1");
+    eventually(|| process.said().contains("opened the access log again")).await;
+    client.get("/").await;
+    log.lines(1).await;
+    assert!(!process.said().contains("generation"), "{}", process.said());
+    process.signal("TERM");
+    assert_eq!(process.ended().await.0, Some(0));
+}
+
+/// `isobar` with that file, whose standard error is a pipe: the reader has said where it listens, and reads no more; and the pipe is full.
+fn with_full_standard_error(file: &Path) -> (Process, PipeReader, SocketAddr) {
+    let (mut reader, writer) = pipe().unwrap();
+    let child = isobar(&["--config", file.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(writer.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let (mut said, mut byte) = (String::new(), [0]);
+    let address = loop {
+        while byte != *b"\n" {
+            reader.read_exact(&mut byte).unwrap();
+            said.push(byte[0].into());
+        }
+        byte = [0];
+        if let Some((_, rest)) = said.split_once(" address=")
+            && said.contains(" started ")
+        {
+            break rest.split_whitespace().next().unwrap().parse().unwrap();
+        }
+    };
+    let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+    // That of the process is the same description: it is given back as it was.
+    rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    for piece in [&[b'x'; 4096][..], b"x"] {
+        while (&writer).write(piece).is_ok() {}
+    }
+    rustix::fs::fcntl_setfl(&writer, flags).unwrap();
+    (Process { child, said: Arc::default(), reader: Some(std::thread::spawn(|| ())) }, reader, address)
+}
+
+#[tokio::test]
+async fn a_standard_error_that_is_not_read_holds_nothing_up() {
+    let failing = TestBackend::fixed("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+    let dir = Scratch::new();
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = over(&failing).replace("enabled = false", &format!("address = \"{admin}\""));
+    // With a worker that has something to log: its breaker opens.
+    let file = dir.write("lb.toml", text + "\nretries = 0\ncircuit_breaker = { min_calls = 5 }\n");
+    let (process, reader, address) = with_full_standard_error(&file);
+    let ask = async |path: &str| {
+        let mut client = Client::connect(admin).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")).await;
+        client.response().await.text().to_owned()
+    };
+    process.signal("HUP");
+    loop {
+        if ask("/metrics").await.contains("isobar_config_generation 2") {
+            break;
+        }
+    }
+    let mut client = Client::connect(address).await;
+    for _ in 0..20 {
+        assert_eq!(client.get("/").await.status(), 503);
+    }
+    assert_eq!(ask("/livez").await, "ok\n");
+    process.signal("TERM");
+    assert_eq!(process.ended().await.0, Some(0));
+    drop(reader);
+}
+
+#[tokio::test]
+async fn an_access_log_that_is_a_fifo_without_a_reader_holds_nothing_up() {
+    let backend = TestBackend::ok("well");
+    let dir = Scratch::new();
+    let fifo = dir.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let table = format!("[access_log]\nenabled = true\noutput = {fifo:?}\n");
+    let process = Process::serving(&dir.write("lb.toml", over(&backend) + &table));
+    let mut client = Client::connect(process.address(" address=").await).await;
+    assert_eq!(client.get("/before").await.text(), "well");
+    let read = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || {
+            let mut line = String::new();
+            BufReader::new(std::fs::File::open(fifo).unwrap()).read_line(&mut line).unwrap();
+            line
+        }
+    });
+    eventually(|| read.is_finished()).await;
+    assert!(read.join().unwrap().contains("/before"), "what waited for a reader");
+    process.signal("HUP");
+    eventually(|| process.said().contains("generation=2")).await;
+    assert_eq!(client.get("/after").await.text(), "well");
+    process.signal("TERM");
+    let (code, log) = process.ended().await;
+    assert!(code == Some(0) && log.contains("a FIFO without a reader"), "{code:?} {log}");
+}
+
+/// MiB that are resident.
+fn resident(process: &Process) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_large_file_leaves_no_memory_behind() {
+    let backend = TestBackend::refusing();
+    let dir = Scratch::new();
+    let small = over(&backend);
+    let process = Process::serving(&dir.write("lb.toml", &small));
+    process.address(" address=").await;
+    let before = resident(&process);
+    let body = "x".repeat(4_000);
+    let route = |n| format!("[[route]]\npath = \"/{n}\"\nrespond = {{ body = \"{body}\" }}\n");
+    dir.write("lb.toml", format!("{small}\n{}", (0..1_500).map(route).collect::<String>()));
+    eventually(|| process.said().contains("generation=2")).await;
+    let with = resident(&process);
+    assert!(with > before + 15, "{before} MiB, {with} with 6 MB of file: is the test blind?");
+    dir.write("lb.toml", &small);
+    eventually(|| process.said().contains("generation=3")).await;
+    eventually(|| resident(&process) < before + (with - before) / 3).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use crate::harness::{Client, TestBackend, TestProxy, backends, eventually, soon, unbound};
+use crate::harness::{Client, Log, TestBackend, TestProxy, backends, eventually, soon, unbound};
 
 const WEB: &str = "[[listener]]\nname = \"web\"\naddress = \"127.0.0.1:0\"\n";
 
@@ -369,4 +369,134 @@ async fn the_settings_of_a_listener_apply_to_new_connections() {
     proxy.apply(text("max_connections = 1\n")).await.unwrap();
     assert_eq!(proxy.get("/").await.status(), 503, "one connection is there already");
     assert_eq!(kept.get("/").await.status(), 200);
+}
+
+/// Lets `proxy` serve with others until nothing holds what it served with before: the workers do until they have heard of it.
+async fn is_let_go(proxy: &TestProxy, text: &str, held: &str) {
+    let (before, upstream) = {
+        let snapshot = proxy.snapshot();
+        (Arc::downgrade(&snapshot), Arc::downgrade(snapshot.upstream("idle").unwrap()))
+    };
+    proxy.apply(text).await.unwrap();
+    eventually(|| before.strong_count() == 0 && upstream.strong_count() == 0).await;
+    assert!(before.upgrade().is_none(), "{held}");
+}
+
+#[tokio::test]
+async fn what_lasts_holds_nothing_that_it_does_not_need() {
+    let (slow, gate) = gated("late");
+    let streaming = TestBackend::scripted(async |peer| {
+        peer.head().await;
+        peer.write("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nbegun").await;
+        peer.gone().await;
+    });
+    let tunnels = TestBackend::upgrading();
+    let text = |generation: usize| {
+        let others = format!("[upstream.idle]\nbackends = [\"127.0.0.1:{}\"]\n", 9000 + generation);
+        let mut text = format!("workers = 2\n{WEB}\n[[route]]\npath = \"/idle\"\nupstream = \"idle\"\n{others}");
+        for (name, backend) in [("slow", &slow), ("streaming", &streaming), ("tunnels", &tunnels)] {
+            let pool = over(&[backend]);
+            text += &format!("[[route]]\npath = \"/{name}\"\nupstream = \"{name}\"\n[upstream.{name}]\n{pool}");
+        }
+        text
+    };
+    let proxy = TestProxy::with_config(text(1)).await;
+
+    let mut waits = proxy.client().await;
+    waits.send("GET /slow HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    eventually(|| slow.requests() == 1).await;
+    is_let_go(&proxy, &text(2), "by a request that waits for its answer").await;
+
+    let mut reads = proxy.client().await;
+    reads.send("GET /streaming HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    eventually(|| streaming.requests() == 1).await;
+    is_let_go(&proxy, &text(3), "by a response under way").await;
+
+    let mut tunnel = proxy.client().await;
+    tunnel.send("GET /tunnels HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await;
+    assert_eq!(tunnel.response().await.status(), 101);
+    is_let_go(&proxy, &text(4), "by a tunnel").await;
+
+    // What they need is there: the lease, and the account.
+    echoes(&mut tunnel, "still there").await;
+    assert_eq!((proxy.in_flight_at(&slow), proxy.in_flight_at(&tunnels)), (1, 1));
+    gate.add_permits(1);
+    assert_eq!(waits.response().await.text(), "late");
+    let route = |name: &str| proxy.snapshot().routes.routes().iter().find(|it| it.name.as_str() == name).cloned();
+    let answered = |name: &str| route(name).unwrap().metrics.sum(|shard| &shard.responses[1]);
+    let names: Vec<_> = proxy.snapshot().routes.routes().iter().map(|it| it.name.to_string()).collect();
+    let slow_route = names.iter().find(|name| name.contains("slow")).unwrap();
+    eventually(|| answered(slow_route) == 1).await;
+}
+
+#[tokio::test]
+async fn what_ends_after_the_access_log_was_replaced_has_its_line_in_the_new_one() {
+    let (backend, (first, second)) = (TestBackend::upgrading(), (Log::new(), Log::new()));
+    let with = |log: &Log| with_u(&over(&[&backend])) + &log.table("json");
+    let proxy = TestProxy::with_config(with(&first)).await;
+    let mut client = tunnel(&proxy).await;
+    proxy.apply(with(&second)).await.unwrap();
+    client.finish().await;
+    client.closed().await;
+    let line = second.lines(1).await.remove(0);
+    assert!(line.contains("\"status\":101") && line.contains("\"listener\":\"web\""), "{line}");
+    first.lines(0).await;
+}
+
+/// Connects to `address` all the time while the listener's address becomes each of the others in turn, and counts those that are refused.
+async fn refused_while_moving(address: std::net::SocketAddr, others: &[std::net::SocketAddr]) -> usize {
+    let backend = TestBackend::ok("well");
+    let at =
+        |listen: &std::net::SocketAddr| with_u(&over(&[&backend])).replace("\"127.0.0.1:0\"", &format!("\"{listen}\""));
+    let proxy = TestProxy::with_config(at(&address)).await;
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || {
+                use std::io::{Read, Write};
+                let (mut refused, mut answer) = (0, String::new());
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    answer.clear();
+                    let asked = std::net::TcpStream::connect(address).and_then(|mut tcp| {
+                        tcp.write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
+                        tcp.read_to_string(&mut answer)
+                    });
+                    refused += usize::from(asked.is_err() || !answer.ends_with("well"));
+                }
+                refused
+            })
+        })
+        .collect();
+    for other in others {
+        proxy.apply(at(other)).await.unwrap_or_else(|error| panic!("{other}: {error}"));
+        assert_eq!(proxy.address(), *other);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    clients.into_iter().map(|client| client.join().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn an_address_that_is_made_wider_or_narrower_refuses_no_connection() {
+    for (narrow, wide) in [("127.0.0.1", "0.0.0.0"), ("::1", "::")] {
+        let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+        let free = std::net::TcpListener::bind((ip(wide), 0)).unwrap().local_addr().unwrap().port();
+        let (narrow, wide) = ((ip(narrow), free).into(), (ip(wide), free).into());
+        let steps = [wide, narrow].repeat(6);
+        assert_eq!(refused_while_moving(narrow, &steps).await, 0, "{narrow}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_of_another_process_is_still_refused() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port();
+    let backend = TestBackend::ok("well");
+    let proxy = TestProxy::with_config(with_u(&over(&[&backend]))).await;
+    for address in ["0.0.0.0", "127.0.0.1"] {
+        let text = with_u(&over(&[&backend])).replace("127.0.0.1:0", &format!("{address}:{port}"));
+        assert!(proxy.apply(text).await.is_err(), "{address}");
+    }
+    assert_eq!(proxy.get("/").await.text(), "well");
 }

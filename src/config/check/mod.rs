@@ -11,8 +11,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
-use super::access::{self, Access};
+use super::access::Access;
 use super::error::{Problem, Problems};
+use super::file::ReadFile;
 use super::raw;
 use super::reader::{self, Env};
 use super::report::{Place, Report, quote};
@@ -53,16 +54,20 @@ pub struct Loaded {
 ///
 /// A file that cannot be read is a problem like any other.
 pub fn load(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Problems> {
-    let file = path.display().to_string();
-    let whole = |what: String| {
-        let mut problem = Problem::error(what);
-        problem.file.clone_from(&file);
-        Problems::new(vec![problem])
-    };
-    let (bytes, access) = access::read(path).map_err(|error| whole(format!("could not read it: {error}")))?;
-    match String::from_utf8(bytes) {
-        Ok(text) => parse_file(&text, &file, &|name| std::env::var(name).ok(), vocabulary, Some(access)),
-        Err(error) => Err(not_utf8(&file, &error)),
+    ReadFile::read(path)?.load(vocabulary)
+}
+
+impl ReadFile {
+    /// Checks it, with variables from the process's environment.
+    ///
+    /// # Errors
+    /// When it says what cannot be.
+    pub fn load(self, vocabulary: &Vocabulary) -> Result<Loaded, Problems> {
+        let Self { name, bytes, access, .. } = self;
+        match String::from_utf8(bytes) {
+            Ok(text) => parse_file(&text, &name, &|name| std::env::var(name).ok(), vocabulary, Some(access)),
+            Err(error) => Err(not_utf8(&name, &error)),
+        }
     }
 }
 

@@ -1,66 +1,29 @@
 //! A line per exchange, written off the worker threads.
 //!
-//! A worker formats its line and pushes it into a bounded queue; a thread of its own looks into the queue and writes what is
-//! there in large pieces. Formatting on the worker costs least in all: handing the fields over means to copy them first and
-//! to format them then. The writer polls instead of being woken, because a wake-up is a system call on the worker; a line may
-//! so be a twentieth of a second late. Nothing here waits for the disk: what finds the queue full is dropped and counted.
+//! A worker formats its line and pushes it into the queue of [`Lines`], which writes it. Formatting on the worker costs least in all:
+//! handing the fields over means to copy them first and to format them then. The writer polls instead of being woken, because a wake-up is
+//! a system call on the worker; a line may so be a twentieth of a second late.
 
 use std::cell::RefCell;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossbeam_queue::ArrayQueue;
+use arc_swap::{ArcSwapOption, Guard};
 use tracing::warn;
 
-use crate::config::{AccessLogConfig, AccessLogFormat};
+use super::lines::{Lines, Output, Rest};
+use crate::config::{AccessLogConfig, AccessLogFormat, AccessLogOutput};
 
 mod line;
-mod sink;
 
 pub use line::Record;
-use sink::Sink;
 
-/// How long the writer sleeps when nothing happens.
-const PAUSE_MAX: Duration = Duration::from_millis(50);
-/// How long it sleeps when the queue fills quickly.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
-/// How much is written at a time.
-const BATCH_BYTES: usize = 256 * 1024;
-/// How often it is looked whether the file was moved.
-const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
-/// How often dropped lines are complained about at most.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
-/// Lines may have this many bytes on average before the queue counts as full for its bytes: what clients send must not decide
-/// how much memory it takes.
-const LINE_BYTES_MEAN: usize = 1024;
-/// How long dropping the log waits for an output that takes nothing.
-const FLUSH_LIMIT: Duration = Duration::from_secs(5);
-
-/// Takes records from workers and has a thread of its own write them.
-///
-/// Dropping it writes what waits and ends the thread, which may take as long as the disk does (five seconds at most): the
-/// control plane should hold it longest.
+/// Takes records from workers and has them written. Dropped, what waits is still written; to drop it does not wait.
 #[derive(Debug)]
 pub struct AccessLog {
-    shared: Arc<Shared>,
-    writer: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-struct Shared {
     format: AccessLogFormat,
-    queue: ArrayQueue<Box<[u8]>>,
-    queued_bytes: AtomicUsize,
-    queued_bytes_max: usize,
-    /// Lines that found the queue full.
-    overflowed: AtomicU64,
-    /// Lines that could not be written.
-    unwritten: AtomicU64,
-    stop: AtomicBool,
+    lines: Lines,
 }
 
 thread_local! {
@@ -74,198 +37,125 @@ impl AccessLog {
     /// # Errors
     /// When the file cannot be opened or the thread cannot be made.
     pub fn open(config: &AccessLogConfig) -> io::Result<Arc<Self>> {
-        let sink = Sink::open(&config.output)?;
-        let lines = config.buffer.max(1);
-        let shared = Arc::new(Shared {
-            format: config.format,
-            queue: ArrayQueue::new(lines),
-            queued_bytes: AtomicUsize::new(0),
-            queued_bytes_max: lines.saturating_mul(LINE_BYTES_MEAN).max(BATCH_BYTES),
-            overflowed: AtomicU64::new(0),
-            unwritten: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-        });
-        let writer = thread::Builder::new().name("access-log".into()).spawn({
-            let shared = Arc::clone(&shared);
-            move || write_whatever_happens(&shared, sink)
-        })?;
-        Ok(Arc::new(Self { shared, writer: Some(writer) }))
+        let lines = Lines::open("access log", output(config), config.buffer)?;
+        Ok(Arc::new(Self { format: config.format, lines }))
     }
 
-    /// Has a line written. Never waits, locks nothing and wakes nobody; where the writer cannot follow, the line is dropped
+    /// Whether the output can be opened.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn probe(config: &AccessLogConfig) -> io::Result<()> {
+        output(config).probe()
+    }
+
+    /// Has a line written. Never waits, locks nothing and wakes no thread; where the writer cannot follow, the line is dropped
     /// and counted.
     pub fn record(&self, record: &Record<'_>) {
         let line = SCRATCH.with_borrow_mut(|scratch| {
             scratch.clear();
-            line::write(scratch, self.shared.format, record);
+            line::write(scratch, self.format, record);
             Box::<[u8]>::from(scratch.as_slice())
         });
-        self.shared.push(line);
+        self.lines.push(line);
     }
 
-    /// Lines that were not written: for want of room in the queue, or because the output took none.
-    pub fn dropped(&self) -> u64 {
-        self.shared.overflowed.load(Ordering::Relaxed) + self.shared.unwritten.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for AccessLog {
-    fn drop(&mut self) {
-        let Some(writer) = self.writer.take() else { return };
-        self.shared.stop.store(true, Ordering::Release);
-        writer.thread().unpark();
-        // Not a bare join: a reader of our stdout that stands still must not keep the process from ending.
-        let deadline = Instant::now() + FLUSH_LIMIT;
-        while !writer.is_finished() {
-            if Instant::now() >= deadline {
-                warn!("the access log's output takes nothing; what waits for it is lost");
-                return;
-            }
-            thread::sleep(PAUSE_MIN);
-        }
-        if writer.join().is_err() {
-            warn!("the access log's writer had panicked");
-        }
+    /// Has the file opened anew, by the writer.
+    pub fn reopen(&self) {
+        self.lines.reopen();
     }
 }
 
-impl Shared {
-    fn push(&self, line: Box<[u8]>) {
-        let bytes = line.len();
-        // Added before the push, so that the writer never takes off what is not yet there.
-        let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before + bytes > self.queued_bytes_max || self.queue.push(line).is_err() {
-            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.overflowed.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Moves lines from the queue to `batch` until that is large enough. Returns how many.
-    fn fill(&self, batch: &mut Vec<u8>) -> usize {
-        batch.clear();
-        let mut lines = 0;
-        while batch.len() < BATCH_BYTES {
-            let Some(line) = self.queue.pop() else { break };
-            batch.extend_from_slice(&line);
-            lines += 1;
-        }
-        self.queued_bytes.fetch_sub(batch.len(), Ordering::Relaxed);
-        lines
+fn output(config: &AccessLogConfig) -> Output {
+    match &config.output {
+        AccessLogOutput::Stdout => Output::Stdout,
+        AccessLogOutput::File(path) => Output::File(path.clone()),
     }
 }
 
-/// A line that the writer panics at.
-#[cfg(test)]
-const PANICS: &[u8] = b"panic";
-
-/// Begins again after a panic: a line that cannot be written is not worth all that come behind it.
-fn write_whatever_happens(shared: &Shared, mut sink: Sink) {
-    while catch_unwind(AssertUnwindSafe(|| write_until_stopped(shared, &mut sink))).is_err() {
-        warn!("the access log's writer had panicked; it goes on with the next lines");
-        thread::sleep(PAUSE_MAX);
-    }
-}
-
-fn write_until_stopped(shared: &Shared, sink: &mut Sink) {
-    let mut batch = Vec::with_capacity(BATCH_BYTES);
-    let mut pause = PAUSE_MAX;
-    let mut reopen_at = Instant::now() + REOPEN_INTERVAL;
-    let mut complaint = Complaint::default();
-    loop {
-        // Read before the queue is emptied: whatever was recorded before the stop is then seen.
-        let stopping = shared.stop.load(Ordering::Acquire);
-        let mut lines = 0;
-        loop {
-            let now = Instant::now();
-            if now >= reopen_at {
-                reopen_at = now + REOPEN_INTERVAL;
-                sink.reopen_if_moved();
-            }
-            complaint.consider(shared.overflowed.load(Ordering::Relaxed), now);
-            let filled = shared.fill(&mut batch);
-            if filled == 0 {
-                break;
-            }
-            lines += filled;
-            #[cfg(test)]
-            assert!(!batch.starts_with(PANICS), "meant");
-            shared.unwritten.fetch_add(sink.write(&batch), Ordering::Relaxed);
-        }
-        if stopping {
-            return;
-        }
-        // A queue that is a quarter full after one pause would overflow after four: look in more often, and less again once
-        // there is little.
-        pause = if lines > shared.queue.capacity() / 4 { pause / 2 } else { pause * 2 }.clamp(PAUSE_MIN, PAUSE_MAX);
-        thread::park_timeout(pause);
-    }
-}
-
-/// Says that lines are dropped, but not for each of them.
+/// The access log of the moment, for all workers. No exchange holds one: each has its line written to that of its end, so that one which
+/// lasts does not keep the descriptor and the thread of another that was replaced.
 #[derive(Debug, Default)]
-struct Complaint {
-    reported: u64,
-    next: Option<Instant>,
+pub struct InForce {
+    log: ArcSwapOption<AccessLog>,
+    /// What others before it have still to write.
+    former: Mutex<Vec<Rest>>,
+    /// Lines that were dropped by those that have ended.
+    dropped_before: AtomicU64,
 }
 
-impl Complaint {
-    /// Returns whether it said something.
-    fn consider(&mut self, dropped: u64, now: Instant) -> bool {
-        if dropped == self.reported || self.next.is_some_and(|next| now < next) {
-            return false;
+impl InForce {
+    /// The one of the moment; `None` where there is none.
+    pub fn load(&self) -> Guard<Option<Arc<AccessLog>>> {
+        self.log.load()
+    }
+
+    /// The same, to keep.
+    pub fn get(&self) -> Option<Arc<AccessLog>> {
+        self.log.load_full()
+    }
+
+    /// Has lines go to another from now on, or nowhere. Does not wait.
+    pub fn replace(&self, next: Option<Arc<AccessLog>>) {
+        let kept = next.as_ref().map(Arc::as_ptr);
+        let before = self.log.swap(next).filter(|before| Some(Arc::as_ptr(before)) != kept);
+        let mut former = self.former();
+        former.retain(|rest| {
+            if rest.is_over() {
+                self.dropped_before.fetch_add(rest.dropped(), Ordering::Relaxed);
+            }
+            !rest.is_over()
+        });
+        former.extend(before.map(|before| before.lines.rest()));
+    }
+
+    /// Lines that were not written since the start: for want of room in the queue, or because the output took none.
+    pub fn dropped(&self) -> u64 {
+        let former = self.former();
+        let now = self.log.load().as_ref().map_or(0, |log| log.lines.rest().dropped());
+        self.dropped_before.load(Ordering::Relaxed) + former.iter().map(Rest::dropped).sum::<u64>() + now
+    }
+
+    /// Writes what waits, and ends it: a second where the output takes nothing, and five in all.
+    pub async fn finish(&self) {
+        let last = self.get();
+        last.iter().for_each(|log| log.lines.close());
+        let former = self.former().clone();
+        for rest in former.into_iter().chain(last.map(|log| log.lines.rest())) {
+            if !rest.over().await {
+                warn!("the access log's output takes nothing; what waits for it is lost");
+            }
         }
-        warn!(lines = dropped - self.reported, "the access log's writer could not follow; lines were dropped");
-        self.reported = dropped;
-        self.next = Some(now + COMPLAINT_INTERVAL);
-        true
+    }
+
+    fn former(&self) -> MutexGuard<'_, Vec<Rest>> {
+        self.former.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
+    use std::thread;
 
     use super::line::tests::record;
     use super::*;
-    use crate::config::AccessLogOutput;
-
-    /// A directory of this test's own, removed afterwards.
-    pub(super) struct Directory(PathBuf);
-
-    impl Directory {
-        pub(super) fn new() -> Self {
-            static NEXT: AtomicU64 = AtomicU64::new(0);
-            let name = format!("isobar-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-            let path = std::env::temp_dir().join(name);
-            std::fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-
-        pub(super) fn join(&self, name: &str) -> PathBuf {
-            self.0.join(name)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::telemetry::lines::tests::{Directory, eventually};
 
     fn config(path: &Path, buffer: usize) -> AccessLogConfig {
         AccessLogConfig { format: AccessLogFormat::Json, output: AccessLogOutput::File(path.into()), buffer }
     }
 
-    fn eventually(what: &str, holds: impl Fn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !holds() {
-            assert!(Instant::now() < deadline, "{what}");
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
     fn lines(path: &Path) -> usize {
         std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
+    }
+
+    /// Drops it and waits for the end of what it still writes. How many lines were dropped.
+    fn finish(log: Arc<AccessLog>) -> u64 {
+        let rest = log.lines.rest();
+        drop(log);
+        eventually("the writer has ended", || rest.is_over());
+        rest.dropped()
     }
 
     #[test]
@@ -278,20 +168,8 @@ mod tests {
                 scope.spawn(|| (0..1_000).for_each(|_| log.record(&record())));
             }
         });
-        assert_eq!(log.dropped(), 0);
-        drop(log);
+        assert_eq!(finish(log), 0);
         assert_eq!(lines(&path), 4_000);
-    }
-
-    #[test]
-    fn a_panic_of_the_writer_costs_the_lines_that_it_had_and_no_more() {
-        let directory = Directory::new();
-        let path = directory.join("access.log");
-        let log = AccessLog::open(&config(&path, 10)).unwrap();
-        log.shared.push(Box::from(PANICS));
-        eventually("the line is taken", || log.shared.queue.is_empty());
-        log.record(&record());
-        eventually("the next one is written", || lines(&path) == 1);
     }
 
     #[test]
@@ -309,28 +187,9 @@ mod tests {
         let path = directory.join("access.log");
         let log = AccessLog::open(&config(&path, 4)).unwrap();
         (0..10_000).for_each(|_| log.record(&record()));
-        let dropped = log.dropped();
+        let dropped = finish(log);
         assert!(dropped > 0);
-        drop(log);
         assert_eq!(lines(&path) as u64 + dropped, 10_000);
-    }
-
-    #[test]
-    fn long_lines_do_not_take_all_memory() {
-        let shared = Shared {
-            format: AccessLogFormat::Json,
-            queue: ArrayQueue::new(1_000),
-            queued_bytes: AtomicUsize::new(0),
-            queued_bytes_max: 10_000,
-            overflowed: AtomicU64::new(0),
-            unwritten: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-        };
-        (0..10).for_each(|_| shared.push(vec![b'x'; 4_000].into()));
-        assert_eq!(shared.overflowed.load(Ordering::Relaxed), 8);
-        let mut batch = Vec::new();
-        assert_eq!(shared.fill(&mut batch), 2);
-        assert_eq!(shared.queued_bytes.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -343,8 +202,25 @@ mod tests {
         std::fs::rename(&path, &moved).unwrap();
         eventually("the file is made again", || path.exists());
         log.record(&record());
-        drop(log);
+        finish(log);
         assert_eq!((lines(&moved), lines(&path)), (1, 1));
+    }
+
+    #[test]
+    fn a_file_is_opened_again_when_that_is_asked_for() {
+        let directory = Directory::new();
+        let (path, moved) = (directory.join("access.log"), directory.join("access.log.1"));
+        let log = AccessLog::open(&config(&path, 100)).unwrap();
+        log.record(&record());
+        eventually("the line is written", || lines(&path) == 1);
+        // Under its old name, so that nothing is to be noticed.
+        std::fs::hard_link(&path, &moved).unwrap();
+        let begun = std::time::Instant::now();
+        std::fs::remove_file(&path).unwrap();
+        log.reopen();
+        eventually("the file is made again", || path.exists());
+        assert!(begun.elapsed() < std::time::Duration::from_millis(500), "sooner than it would be noticed");
+        finish(log);
     }
 
     #[test]
@@ -355,7 +231,7 @@ mod tests {
         }
         let log = AccessLog::open(&config(path, 100)).unwrap();
         (0..3).for_each(|_| log.record(&record()));
-        eventually("the lines are given up", || log.dropped() == 3);
+        eventually("the lines are given up", || log.lines.rest().dropped() == 3);
     }
 
     #[test]
@@ -368,7 +244,7 @@ mod tests {
             old.record(&record());
             new.record(&record());
         }
-        drop((old, new));
+        assert_eq!((finish(old), finish(new)), (0, 0));
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().filter(|line| line.starts_with("{\"time\"") && line.ends_with('}')).count(), 100);
     }
@@ -376,18 +252,29 @@ mod tests {
     #[test]
     fn a_path_that_cannot_be_opened_is_an_error() {
         let directory = Directory::new();
-        assert!(AccessLog::open(&config(&directory.join("none/access.log"), 1)).is_err());
+        let config = config(&directory.join("none/access.log"), 1);
+        assert!(AccessLog::open(&config).is_err());
+        assert!(AccessLog::probe(&config).is_err());
     }
 
-    #[test]
-    fn complaints_come_once_in_a_while() {
-        let mut complaint = Complaint::default();
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!complaint.consider(0, at(0)));
-        assert!(complaint.consider(1, at(0)));
-        assert!(!complaint.consider(2, at(9)));
-        assert!(complaint.consider(2, at(10)));
-        assert!(!complaint.consider(2, at(30)));
+    #[tokio::test]
+    async fn what_was_replaced_is_written_and_what_it_dropped_is_counted() {
+        let directory = Directory::new();
+        let (first, second) = (directory.join("first.log"), directory.join("second.log"));
+        let logs = InForce::default();
+        logs.replace(Some(AccessLog::open(&config(&first, 2)).unwrap()));
+        let record = |times| (0..times).for_each(|_| logs.load().as_ref().unwrap().record(&record()));
+        record(100);
+        logs.replace(Some(AccessLog::open(&config(&second, 10)).unwrap()));
+        let dropped = logs.dropped();
+        assert!(dropped > 0);
+        record(1);
+        logs.replace(logs.get());
+        record(1);
+        logs.finish().await;
+        assert_eq!((logs.dropped(), lines(&first) as u64 + dropped, lines(&second)), (dropped, 100, 2));
+        logs.replace(None);
+        logs.replace(None);
+        assert_eq!(logs.dropped(), dropped, "also once they have ended");
     }
 }

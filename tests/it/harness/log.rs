@@ -18,6 +18,11 @@ impl Log {
         format!("[access_log]\nenabled = true\nformat = \"{format}\"\noutput = {:?}", self.0)
     }
 
+    /// Moves its file away, as log rotation does.
+    pub(crate) fn rotate(&self) {
+        std::fs::rename(&self.0, self.0.with_extension("1")).unwrap();
+    }
+
     /// Its lines, once there are so many.
     #[track_caller]
     pub(crate) fn lines(&self, n: usize) -> impl Future<Output = Vec<String>> {
@@ -39,5 +44,6 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(self.0.with_extension("1"));
     }
 }

@@ -1,0 +1,139 @@
+//! Connections to one entrance of the admin address, as many as there is room for; and which of them goes when there is none.
+//!
+//! A client that is waited for, because it says nothing or takes nothing, keeps no other out: it is the first to go when another comes, and
+//! of several the one that has been there longest. So a probe is answered at once, however many connections stand still.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+use tokio::task::{AbortHandle, Id};
+
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Stage {
+    /// For its client, which has not asked yet.
+    Asking,
+    /// For its client, which has not sent all of its request's body.
+    Sending,
+    /// For its client, which has not taken all of its answer.
+    Answering,
+    /// For what it has asked for.
+    Working,
+    /// For nothing: its answer goes on for as long as its client likes.
+    Streaming,
+}
+
+/// Those that have to go, the first of these first.
+const EVICTED: [Stage; 3] = [Stage::Asking, Stage::Sending, Stage::Answering];
+
+/// The stage of a connection, as its own task and the [`Room`] see it.
+#[derive(Debug, Default)]
+pub(super) struct Progress(AtomicU8);
+
+impl Progress {
+    /// It has come so far.
+    pub(super) fn set(&self, stage: Stage) {
+        self.0.store(stage as u8, Relaxed);
+    }
+
+    /// Whether it has come so far.
+    pub(super) fn is(&self, stage: Stage) -> bool {
+        self.0.load(Relaxed) == stage as u8
+    }
+}
+
+/// Those that are there.
+#[derive(Debug)]
+pub(super) struct Room {
+    places: VecDeque<Place>,
+    /// Connections at a time.
+    most: usize,
+}
+
+#[derive(Debug)]
+struct Place {
+    task: AbortHandle,
+    progress: Arc<Progress>,
+}
+
+impl Room {
+    /// Room for so many at a time.
+    pub(super) fn new(most: usize) -> Self {
+        Self { places: VecDeque::new(), most }
+    }
+
+    /// Whether another may come in, perhaps for one that goes.
+    pub(super) fn admits(&self) -> bool {
+        self.places.len() < self.most || self.evicted().is_some()
+    }
+
+    /// Another has come in, after those that are there. Where they are too many, one goes.
+    pub(super) fn enter(&mut self, task: AbortHandle, progress: Arc<Progress>) {
+        if self.places.len() >= self.most
+            && let Some(place) = self.evicted().and_then(|index| self.places.remove(index))
+        {
+            place.task.abort();
+        }
+        self.places.push_back(Place { task, progress });
+    }
+
+    /// The connection of that task is over.
+    pub(super) fn leave(&mut self, id: Id) {
+        self.places.retain(|place| place.task.id() != id);
+    }
+
+    /// Which is to go.
+    fn evicted(&self) -> Option<usize> {
+        EVICTED.iter().find_map(|&stage| self.places.iter().position(|place| place.progress.is(stage)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: usize = 64;
+
+    fn enter(room: &mut Room, stage: Stage) -> tokio::task::JoinHandle<()> {
+        let progress = Arc::<Progress>::default();
+        progress.set(stage);
+        let task = tokio::spawn(std::future::pending());
+        room.enter(task.abort_handle(), progress);
+        task
+    }
+
+    async fn is_gone(task: tokio::task::JoinHandle<()>) -> bool {
+        tokio::task::yield_now().await;
+        task.is_finished()
+    }
+
+    #[tokio::test]
+    async fn those_that_are_waited_for_go_first_and_others_stay() {
+        let mut room = Room::new(MOST);
+        let streams = enter(&mut room, Stage::Streaming);
+        let takes = enter(&mut room, Stage::Answering);
+        let sends = enter(&mut room, Stage::Sending);
+        let (first, second) = (enter(&mut room, Stage::Asking), enter(&mut room, Stage::Asking));
+        for _ in 5..MOST {
+            enter(&mut room, Stage::Working);
+        }
+        for task in [first, second, sends, takes] {
+            assert!(!task.is_finished() && room.admits());
+            enter(&mut room, Stage::Working);
+            assert!(is_gone(task).await);
+        }
+        assert!(!room.admits(), "all are worked for");
+        assert!(!is_gone(streams).await);
+    }
+
+    #[tokio::test]
+    async fn those_that_are_over_leave_their_place() {
+        let mut room = Room::new(MOST);
+        let tasks: Vec<_> = (0..MOST).map(|_| enter(&mut room, Stage::Working)).collect();
+        assert!(!room.admits());
+        room.leave(tasks[7].id());
+        assert!(room.admits());
+    }
+}
