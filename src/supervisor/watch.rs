@@ -7,7 +7,7 @@
 //! container: a rename over a file that is itself mounted. Mount its directory.)
 //!
 //! A change is acted upon once two looks in a row agree, so that a file is not read while it is written. What is read is the file that was
-//! opened, whatever has its name meanwhile; where that one was written while it was read, it may be half, and is read again ([`read_whole`]).
+//! opened, whatever has its name meanwhile; where that one was written while it was read, it may be half, and is read again (`read_whole`).
 
 use std::fs::Metadata;
 use std::io;
