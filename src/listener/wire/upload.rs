@@ -13,6 +13,12 @@ use crate::exchange::watch::Phase;
 use crate::http1::chunked::{Chunked, Next};
 use crate::http1::pipe::Pipe;
 
+/// Below this a chunk is put together with those behind it that have come: each would cost more to hand on than to copy.
+const TINY_BYTES: usize = 512;
+
+/// So much of them is put together.
+const GATHERED_BYTES: usize = 16 * 1024;
+
 /// What is left of a request's body.
 #[derive(Debug, Default)]
 pub(super) enum Upload {
@@ -43,6 +49,9 @@ impl Upload {
                 Ok(Some(Frame::data(piece)).filter(|_| bytes > 0))
             }
             Self::Chunked(chunked) => match chunked.next(read) {
+                Ok(Next::Data(data)) if data.len() < TINY_BYTES && !read.is_empty() => {
+                    Ok(Some(Frame::data(chunked.gather(data, read, GATHERED_BYTES))))
+                }
                 Ok(Next::Data(data)) => Ok(Some(Frame::data(data))),
                 Ok(Next::More) => Ok(None),
                 Ok(Next::End(trailers)) => {

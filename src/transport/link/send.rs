@@ -22,7 +22,7 @@ use crate::http1::{Framing, request};
 pub(super) const TURN_BYTES: usize = 64 * 1024;
 
 /// A write takes as long as so many bytes do, however few it writes.
-pub(super) const WRITE_BYTES: usize = 1024;
+const WRITE_BYTES: usize = 1024;
 
 /// How the sending of a request's body goes.
 #[derive(Debug)]
@@ -147,9 +147,14 @@ impl Inner {
                     None => {}
                 }
             }
-            // A first piece that is there already goes out with the head.
-            let mut waiting = false;
-            if matches!(self.upload, Upload::Open | Upload::Apart(_)) && self.out.has_room() {
+            // What is there already goes out with the head, and small pieces go together.
+            let (mut waiting, mut taken) = (false, false);
+            while !waiting
+                && matches!(self.upload, Upload::Open | Upload::Apart(_))
+                && self.out.has_room()
+                && !(taken && self.socket.plain().is_some() && body.pours())
+            {
+                taken = true;
                 match Pin::new(&mut *body).poll_frame(cx) {
                     Poll::Pending => waiting = true,
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
