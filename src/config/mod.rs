@@ -53,7 +53,7 @@ pub use kind::Kind;
 pub use limits::{
     AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
 };
-pub use paths::{PathOverrides, PathRule, PathsConfig};
+pub use paths::{PathOverrides, PathRule, PathsConfig, PathsKey};
 pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 pub use route::{

@@ -16,6 +16,7 @@ use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::{NEVER, Pace, Phase, Way};
 use crate::fields::{self, is_spelling_of};
+use crate::route::path::Refused;
 use crate::route::{Action, Route};
 use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
@@ -80,6 +81,8 @@ struct Logged {
     user_agent: Option<HeaderValue>,
     referer: Option<HeaderValue>,
     backend: RefCell<Option<Arc<BackendState>>>,
+    /// Which key of `paths` has refused it.
+    refused: Cell<Option<Refused>>,
     connect: Cell<Option<Duration>>,
     first_byte: Cell<Option<Duration>>,
 }
@@ -103,6 +106,7 @@ impl Running {
                 user_agent: parts.headers.get(header::USER_AGENT).cloned(),
                 referer: parts.headers.get(header::REFERER).cloned(),
                 backend: RefCell::new(None),
+                refused: Cell::new(None),
                 connect: Cell::new(None),
                 first_byte: Cell::new(None),
             })
@@ -299,6 +303,12 @@ impl Running {
             client = %self.exchange.client_ip,
             "exchange failed"
         );
+        if let ProxyError::Path(refused) = error {
+            self.exchange.client.metrics.of(self.proxy.worker).paths_refused[refused.key as usize].add(1);
+            if let Some(logged) = &self.logged {
+                logged.refused.set(Some(*refused));
+            }
+        }
         let mut response = match &self.call {
             None => respond::error(error),
             Some(call) => {
@@ -373,6 +383,7 @@ impl Running {
             _ => None,
         });
         let backend = logged.backend.borrow();
+        let detail = logged.refused.get().map(|Refused { key, why }| format!("paths.{}: {why}", key.as_str()));
         log.record(&Record {
             time: logged.time,
             client_ip: self.exchange.client_ip,
@@ -396,7 +407,7 @@ impl Running {
             grpc_status: self.call.as_ref().map(|call| self.call_status(call).code()),
             reason: self.reason.get().map_or(reason::COMPLETE, |(reason, _)| reason),
             ended_by: self.reason.get().and_then(|(_, blame)| blame).map(Blame::as_str),
-            detail: None,
+            detail: detail.as_deref(),
             left_out: 0,
             route: route.map(|route| route.name.as_str()),
             upstream,

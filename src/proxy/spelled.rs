@@ -29,7 +29,7 @@ pub(super) fn find_spelled<'a>(running: &'a Running, parts: &mut Parts) -> Resul
     let path = tidy(parts)?;
     let matched = target::path::matched(&path);
     let listener = &running.exchange.client.listener.paths;
-    let settled = |rules| route::path::settle(&path, &rules).map_err(ProxyError::BadRequest);
+    let settled = |rules| route::path::settle(&path, &rules).map_err(ProxyError::Path);
     let index = match find(running, (&matched).into(), parts) {
         Ok((index, _)) => index,
         // What the listener refuses is told so even where nothing would serve it.
