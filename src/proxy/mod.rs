@@ -26,6 +26,7 @@ use crate::telemetry::seldom::Seldom;
 use crate::transport::Transport;
 
 mod attempt;
+mod expect;
 mod retry;
 mod hedge;
 mod place;

@@ -11,7 +11,7 @@ use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
 use crate::backend::outlier::Outcome;
-use crate::config::{GrpcStatus, ListenerName, Misdirected, Timeouts};
+use crate::config::{BodyLimit, GrpcStatus, ListenerName, Misdirected, Timeouts};
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::{NEVER, Pace, Phase, Way};
@@ -44,6 +44,8 @@ pub(super) struct Running {
     upload: Cell<Upload>,
     /// Whether it has told how long it is.
     measured: Cell<bool>,
+    /// Bytes that the request's body, or a message of a call, may have.
+    max_body: Cell<u64>,
     /// When the last of the request's body was sent.
     sent: Cell<Option<Instant>>,
     body_idle: Cell<Duration>,
@@ -126,6 +128,7 @@ impl Running {
             broke: Cell::new(false),
             upload: Cell::new(Upload::Over),
             measured: Cell::new(false),
+            max_body: Cell::new(u64::MAX),
             sent: Cell::new(None),
             body_idle: Cell::new(Duration::ZERO),
             response_head: Cell::new(Duration::ZERO),
@@ -144,6 +147,14 @@ impl Running {
     /// Which route was found.
     pub(super) fn routed(&self, index: usize) {
         self.route.set(Some(index));
+    }
+
+    /// The request's body may have so many bytes. Whether one of known length, with `left` of them, has more.
+    pub(super) fn limit_body(&self, limit: BodyLimit, left: Option<u64>) -> bool {
+        let BodyLimit::Bytes(max) = limit else { return false };
+        self.max_body.set(max);
+        // Of a call the messages count, of which there may be many.
+        self.call.is_none() && left.is_some_and(|left| left > max)
     }
 
     /// The request goes to an upstream, with these limits. `measured`: the length of its body is known.
@@ -376,6 +387,26 @@ impl Running {
         self.bytes_out.set(self.bytes_out.get() + down);
     }
 
+    /// A piece of the request's body has come.
+    fn moved(&self, bytes: usize, too_large: bool) -> Result<(), BodyError> {
+        self.bytes_in.set(self.bytes_in.get() + bytes as u64);
+        if too_large {
+            self.upload.set(Upload::TooLarge);
+            // Whoever sends the response is to see that it is over.
+            self.exchange.watch.wake();
+            return Err(BodyError::TooLarge);
+        }
+        self.exchange.watch.carried(bytes);
+        self.exchange.watch.extend(self.body_idle.get());
+        Ok(())
+    }
+
+    /// Whether the client is to keep a pace with its request. One of unknown length, beside which the response is under way, may be one
+    /// side of a conversation, and so may a call.
+    fn paces_request(&self) -> bool {
+        !self.over.get() && (self.measured.get() || (self.call.is_none() && self.exchange.watch.phase() != Phase::Body))
+    }
+
     fn log(&self, logged: &Logged, log: &AccessLog, took: Duration) {
         let route = self.found();
         let upstream = route.and_then(|route| match &route.action {
@@ -537,18 +568,21 @@ impl Drop for Running {
 }
 
 impl Progress for Running {
-    fn request_data(&self, bytes: usize) -> Result<(), BodyError> {
-        let sum = self.bytes_in.get() + bytes as u64;
-        self.bytes_in.set(sum);
-        if self.exchange.client.listener.max_body_bytes.is_some_and(|max| sum > max) {
-            self.upload.set(Upload::TooLarge);
-            // Whoever sends the response is to see that it is over.
-            self.exchange.watch.wake();
-            return Err(BodyError::TooLarge);
+    fn request_data(&self, data: &[u8]) -> Result<(), BodyError> {
+        if let (Some(call), true) = (&self.call, self.max_body.get() < u64::MAX) {
+            let too_large = call.exceeds(data, self.max_body.get());
+            return self.moved(data.len(), too_large);
         }
-        self.exchange.watch.carried(bytes);
-        self.exchange.watch.extend(self.body_idle.get());
-        Ok(())
+        self.request_poured(data.len())
+    }
+
+    fn request_poured(&self, bytes: usize) -> Result<(), BodyError> {
+        self.moved(bytes, self.bytes_in.get() + bytes as u64 > self.max_body.get())
+    }
+
+    fn paces_response(&self) -> bool {
+        // How fast a client takes what a stream of gRPC has for it is between the two.
+        self.call.is_none()
     }
 
     fn waits_for_client(&self, waits: bool) {
@@ -631,6 +665,13 @@ impl Informed for Running {
             && let Some(head) = headers::informational(head)
         {
             self.exchange.side.inform(&head);
+        }
+    }
+
+    fn go_on(&self) {
+        // Where the backend was not asked, the client has been told already.
+        if self.exchange.side.holds() {
+            self.exchange.side.go_on();
         }
     }
 }

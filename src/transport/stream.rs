@@ -153,6 +153,9 @@ impl Stream {
             return Poll::Ready(Err(Failed { error: closed(), unsent: false }));
         };
         while let Poll::Ready(Some(Ok(response))) = response.poll_informational(cx) {
+            if response.status() == StatusCode::CONTINUE {
+                informed.go_on();
+            }
             let Some(head) = informational(&response) else { continue };
             state.informed += head.len();
             if state.informed <= INFORMATIONAL_BYTES_MAX {
@@ -290,6 +293,11 @@ impl Stream {
             Poll::Pending
         })
         .await;
+    }
+
+    /// The response is read, and nothing more of the request's body is sent.
+    pub(super) fn forgo(&self) {
+        self.0.borrow_mut().end_upload();
     }
 
     /// The exchange is given up: the backend is told to stop.

@@ -13,9 +13,9 @@ use socket2::SockRef;
 use tokio::io::{AsyncWrite as _, ReadBuf};
 
 use crate::config::ListenerConfig;
-use crate::exchange::ClientSide;
 use crate::exchange::dry::Dry;
 use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::{ClientSide, Expects};
 use crate::http1::Framing;
 use crate::http1::chunked::Chunked;
 use crate::http1::outgoing::Outgoing;
@@ -48,7 +48,7 @@ pub struct Wire {
     /// Whether somebody is going to take the rest of it.
     wanted: Cell<bool>,
     /// Whether the client waits to be asked for it.
-    expects: Cell<bool>,
+    expects: Cell<Expects>,
     out: RefCell<Outgoing>,
     /// Through which a large response is poured.
     pipe: RefCell<Option<Pipe>>,
@@ -107,7 +107,7 @@ impl Wire {
             heads: Cell::new(0),
             body: RefCell::default(),
             wanted: Cell::new(false),
-            expects: Cell::new(false),
+            expects: Cell::default(),
             out: RefCell::default(),
             pipe: RefCell::new(None),
             held: RefCell::default(),
@@ -209,7 +209,7 @@ impl Wire {
             Framing::Chunked => Upload::Chunked(Chunked::default()),
         };
         self.wanted.set(false);
-        self.expects.set(head.expects);
+        self.expects.set(if head.expects { Expects::Word } else { Expects::Nothing });
         Poll::Ready(Asked::Head)
     }
 
@@ -371,5 +371,21 @@ impl ClientSide for Wire {
         let mut early = self.early.borrow_mut();
         let sent = if early.is_empty() { self.socket.borrow_mut().try_write(head).unwrap_or(0) } else { 0 };
         early.extend_from_slice(&head[sent..]);
+    }
+
+    fn hold(&self) -> bool {
+        let waits = self.expects.get() != Expects::Nothing && self.read.borrow().is_empty();
+        self.expects.set(if waits { Expects::BackendsWord } else { Expects::Nothing });
+        waits
+    }
+
+    fn holds(&self) -> bool {
+        self.expects.get() == Expects::BackendsWord
+    }
+
+    fn go_on(&self) {
+        if self.expects.take() != Expects::Nothing && self.read.borrow().is_empty() {
+            self.inform(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
     }
 }

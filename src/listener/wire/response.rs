@@ -8,9 +8,9 @@ use http::response;
 use http_body::Body as _;
 
 use super::Wire;
-use crate::exchange::Untouched;
 use crate::exchange::body::Body;
 use crate::exchange::watch::{Pace, Phase, Way};
+use crate::exchange::{Expects, Untouched};
 use crate::http1::outgoing::Outgoing;
 use crate::http1::request::Terms;
 use crate::http1::{Framing, response as head};
@@ -29,7 +29,7 @@ impl Wire {
         close: bool,
     ) -> bool {
         // No 100 comes behind the answer.
-        self.expects.set(false);
+        self.expects.set(Expects::Nothing);
         self.skip();
         // Nobody will read what the client still sends, and until that is over nothing else can be read.
         let close = close || (!self.is_read() && !self.wanted.get());

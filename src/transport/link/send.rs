@@ -115,6 +115,11 @@ impl Link {
         .await;
     }
 
+    /// Nothing more of the request's body is to be sent, and its response is read all the same.
+    pub(in crate::transport) fn forgo(&self) {
+        self.abandon();
+    }
+
     /// The exchange is given up: nothing is sent any more.
     pub(in crate::transport) fn abandon(&self) {
         let inner = &mut *self.0.borrow_mut();

@@ -85,6 +85,8 @@ async fn eaten(backend: &mut TcpStream) -> usize {
 struct Nobody;
 
 impl Informed for Nobody {
+    fn go_on(&self) {}
+
     fn informational(&self, _: &[u8]) {}
 }
 
