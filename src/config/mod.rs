@@ -259,8 +259,7 @@ pub struct ListenerConfig {
     pub header_timeout: Duration,
     /// How long a connection may wait for its next request.
     pub idle_timeout: Duration,
-    /// Bytes of a body of known length that a client has to give or take in a second, over `body_idle` of the route; 0 is any
-    /// number.
+    /// Bytes of a body that a client has to give or take in a second, over `body_idle` of the route; 0 is any number.
     pub min_bytes_per_second: u32,
     /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed and added to; all others' are replaced.
     pub trusted_proxies: Vec<IpNet>,

@@ -369,6 +369,10 @@ impl Running {
                     idle => idle,
                 };
                 self.exchange.side.body(idle);
+                if self.upload.get() != Upload::Over && !self.measured.get() {
+                    // Two bodies without end beside each other are a conversation, which has its pauses.
+                    self.exchange.watch.obliged(Way::Up);
+                }
                 handled.body.observe(self);
             }
         }
@@ -591,7 +595,7 @@ impl Progress for Running {
             let watch = &self.exchange.watch;
             if !waits {
                 watch.obliged(Way::Up);
-            } else if self.measured.get() && !self.over.get() {
+            } else if self.paces_request() {
                 let bytes = self.exchange.client.listener.min_bytes_per_second;
                 watch.await_client(Way::Up, Pace { bytes, over: self.body_idle.get() });
             }

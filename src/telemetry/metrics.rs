@@ -186,7 +186,7 @@ pub struct ListenerMetrics {
     pub bytes_in: Counter,
     /// Bytes of response bodies.
     pub bytes_out: Counter,
-    /// Bodies of known length that a client was too slow with: those of requests, and of responses.
+    /// Bodies that a client was too slow with: those of requests, and of responses.
     pub slow_bodies: [Counter; 2],
     /// Upgraded connections begun.
     pub tunnels_opened: Counter,

@@ -61,7 +61,7 @@ pub(super) struct Stream {
     body_idle: Cell<Duration>,
     /// When the exchange has to be over, where that is to be kept to exactly.
     alarm: RefCell<Option<Pin<Box<Sleep>>>>,
-    /// How many bytes of a body of known length the client is to move in a second.
+    /// How many bytes of a body the client is to move in a second.
     min_rate: u32,
 }
 
@@ -243,10 +243,9 @@ impl Stream {
     /// one before has gone.
     async fn sent(&self, send: &mut SendStream<Bytes>, body: &mut Body) -> Result<(), Cut> {
         let mut piece = Bytes::new();
-        let paced = body.size_hint().exact().is_some();
         let ended = poll_fn(|cx| {
             self.watch.register(cx);
-            if let Poll::Ready(ended) = self.poll_sent(cx, send, (body, paced), &mut piece) {
+            if let Poll::Ready(ended) = self.poll_sent(cx, send, body, &mut piece) {
                 return Poll::Ready(ended);
             }
             if send.poll_reset(cx).is_ready() {
@@ -284,7 +283,7 @@ impl Stream {
         &self,
         cx: &mut Context<'_>,
         send: &mut SendStream<Bytes>,
-        (body, paced): (&mut Body, bool),
+        body: &mut Body,
         piece: &mut Bytes,
     ) -> Poll<Result<(), Cut>> {
         let gone = |_| Cut::Client;
@@ -315,8 +314,7 @@ impl Stream {
                     Poll::Ready(Some(Ok(_))) => continue,
                     Poll::Ready(_) => return Poll::Ready(Err(Cut::Client)),
                     Poll::Pending => {
-                        // Of streams without a length nobody knows how fast they are meant to be.
-                        if paced {
+                        if body.is_paced() {
                             let pace = Pace { bytes: self.min_rate, over: self.body_idle.get() };
                             self.watch.await_client(Way::Down, pace);
                         }

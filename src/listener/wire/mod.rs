@@ -64,10 +64,8 @@ pub struct Wire {
     idle_timeout: Duration,
     /// How long a piece of a body may take now.
     body_idle: Cell<Duration>,
-    /// How many bytes of a body of known length the client is to move in a second.
+    /// How many bytes of a body the client is to move in a second.
     min_rate: u32,
-    /// Whether that holds for the response.
-    paced: Cell<bool>,
     /// Whether an exchange is under way, so that what the client sends next has to wait.
     busy: Cell<bool>,
     /// Whether the first request behind a handshake is still to come.
@@ -118,7 +116,6 @@ impl Wire {
             idle_timeout: config.idle_timeout,
             body_idle: Cell::new(config.idle_timeout),
             min_rate: config.min_bytes_per_second,
-            paced: Cell::new(false),
             busy: Cell::new(false),
             fresh,
             dry: Dry::default(),
