@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 use isobar::config::{
-    Config, HealthCheckConfig, Kind, LimitsConfig, Loaded, Probe, Problems, TlsConfig, Vocabulary, keys, load, parse,
+    BodyLimit, Config, HealthCheckConfig, Kind, LimitsConfig, Loaded, Probe, Problems, TlsConfig, Vocabulary, keys,
+    load, parse,
 };
 use proptest::prelude::*;
 use toml::Value;
@@ -60,7 +61,11 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
     assert_eq!(Some(admin), plain.admin);
     assert_eq!(shown.config.access_log, plain.access_log);
     assert_eq!(shown.config.overload, plain.overload);
-    assert_eq!(shown.config.routes[0].action, plain.routes[0].action);
+    // A size of bodies is shown, and is the listener's by default.
+    let mut action = shown.config.routes[0].action.clone();
+    let isobar::config::Action::Forward(forward) = &mut action else { panic!("{action:?}") };
+    assert_eq!(forward.max_body.take(), Some(BodyLimit::Bytes(10 << 20)));
+    assert_eq!(action, plain.routes[0].action);
     assert_eq!(shown.config.routes[0].name, plain.routes[0].name);
     assert_eq!(
         (shown.config.workers, shown.config.shutdown_grace, shown.config.drain_limit),
@@ -218,7 +223,7 @@ fn a_variable_may_stand_for_a_number_or_a_boolean() {
     let config = parse(&text, "lb.toml", &env, &Vocabulary::default()).unwrap().config;
     assert_eq!(config.workers.map(|workers| workers.get()), Some(3));
     assert!(config.listeners[0].via);
-    assert_eq!(config.listeners[0].max_body_bytes, Some(2048));
+    assert_eq!(config.listeners[0].max_body, BodyLimit::Bytes(2048));
     assert_eq!(config.upstreams[0].retries.max, 5);
     assert_eq!(config.upstreams[0].backends[0].address.to_string(), "10.0.0.1:80");
 }

@@ -25,7 +25,7 @@ use super::{Control, Status, classic};
 use crate::backend::Backend;
 use crate::backend::health::{Health, Verdict};
 use crate::backend::outlier::Reason;
-use crate::config::{GrpcStatus, ListenerName, Tier};
+use crate::config::{GrpcStatus, ListenerName, PathsKey, Tier};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::clock;
@@ -209,6 +209,15 @@ impl Scrape {
         let misdirected = counters(|it| it.metrics.sum(|shard| &shard.misdirected));
         let help = "Requests for another host than the one that was named in the TLS handshake";
         families.counter("listener_requests_misdirected", help, None, misdirected)?;
+        let paths = rows().flat_map(|(labels, it)| {
+            PathsKey::ALL.map(|key| {
+                ([labels[0], ("key", key.as_str())], it.metrics.sum(|shard| &shard.paths_refused[key as usize]))
+            })
+        });
+        let paths: Vec<_> = paths.collect();
+        let paths = paths.iter().map(|(labels, count)| (&labels[..], *count));
+        let help = "Requests answered 400 because of their path, by the key of paths";
+        families.counter("listener_paths_refused", help, None, paths)?;
         let bytes_in = counters(|it| it.metrics.sum(|shard| &shard.bytes_in));
         families.counter("listener_request_body", "Bytes of request bodies", Some(&Unit::Bytes), bytes_in)?;
         let bytes_out = counters(|it| it.metrics.sum(|shard| &shard.bytes_out));

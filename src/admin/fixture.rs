@@ -13,12 +13,13 @@ use http::{Method, StatusCode};
 
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
-    Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyMatch,
-    BreakerConfig, ClientCertificateConfig, Config, Forward, ForwardedHeader, HeaderEdits, HeaderMatch,
-    HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig, ListenerConfig, LocationPart,
-    LogConfig, LogFormat, NamedFile, OutlierConfig, OverloadConfig, PathOverrides, PathPattern, PathRewrite, PathRule,
-    PathsConfig, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig,
-    RouteConfig, Spot, StrategyConfig, TiersConfig, Timeouts, UpstreamConfig, ValueMatch, Vocabulary,
+    Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyLimit,
+    BodyMatch, BreakerConfig, ClientCertificateConfig, Config, Expect, Forward, ForwardedHeader, HeaderEdits,
+    HeaderMatch, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig, LingeringConfig,
+    ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile, OutlierConfig, OverloadConfig, PathOverrides,
+    PathPattern, PathRewrite, PathRule, PathsConfig, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect,
+    Respond, RetryBudgetConfig, RetryConfig, RouteConfig, Spot, StrategyConfig, TiersConfig, Timeouts, UpstreamConfig,
+    ValueMatch, Vocabulary,
 };
 use crate::descriptors::Plan;
 use crate::listener::Listener;
@@ -229,7 +230,8 @@ fn listener() -> ListenerConfig {
         max_connections_per_address: Some(200),
         max_header_bytes: 65_536,
         max_headers: 100,
-        max_body_bytes: None,
+        max_body: BodyLimit::Unlimited,
+        lingering: LingeringConfig::default(),
         header_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(75),
         min_bytes_per_second: 240,
@@ -258,10 +260,13 @@ fn routes() -> [RouteConfig; 3] {
             upstream: "users".into(),
             path: PathRewrite::StripPrefix,
             host: None,
+            max_body: None,
+            expect: Expect::Answer,
             retries: Arc::new(RetryConfig { hedge: Some(HedgeConfig::default()), ..RetryConfig::default() }),
             timeouts: Timeouts {
-                response_head: Duration::from_secs(30),
+                response_head: Duration::from_secs(60),
                 body_idle: Duration::from_secs(60),
+                expect: Duration::from_secs(1),
                 exchange: None,
                 tunnel_idle: Duration::from_secs(3_600),
                 grpc_idle: Some(Duration::from_secs(3_600)),

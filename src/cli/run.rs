@@ -12,7 +12,8 @@ const REPLACE: &str = "--replace";
 /// Serves as the file says until it is told to stop.
 pub(super) fn run(file: &Path, replace: bool) -> ExitCode {
     let takeover = Takeover { replace, successor: successor() };
-    let builder = Isobar::builder().config_file(file).signals(true).logging(true).all_descriptors(true).takeover(takeover);
+    let builder =
+        Isobar::builder().config_file(file).signals(true).logging(true).all_descriptors(true).takeover(takeover);
     match builder.start().map(|running| running.wait()) {
         Ok(Ended::Stopped { .. }) => ExitCode::SUCCESS,
         // The log has said what. Whatever runs this is to start it again: `EX_SOFTWARE` of sysexits.h.

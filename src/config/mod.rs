@@ -55,12 +55,12 @@ pub use kind::Kind;
 pub use limits::{
     AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig, QueueOrder,
 };
-pub use paths::{PathOverrides, PathRule, PathsConfig};
+pub use paths::{PathOverrides, PathRule, PathsConfig, PathsKey};
 pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
 pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
 pub use route::{
-    Action, Forward, HeaderEdits, HeaderMatch, HostPattern, LocationPart, PathPattern, PathRewrite, QueryMatch,
-    Redirect, Respond, RouteConfig, Timeouts, ValueMatch,
+    Action, BodyLimit, Expect, Forward, HeaderEdits, HeaderMatch, HostPattern, LocationPart, PathPattern, PathRewrite,
+    QueryMatch, Redirect, Respond, RouteConfig, Timeouts, ValueMatch,
 };
 pub use tls::{
     CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, Misdirected, TlsConfig, TlsProfile,
@@ -256,14 +256,15 @@ pub struct ListenerConfig {
     pub max_header_bytes: usize,
     /// Header fields of a request, or it is answered 431.
     pub max_headers: usize,
-    /// Bytes of a request body, or it is answered 413; `None` is any number.
-    pub max_body_bytes: Option<u64>,
+    /// How large a request body may be, where the route does not say.
+    pub max_body: BodyLimit,
+    /// How long a client that goes on sending is listened to once it is answered.
+    pub lingering: LingeringConfig,
     /// From the first byte of a head to its last, or 408.
     pub header_timeout: Duration,
     /// How long a connection may wait for its next request.
     pub idle_timeout: Duration,
-    /// Bytes of a body of known length that a client has to give or take in a second, over `body_idle` of the route; 0 is any
-    /// number.
+    /// Bytes of a body that a client has to give or take in a second, over `body_idle` of the route; 0 is any number.
     pub min_bytes_per_second: u32,
     /// Peers whose `X-Forwarded-*` and `Forwarded` headers are believed and added to; all others' are replaced.
     pub trusted_proxies: Vec<IpNet>,
@@ -288,6 +289,24 @@ impl ListenerConfig {
     pub fn trusts(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+}
+
+/// `lingering`: how much a client may still send of a request that is answered already. A socket that is closed with something unread in
+/// it sends a reset, and that may take the answer from a client that reads it only when all is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LingeringConfig {
+    /// So many bytes are read and thrown away; 0 closes at once. Default 1 GiB.
+    pub bytes: u64,
+    /// For so long altogether. Default 30 s.
+    pub time: Duration,
+    /// For so long without a byte. Default 5 s.
+    pub idle: Duration,
+}
+
+impl Default for LingeringConfig {
+    fn default() -> Self {
+        Self { bytes: 1 << 30, time: Duration::from_secs(30), idle: Duration::from_secs(5) }
     }
 }
 

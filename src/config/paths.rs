@@ -50,6 +50,34 @@ impl PathOverrides {
     }
 }
 
+/// A key of `paths`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathsKey {
+    /// [`PathsConfig::dot_segments`].
+    DotSegments,
+    /// [`PathsConfig::encoded_slashes`].
+    EncodedSlashes,
+    /// [`PathsConfig::duplicate_slashes`].
+    DuplicateSlashes,
+    /// [`PathsConfig::backslashes`].
+    Backslashes,
+}
+
+impl PathsKey {
+    /// All of them, in the order that they are counted in.
+    pub const ALL: [Self; 4] = [Self::DotSegments, Self::EncodedSlashes, Self::DuplicateSlashes, Self::Backslashes];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DotSegments => "dot_segments",
+            Self::EncodedSlashes => "encoded_slashes",
+            Self::DuplicateSlashes => "duplicate_slashes",
+            Self::Backslashes => "backslashes",
+        }
+    }
+}
+
 /// What is done with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathRule {

@@ -14,7 +14,7 @@ of_kind! {
     Plain: Workers, Duration, Size, Limit, Retries, Condition, Statuses;
     Location: Backend;
     Sensitive: ValueMatch;
-    Table: Admin, Log, AccessLog, Overload, Listener, Paths, Tls, ClientCertificates, Certificate, Http2, Route,
+    Table: Admin, Log, AccessLog, Overload, Listener, Lingering, Paths, Tls, ClientCertificates, Certificate, Http2, Route,
         Redirect, Respond, Timeouts, HeaderEdits, Upstream, Backoff, Hedge, RetryBudget, Pool, BackendTls,
         ClientCertificate, HealthCheck, Queue, CircuitBreaker, AdaptiveLimit, OutlierDetection, SlowStart, ZonePreference;
 }
@@ -110,6 +110,7 @@ pub(super) struct Listener {
     pub(super) max_header_bytes: Field<Size>,
     pub(super) max_headers: Field<i64>,
     pub(super) max_body: Field<Size>,
+    pub(super) lingering: Field<Lingering>,
     pub(super) header_timeout: Field<Duration>,
     pub(super) idle_timeout: Field<Duration>,
     pub(super) min_bytes_per_second: Field<i64>,
@@ -122,6 +123,15 @@ pub(super) struct Listener {
     pub(super) https_port: Field<i64>,
     pub(super) tls: Field<Tls>,
     pub(super) http2: Field<Http2>,
+}
+
+/// `lingering = { .. }`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Lingering {
+    pub(super) bytes: Field<Size>,
+    pub(super) time: Field<Duration>,
+    pub(super) idle: Field<Duration>,
 }
 
 /// `paths = { .. }`
@@ -199,6 +209,8 @@ pub(super) struct Route {
     pub(super) strip_prefix: Field<bool>,
     pub(super) replace_prefix: Field<Location>,
     pub(super) host: Field<Location>,
+    pub(super) max_body: Field<Size>,
+    pub(super) expect: Field<Word>,
     pub(super) timeouts: Field<Timeouts>,
     pub(super) retries: Field<Retries>,
     pub(super) request_headers: Field<HeaderEdits>,
@@ -243,6 +255,7 @@ pub(super) struct Respond {
 pub(super) struct Timeouts {
     pub(super) response_head: Field<Duration>,
     pub(super) body_idle: Field<Duration>,
+    pub(super) expect: Field<Duration>,
     pub(super) exchange: Field<Duration>,
     pub(super) tunnel_idle: Field<Duration>,
     pub(super) grpc_idle: Field<Duration>,

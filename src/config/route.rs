@@ -141,10 +141,55 @@ pub struct Forward {
     pub path: PathRewrite,
     /// Which host the backend sees; `None` keeps the client's.
     pub host: Option<HeaderValue>,
+    /// How large a request's body may be, in place of what the listener says.
+    pub max_body: Option<BodyLimit>,
+    /// Who tells a client to go on that asks before it sends its body.
+    pub expect: Expect,
     /// How long it may take.
     pub timeouts: Timeouts,
     /// When it is tried again: the upstream's rules, with those of the route in their place.
     pub retries: Arc<RetryConfig>,
+}
+
+/// How large the body of a request may be, and of a gRPC call each of its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLimit {
+    /// Of any size.
+    Unlimited,
+    /// So many bytes, or it is answered 413.
+    Bytes(u64),
+}
+
+impl fmt::Display for BodyLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unlimited => f.write_str("unlimited"),
+            Self::Bytes(bytes) => bytes.fmt(f),
+        }
+    }
+}
+
+/// Who tells a client to go on that sends `Expect: 100-continue`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expect {
+    /// The proxy, once a connection to the backend is there. The backend does not see the field. Default.
+    #[default]
+    Answer,
+    /// The backend, which may refuse the request instead.
+    Pass,
+}
+
+impl Expect {
+    /// Each with its name.
+    pub const NAMES: [(&str, Self); 2] = [("answer", Self::Answer), ("pass", Self::Pass)];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answer => "answer",
+            Self::Pass => "pass",
+        }
+    }
 }
 
 /// Which path the backend sees.
@@ -166,6 +211,9 @@ pub struct Timeouts {
     pub response_head: Duration,
     /// Between two pieces of a body, either way.
     pub body_idle: Duration,
+    /// From the request's head to the backend's word that the client may go on, with [`Expect::Pass`]; then the client is told so in any
+    /// case.
+    pub expect: Duration,
     /// From the request's head to the response's end; `None` is any time.
     pub exchange: Option<Duration>,
     /// How long an upgraded connection (a WebSocket) may be silent.

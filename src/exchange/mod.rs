@@ -121,6 +121,18 @@ impl Indicated {
     }
 }
 
+/// How it stands with a client that asks whether to send its body (`Expect: 100-continue`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expects {
+    /// It does not ask, or has been told, or has not waited.
+    #[default]
+    Nothing,
+    /// It is to be told once its body is wanted.
+    Word,
+    /// It is to be told once the backend says so.
+    BackendsWord,
+}
+
 /// What an exchange asks of its client's side: of the connection, or of the stream where a connection has many.
 pub trait ClientSide {
     /// An exchange begins.
@@ -135,6 +147,12 @@ pub trait ClientSide {
     fn has_unsent(&self) -> bool;
     /// Sends an informational response now.
     fn inform(&self, head: &[u8]);
+    /// A client that waits to be asked for its body is not asked before [`ClientSide::go_on`]. Whether it waits.
+    fn hold(&self) -> bool;
+    /// Whether the client still waits since [`ClientSide::hold`].
+    fn holds(&self) -> bool;
+    /// Asks a client that waits for its body.
+    fn go_on(&self);
     /// The whole exchange has to be over at `at`, which the watch alone would find out too late. Only of streams of HTTP/2.
     fn alarm(&self, at: Instant);
 }
@@ -168,7 +186,7 @@ impl std::fmt::Debug for Exchange {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
-    use crate::config::{ListenerConfig, PathsConfig};
+    use crate::config::{BodyLimit, LingeringConfig, ListenerConfig, PathsConfig};
     use watch::Clock;
 
     struct Nowhere;
@@ -182,6 +200,13 @@ pub(crate) mod testing {
             false
         }
         fn inform(&self, _: &[u8]) {}
+        fn hold(&self) -> bool {
+            false
+        }
+        fn holds(&self) -> bool {
+            false
+        }
+        fn go_on(&self) {}
         fn alarm(&self, _: Instant) {}
     }
 
@@ -195,7 +220,8 @@ pub(crate) mod testing {
             max_connections_per_address: None,
             max_header_bytes: 8192,
             max_headers: 100,
-            max_body_bytes: None,
+            max_body: BodyLimit::Unlimited,
+            lingering: LingeringConfig::default(),
             header_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
             min_bytes_per_second: 240,

@@ -107,6 +107,40 @@ impl Chunked {
         }
         Ok(Next::More)
     }
+
+    /// Takes data behind `first` as well, as much of it as is there, from chunks that are whole in `input` and as long as there are fewer
+    /// than `most` bytes: a piece for many small chunks. What is anything else, or wrong, is left for [`Chunked::next`].
+    pub fn gather(&mut self, first: Bytes, input: &mut Bytes, most: usize) -> Bytes {
+        let (mut at, mut end) = (0, matches!(self.state, State::DataEnd { lf: false }));
+        let mut data = Vec::new();
+        while end && first.len() + data.len() < most {
+            let Some((size, from)) = behind(&input[at..]) else { break };
+            let Some(chunk) = input.get(at + from..at + from + size) else { break };
+            if data.is_empty() {
+                data.reserve(input.len().min(most));
+                data.extend_from_slice(&first);
+            }
+            data.extend_from_slice(chunk);
+            at += from + size;
+            end = at < input.len();
+        }
+        if data.is_empty() {
+            return first;
+        }
+        // As behind `first`: at the end of a chunk's data.
+        input.advance(at);
+        data.into()
+    }
+}
+
+/// The size of the next chunk, and where its data begins, where `input` begins with the end of one before: CR, LF, some digits, CR and LF.
+fn behind(input: &[u8]) -> Option<(usize, usize)> {
+    let [b'\r', b'\n', rest @ ..] = input else { return None };
+    let digits = rest.iter().take(4).take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let size =
+        rest[..digits].iter().fold(0, |size, &digit| size << 4 | (digit as char).to_digit(16).unwrap_or(0) as usize);
+    // The last one, without data, is followed by what is no chunk.
+    (rest[digits..].starts_with(b"\r\n") && size > 0).then_some((size, digits + 4))
 }
 
 /// The fields of a trailer section.
@@ -149,6 +183,40 @@ mod tests {
         }
     }
 
+    /// The same where small ones are put together, and the longest piece that came of it.
+    fn gathered(text: &[u8], piece: usize, most: usize) -> Result<(Vec<u8>, Option<HeaderMap>, usize), &'static str> {
+        let (mut chunked, mut data, mut input) = (Chunked::default(), Vec::new(), Bytes::new());
+        let (mut pieces, mut longest) = (text.chunks(piece), 0);
+        loop {
+            match chunked.next(&mut input)? {
+                Next::Data(bytes) => {
+                    let bytes = chunked.gather(bytes, &mut input, most);
+                    longest = longest.max(bytes.len());
+                    data.extend_from_slice(&bytes);
+                }
+                Next::More => input = Bytes::copy_from_slice(pieces.next().ok_or("cut short")?),
+                Next::End(trailers) => return Ok((data, trailers, longest)),
+            }
+        }
+    }
+
+    #[test]
+    fn small_chunks_are_put_together() {
+        let text =
+            [&b"1\r\nx\r\n".repeat(100)[..], b"3;a\r\nyyy\r\n", b"0c\r\nzzzzzzzzzzzz\r\n0\r\nA: b\r\n\r\n"].concat();
+        let (data, trailers, longest) = gathered(&text, text.len(), 1000).unwrap();
+        assert_eq!((data.len(), trailers.map(|it| it.len()), longest), (115, Some(1), 100));
+        // Not without a bound.
+        assert_eq!(gathered(&text, text.len(), 10).unwrap().2, 15);
+        for wrong in ["1\r\nxx\r\n0\r\n\r\n", "1\r\nx\r\nfffff\r\nx", "1\r\nx\r\n1\nx", "1\r\nx\r\n\r\n"] {
+            assert_eq!(
+                gathered(wrong.as_bytes(), 100, 1000),
+                Err(read(wrong.as_bytes(), 100).unwrap_err()),
+                "{wrong:?}"
+            );
+        }
+    }
+
     #[test]
     fn takes_the_chunks_apart() {
         for piece in [1, 2, 3, 7, 100] {
@@ -188,11 +256,14 @@ mod tests {
             let mut text: String = bodies.iter().map(|body| format!("{:X}\r\n{body}\r\n", body.len())).collect();
             text += "0\r\n\r\n";
             prop_assert_eq!(read(text.as_bytes(), piece), Ok((bodies.concat().into_bytes(), None, 0)));
+            let (data, trailers, _) = gathered(text.as_bytes(), piece, 100).unwrap();
+            prop_assert_eq!((data, trailers), (bodies.concat().into_bytes(), None));
         }
 
         #[test]
         fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 1..200), piece in 1usize..50) {
             let _ = read(&bytes, piece);
+            let _ = gathered(&bytes, piece, 100);
         }
     }
 }

@@ -14,6 +14,7 @@ use http::HeaderValue;
 use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::config::LingeringConfig;
 use crate::descriptors::Seats;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Phase, Watch};
@@ -26,7 +27,7 @@ use super::guard::{NOT_HTTP, Refusal};
 use super::http2::{self, Tasks};
 use super::refused::{self, Known, Who};
 use super::wire::{Asked, Wire};
-use super::{Listener, Open, handshake};
+use super::{Listener, Open, handshake, lingering};
 
 /// How the HTTP part of a connection ended.
 enum End {
@@ -122,7 +123,7 @@ async fn finish(end: End, wire: &Rc<Wire>, client: &Client, proxy: &Proxy) -> bo
             // What the client has sent beyond would turn the end of the connection into a reset, and that may overtake the
             // answer.
             if wire.mid_body() || wire.has_unread() {
-                let _ = tokio::time::timeout(LINGER, linger(wire)).await;
+                lingering::linger(wire, &client.listener.lingering).await;
             }
             return true;
         }
@@ -132,12 +133,14 @@ async fn finish(end: End, wire: &Rc<Wire>, client: &Client, proxy: &Proxy) -> bo
         End::HeadTimeout => Some(refused::LATE),
         End::Malformed(malformed) => Some(malformed_head(malformed)),
     };
+    // A client that is too slow is not given longer for it.
+    let lingering = if refusal == Some(refused::LATE) { &lingering::SHORT } else { &client.listener.lingering };
     if let Some(refusal) = refusal {
         client.metrics.of(proxy.worker).rejected.add(1);
         let answered = refusal != NOT_HTTP;
         refused::log(proxy, Who::Client(client), refusal, answered, || Known::read(&wire.begun()));
         if answered {
-            refuse(wire, refusal).await;
+            refuse(wire, refusal, lingering).await;
         }
     }
     true
@@ -190,12 +193,20 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
             return End::Tunnel(tunnel);
         }
         if close {
+            if wire.is_wanted() {
+                // A backend that has answered takes the rest of the request all the same.
+                let _ = tokio::time::timeout(LINGER, poll_fn(|cx| wire.poll_shutdown(cx))).await;
+                uploaded(wire).await;
+            }
             return End::Said;
         }
-        if !wire.is_read()
-            && let Some(end) = uploaded(wire).await
-        {
-            return end;
+        if !wire.is_read() {
+            if let Some(end) = uploaded(wire).await {
+                return end;
+            }
+            if !wire.is_read() && !lingering::discard(wire, &client.listener.lingering).await {
+                return End::Closed;
+            }
         }
         if wire.has_next() {
             // Nothing is read for it, so nothing else counts it against the connection's turn.
@@ -276,17 +287,14 @@ async fn sent(wire: &Wire, body: &mut Body, terms: Terms) -> Option<End> {
     .await
 }
 
-/// Waits until the body of a request whose answer has been sent has been read to its end. How the connection ends, if it is
-/// not.
+/// Waits until the body of a request whose answer has been sent has been read to its end, or its backend takes no more of it. How the
+/// connection ends, if neither comes.
 async fn uploaded(wire: &Wire) -> Option<End> {
     let watch = &wire.watch;
     poll_fn(|cx| {
         watch.register(cx);
-        if wire.is_read() {
+        if wire.is_read() || !wire.is_wanted() {
             return Poll::Ready(None);
-        }
-        if !wire.is_wanted() {
-            return Poll::Ready(Some(End::Said));
         }
         if watch.is_cut() || watch.expired() { Poll::Ready(Some(End::Cut)) } else { Poll::Pending }
     })
@@ -295,14 +303,15 @@ async fn uploaded(wire: &Wire) -> Option<End> {
 
 /// Answers with an error and ends the connection so that the client can read it: closing a socket with unread bytes in it
 /// would send a reset, which may overtake the answer.
-async fn refuse(wire: &Rc<Wire>, refusal: Refusal) {
+async fn refuse(wire: &Rc<Wire>, refusal: Refusal, lingering: &LingeringConfig) {
     let mut io = wire.io();
     let answer = async {
         io.write_all(refusal_text(refusal).as_bytes()).await?;
-        io.flush().await?;
-        linger(wire).await
+        io.flush().await
     };
-    let _ = tokio::time::timeout(LINGER, answer).await;
+    if let Ok(Ok(())) = tokio::time::timeout(LINGER, answer).await {
+        lingering::linger(wire, lingering).await;
+    }
 }
 
 /// Keeps a client that has asked for too much waiting for a while: it gets the time to read why, nothing that it still sends costs
@@ -313,20 +322,6 @@ async fn calm(watch: &Watch) {
         if watch.is_cut() { Poll::Ready(()) } else { Poll::Pending }
     });
     let _ = tokio::time::timeout(CALM, cut).await;
-}
-
-/// Ends what is sent, and throws away what the client still sends until it has read that and closes its own end.
-async fn linger(wire: &Wire) -> std::io::Result<()> {
-    poll_fn(|cx| wire.poll_shutdown(cx)).await?;
-    let mut space = vec![0; 16 * 1024];
-    for _ in 0..LINGER_READS {
-        let mut piece = ReadBuf::new(&mut space);
-        poll_fn(|cx| wire.poll_read_raw(cx, &mut piece)).await?;
-        if piece.filled().is_empty() {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// How long the first thing that a client says may take while its connection is to end.

@@ -16,6 +16,7 @@ use crate::tls::Tls;
 pub mod addresses;
 pub mod connection;
 mod handshake;
+mod lingering;
 pub mod guard;
 pub mod refused;
 mod http2;

@@ -11,7 +11,7 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http_body::Body as _;
 
-use crate::config::{Protocol, RetryConfig};
+use crate::config::{Expect, Protocol, RetryConfig};
 use crate::descriptors;
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch, Way};
@@ -22,6 +22,7 @@ use crate::transport::connect::{self, Dialling, NoConnection};
 use crate::transport::{Connection, Failed};
 use crate::upstream::Upstream;
 
+use super::expect;
 use super::grpc::{Call, Head};
 use super::headers::Clean;
 use super::hedge::{self, Raced};
@@ -40,10 +41,9 @@ pub(super) async fn forward(
     upload: Option<Rc<dyn Source>>,
     handled: &mut Handled,
 ) -> Result<(), ProxyError> {
-    let client = &running.exchange.client;
     let has_body = upload.is_some();
-    if let (Some(max), Some(length)) = (client.listener.max_body_bytes, upload.as_ref().and_then(|body| body.left()))
-        && length > max
+    if let Some(body) = &upload
+        && running.limit_body(forward.max_body.unwrap_or(running.exchange.client.listener.max_body), body.left())
     {
         return Err(ProxyError::BodyTooLarge);
     }
@@ -68,6 +68,10 @@ pub(super) async fn forward(
     }
     let measured = upload.as_ref().is_some_and(|body| body.left().is_some());
     running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over }, measured)?;
+    let upload = match upload {
+        Some(source) if forward.expect == Expect::Pass => Some(expect::pass(running, forward, parts, source)),
+        upload => upload,
+    };
     let mut body = match upload {
         Some(source) => RequestBody::streamed(source, Rc::clone(running) as Rc<dyn Progress>),
         None => RequestBody::empty(),
@@ -102,7 +106,11 @@ pub(super) async fn forward(
         let idle = if fresh {
             None
         } else {
-            proxy.transport.checkout(place.backend(), upstream.manner(upgrade.is_some()), &client.seats)
+            proxy.transport.checkout(
+                place.backend(),
+                upstream.manner(upgrade.is_some()),
+                &running.exchange.client.seats,
+            )
         };
         let connected = match idle {
             Some(connection) => Ok(connection),
@@ -430,11 +438,14 @@ fn answer(
         Err(error) => return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error }),
     };
     let whole = running.upload() == Upload::Over;
-    connection.upload(body, running.upload_idle());
+    let closes = connection.uploads() && early(running, &connection, body);
     let status = head.status;
     lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
     let client = &running.exchange.client;
     handled.dated = headers::to_client((&mut head.headers, &mut handled.untouched), client, status, connection.tells());
+    if closes {
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if status != SWITCHING {
         handled.body = match connection.whole() {
             Some(bytes) => {
@@ -462,6 +473,19 @@ fn answer(
     handled.tunnel = Some(Box::new(tunnel));
     handled.dated = true;
     Ok(())
+}
+
+/// The answer has come before all of the request was sent. What is left of that goes on beside it, as long as the backend takes it. Whether
+/// the client's connection is to end too: the backend says of its own that it does, so that the rest goes nowhere.
+#[cold]
+fn early(running: &Running, connection: &Connection, body: RequestBody) -> bool {
+    if running.exchange.side.holds() {
+        // Nobody has asked for the body, and now nobody wants it. Its client may leave it out or not, and says nowhere which.
+        connection.forgo();
+        return true;
+    }
+    connection.upload(body, running.upload_idle());
+    connection.closes() && running.upload() != Upload::Over
 }
 
 /// Waits for `future`, but not beyond the watch's deadline. Costs a look at a flag.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::config::{Address, GrpcStatus};
+use crate::route::path::Refused;
 use crate::telemetry::overload::Cause;
 use crate::transport::tls::HandshakeFailed;
 
@@ -21,7 +22,9 @@ pub enum ProxyError {
     Misdirected,
     /// The request cannot be passed on as it is.
     BadRequest(&'static str),
-    /// The request's body is larger than the listener takes.
+    /// The request's path is refused by a key of `paths`.
+    Path(Refused),
+    /// The request's body, or a message of a call, is larger than the route or the listener takes.
     BodyTooLarge,
     /// The client did not send its body in time.
     ClientTooSlow,
@@ -119,7 +122,7 @@ impl ProxyError {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) | Self::Path(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ClientTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::CannotSwitch => StatusCode::NOT_IMPLEMENTED,
@@ -143,7 +146,7 @@ impl ProxyError {
     pub fn grpc_status(&self) -> GrpcStatus {
         match self {
             Self::NoRoute | Self::Method | Self::Misdirected | Self::CannotSwitch => GrpcStatus::Unimplemented,
-            Self::BadRequest(_) | Self::UnaskedUpgrade { .. } => GrpcStatus::Internal,
+            Self::BadRequest(_) | Self::Path(_) | Self::UnaskedUpgrade { .. } => GrpcStatus::Internal,
             Self::BodyTooLarge => GrpcStatus::ResourceExhausted,
             Self::ExchangeTimeout => GrpcStatus::DeadlineExceeded,
             Self::ClientTooSlow
@@ -168,6 +171,7 @@ impl ProxyError {
             | Self::Method
             | Self::Misdirected
             | Self::BadRequest(_)
+            | Self::Path(_)
             | Self::BodyTooLarge
             | Self::ClientTooSlow => Blame::Client,
             Self::Connect { .. }
@@ -201,7 +205,7 @@ impl ProxyError {
             Self::NoRoute => "no_route",
             Self::Method => "method_not_allowed",
             Self::Misdirected => "misdirected",
-            Self::BadRequest(_) => "bad_request",
+            Self::BadRequest(_) | Self::Path(_) => "bad_request",
             Self::BodyTooLarge => "body_too_large",
             Self::ClientTooSlow => "client_too_slow",
             Self::NoBackend => "no_backend",
@@ -227,8 +231,8 @@ impl ProxyError {
             Self::NoRoute => "no route matches this request",
             Self::Method => "this method is not proxied",
             Self::Misdirected => "this connection was made for another host",
-            Self::BadRequest(why) => why,
-            Self::BodyTooLarge => "the request body is larger than this listener takes",
+            Self::BadRequest(why) | Self::Path(Refused { why, .. }) => why,
+            Self::BodyTooLarge => "the request body is larger than it may be",
             Self::ClientTooSlow => "the request body did not arrive in time",
             Self::NoBackend => "no backend is ready",
             Self::QueueFull => "every backend is busy and too many requests wait",

@@ -38,6 +38,8 @@ pub(super) struct Call {
     responds: Cell<bool>,
     /// What it has come to.
     status: Cell<Option<GrpcStatus>>,
+    /// Where in the messages of its request the next byte is, where their size is bounded.
+    messages: Cell<Messages>,
     /// Whose status is still to come, and how long its response took to begin.
     awaited: RefCell<Option<(Arc<BackendState>, Duration)>>,
 }
@@ -55,6 +57,40 @@ pub(super) enum Head {
     Status(GrpcStatus),
     /// That a response begins, and a status comes behind it.
     Open,
+}
+
+/// Where in the messages of a call the next byte is. Each begins with a byte of flags and four that tell its length.
+#[derive(Clone, Copy, Debug, Default)]
+struct Messages {
+    /// Bytes of a message's beginning that have come.
+    begun: u8,
+    /// What they tell so far.
+    length: u32,
+    /// Bytes of a message that are still to come.
+    left: u32,
+}
+
+impl Messages {
+    /// Follows the next bytes. Whether a message that begins in them has more than `max`.
+    fn exceed(&mut self, mut data: &[u8], max: u64) -> bool {
+        const BEGINNING: u8 = 5;
+        loop {
+            let taken = data.len().min(self.left as usize);
+            self.left -= taken as u32;
+            data = &data[taken..];
+            let Some((&byte, rest)) = data.split_first() else { return false };
+            data = rest;
+            // The flags are shifted out.
+            self.length = self.length << 8 | u32::from(byte);
+            self.begun += 1;
+            if self.begun == BEGINNING {
+                if u64::from(self.length) > max {
+                    return true;
+                }
+                *self = Self { left: self.length, ..Self::default() };
+            }
+        }
+    }
 }
 
 impl Head {
@@ -85,8 +121,18 @@ impl Call {
             by_client: Cell::new(false),
             responds: Cell::new(false),
             status: Cell::new(None),
+            messages: Cell::default(),
             awaited: RefCell::new(None),
         }))
+    }
+
+    /// The next bytes of its request. Whether they are of a message with more than `max` bytes.
+    #[cold]
+    pub(super) fn exceeds(&self, data: &[u8], max: u64) -> bool {
+        let mut messages = self.messages.get();
+        let exceeds = messages.exceed(data, max);
+        self.messages.set(messages);
+        exceeds
     }
 
     /// It began at `started` and goes to an upstream: how long it may take there.
@@ -194,7 +240,7 @@ impl Call {
         let (status, words) = match cut {
             _ if !self.responds.get() => return None,
             Cut::OverTime => (GrpcStatus::DeadlineExceeded, OVER_TIME),
-            Cut::BodyTooLarge => (GrpcStatus::ResourceExhausted, "the request is larger than this listener takes"),
+            Cut::BodyTooLarge => (GrpcStatus::ResourceExhausted, "the request is larger than it may be"),
             Cut::BackendCutShort => (GrpcStatus::Unavailable, "the backend broke off its response"),
             Cut::BackendStalled => (GrpcStatus::Unavailable, "nothing moved for too long"),
             Cut::Drained => (GrpcStatus::Unavailable, "the time to finish is over"),
@@ -342,11 +388,27 @@ mod tests {
         Timeouts {
             response_head: s,
             body_idle: s,
+            expect: s,
             exchange: None,
             tunnel_idle: s,
             grpc_idle: None,
             grpc_timeout_max: None,
         }
+    }
+
+    #[test]
+    fn each_message_is_measured_and_not_their_sum() {
+        let all =
+            [&b"\0\0\0\0\x08"[..], b"12345678", b"\x01\0\0\0\0", b"\0\0\0\x01\0", &[7; 256], b"\0\0\0\0\x01x"].concat();
+        for piece in [1, 2, 3, 5, 7, 1000] {
+            for (max, exceeds) in [(0, true), (7, true), (8, true), (255, true), (256, false), (u64::MAX, false)] {
+                let mut messages = Messages::default();
+                let found = all.repeat(3).chunks(piece).any(|piece| messages.exceed(piece, max));
+                assert_eq!(found, exceeds, "{max} in pieces of {piece}");
+            }
+        }
+        assert!(Messages::default().exceed(&[0xff; 5], u64::from(u32::MAX) - 1));
+        assert!(!Messages::default().exceed(&[0xff; 5], u64::from(u32::MAX)));
     }
 
     #[test]

@@ -159,4 +159,5 @@ struct Silent;
 
 impl Informed for Silent {
     fn informational(&self, _: &[u8]) {}
+    fn go_on(&self) {}
 }

@@ -27,6 +27,7 @@ use crate::telemetry::seldom::Seldom;
 use crate::transport::Transport;
 
 mod attempt;
+mod expect;
 mod retry;
 mod hedge;
 mod place;
@@ -288,7 +289,7 @@ fn agree_on_host(proxy: &Proxy, running: &Running, parts: &Parts) -> Result<(), 
 fn to_https(redirect: &Redirect, client: &Client, parts: &mut Parts) -> Result<Response<Body>, ProxyError> {
     if !target::path::is_plain(parts.uri.path().as_bytes()) {
         let path = spelled::tidy(parts)?;
-        let path = route::path::settle(&path, &client.listener.paths).map_err(ProxyError::BadRequest)?;
+        let path = route::path::settle(&path, &client.listener.paths).map_err(ProxyError::Path)?;
         spelled::replace(parts, &path)?;
     }
     let authority = told::public_authority(&parts.headers, client);

@@ -11,11 +11,12 @@ use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
 use crate::backend::outlier::Outcome;
-use crate::config::{GrpcStatus, Misdirected, Timeouts};
+use crate::config::{BodyLimit, GrpcStatus, Misdirected, Timeouts};
 use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::{NEVER, Pace, Phase, Way};
 use crate::fields::{self, is_spelling_of};
+use crate::route::path::Refused;
 use crate::route::{Action, Route};
 use crate::telemetry::access_log::{AccessLog, Record};
 use crate::transport::{Connection, Informed};
@@ -42,6 +43,8 @@ pub(super) struct Running {
     upload: Cell<Upload>,
     /// Whether it has told how long it is.
     measured: Cell<bool>,
+    /// Bytes that the request's body, or a message of a call, may have.
+    max_body: Cell<u64>,
     /// When the last of the request's body was sent.
     sent: Cell<Option<Instant>>,
     body_idle: Cell<Duration>,
@@ -79,6 +82,8 @@ struct Logged {
     user_agent: Option<HeaderValue>,
     referer: Option<HeaderValue>,
     backend: RefCell<Option<Arc<BackendState>>>,
+    /// Which key of `paths` has refused it.
+    refused: Cell<Option<Refused>>,
     connect: Cell<Option<Duration>>,
     first_byte: Cell<Option<Duration>>,
 }
@@ -104,6 +109,7 @@ impl Running {
                 user_agent: parts.headers.get(header::USER_AGENT).cloned(),
                 referer: parts.headers.get(header::REFERER).cloned(),
                 backend: RefCell::new(None),
+                refused: Cell::new(None),
                 connect: Cell::new(None),
                 first_byte: Cell::new(None),
             })
@@ -122,6 +128,7 @@ impl Running {
             broke: Cell::new(false),
             upload: Cell::new(Upload::Over),
             measured: Cell::new(false),
+            max_body: Cell::new(u64::MAX),
             sent: Cell::new(None),
             body_idle: Cell::new(Duration::ZERO),
             response_head: Cell::new(Duration::ZERO),
@@ -135,6 +142,14 @@ impl Running {
     /// Which route was found. Once.
     pub(super) fn routed(&self, route: KeptRoute) -> &Route {
         self.route.get_or_init(|| route)
+    }
+
+    /// The request's body may have so many bytes. Whether one of known length, with `left` of them, has more.
+    pub(super) fn limit_body(&self, limit: BodyLimit, left: Option<u64>) -> bool {
+        let BodyLimit::Bytes(max) = limit else { return false };
+        self.max_body.set(max);
+        // Of a call the messages count, of which there may be many.
+        self.call.is_none() && left.is_some_and(|left| left > max)
     }
 
     /// The request goes to an upstream, with these limits. `measured`: the length of its body is known.
@@ -294,6 +309,12 @@ impl Running {
             client = %self.exchange.client_ip,
             "exchange failed"
         );
+        if let ProxyError::Path(refused) = error {
+            self.exchange.client.metrics.of(self.proxy.worker).paths_refused[refused.key as usize].add(1);
+            if let Some(logged) = &self.logged {
+                logged.refused.set(Some(*refused));
+            }
+        }
         let mut response = match &self.call {
             None => respond::error(error),
             Some(call) => {
@@ -343,6 +364,10 @@ impl Running {
                     idle => idle,
                 };
                 self.exchange.side.body(idle);
+                if self.upload.get() != Upload::Over && !self.measured.get() {
+                    // Two bodies without end beside each other are a conversation, which has its pauses.
+                    self.exchange.watch.obliged(Way::Up);
+                }
                 handled.body.observe(self);
             }
         }
@@ -361,6 +386,26 @@ impl Running {
         self.bytes_out.set(self.bytes_out.get() + down);
     }
 
+    /// A piece of the request's body has come.
+    fn moved(&self, bytes: usize, too_large: bool) -> Result<(), BodyError> {
+        self.bytes_in.set(self.bytes_in.get() + bytes as u64);
+        if too_large {
+            self.upload.set(Upload::TooLarge);
+            // Whoever sends the response is to see that it is over.
+            self.exchange.watch.wake();
+            return Err(BodyError::TooLarge);
+        }
+        self.exchange.watch.carried(bytes);
+        self.exchange.watch.extend(self.body_idle.get());
+        Ok(())
+    }
+
+    /// Whether the client is to keep a pace with its request. One of unknown length, beside which the response is under way, may be one
+    /// side of a conversation, and so may a call.
+    fn paces_request(&self) -> bool {
+        !self.over.get() && (self.measured.get() || (self.call.is_none() && self.exchange.watch.phase() != Phase::Body))
+    }
+
     fn log(&self, logged: &Logged, log: &AccessLog, took: Duration) {
         let route = self.found();
         let upstream = route.and_then(|route| match &route.action {
@@ -368,6 +413,7 @@ impl Running {
             _ => None,
         });
         let backend = logged.backend.borrow();
+        let detail = logged.refused.get().map(|Refused { key, why }| format!("paths.{}: {why}", key.as_str()));
         log.record(&Record {
             time: logged.time,
             client_ip: self.exchange.client_ip,
@@ -391,7 +437,7 @@ impl Running {
             grpc_status: self.call.as_ref().map(|call| self.call_status(call).code()),
             reason: self.reason.get().map_or(reason::COMPLETE, |(reason, _)| reason),
             ended_by: self.reason.get().and_then(|(_, blame)| blame).map(Blame::as_str),
-            detail: None,
+            detail: detail.as_deref(),
             left_out: 0,
             route: route.map(|route| route.name.as_str()),
             upstream,
@@ -523,18 +569,21 @@ impl Drop for Running {
 }
 
 impl Progress for Running {
-    fn request_data(&self, bytes: usize) -> Result<(), BodyError> {
-        let sum = self.bytes_in.get() + bytes as u64;
-        self.bytes_in.set(sum);
-        if self.exchange.client.listener.max_body_bytes.is_some_and(|max| sum > max) {
-            self.upload.set(Upload::TooLarge);
-            // Whoever sends the response is to see that it is over.
-            self.exchange.watch.wake();
-            return Err(BodyError::TooLarge);
+    fn request_data(&self, data: &[u8]) -> Result<(), BodyError> {
+        if let (Some(call), true) = (&self.call, self.max_body.get() < u64::MAX) {
+            let too_large = call.exceeds(data, self.max_body.get());
+            return self.moved(data.len(), too_large);
         }
-        self.exchange.watch.carried(bytes);
-        self.exchange.watch.extend(self.body_idle.get());
-        Ok(())
+        self.request_poured(data.len())
+    }
+
+    fn request_poured(&self, bytes: usize) -> Result<(), BodyError> {
+        self.moved(bytes, self.bytes_in.get() + bytes as u64 > self.max_body.get())
+    }
+
+    fn paces_response(&self) -> bool {
+        // How fast a client takes what a stream of gRPC has for it is between the two.
+        self.call.is_none()
     }
 
     fn waits_for_client(&self, waits: bool) {
@@ -543,7 +592,7 @@ impl Progress for Running {
             let watch = &self.exchange.watch;
             if !waits {
                 watch.obliged(Way::Up);
-            } else if self.measured.get() && !self.over.get() {
+            } else if self.paces_request() {
                 let bytes = self.exchange.client.listener.min_bytes_per_second;
                 watch.await_client(Way::Up, Pace { bytes, over: self.body_idle.get() });
             }
@@ -617,6 +666,13 @@ impl Informed for Running {
             && let Some(head) = headers::informational(head)
         {
             self.exchange.side.inform(&head);
+        }
+    }
+
+    fn go_on(&self) {
+        // Where the backend was not asked, the client has been told already.
+        if self.exchange.side.holds() {
+            self.exchange.side.go_on();
         }
     }
 }

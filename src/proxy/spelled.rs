@@ -36,7 +36,7 @@ pub(super) fn find_spelled<'a>(
     let path = tidy(parts)?;
     let matched = target::path::matched(&path);
     let listener = &running.exchange.client.listener.paths;
-    let settled = |rules| route::path::settle(&path, &rules).map_err(ProxyError::BadRequest);
+    let settled = |rules| route::path::settle(&path, &rules).map_err(ProxyError::Path);
     let index = match find_index(running, snapshot, (&matched).into(), parts) {
         Ok(index) => index,
         // What the listener refuses is told so even where nothing would serve it.

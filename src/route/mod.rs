@@ -78,6 +78,10 @@ pub struct Forward {
     pub path: config::PathRewrite,
     /// Which host the backend sees; `None` keeps the client's.
     pub host: Option<HeaderValue>,
+    /// How large a request's body may be, in place of what the listener says.
+    pub max_body: Option<config::BodyLimit>,
+    /// Who tells a client to go on that asks before it sends its body.
+    pub expect: config::Expect,
     /// How long it may take.
     pub timeouts: config::Timeouts,
     /// When it is tried again.
@@ -213,6 +217,8 @@ impl Action {
                     upstream: Arc::clone(upstream),
                     path: forward.path.clone(),
                     host: forward.host.clone(),
+                    max_body: forward.max_body,
+                    expect: forward.expect,
                     timeouts: forward.timeouts,
                     retries: Arc::clone(&forward.retries),
                 }),

@@ -8,21 +8,30 @@ use std::borrow::Cow;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 
-use crate::config::{PathRule, PathsConfig};
+use crate::config::{PathRule, PathsConfig, PathsKey};
 use crate::target::path::{has_dots, matched};
 use crate::target::sent::AsSent;
 
-const DOTS: &str = "the path has a dot segment";
-const ABOVE: &str = "the path leads above its root";
-const ENCODED: &str = "the path has an encoded slash";
-const DUPLICATE: &str = "the path has two slashes in a row";
-const BACKSLASH: &str = "the path has a backslash";
+/// Why a path is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// By which key of `paths`.
+    pub key: PathsKey,
+    /// What of the path.
+    pub why: &'static str,
+}
+
+const DOTS: Refused = Refused { key: PathsKey::DotSegments, why: "the path has a dot segment" };
+const ABOVE: Refused = Refused { key: PathsKey::DotSegments, why: "the path leads above its root" };
+const ENCODED: Refused = Refused { key: PathsKey::EncodedSlashes, why: "the path has an encoded slash" };
+const DUPLICATE: Refused = Refused { key: PathsKey::DuplicateSlashes, why: "the path has two slashes in a row" };
+const BACKSLASH: Refused = Refused { key: PathsKey::Backslashes, why: "the path has a backslash" };
 
 /// A tidy path by these rules: what the backend is sent.
 ///
 /// # Errors
 /// Why the request is refused.
-pub fn settle<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, &'static str> {
+pub fn settle<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, Refused> {
     let mut text = slashes(path, rules)?;
     if text.contains("//") {
         match rules.duplicate_slashes {
@@ -52,7 +61,7 @@ pub fn settle<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, &'
 }
 
 /// Encoded slashes and backslashes by their rules.
-fn slashes<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, &'static str> {
+fn slashes<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, Refused> {
     let mut text = Cow::Borrowed(path);
     for (spelling, rule, why) in [
         ("%2F", rules.encoded_slashes, ENCODED),
@@ -131,7 +140,7 @@ mod tests {
         PathsConfig { dot_segments: rule, encoded_slashes: rule, duplicate_slashes: rule, backslashes: rule }
     }
 
-    fn settled(path: &str, rules: &PathsConfig) -> Result<String, &'static str> {
+    fn settled(path: &str, rules: &PathsConfig) -> Result<String, Refused> {
         settle(&tidy(path).unwrap(), rules).map(Cow::into_owned)
     }
 

@@ -271,10 +271,13 @@ fn actions_are_resolved() {
             upstream: upstream.into(),
             path: config::PathRewrite::StripPrefix,
             host: Some(HeaderValue::from_static("inside")),
+            max_body: None,
+            expect: config::Expect::Answer,
             retries: Arc::default(),
             timeouts: config::Timeouts {
                 response_head: std::time::Duration::from_secs(1),
                 body_idle: std::time::Duration::from_secs(2),
+                expect: std::time::Duration::from_secs(1),
                 exchange: None,
                 tunnel_idle: std::time::Duration::from_secs(3),
                 grpc_idle: None,

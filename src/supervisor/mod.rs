@@ -144,7 +144,14 @@ impl Supervisor {
             &plan,
             1,
             &config,
-            Running { workers, factories: &factories, lasting: &Lasting::default(), before: &[], logs: false, inherited },
+            Running {
+                workers,
+                factories: &factories,
+                lasting: &Lasting::default(),
+                before: &[],
+                logs: false,
+                inherited,
+            },
             backend_tls,
             Reopen::All,
         )?;

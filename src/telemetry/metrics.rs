@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::config::GrpcStatus;
+use crate::config::{GrpcStatus, PathsKey};
 
 /// A count that one thread writes and any may read.
 #[derive(Debug, Default)]
@@ -180,11 +180,13 @@ pub struct ListenerMetrics {
     pub cut: Counter,
     /// Requests for another host than the one that their connection was made for.
     pub misdirected: Counter,
+    /// Requests whose path was refused, by which key of `paths`: those of [`PathsKey`] in its order.
+    pub paths_refused: [Counter; PathsKey::ALL.len()],
     /// Bytes of request bodies.
     pub bytes_in: Counter,
     /// Bytes of response bodies.
     pub bytes_out: Counter,
-    /// Bodies of known length that a client was too slow with: those of requests, and of responses.
+    /// Bodies that a client was too slow with: those of requests, and of responses.
     pub slow_bodies: [Counter; 2],
     /// Upgraded connections begun.
     pub tunnels_opened: Counter,

@@ -328,6 +328,23 @@ impl Connection {
         });
     }
 
+    /// The backend has answered without the request's body, which is not sent: its client was never asked for it. The connection, which
+    /// is in the middle of a request, takes no other.
+    pub fn forgo(&self) {
+        match &self.line {
+            Line::Http1(link) => link.forgo(),
+            Line::Http2(stream) => stream.forgo(),
+        }
+    }
+
+    /// Whether the backend has said that it ends the connection behind its response.
+    pub fn closes(&self) -> bool {
+        match &self.line {
+            Line::Http1(link) => link.closes(),
+            Line::Http2(_) => false,
+        }
+    }
+
     /// Whether any byte of a response has come since the request was sent.
     pub fn answered(&self) -> bool {
         match &self.line {

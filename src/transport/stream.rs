@@ -35,6 +35,9 @@ const INFORMATIONAL_BYTES_MAX: usize = 64 * 1024;
 /// Only a body of at most so many bytes is looked for with its head.
 const WHOLE_BYTES: u64 = 32 * 1024;
 
+/// How long a backend has to end the stream of a response that is all there.
+const ENDING: Duration = Duration::from_secs(1);
+
 /// A stream, from before its request to the end of its response.
 pub(super) struct Stream(RefCell<State>);
 
@@ -150,6 +153,9 @@ impl Stream {
             return Poll::Ready(Err(Failed { error: closed(), unsent: false }));
         };
         while let Poll::Ready(Some(Ok(response))) = response.poll_informational(cx) {
+            if response.status() == StatusCode::CONTINUE {
+                informed.go_on();
+            }
             let Some(head) = informational(&response) else { continue };
             state.informed += head.len();
             if state.informed <= INFORMATIONAL_BYTES_MAX {
@@ -287,6 +293,11 @@ impl Stream {
             Poll::Pending
         })
         .await;
+    }
+
+    /// The response is read, and nothing more of the request's body is sent.
+    pub(super) fn forgo(&self) {
+        self.0.borrow_mut().end_upload();
     }
 
     /// The exchange is given up: the backend is told to stop.
@@ -457,8 +468,48 @@ impl Taken {
 
 impl Drop for State {
     fn drop(&mut self) {
-        drop(self.exchange.take());
-        self.session.closed();
+        let over = self.incoming == Incoming::Done && matches!(self.upload, Upload::Over);
+        match self.exchange.take().filter(|_| over).and_then(Ending::of) {
+            // What ends the stream is mostly on its way. To reset it meanwhile would be an aborted request to the backend.
+            Some(ending) => ending.wait(Rc::clone(&self.session)),
+            None => self.session.closed(),
+        }
+    }
+}
+
+/// A stream whose response was of known length and is all there, but for the frame that says so.
+struct Ending(Handles);
+
+impl Ending {
+    /// `None` where the stream is over on both sides.
+    fn of(handles: Handles) -> Option<Self> {
+        let mut ending = Self(handles);
+        let mut cx = Context::from_waker(Waker::noop());
+        ending.poll(&mut cx).is_pending().then_some(ending)
+    }
+
+    /// Looks for the end; what comes before it is thrown away.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(receive) = &mut self.0.receive else { return Poll::Ready(()) };
+        while let Some(Ok(data)) = ready!(receive.poll_data(cx)) {
+            let _ = receive.flow_control().release_capacity(data.len());
+        }
+        receive.poll_trailers(cx).map(drop)
+    }
+
+    /// Waits for the end, for a while; the stream counts at its connection until then.
+    #[cold]
+    fn wait(mut self, session: Rc<Session>) {
+        if tokio::runtime::Handle::try_current().is_err() {
+            // The worker is gone.
+            return session.closed();
+        }
+        tokio::task::spawn_local(async move {
+            let _ = tokio::time::timeout(ENDING, poll_fn(|cx| self.poll(cx))).await;
+            // The handles, whose end is the stream's, before it is counted.
+            drop(self);
+            session.closed();
+        });
     }
 }
 

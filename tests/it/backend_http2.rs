@@ -112,6 +112,28 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
             counts.resets.fetch_add(1, SeqCst);
             return;
         }
+        "/late" => {
+            // The frame that ends the stream comes a while behind the last byte.
+            let length = Response::builder().header("content-length", 5).body(()).unwrap();
+            let mut send = respond.send_response(length, false).unwrap();
+            send.send_data(Bytes::from_static(b"hello"), false).unwrap();
+            let reset = std::future::poll_fn(|cx| send.poll_reset(cx));
+            if tokio::time::timeout(Duration::from_millis(50), reset).await.is_ok() {
+                counts.resets.fetch_add(1, SeqCst);
+            }
+            let _ = send.send_data(Bytes::new(), true);
+            return;
+        }
+        "/asked" | "/refused" => {
+            assert_eq!(counts.last.lock().unwrap().as_ref().unwrap().headers()["expect"], "100-continue");
+            if path == "/refused" {
+                let refused = Response::builder().status(417).body(()).unwrap();
+                let _ = respond.send_response(refused, true);
+                assert!(body.data().await.is_none_or(|data| data.is_err()), "nothing of the body");
+                return;
+            }
+            respond.send_informational(Response::builder().status(100).body(()).unwrap()).unwrap();
+        }
         "/slow" => tokio::time::sleep(Duration::from_millis(100)).await,
         "/endless" => {
             let mut send = respond.send_response(Response::new(()), false).unwrap();
@@ -389,4 +411,39 @@ async fn health_checks_speak_it_too() {
     let roster = || proxy.snapshot().upstream("u").unwrap().roster();
     eventually(|| roster().backends()[0].state.health.verdict().as_str() == "healthy").await;
     assert!(backend.requests() > 0);
+}
+
+#[tokio::test]
+async fn a_response_that_is_all_there_is_not_reset() {
+    let backend = Backend::new(Script::default()).await;
+    let proxy = backend.proxy("").await;
+    let mut client = proxy.client().await;
+    for n in 1..4 {
+        assert_eq!(client.get("/late").await.text(), "hello");
+        eventually(|| backend.requests() == n).await;
+    }
+    eventually(|| proxy.in_flight() == 0).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!((backend.counts.resets.load(SeqCst), backend.connections()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_backend_is_asked_whether_a_body_is_to_be_sent() {
+    let backend = Backend::new(Script::default()).await;
+    let route = "[[route]]\npath_prefix = \"/asks\"\nstrip_prefix = true\nupstream = \"u\"\nexpect = \"pass\"\ntimeouts = { expect = \"1m\" }";
+    let proxy = backend.proxy(route).await;
+    let ask = |path: &str| {
+        format!("POST /asks{path} HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n")
+    };
+    let mut client = proxy.client().await;
+    client.send(ask("/asked")).await;
+    assert_eq!(soon(client.stream.head()).await.unwrap().unwrap().status(), 100);
+    client.send("hello").await;
+    assert_eq!(client.response().await.text(), "hello");
+    client.send(ask("/refused")).await;
+    let response = client.response().await;
+    assert_eq!((response.status(), response.header("connection")), (417, Some("close")));
+    assert!(response.informational.is_empty());
+    client.closed().await;
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
 }

@@ -628,11 +628,11 @@ async fn errors_of_the_proxy_are_statuses_for_calls_and_for_nobody_else() {
             assert_eq!((response.status().as_u16(), response.headers().contains_key("grpc-status")), (http, false));
         }
     }
-    // A body of nine bytes, told before and found out.
-    let (response, _send) = client.call(&[("content-length", "9")]).await;
-    assert_eq!(client.refused(response).await.0, 8);
+    // A message of nine bytes behind one of eight, in pieces.
     let (response, mut send) = client.call(&[]).await;
-    send.send_data(Bytes::from_static(b"123456789"), true).unwrap();
+    for piece in [&b"\0\0\0\0\x0812345678"[..], b"\0\0\0", b"\0\x09", b"123456789"] {
+        let _ = send.send_data(Bytes::from_static(piece), false);
+    }
     assert_eq!(client.refused(response).await.0, 8);
     over_with(&proxy).await;
 }
@@ -950,6 +950,29 @@ async fn a_call_that_outlives_its_backends_drain_is_unavailable() {
     proxy.apply(text(new.address)).await.unwrap();
     let (_, trailers) = rest(body).await.unwrap();
     assert_eq!(status(&trailers), 14);
+    over_with(&proxy).await;
+}
+
+#[tokio::test]
+async fn a_stream_may_carry_more_than_a_message_may() {
+    let (mut backend, proxy, client) = with(Keys { listener: "max_body = \"1KiB\"", ..Keys::default() }).await;
+    let (response, mut send) = client.call(&[]).await;
+    let mut call = backend.call().await;
+    let message = [&b"\0\0\0\x04\0"[..], &[b'x'; 1024]].concat();
+    let all = message.repeat(20);
+    // In pieces that begin and end anywhere.
+    for piece in all.chunks(1000) {
+        send.send_data(Bytes::copy_from_slice(piece), false).unwrap();
+    }
+    send.send_data(Bytes::new(), true).unwrap();
+    let mut got = 0;
+    while let Some(piece) = call.message().await {
+        got += piece.len();
+    }
+    assert_eq!(got, all.len());
+    call.finish(0);
+    let (_, trailers) = rest(soon(response).await.unwrap().into_body()).await.unwrap();
+    assert_eq!(status(&trailers), 0);
     over_with(&proxy).await;
 }
 

@@ -334,6 +334,66 @@ async fn limits_are_told() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_answered_early_ends_without_an_error() {
+    // It answers, and then neither reads nor goes.
+    let backend = TestBackend::scripted(async |peer| {
+        let _ = peer.head().await;
+        peer.respond("403 Forbidden", "no").await;
+        peer.gone().await;
+    });
+    let proxy = TestProxy::with_keys(&[&backend], Keys { listener: "max_body = 200000", ..Keys::default() }).await;
+    let mut client = Client::connect(&proxy).await;
+    for (length, expected) in [(Some(100_000), 403), (None, 403), (Some(300_000), 413)] {
+        let mut ask = Request::post("http://a/");
+        if let Some(length) = length {
+            ask = ask.header("content-length", length);
+        }
+        let (response, mut stream) = client.begin(ask.body(()).unwrap(), false).await;
+        stream.send_data(vec![0; 1000].into(), false).unwrap();
+        let response = soon(response).await.unwrap();
+        assert_eq!(response.status().as_u16(), expected);
+        // All of it, and then it is told to stop.
+        assert!(!all(response.into_body()).await.unwrap().0.is_empty());
+        let reason = soon(poll_fn(|cx| stream.poll_reset(cx))).await.unwrap();
+        assert_eq!(reason, Reason::NO_ERROR, "{length:?}");
+    }
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_asked_has_its_word_passed_on() {
+    let backend = TestBackend::scripted(async |peer| {
+        while let Some(head) = peer.head().await {
+            assert_eq!(head.get("expect"), Some("100-continue"));
+            if head.target() == "/refused" {
+                return peer.respond("417 Expectation Failed", "no").await;
+            }
+            peer.write("HTTP/1.1 100 Continue\r\n\r\n").await;
+            let message = peer.body(&head).await.unwrap();
+            peer.respond("200 OK", message.body).await;
+        }
+    });
+    let route = "expect = \"pass\"\ntimeouts = { expect = \"1m\" }";
+    let proxy = TestProxy::with_keys(&[&backend], Keys { route, ..Keys::default() }).await;
+    let mut client = Client::connect(&proxy).await;
+    for path in ["/", "/refused"] {
+        let ask = Request::post(format!("http://a{path}")).header("expect", "100-continue").body(()).unwrap();
+        let (mut response, mut stream) = client.begin(ask, false).await;
+        if path == "/" {
+            let word = soon(poll_fn(|cx| response.poll_informational(cx))).await.unwrap().unwrap();
+            assert_eq!(word.status(), 100);
+            stream.send_data("hello".into(), true).unwrap();
+            let answer = soon(response).await.unwrap();
+            assert_eq!(all(answer.into_body()).await.unwrap().0, b"hello");
+            continue;
+        }
+        assert_eq!(soon(response).await.unwrap().status(), 417);
+        assert_eq!(soon(poll_fn(|cx| stream.poll_reset(cx))).await.unwrap(), Reason::NO_ERROR);
+    }
+    eventually(|| proxy.in_flight() == 0 && proxy.exchanges() == 0).await;
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_told_to_go() {
     let backend = TestBackend::ok("good");
     let keys = Keys { listener: "idle_timeout = \"300ms\"", ..Keys::default() };

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("cli", &["embed", "supervisor", "tls", "config"]),
     // A program that embeds the library joins the admin address to the supervisor, and shows one what the other has.
-    ("embed", &["admin", "supervisor", "handover", "listener", "proxy", "strategy", "config", "telemetry", "descriptors"]),
+    (
+        "embed",
+        &["admin", "supervisor", "handover", "listener", "proxy", "strategy", "config", "telemetry", "descriptors"],
+    ),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
     ("admin", &["listener", "proxy", "route", "upstream", "backend", "config", "telemetry", "descriptors"]),
     (
@@ -35,7 +38,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
     ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry", "descriptors"]),
-    ("listener", &["handover", "proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target", "descriptors"]),
+    (
+        "listener",
+        &["handover", "proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target", "descriptors"],
+    ),
     // Of the strategies only what a pick takes: dice, and who was tried.
     (
         "proxy",

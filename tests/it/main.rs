@@ -10,6 +10,7 @@ mod backend_tls;
 mod backend_http2;
 mod breaker;
 mod cancel;
+mod early_answers;
 mod client_gone;
 mod ctl;
 mod descriptors;

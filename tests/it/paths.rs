@@ -294,3 +294,18 @@ async fn kept_dot_segments_lead_no_further_than_both_readings_do() {
     }
     assert_eq!(backend.last_head().target(), "/a/../b/.");
 }
+
+#[tokio::test]
+async fn what_has_refused_a_path_is_counted() {
+    let backend = TestBackend::ok("a");
+    let listener = r#"paths = { encoded_slashes = "refuse", duplicate_slashes = "refuse" }"#;
+    let proxy = TestProxy::with_keys(&[&backend], Keys { listener, ..Keys::default() }).await;
+    for (index, path) in ["/a/../b", "/a%2fb", "/a//b", "/a%5Cb"].iter().enumerate() {
+        assert_eq!(proxy.get("/a").await.status(), 200);
+        assert_eq!(proxy.get(path).await.status(), 400, "{path}");
+        let counted: Vec<_> = (0..4).map(|key| proxy.counted(|metrics| &metrics.paths_refused[key])).collect();
+        let expected: Vec<_> = (0..4).map(|key| u64::from(key <= index)).collect();
+        assert_eq!(counted, expected, "{path}");
+    }
+    assert_eq!(backend.requests(), 4);
+}

@@ -219,10 +219,12 @@ async fn what_is_refused_later_has_one_line_too() {
         drop(client);
         let line: Value = serde_json::from_str(&log.lines(index + 1).await[index]).unwrap();
         assert_eq!((&line["status"], &line["reason"]), (&status.into(), &reason.into()), "{line}");
-        assert_eq!((&line["ended_by"], &line["detail"]), (&"client".into(), &Value::Null), "{line}");
+        let detail = if index == 0 { "paths.dot_segments: the path has a dot segment".into() } else { Value::Null };
+        assert_eq!((&line["ended_by"], &line["detail"]), (&"client".into(), &detail), "{line}");
     }
     eventually(|| proxy.connections() == [0]).await;
     assert_eq!(proxy.counted(|metrics| &metrics.rejected), 0);
+    assert_eq!(proxy.counted(|metrics| &metrics.paths_refused[0]), 1);
     log.lines(6).await;
 }
 

@@ -7,8 +7,8 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::Shown;
 use super::value::{duration, entry_if, limit_entry, shown, texts};
 use crate::config::{
-    CertificateConfig, ClientCertificates, ClientCertificatesConfig, Http2Config, ListenerConfig, LocationPart,
-    Misdirected, PathsConfig, TlsConfig, TlsProfile, UnknownNames,
+    BodyLimit, CertificateConfig, ClientCertificates, ClientCertificatesConfig, Http2Config, LingeringConfig,
+    ListenerConfig, LocationPart, Misdirected, PathsConfig, TlsConfig, TlsProfile, UnknownNames,
 };
 
 impl Serialize for Shown<&ListenerConfig> {
@@ -21,7 +21,8 @@ impl Serialize for Shown<&ListenerConfig> {
             max_connections_per_address,
             max_header_bytes,
             max_headers,
-            max_body_bytes,
+            max_body,
+            lingering,
             header_timeout,
             idle_timeout,
             min_bytes_per_second,
@@ -42,10 +43,8 @@ impl Serialize for Shown<&ListenerConfig> {
         limit_entry(&mut map, "max_connections_per_address", *max_connections_per_address)?;
         map.serialize_entry("max_header_bytes", max_header_bytes)?;
         map.serialize_entry("max_headers", max_headers)?;
-        match max_body_bytes {
-            Some(bytes) => map.serialize_entry("max_body", bytes)?,
-            None => map.serialize_entry("max_body", "unlimited")?,
-        }
+        map.serialize_entry("max_body", &Shown(*max_body))?;
+        map.serialize_entry("lingering", &Shown(lingering))?;
         map.serialize_entry("header_timeout", &Shown(*header_timeout))?;
         map.serialize_entry("idle_timeout", &Shown(*idle_timeout))?;
         map.serialize_entry("min_bytes_per_second", min_bytes_per_second)?;
@@ -64,6 +63,26 @@ impl Serialize for Shown<&ListenerConfig> {
         }
         entry_if(&mut map, "tls", tls.as_deref().map(Shown).as_ref())?;
         map.serialize_entry("http2", &Shown(http2))?;
+        map.end()
+    }
+}
+
+impl Serialize for Shown<BodyLimit> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            BodyLimit::Unlimited => serializer.serialize_str("unlimited"),
+            BodyLimit::Bytes(bytes) => serializer.serialize_u64(bytes),
+        }
+    }
+}
+
+impl Serialize for Shown<&LingeringConfig> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let LingeringConfig { bytes, time, idle } = self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("bytes", bytes)?;
+        map.serialize_entry("time", &Shown(*time))?;
+        map.serialize_entry("idle", &Shown(*idle))?;
         map.end()
     }
 }

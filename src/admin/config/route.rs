@@ -85,6 +85,8 @@ fn forward_keys<M: SerializeMap>(map: &mut M, forward: &Forward) -> Result<(), M
         PathRewrite::ReplacePrefix(prefix) => map.serialize_entry("replace_prefix", prefix)?,
     }
     map.serialize_entry("host", &forward.host.as_ref().map_or_else(|| "preserve".into(), lossy))?;
+    entry_if(map, "max_body", forward.max_body.map(Shown).as_ref())?;
+    map.serialize_entry("expect", forward.expect.as_str())?;
     map.serialize_entry("timeouts", &Shown(&forward.timeouts))?;
     map.serialize_entry("retries", &Shown(&*forward.retries))
 }
@@ -137,11 +139,12 @@ impl Serialize for Shown<&PathOverrides> {
 
 impl Serialize for Shown<&Timeouts> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Timeouts { response_head, body_idle, exchange, tunnel_idle, grpc_idle, grpc_timeout_max } = self.0;
+        let Timeouts { response_head, body_idle, expect, exchange, tunnel_idle, grpc_idle, grpc_timeout_max } = self.0;
         let or_none = |timeout: &Option<Duration>| timeout.map_or_else(|| "none".into(), duration);
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("response_head", &Shown(*response_head))?;
         map.serialize_entry("body_idle", &Shown(*body_idle))?;
+        map.serialize_entry("expect", &Shown(*expect))?;
         map.serialize_entry("exchange", &or_none(exchange))?;
         map.serialize_entry("tunnel_idle", &Shown(*tunnel_idle))?;
         map.serialize_entry("grpc_idle", &or_none(grpc_idle))?;

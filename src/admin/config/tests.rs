@@ -24,6 +24,7 @@ fn keys_are_those_of_the_file() {
     );
     assert_eq!(config["access_log"], json!({ "enabled": false }));
     assert_eq!(config["listener"][0]["max_body"], "unlimited");
+    assert_eq!(config["listener"][0]["lingering"], json!({ "bytes": 1 << 30, "time": "30s", "idle": "5s" }));
     assert_eq!(config["listener"][0]["idle_timeout"], "1m15s");
     assert_eq!(
         config["route"][0],
@@ -38,7 +39,8 @@ fn keys_are_those_of_the_file() {
             "upstream": "users",
             "strip_prefix": true,
             "host": "preserve",
-            "timeouts": { "response_head": "30s", "body_idle": "1m", "exchange": "none", "tunnel_idle": "1h",
+            "expect": "answer",
+            "timeouts": { "response_head": "1m", "body_idle": "1m", "expect": "1s", "exchange": "none", "tunnel_idle": "1h",
                 "grpc_idle": "1h", "grpc_timeout_max": "none" },
             "retries": {
                 "max": 2,

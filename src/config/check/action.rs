@@ -8,17 +8,19 @@ use http::header::HeaderValue;
 
 use super::Check;
 use super::header::{Direction, edits, header_value};
+use super::listener::max_body;
 use super::retries::retries;
 use super::route::path_text;
 use super::upstream::is_host_name;
-use super::value::{number_in, optional_timeout, timeout, timeout_or_none};
+use super::value::{choice, number_in, optional_timeout, timeout, timeout_or_none};
 use crate::config::error::Problem;
 use crate::config::field::{Field, Named};
 use crate::config::kind::{Location, Sensitive};
 use crate::config::raw;
 use crate::config::report::Place;
 use crate::config::{
-    Action, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts, UpstreamConfig, UpstreamName,
+    Action, Expect, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts, UpstreamConfig,
+    UpstreamName,
 };
 
 /// The route's action and the changes to the request's headers, which only a forwarded request has. `None` where there is
@@ -62,6 +64,8 @@ fn refuse_forwarding(check: &Check<'_>, raw: &raw::Route, action: &str) {
         raw.strip_prefix.place(),
         raw.replace_prefix.place(),
         raw.host.place(),
+        raw.max_body.place(),
+        raw.expect.place(),
         raw.timeouts.place(),
         raw.retries.place(),
         raw.request_headers.place(),
@@ -79,6 +83,8 @@ fn forward(
     known: &[UpstreamConfig],
 ) -> Option<Forward> {
     let (path, host, timeouts) = (rewrite(check, raw), given_host(check, &raw.host), timeouts(check, &raw.timeouts));
+    let (max_body, expect) =
+        (max_body(check, &raw.max_body), choice(check, &raw.expect, Expect::Answer, &Expect::NAMES));
     let upstream = raw.upstream.value().and_then(|name| known.iter().find(|it| it.name.as_str() == name.as_str()));
     let retries = retries(check, &raw.retries, &upstream.map(|it| Arc::clone(&it.retries)).unwrap_or_default());
     if let Some(raw::Retries::Table(raw)) = raw.retries.value()
@@ -94,7 +100,7 @@ fn forward(
         let problem = Problem::error(format!("unknown upstream {}", check.quote(place, text)));
         check.add(place, problem.one_of(text, entries.iter().map(|entry| entry.name.as_str())));
     }
-    Some(Forward { upstream: UpstreamName::from(text.as_str()), path, host, timeouts, retries })
+    Some(Forward { upstream: UpstreamName::from(text.as_str()), path, host, max_body, expect, timeouts, retries })
 }
 
 fn rewrite(check: &Check<'_>, raw: &raw::Route) -> PathRewrite {
@@ -151,8 +157,9 @@ fn timeouts(check: &Check<'_>, field: &Field<raw::Timeouts>) -> Timeouts {
     let raw = field.value().unwrap_or(&default);
     let exchange = optional_timeout(check, &raw.exchange);
     let timeouts = Timeouts {
-        response_head: timeout(check, &raw.response_head, "30s"),
+        response_head: timeout(check, &raw.response_head, "60s"),
         body_idle: timeout(check, &raw.body_idle, "60s"),
+        expect: timeout(check, &raw.expect, "1s"),
         exchange,
         tunnel_idle: timeout(check, &raw.tunnel_idle, "1h"),
         grpc_idle: timeout_or_none(check, &raw.grpc_idle, "1h"),

@@ -17,15 +17,14 @@ use crate::config::kind::{Location, Word};
 use crate::config::raw;
 use crate::config::report::Place;
 use crate::config::{
-    ForwardedHeader, Http2Config, ListenerConfig, ListenerName, LocationPart, PathOverrides, PathRule, PathsConfig,
-    Redirect,
+    BodyLimit, ForwardedHeader, Http2Config, LingeringConfig, ListenerConfig, ListenerName, LocationPart,
+    PathOverrides, PathRule, PathsConfig, Redirect,
 };
 
 const MAX_CONNECTIONS: i64 = 10_000;
 const HEADER_BYTES: u64 = 64 << 10;
 /// Below the lower bound hardly a browser's request would pass.
 const HEADER_BYTES_RANGE: std::ops::RangeInclusive<u64> = (8 << 10)..=(16 << 20);
-const BODY_BYTES: u64 = 10 << 20;
 
 /// A listener, and where its name and its address stand: what of them problems may have is known there.
 #[derive(Debug)]
@@ -112,7 +111,8 @@ fn listener(check: &Check<'_>, raw: &raw::Listener, name: ListenerName, address:
         max_connections_per_address: max_connections_per_address(check, raw),
         max_header_bytes: max_header_bytes(check, &raw.max_header_bytes),
         max_headers: count(check, &raw.max_headers, 100, 1..=1000),
-        max_body_bytes: max_body_bytes(check, &raw.max_body),
+        max_body: max_body(check, &raw.max_body).unwrap_or(BodyLimit::Unlimited),
+        lingering: lingering(check, &raw.lingering),
         header_timeout: timeout(check, &raw.header_timeout, "10s"),
         idle_timeout: timeout(check, &raw.idle_timeout, "75s"),
         min_bytes_per_second: u32::try_from(number(check, &raw.min_bytes_per_second, 240, 0..=1_000_000_000))
@@ -246,14 +246,20 @@ fn max_header_bytes(check: &Check<'_>, field: &Field<raw::Size>) -> usize {
     usize::try_from(bytes.unwrap_or(HEADER_BYTES)).unwrap_or(usize::MAX)
 }
 
-fn max_body_bytes(check: &Check<'_>, field: &Field<raw::Size>) -> Option<u64> {
-    match field.given() {
-        None => Some(BODY_BYTES),
-        Some((_, raw::Size::String(text))) if text == "unlimited" => None,
-        Some((place, written)) => {
-            size(check, place, written, &format!("\"unlimited\", or {SIZE}")).or(Some(BODY_BYTES))
-        }
+/// What a listener or a route says of the size of bodies.
+pub(super) fn max_body(check: &Check<'_>, field: &Field<raw::Size>) -> Option<BodyLimit> {
+    match field.given()? {
+        (_, raw::Size::String(text)) if text == "unlimited" => Some(BodyLimit::Unlimited),
+        (place, written) => size(check, place, written, &format!("\"unlimited\", or {SIZE}")).map(BodyLimit::Bytes),
     }
+}
+
+fn lingering(check: &Check<'_>, field: &Field<raw::Lingering>) -> LingeringConfig {
+    let (Some(raw), default) = (field.value(), LingeringConfig::default()) else { return LingeringConfig::default() };
+    let bytes = raw.bytes.given().and_then(|(place, written)| size(check, place, written, SIZE));
+    let time = timeout(check, &raw.time, "30s");
+    let idle = timeout(check, &raw.idle, "5s");
+    LingeringConfig { bytes: bytes.unwrap_or(default.bytes), time, idle }
 }
 
 fn address(check: &Check<'_>, listener: Place, field: &Field<Location>) -> Option<(Place, SocketAddr)> {

@@ -12,20 +12,26 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use crate::backend::Lease;
 use crate::http1::pipe::Pipe;
 
+mod asking;
 mod request;
 
+pub use asking::Asking;
 pub use request::RequestBody;
 
 /// What wants to know how an exchange goes on while its bodies are under way.
 pub trait Progress {
     /// A piece of the request's body came from the client. `Err` when the body is not to go on.
-    fn request_data(&self, bytes: usize) -> Result<(), BodyError>;
+    fn request_data(&self, data: &[u8]) -> Result<(), BodyError>;
+    /// The same of one that goes from socket to socket.
+    fn request_poured(&self, bytes: usize) -> Result<(), BodyError>;
     /// The request's body waits for the client (`true`) or for the backend.
     fn waits_for_client(&self, waits: bool);
     /// The request's body ended well, or broke on the client's side.
     fn request_ended(&self, complete: bool);
     /// All of the response has been read from the backend: its connection may take the next request.
     fn response_read(&self);
+    /// Whether the client is to keep the pace of its listener with the response.
+    fn paces_response(&self) -> bool;
     /// A piece of the response's body goes to the client.
     fn response_data(&self, bytes: usize);
     /// The trailers of the request go to the backend: those that must not are removed.
@@ -62,7 +68,7 @@ pub const POURED_BYTES: u64 = 256 * 1024;
 /// Why a body does not go on.
 #[derive(Debug)]
 pub enum BodyError {
-    /// The request's body is longer than the listener allows.
+    /// The request's body, or a message of a call, is longer than the route or the listener allows.
     TooLarge,
     /// The client broke it off.
     Client(io::Error),
@@ -176,6 +182,11 @@ impl Body {
         }
     }
 
+    /// Whether the client is to keep the pace of its listener with it.
+    pub fn is_paced(&self) -> bool {
+        self.exchange.as_ref().is_none_or(|exchange| exchange.paces_response())
+    }
+
     /// What is to be said in place of the rest, which does not go on.
     pub fn last_words(&self) -> Option<HeaderMap> {
         self.exchange.as_ref()?.last_words()
@@ -274,8 +285,14 @@ impl Drop for Body {
 /// Nobody wants to know.
 #[cfg(test)]
 impl Progress for () {
-    fn request_data(&self, _: usize) -> Result<(), BodyError> {
+    fn request_data(&self, _: &[u8]) -> Result<(), BodyError> {
         Ok(())
+    }
+    fn request_poured(&self, _: usize) -> Result<(), BodyError> {
+        Ok(())
+    }
+    fn paces_response(&self) -> bool {
+        true
     }
     fn waits_for_client(&self, _: bool) {}
     fn request_ended(&self, _: bool) {}

@@ -134,7 +134,7 @@ impl RequestBody {
                 return Poll::Ready(Err(BodyError::Client(error)));
             }
         };
-        body.exchange.request_data(bytes)?;
+        body.exchange.request_poured(bytes)?;
         body.over();
         Poll::Ready(Ok(bytes))
     }
@@ -167,7 +167,7 @@ impl HttpBody for RequestBody {
         body.exchange.waits_for_client(false);
         if let Some(Ok(frame)) = &mut frame {
             if let Some(data) = frame.data_ref() {
-                body.exchange.request_data(data.len())?;
+                body.exchange.request_data(data)?;
             } else if let Some(trailers) = frame.trailers_mut() {
                 body.exchange.request_trailers(trailers);
             }

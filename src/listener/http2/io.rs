@@ -161,6 +161,7 @@ impl AsyncRead for TunnelIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let mut recv = this.stream.recv.borrow_mut();
+        let Some(recv) = &mut *recv else { return Poll::Ready(Ok(())) };
         while this.read.is_empty() {
             match ready!(recv.poll_data(cx)) {
                 Some(Ok(bytes)) => this.read = bytes,

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,9 +20,9 @@ use tokio::time::Sleep;
 use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
 use super::{Open, Shared};
-use crate::exchange::ClientSide;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
+use crate::exchange::{ClientSide, Expects};
 use crate::http1;
 use crate::http1::pipe::Pipe;
 use crate::http1::request::number;
@@ -30,11 +30,15 @@ use crate::listener::refused::{self, Known, Who};
 use crate::proxy::Handled;
 use crate::proxy::upgrade::Tunnel;
 
+/// How long a backend that has answered has to take what has come of the rest of the request.
+const REST: Duration = Duration::from_secs(1);
+
 /// A stream, as its exchange sees it: where the request's body comes from, and the client's side. One piece of memory for all.
 pub(super) struct Stream {
     watch: Rc<Watch>,
-    pub(super) recv: RefCell<RecvStream>,
-    respond: RefCell<SendResponse<Bytes>>,
+    /// Until the answer is whole, and nothing more of the request is wanted; the same of the next.
+    pub(super) recv: RefCell<Option<RecvStream>>,
+    respond: RefCell<Option<SendResponse<Bytes>>>,
     /// Bytes that were handed out and that the client's window does not have back yet.
     taken: Cell<usize>,
     /// Bytes of the request's body that are left, where it told how many there are.
@@ -46,8 +50,10 @@ pub(super) struct Stream {
     gone: Cell<bool>,
     /// Whether somebody is going to take the rest of it.
     wanted: Cell<bool>,
+    /// Who takes it and waits for the client.
+    reader: RefCell<Option<Waker>>,
     /// Whether the client waits to be asked for it.
-    expects: Cell<bool>,
+    expects: Cell<Expects>,
     /// Whether the exchange is over.
     over: Cell<bool>,
     /// Whether the client has no room for the response.
@@ -55,7 +61,7 @@ pub(super) struct Stream {
     body_idle: Cell<Duration>,
     /// When the exchange has to be over, where that is to be kept to exactly.
     alarm: RefCell<Option<Pin<Box<Sleep>>>>,
-    /// How many bytes of a body of known length the client is to move in a second.
+    /// How many bytes of a body the client is to move in a second.
     min_rate: u32,
 }
 
@@ -82,15 +88,16 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
     let whole = recv.is_end_stream();
     let stream = Rc::new(Stream {
         watch: Rc::clone(&open.watch),
-        recv: RefCell::new(recv),
-        respond: RefCell::new(respond),
+        recv: RefCell::new(Some(recv)),
+        respond: RefCell::new(Some(respond)),
         taken: Cell::new(0),
         left: Cell::new(None),
         done: Cell::new(whole),
         broken: Cell::new(false),
         gone: Cell::new(false),
         wanted: Cell::new(false),
-        expects: Cell::new(false),
+        reader: RefCell::new(None),
+        expects: Cell::default(),
         over: Cell::new(false),
         stalled: Cell::new(false),
         body_idle: Cell::new(shared.client.listener.idle_timeout),
@@ -102,7 +109,7 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
         Err(fault) => stream.refuse(fault, &parts, shared),
         Ok(ask) => {
             if let Ask::Response { expects, length } = ask {
-                stream.expects.set(expects);
+                stream.expects.set(if expects { Expects::Word } else { Expects::Nothing });
                 stream.left.set(length);
             }
             let websocket = ask == Ask::WebSocket;
@@ -131,7 +138,9 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
         Err(Cut::Client) => shared.metrics().http2_resets_client.add(1),
         Err(Cut::Reset(reason)) => {
             shared.metrics().http2_resets_proxy.add(1);
-            stream.respond.borrow_mut().send_reset(reason);
+            if let Some(respond) = &mut *stream.respond.borrow_mut() {
+                respond.send_reset(reason);
+            }
         }
     }
 }
@@ -157,7 +166,7 @@ impl Stream {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
         let now = httpdate::fmt_http_date(std::time::SystemTime::now());
         headers.extend(HeaderValue::try_from(now).ok().map(|now| (header::DATE, now)));
-        let mut send = self.respond.borrow_mut().send_response(response, false).map_err(|_| Cut::Client)?;
+        let mut send = self.begin(response, false).ok_or(Cut::Client)?.map_err(|_| Cut::Client)?;
         // A line is short enough to wait for its window in memory.
         send.send_data(text, true).map_err(|_| Cut::Client)
     }
@@ -169,14 +178,14 @@ impl Stream {
             self.watch.register(cx);
             let first = !std::mem::replace(&mut begun, true);
             // What was reset before anybody looked is no request that a backend has to hear of.
-            if first && self.respond.borrow_mut().poll_reset(cx).is_ready() {
+            if first && self.is_reset(cx) {
                 return Poll::Ready(Err(Cut::Client));
             }
             if exchange.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             // Frames are read by another task, so between the two nothing has come.
-            if !first && self.respond.borrow_mut().poll_reset(cx).is_ready() {
+            if !first && self.is_reset(cx) {
                 return Poll::Ready(Err(Cut::Client));
             }
             // Deadlines are seen by whoever waits for a backend.
@@ -186,6 +195,22 @@ impl Stream {
             if self.watch.is_cut() { Poll::Ready(Err(Cut::Reset(Reason::CANCEL))) } else { Poll::Pending }
         })
         .await
+    }
+
+    /// Whether the client has reset the stream, or is gone.
+    fn is_reset(&self, cx: &mut Context<'_>) -> bool {
+        self.respond.borrow_mut().as_mut().is_none_or(|respond| respond.poll_reset(cx).is_ready())
+    }
+
+    /// Begins the answer.
+    fn begin(&self, response: Response<()>, whole: bool) -> Option<Result<SendStream<Bytes>, h2::Error>> {
+        self.respond.borrow_mut().as_mut().map(|respond| respond.send_response(response, whole))
+    }
+
+    fn inform_of(&self, response: Response<()>) {
+        if let Some(respond) = &mut *self.respond.borrow_mut() {
+            let _ = respond.send_informational(response);
+        }
     }
 
     /// Sends the response.
@@ -201,7 +226,7 @@ impl Stream {
             body.leave_out();
         }
         let whole = bodiless || body.is_end_stream();
-        let sent = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), whole);
+        let Some(sent) = self.begin(Response::from_parts(parts, ()), whole) else { return Err(Cut::Client) };
         let ended = match sent {
             Ok(_) if whole => Ok(()),
             Ok(mut send) => self.sent(&mut send, &mut body).await,
@@ -218,10 +243,9 @@ impl Stream {
     /// one before has gone.
     async fn sent(&self, send: &mut SendStream<Bytes>, body: &mut Body) -> Result<(), Cut> {
         let mut piece = Bytes::new();
-        let paced = body.size_hint().exact().is_some();
         let ended = poll_fn(|cx| {
             self.watch.register(cx);
-            if let Poll::Ready(ended) = self.poll_sent(cx, send, (body, paced), &mut piece) {
+            if let Poll::Ready(ended) = self.poll_sent(cx, send, body, &mut piece) {
                 return Poll::Ready(ended);
             }
             if send.poll_reset(cx).is_ready() {
@@ -259,7 +283,7 @@ impl Stream {
         &self,
         cx: &mut Context<'_>,
         send: &mut SendStream<Bytes>,
-        (body, paced): (&mut Body, bool),
+        body: &mut Body,
         piece: &mut Bytes,
     ) -> Poll<Result<(), Cut>> {
         let gone = |_| Cut::Client;
@@ -290,8 +314,7 @@ impl Stream {
                     Poll::Ready(Some(Ok(_))) => continue,
                     Poll::Ready(_) => return Poll::Ready(Err(Cut::Client)),
                     Poll::Pending => {
-                        // Of streams without a length nobody knows how fast they are meant to be.
-                        if paced {
+                        if body.is_paced() {
                             let pace = Pace { bytes: self.min_rate, over: self.body_idle.get() };
                             self.watch.await_client(Way::Down, pace);
                         }
@@ -320,7 +343,7 @@ impl Stream {
         strip(&mut parts.headers);
         parts.headers.remove(header::CONTENT_LENGTH);
         parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
-        let sent = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), false);
+        let sent = self.begin(Response::from_parts(parts, ()), false).ok_or(Cut::Client)?;
         let send = Rc::new(RefCell::new(sent.map_err(|_| Cut::Client)?));
         let mut carried = pin!(tunnel.run(TunnelIo::new(Rc::clone(self), Rc::clone(&send)), Vec::new()));
         poll_fn(|cx| match carried.as_mut().poll(cx) {
@@ -332,14 +355,35 @@ impl Stream {
         .await
     }
 
-    /// Waits until the rest of the request's body has been read, where somebody takes it.
+    /// Waits until what has come of the rest of the request's body has been read, where somebody takes it, for a while. What has not come
+    /// is not waited for: the answer is whole, and the end of the stream without an error tells the client to stop (RFC 9113 §8.1). A client
+    /// that stops by itself would be told that its request is malformed, if it has said how long that is.
     async fn uploaded(&self) {
-        poll_fn(|cx| {
+        if self.done.get() || !self.wanted.get() {
+            return;
+        }
+        let taken = poll_fn(|cx| {
             self.watch.register(cx);
-            let reading = self.wanted.get() && !self.done.get() && !self.broken.get();
+            let reading = self.wanted.get() && !self.done.get() && !self.broken.get() && self.reader.borrow().is_none();
             if !reading || self.watch.is_cut() || self.watch.expired() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        });
+        let _ = tokio::time::timeout(REST, taken).await;
+        if self.done.get() {
+            return;
+        }
+        // Whoever reads it holds on to this, and the stream ends when nobody holds on to these.
+        drop((self.recv.take(), self.respond.take()));
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
+    /// Whoever reads the request's body has to wait for the client.
+    fn awaited(&self, reader: &Waker) {
+        *self.reader.borrow_mut() = Some(reader.clone());
+        if self.over.get() {
+            self.watch.wake();
+        }
     }
 }
 
@@ -398,19 +442,23 @@ impl Source for Stream {
         if self.gone.get() && !self.over.get() {
             return Poll::Pending;
         }
-        if self.expects.take() {
-            let mut response = Response::new(());
-            *response.status_mut() = StatusCode::CONTINUE;
-            let _ = self.respond.borrow_mut().send_informational(response);
+        if self.expects.get() == Expects::Word {
+            self.go_on();
         }
-        let recv = &mut *self.recv.borrow_mut();
+        *self.reader.borrow_mut() = None;
+        let mut recv = self.recv.borrow_mut();
+        let Some(recv) = &mut *recv else { return Poll::Ready(Some(Err(io::ErrorKind::BrokenPipe.into()))) };
         // Who asks for the next piece has done with the one before.
         let taken = self.taken.take();
         if taken > 0 {
             let _ = recv.flow_control().release_capacity(taken);
         }
         let broken = loop {
-            match ready!(recv.poll_data(cx)) {
+            let Poll::Ready(piece) = recv.poll_data(cx) else {
+                self.awaited(cx.waker());
+                return Poll::Pending;
+            };
+            match piece {
                 Some(Ok(data)) => {
                     self.done.set(recv.is_end_stream());
                     if data.is_empty() {
@@ -419,6 +467,8 @@ impl Source for Stream {
                         }
                         continue;
                     }
+                    // A client that has not waited for it needs no word.
+                    self.expects.set(Expects::Nothing);
                     self.taken.set(data.len());
                     self.left.set(self.left.get().map(|left| left.saturating_sub(data.len() as u64)));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -471,7 +521,7 @@ impl ClientSide for Stream {
 
     fn body(&self, idle: Duration) {
         // No 100 comes behind the answer.
-        self.expects.set(false);
+        self.expects.set(Expects::Nothing);
         self.body_idle.set(idle);
         self.watch.enter(Phase::Body, idle);
     }
@@ -508,6 +558,24 @@ impl ClientSide for Stream {
         parts.version = Version::HTTP_2;
         let mut response = Response::from_parts(parts, ());
         strip(response.headers_mut());
-        let _ = self.respond.borrow_mut().send_informational(response);
+        self.inform_of(response);
+    }
+
+    fn hold(&self) -> bool {
+        let waits = self.expects.get() != Expects::Nothing;
+        self.expects.set(if waits { Expects::BackendsWord } else { Expects::Nothing });
+        waits
+    }
+
+    fn holds(&self) -> bool {
+        self.expects.get() == Expects::BackendsWord
+    }
+
+    fn go_on(&self) {
+        if self.expects.take() != Expects::Nothing {
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::CONTINUE;
+            self.inform_of(response);
+        }
     }
 }

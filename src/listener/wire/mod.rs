@@ -13,9 +13,9 @@ use socket2::SockRef;
 use tokio::io::{AsyncWrite as _, ReadBuf};
 
 use crate::config::ListenerConfig;
-use crate::exchange::ClientSide;
 use crate::exchange::dry::Dry;
 use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::{ClientSide, Expects};
 use crate::http1::Framing;
 use crate::http1::chunked::Chunked;
 use crate::http1::outgoing::Outgoing;
@@ -48,7 +48,7 @@ pub struct Wire {
     /// Whether somebody is going to take the rest of it.
     wanted: Cell<bool>,
     /// Whether the client waits to be asked for it.
-    expects: Cell<bool>,
+    expects: Cell<Expects>,
     out: RefCell<Outgoing>,
     /// Through which a large response is poured.
     pipe: RefCell<Option<Pipe>>,
@@ -64,10 +64,8 @@ pub struct Wire {
     idle_timeout: Duration,
     /// How long a piece of a body may take now.
     body_idle: Cell<Duration>,
-    /// How many bytes of a body of known length the client is to move in a second.
+    /// How many bytes of a body the client is to move in a second.
     min_rate: u32,
-    /// Whether that holds for the response.
-    paced: Cell<bool>,
     /// Whether an exchange is under way, so that what the client sends next has to wait.
     busy: Cell<bool>,
     /// Whether the first request is still to come.
@@ -106,7 +104,7 @@ impl Wire {
             heads: Cell::new(0),
             body: RefCell::default(),
             wanted: Cell::new(false),
-            expects: Cell::new(false),
+            expects: Cell::default(),
             out: RefCell::default(),
             pipe: RefCell::new(None),
             held: RefCell::default(),
@@ -117,7 +115,6 @@ impl Wire {
             idle_timeout: config.idle_timeout,
             body_idle: Cell::new(config.idle_timeout),
             min_rate: config.min_bytes_per_second,
-            paced: Cell::new(false),
             busy: Cell::new(false),
             fresh: Cell::new(true),
             dry: Dry::default(),
@@ -208,7 +205,7 @@ impl Wire {
             Framing::Chunked => Upload::Chunked(Chunked::default()),
         };
         self.wanted.set(false);
-        self.expects.set(head.expects);
+        self.expects.set(if head.expects { Expects::Word } else { Expects::Nothing });
         Poll::Ready(Asked::Head)
     }
 
@@ -370,5 +367,21 @@ impl ClientSide for Wire {
         let mut early = self.early.borrow_mut();
         let sent = if early.is_empty() { self.socket.borrow_mut().try_write(head).unwrap_or(0) } else { 0 };
         early.extend_from_slice(&head[sent..]);
+    }
+
+    fn hold(&self) -> bool {
+        let waits = self.expects.get() != Expects::Nothing && self.read.borrow().is_empty();
+        self.expects.set(if waits { Expects::BackendsWord } else { Expects::Nothing });
+        waits
+    }
+
+    fn holds(&self) -> bool {
+        self.expects.get() == Expects::BackendsWord
+    }
+
+    fn go_on(&self) {
+        if self.expects.take() != Expects::Nothing && self.read.borrow().is_empty() {
+            self.inform(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
     }
 }

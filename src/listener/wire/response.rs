@@ -8,9 +8,9 @@ use http::response;
 use http_body::Body as _;
 
 use super::Wire;
-use crate::exchange::Untouched;
 use crate::exchange::body::Body;
 use crate::exchange::watch::{Pace, Phase, Way};
+use crate::exchange::{Expects, Untouched};
 use crate::http1::outgoing::Outgoing;
 use crate::http1::request::Terms;
 use crate::http1::{Framing, response as head};
@@ -29,7 +29,7 @@ impl Wire {
         close: bool,
     ) -> bool {
         // No 100 comes behind the answer.
-        self.expects.set(false);
+        self.expects.set(Expects::Nothing);
         self.skip();
         // Nobody will read what the client still sends, and until that is over nothing else can be read.
         let close = close || (!self.is_read() && !self.wanted.get());
@@ -37,8 +37,6 @@ impl Wire {
         let (framing, close) = head::write(&mut buffer, (parts, untouched), terms, body.size_hint().exact(), close);
         // It holds the memory that it was read into.
         *untouched = Untouched::default();
-        // Of streams without a length nobody knows how fast they are meant to be.
-        self.paced.set(matches!(framing, Framing::Length(_)));
         self.out.borrow_mut().begin(buffer, framing);
         self.space.give_map(std::mem::take(&mut parts.headers));
         close
@@ -127,7 +125,7 @@ impl Wire {
 
     /// Notes it where the client is to make room for more of the response.
     fn awaited<T>(&self, room: Poll<T>) -> Poll<T> {
-        if room.is_pending() && self.paced.get() {
+        if room.is_pending() {
             self.watch.await_client(Way::Down, Pace { bytes: self.min_rate, over: self.body_idle.get() });
         }
         room

@@ -7,11 +7,17 @@ use bytes::Bytes;
 use http_body::Frame;
 
 use super::Wire;
-use crate::exchange::ClientSide as _;
 use crate::exchange::body::{POURED_BYTES, Source};
 use crate::exchange::watch::Phase;
+use crate::exchange::{ClientSide as _, Expects};
 use crate::http1::chunked::{Chunked, Next};
 use crate::http1::pipe::Pipe;
+
+/// Below this a chunk is put together with those behind it that have come: each would cost more to hand on than to copy.
+const TINY_BYTES: usize = 512;
+
+/// So much of them is put together.
+const GATHERED_BYTES: usize = 16 * 1024;
 
 /// What is left of a request's body.
 #[derive(Debug, Default)]
@@ -43,6 +49,9 @@ impl Upload {
                 Ok(Some(Frame::data(piece)).filter(|_| bytes > 0))
             }
             Self::Chunked(chunked) => match chunked.next(read) {
+                Ok(Next::Data(data)) if data.len() < TINY_BYTES && !read.is_empty() => {
+                    Ok(Some(Frame::data(chunked.gather(data, read, GATHERED_BYTES))))
+                }
                 Ok(Next::Data(data)) => Ok(Some(Frame::data(data))),
                 Ok(Next::More) => Ok(None),
                 Ok(Next::End(trailers)) => {
@@ -79,10 +88,32 @@ impl Wire {
         }
     }
 
-    /// Asks a client that waits for it to send its body.
-    fn go_on(&self) {
-        if self.expects.take() && self.read.borrow().is_empty() {
-            self.inform(b"HTTP/1.1 100 Continue\r\n\r\n");
+    /// Somebody wants the body: asks a client that waits for that.
+    fn ask(&self) {
+        if self.expects.get() == Expects::Word {
+            self.go_on();
+        }
+    }
+
+    /// Reads a piece of a body that nobody takes, and throws it away: how many bytes of the socket it was; 0 when the body is over.
+    ///
+    /// # Errors
+    /// When the client breaks it off, or what comes is no body.
+    pub fn poll_discard(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.skip();
+        let left = match *self.body.borrow() {
+            Upload::Done => None,
+            Upload::Length(left) => Some(Some(left)),
+            Upload::Chunked(_) => Some(None),
+            Upload::Broken => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+        };
+        let Some(left) = left else {
+            self.wait_for_next();
+            return Poll::Ready(Ok(0));
+        };
+        match ready!(self.poll_fill(cx, left))? {
+            0 => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+            bytes => Poll::Ready(Ok(bytes)),
         }
     }
 }
@@ -90,12 +121,16 @@ impl Wire {
 /// The body of the request that is being served.
 impl Source for Wire {
     fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.go_on();
+        self.ask();
         loop {
             let left = {
                 let body = &mut *self.body.borrow_mut();
                 match body.take(&mut self.read.borrow_mut()) {
-                    Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                    Ok(Some(frame)) => {
+                        // A client that has not waited for it needs no word.
+                        self.expects.set(Expects::Nothing);
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
                     Ok(None) => match body {
                         Upload::Done => return Poll::Ready(None),
                         Upload::Length(left) => Some(*left),
@@ -137,7 +172,7 @@ impl Source for Wire {
     }
 
     fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
-        self.go_on();
+        self.ask();
         let socket = self.socket.borrow();
         let mut guard = self.guard.borrow_mut();
         let left = guard.left();
@@ -148,6 +183,7 @@ impl Source for Wire {
         let body = &mut *self.body.borrow_mut();
         let broken = match (poured, &mut *body) {
             (Ok(bytes @ 1..), Upload::Length(left)) => {
+                self.expects.set(Expects::Nothing);
                 guard.poured(bytes as u64);
                 *left = left.saturating_sub(bytes as u64);
                 if *left == 0 {

@@ -22,8 +22,10 @@ pub(super) fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Ve
     changes.value("max_connections_per_address", &before, &after);
     changes.value("max_header_bytes", &old.max_header_bytes, &new.max_header_bytes);
     changes.value("max_headers", &old.max_headers, &new.max_headers);
-    let bytes = |limit: Option<u64>| limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string());
-    changes.value("max_body", &bytes(old.max_body_bytes), &bytes(new.max_body_bytes));
+    changes.value("max_body", &old.max_body, &new.max_body);
+    changes.value("lingering.bytes", &old.lingering.bytes, &new.lingering.bytes);
+    changes.time("lingering.time", old.lingering.time, new.lingering.time);
+    changes.time("lingering.idle", old.lingering.idle, new.lingering.idle);
     changes.time("header_timeout", old.header_timeout, new.header_timeout);
     changes.time("idle_timeout", old.idle_timeout, new.idle_timeout);
     changes.value("min_bytes_per_second", &old.min_bytes_per_second, &new.min_bytes_per_second);

@@ -2,7 +2,7 @@
 
 use super::change::{Change, Changes};
 use super::upstream::retry_changes;
-use crate::config::{Action, Forward, RouteConfig};
+use crate::config::{Action, BodyLimit, Forward, RouteConfig};
 
 pub(super) fn route_changes(old: &RouteConfig, new: &RouteConfig) -> Vec<Change> {
     let mut changes = Changes::of("route[]");
@@ -26,6 +26,9 @@ fn forward_changes(changes: &mut Changes, old: &Forward, new: &Forward) {
     changes.value("upstream", &old.upstream, &new.upstream);
     changes.other("path rewrite", &old.path, &new.path);
     changes.other("host", &old.host, &new.host);
+    let max_body = |limit: Option<BodyLimit>| limit.map_or_else(|| "as the listener".into(), |limit| limit.to_string());
+    changes.value("max_body", &max_body(old.max_body), &max_body(new.max_body));
+    changes.value("expect", old.expect.as_str(), new.expect.as_str());
     changes.other("timeouts", &old.timeouts, &new.timeouts);
     retry_changes(changes, &old.retries, &new.retries);
 }

@@ -6,10 +6,10 @@ use super::upstream::health_check_changes;
 use super::*;
 use crate::config::{
     AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, Address, BackendConfig, BackendLimits, BackendTlsConfig,
-    Forward, ForwardedHeader, HeaderEdits, HealthCheckConfig, InitialHealth, LimitsConfig, LogConfig, LogFormat,
-    OutlierConfig, OverloadConfig, PathOverrides, PathPattern, PathRewrite, PathRule, PathsConfig, Place, PoolConfig,
-    Probe, RetryBudgetConfig, RetryConfig, RouteConfig, SlowStartConfig, StrategyConfig, Tier, TiersConfig, Timeouts,
-    UpstreamConfig, ZonesConfig,
+    BodyLimit, Expect, Forward, ForwardedHeader, HeaderEdits, HealthCheckConfig, InitialHealth, LimitsConfig,
+    LingeringConfig, LogConfig, LogFormat, OutlierConfig, OverloadConfig, PathOverrides, PathPattern, PathRewrite,
+    PathRule, PathsConfig, Place, PoolConfig, Probe, RetryBudgetConfig, RetryConfig, RouteConfig, SlowStartConfig,
+    StrategyConfig, Tier, TiersConfig, Timeouts, UpstreamConfig, ZonesConfig,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -41,7 +41,8 @@ fn listener(name: &str, port: u16) -> ListenerConfig {
         max_connections_per_address: None,
         max_header_bytes: 1,
         max_headers: 1,
-        max_body_bytes: None,
+        max_body: BodyLimit::Unlimited,
+        lingering: LingeringConfig::default(),
         header_timeout: S,
         idle_timeout: S,
         min_bytes_per_second: 240,
@@ -70,9 +71,12 @@ fn route(name: &str) -> RouteConfig {
             upstream: "u".into(),
             path: PathRewrite::Keep,
             host: None,
+            max_body: None,
+            expect: Expect::Answer,
             timeouts: Timeouts {
                 response_head: S,
                 body_idle: S,
+                expect: S,
                 exchange: None,
                 tunnel_idle: S,
                 grpc_idle: None,
@@ -190,7 +194,8 @@ fn listeners_are_found_again_by_address() {
             "several keys",
             |it| {
                 edit(&mut it.listeners[0], |it| {
-                    it.max_body_bytes = Some(10);
+                    it.max_body = BodyLimit::Bytes(10);
+                    it.lingering.idle = Duration::from_secs(1);
                     it.idle_timeout = Duration::from_millis(1500);
                     it.min_bytes_per_second = 0;
                     it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
@@ -201,7 +206,7 @@ fn listeners_are_found_again_by_address() {
                 })
             },
             &[
-                "listener web<0: max_connections_per_address unlimited -> 50, max_body unlimited -> 10, idle_timeout 1s -> 1.5s, min_bytes_per_second 240 -> 0, trusted_proxies +10.0.0.0/8, \
+                "listener web<0: max_connections_per_address unlimited -> 50, max_body unlimited -> 10, lingering.idle 5s -> 1s, idle_timeout 1s -> 1.5s, min_bytes_per_second 240 -> 0, trusted_proxies +10.0.0.0/8, \
                forwarded_headers +x-real-ip, via false -> true, paths.encoded_slashes keep -> refuse",
             ],
         ),

@@ -33,6 +33,8 @@ pub use tunnel::LinkIo;
 pub trait Informed {
     /// The head of one, from its status line to its empty line.
     fn informational(&self, head: &[u8]);
+    /// The backend wants the request's body: 100.
+    fn go_on(&self);
 }
 
 /// Why there is no response.
@@ -197,6 +199,11 @@ impl Link {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether the head of the response says that the connection ends behind it.
+    pub(super) fn closes(&self) -> bool {
+        !self.0.borrow().head.keep_alive
     }
 
     /// Whether any byte of a response has come.

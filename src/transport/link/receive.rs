@@ -52,9 +52,10 @@ impl Inner {
                         return Poll::Ready(Ok(()));
                     }
                     self.informational += end;
-                    // The client's 100 is the proxy's own to send (RFC 9110 §10.1.1).
-                    if self.head.status != StatusCode::CONTINUE {
-                        informed.informational(&bytes);
+                    // The client's 100 is the proxy's own to send (RFC 9110 §10.1.1), if it has asked the backend at all.
+                    match self.head.status {
+                        StatusCode::CONTINUE => informed.go_on(),
+                        _ => informed.informational(&bytes),
                     }
                     self.fresh = !self.read.is_empty();
                     if self.informational <= HEAD_BYTES {

@@ -22,7 +22,7 @@ use crate::http1::{Framing, request};
 pub(super) const TURN_BYTES: usize = 64 * 1024;
 
 /// A write takes as long as so many bytes do, however few it writes.
-pub(super) const WRITE_BYTES: usize = 1024;
+const WRITE_BYTES: usize = 1024;
 
 /// How the sending of a request's body goes.
 #[derive(Debug)]
@@ -115,6 +115,11 @@ impl Link {
         .await;
     }
 
+    /// Nothing more of the request's body is to be sent, and its response is read all the same.
+    pub(in crate::transport) fn forgo(&self) {
+        self.abandon();
+    }
+
     /// The exchange is given up: nothing is sent any more.
     pub(in crate::transport) fn abandon(&self) {
         let inner = &mut *self.0.borrow_mut();
@@ -147,9 +152,14 @@ impl Inner {
                     None => {}
                 }
             }
-            // A first piece that is there already goes out with the head.
-            let mut waiting = false;
-            if matches!(self.upload, Upload::Open | Upload::Apart(_)) && self.out.has_room() {
+            // What is there already goes out with the head, and small pieces go together.
+            let (mut waiting, mut taken) = (false, false);
+            while !waiting
+                && matches!(self.upload, Upload::Open | Upload::Apart(_))
+                && self.out.has_room()
+                && !(taken && self.socket.plain().is_some() && body.pours())
+            {
+                taken = true;
                 match Pin::new(&mut *body).poll_frame(cx) {
                     Poll::Pending => waiting = true,
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
