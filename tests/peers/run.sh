@@ -2,7 +2,7 @@
 # Real clients in front of isobar and real servers behind it: runs every test_*.py here, or those that are named.
 # usage: tests/peers/run.sh BINARY [NAME...]      NAME is that of a script without test_ and .py, such as curl
 # Needs python3 with venv, and what the scripts run: curl, h2load, openssl, nginx, node, npm, chromium, apache2, php, puma with Rack, go,
-# javac, mvn, git, svn with mod_dav_svn, cadaver, docker-registry, skopeo and a static busybox; docker and dockerd if they are there.
+# javac, mvn, git, svn with mod_dav_svn, cadaver, litmus, docker-registry, skopeo and a static busybox; docker and dockerd if they are there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$(realpath "${1:?usage: run.sh BINARY [NAME...]}")

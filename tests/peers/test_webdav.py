@@ -1,10 +1,11 @@
-"""WebDAV: cadaver and webdav4 in front; Apache's mod_dav and WsgiDAV behind, in the clear and by TLS.
+"""WebDAV: cadaver, webdav4 and litmus in front; Apache's mod_dav and WsgiDAV behind, in the clear and by TLS.
 
 usage: test_webdav.py BINARY
 """
 
 import io
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -117,6 +118,15 @@ quit
         check(f"{name}: cadaver: 25 MB come back by {file}", got == LARGE, (len(got), said))
 
 
+def litmus(name, port):
+    """A suite for servers of WebDAV. In the clear, for it knows no certificate but those of authorities that the system trusts."""
+    run = subprocess.run(["litmus", "--keep-going", f"http://127.0.0.1:{port}/{name}/"], cwd=WORK.path, capture_output=True, text=True, timeout=60)
+    suites = re.findall(r"summary for `(\w+)': of (\d+) tests run: (\d+) passed, 0 failed", run.stdout)
+    passed = {suite: int(tests) for suite, tests, good in suites if tests == good}
+    whole = set(passed) == {"basic", "copymove", "props", "locks", "http"} and sum(passed.values()) > 100
+    check(f"{name}: litmus passes whole", whole, run.stdout + run.stderr)
+
+
 def library(name, site):
     way = f"{name}: {site.split(':')[0]}"
     http = httpx.Client(verify=TRUST, timeout=30, http2=site.startswith("https"))
@@ -176,8 +186,9 @@ KEYS = "".join(
 ISOBAR = Isobar(WORK, KEYS)
 for name in PORTS:
     cadaver(name, ISOBAR.plain)
+    litmus(name, ISOBAR.plain)
     library(name, ISOBAR.http)
     library(name, ISOBAR.https)
 check("no attempt broke", ISOBAR.metric("isobar_backend_broken_total") == 0)
 ISOBAR.stop()
-done(62)
+done(64)
