@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Real clients in front of isobar and real servers behind it: runs every test_*.py here, or those that are named.
 # usage: tests/peers/run.sh BINARY [NAME...]      NAME is that of a script without test_ and .py, such as curl
-# Needs python3 with venv, and what the scripts run: curl, h2load, openssl, nginx, node, chromium, apache2, php, puma with Rack, go, javac
-# and mvn.
+# Needs python3 with venv, and what the scripts run: curl, h2load, openssl, nginx, node, npm, chromium, apache2, php, puma with Rack, go,
+# javac, mvn, git, svn with mod_dav_svn, cadaver, litmus, docker-registry, skopeo and a static busybox; docker and dockerd if they are there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$(realpath "${1:?usage: run.sh BINARY [NAME...]}")
@@ -24,6 +24,18 @@ if ! cmp -s "$here/requirements.txt" "$venv/requirements.txt"; then
   "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$here/requirements.txt"
   cp "$here/requirements.txt" "$venv/requirements.txt"
 fi
+
+# The packages of node, likewise. None of them is let run anything at its installation.
+modules=${CARGO_TARGET_DIR:-$here/../../target}/peers-node
+if [[ " ${names[*]} " == *" npm "* || " ${names[*]} " == *" socket_io "* ]] && ! cmp -s "$here/servers/package-lock.json" "$modules/installed.json"; then
+  rm -rf "$modules"
+  mkdir -p "$modules"
+  cp "$here/servers/package.json" "$here/servers/package-lock.json" "$modules"
+  npm ci --prefix "$modules" --ignore-scripts --no-audit --no-fund --loglevel error >/dev/null
+  cp "$here/servers/package-lock.json" "$modules/installed.json"
+fi
+NODE_PATH=$(realpath -m "$modules")/node_modules
+export NODE_PATH
 
 # What of the servers has to be compiled; made anew when a source changes.
 built=${CARGO_TARGET_DIR:-$here/../../target}/peers-servers
