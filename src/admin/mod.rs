@@ -20,7 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -71,11 +71,10 @@ const HEADERS_MAX: usize = 64;
 /// How long to wait after a connection could not be accepted: mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The admin address, bound, and perhaps a Unix socket beside it.
-#[derive(Debug)]
+/// The admin address, bound, or a Unix socket, or both.
+#[derive(Debug, Default)]
 pub struct Admin {
-    listener: std::net::TcpListener,
-    address: SocketAddr,
+    listener: Option<(std::net::TcpListener, SocketAddr)>,
     socket: Option<BoundSocket>,
 }
 
@@ -88,10 +87,10 @@ impl Admin {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, socket: None })
+        Ok(Self { listener: Some((listener, address)), socket: None })
     }
 
-    /// Binds a Unix socket beside the address, for this user alone. Its file is removed at the end.
+    /// Binds a Unix socket too, for this user alone. Its file is removed at the end. [`Admin::default`] has no address beside it.
     ///
     /// # Errors
     /// When another process listens there, something else than a socket is there, or the folder cannot be written to.
@@ -99,9 +98,9 @@ impl Admin {
         Ok(Self { socket: Some(BoundSocket::bind(path)?), ..self })
     }
 
-    /// Where it is bound, with the port that was taken for 0.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// The address, with the port that was taken for 0; `None` where there is only a socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().map(|&(_, address)| address)
     }
 
     /// Answers until `stop`, then lets the responses under way end and returns. To have `/readyz` say that the process is
@@ -110,13 +109,13 @@ impl Admin {
     /// # Errors
     /// When the socket cannot be handed to the runtime, before the first connection.
     pub async fn serve(self, control: Arc<dyn Control>, stop: impl Future<Output = ()> + Send) -> io::Result<()> {
-        let listener = TcpListener::from_std(self.listener)?;
+        let site = self.address().map_or(Site::Socket, Site::of);
+        let listener = self.listener.map(|(listener, _)| TcpListener::from_std(listener)).transpose()?;
         // The file is removed when this returns.
         let (socket, _file) = match self.socket.map(BoundSocket::into_parts) {
             Some((socket, file)) => (Some(UnixListener::from_std(socket)?), Some(file)),
             None => (None, None),
         };
-        let site = Site::of(self.address);
         let listeners = Arc::new(Semaphore::new(stream::LISTENERS_MAX));
         let (stopping, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
@@ -136,10 +135,12 @@ impl Admin {
             let accepted = tokio::select! {
                 () = &mut stop => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => accepted.map(|(stream, peer)| {
-                    connections.spawn(serve_connection(stream, context(site, Peer::Address(peer))));
-                }),
-                accepted = accept(socket.as_ref()), if connections.len() < CONNECTIONS_MAX => {
+                accepted = accept(listener.as_ref()), if connections.len() < CONNECTIONS_MAX => {
+                    accepted.map(|(stream, peer)| {
+                        connections.spawn(serve_connection(stream, context(site, Peer::Address(peer))));
+                    })
+                }
+                accepted = accept_local(socket.as_ref()), if connections.len() < CONNECTIONS_MAX => {
                     accepted.map(|(stream, peer)| {
                         connections.spawn(serve_connection(stream, context(Site::Socket, peer)));
                     })
@@ -163,8 +164,16 @@ impl Admin {
     }
 }
 
+/// A connection to the address, and from where; never where there is no address.
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => pending().await,
+    }
+}
+
 /// A connection to the socket, and whose it is; never where there is no socket.
-async fn accept(socket: Option<&UnixListener>) -> io::Result<(UnixStream, Peer)> {
+async fn accept_local(socket: Option<&UnixListener>) -> io::Result<(UnixStream, Peer)> {
     let Some(socket) = socket else { return pending().await };
     let (stream, _) = socket.accept().await?;
     let uid = stream.peer_cred()?.uid();

@@ -45,7 +45,7 @@ impl Running {
     pub(super) fn start() -> Self {
         let process = Process::new();
         let admin = Admin::bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let address = admin.address();
+        let address = admin.address().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let control = Arc::clone(&process);
         let thread = thread::spawn(move || {

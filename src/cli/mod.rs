@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Vocabulary;
+use place::Place;
 
 mod run;
 pub mod check;
 pub mod ctl;
 pub mod demo;
 pub mod healthcheck;
+pub mod place;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,9 +69,12 @@ struct File {
 
 #[derive(Args, Debug)]
 struct Healthcheck {
-    /// Its admin address, as in the file
-    #[arg(long, value_name = "ADDRESS", default_value = healthcheck::ADMIN_DEFAULT)]
-    admin: String,
+    /// Where it is asked, an address or unix:PATH; 127.0.0.1:9900 where neither this nor --config is given
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    admin: Option<String>,
+    /// The configuration file that says where it is asked: at its unix_socket if that is there, else at its address
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// Does what the command line says. Does not return where it says something that cannot be understood, or `--help`.
@@ -80,10 +85,20 @@ pub fn main() -> ExitCode {
         Command::Check(File { config }) => check::run(&config, &Vocabulary::default()),
         Command::Demo(options) => demo::run(&options),
         Command::Ctl(options) => ctl::run(options),
-        Command::Healthcheck(Healthcheck { admin }) => match healthcheck::run(&admin) {
-            Ok(()) => ExitCode::SUCCESS,
+        Command::Healthcheck(options) => match options.place() {
+            Ok(place) => healthcheck::run(&place).map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS),
             Err(error) => fail(&error),
         },
+    }
+}
+
+impl Healthcheck {
+    fn place(&self) -> Result<Place, place::Unknown> {
+        match (&self.admin, &self.config) {
+            (Some(admin), _) => Ok(Place::parse(admin)),
+            (None, Some(file)) => Place::of_file(file).map(|(place, _)| place),
+            (None, None) => Ok(Place::default()),
+        }
     }
 }
 
@@ -107,6 +122,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
     use clap::CommandFactory;
     use clap::error::ErrorKind;
 
@@ -140,10 +157,23 @@ mod tests {
             matches!(parse("isobar check -c x.toml"), Ok(Command::Check(File { config })) if config.ends_with("x.toml"))
         );
         assert!(matches!(parse("isobar demo"), Ok(Command::Demo(_))));
-        assert!(matches!(
-            parse("isobar healthcheck"),
-            Ok(Command::Healthcheck(Healthcheck { admin })) if admin == "127.0.0.1:9900"
-        ));
+        for (line, asked) in [
+            ("isobar healthcheck", "127.0.0.1:9900"),
+            ("isobar healthcheck --admin lb1:99", "lb1:99"),
+            ("isobar healthcheck --admin unix:/x", "unix:/x"),
+        ] {
+            let Ok(Command::Healthcheck(options)) = parse(line) else { panic!("{line}") };
+            assert_eq!(options.place().unwrap().to_string(), asked, "{line}");
+        }
+        // Each flag of its own, although other commands have the same.
+        for (line, file) in [
+            ("isobar ctl backends", None),
+            ("isobar ctl -c x.toml backends", Some("x.toml")),
+            ("isobar ctl backends --config x.toml", Some("x.toml")),
+        ] {
+            let Ok(Command::Ctl(options)) = parse(line) else { panic!("{line}") };
+            assert_eq!(options.file(), file.map(Path::new), "{line}");
+        }
         for line in
             ["isobar ctl upstreams", "isobar ctl --admin unix:/x weight u a:1 reset", "isobar ctl log debug --for 5m"]
         {
@@ -158,6 +188,7 @@ mod tests {
             ("isobar rn", ErrorKind::InvalidSubcommand),
             ("isobar --confg x", ErrorKind::UnknownArgument),
             ("isobar --config x check", ErrorKind::ArgumentConflict),
+            ("isobar healthcheck --config x --admin y", ErrorKind::ArgumentConflict),
         ] {
             assert_eq!(parse(line).unwrap_err(), error, "{line}");
         }

@@ -44,7 +44,7 @@ mod access;
 
 pub use access::{Access, read};
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
-pub use check::{Loaded, Vocabulary, load, parse};
+pub use check::{Loaded, Vocabulary, load, load_admin, parse};
 pub use error::{Problem, Problems, Severity, nearest};
 pub use forwarded::ForwardedHeader;
 pub use grpc::GrpcStatus;
@@ -118,7 +118,7 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// How long the connections of a removed listener, or requests to a removed upstream, may go on.
     pub drain_limit: Duration,
-    /// Where to watch and steer the process; `None` when switched off. A change needs a restart, but for the token.
+    /// Where to watch and steer the process; `None` where it is nowhere. A change needs a restart, but for the token.
     pub admin: Option<AdminConfig>,
     /// Where the process is, for those upstreams that prefer backends of the same zone.
     pub zone: Option<Arc<str>>,
@@ -138,14 +138,14 @@ pub struct Config {
     pub upstreams: Vec<Arc<UpstreamConfig>>,
 }
 
-/// `[admin]`.
+/// `[admin]`: an address, a socket, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
-    /// The address it is served at.
-    pub address: SocketAddr,
+    /// The address it is served at; `None` where that is switched off.
+    pub address: Option<SocketAddr>,
     /// What a change over the address has to bring along; `None` is nothing on loopback, and elsewhere no change is made.
     pub token: Option<Secret>,
-    /// The socket it is served at beside the address.
+    /// The socket it is served at.
     pub unix_socket: Option<PathBuf>,
 }
 

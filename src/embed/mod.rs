@@ -20,7 +20,8 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use tracing::error;
+use tracing::field::display;
+use tracing::{error, info};
 
 use crate::admin::Admin;
 use crate::config::{AdminConfig, Loaded};
@@ -153,7 +154,8 @@ impl Builder {
         let Loaded { config, warnings } = self.source.load(&vocabulary)?;
         let logging = self.logging.then(|| logging::init(&config.log));
         let admin = config.admin.as_ref().filter(|_| self.admin).map(bind_admin).transpose()?;
-        let admin_address = admin.as_ref().map(Admin::address);
+        let admin_address = admin.as_ref().and_then(Admin::address);
+        let admin_socket = config.admin.as_ref().filter(|_| self.admin).and_then(|admin| admin.unix_socket.clone());
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
         // Signals register with the runtime they are made in.
@@ -165,6 +167,11 @@ impl Builder {
         };
 
         let supervisor = Supervisor::start(config, self.factories)?;
+        if admin.is_some() {
+            let (address, socket) =
+                (admin_address.map(display), admin_socket.as_ref().map(|path| display(path.display())));
+            info!(address, socket, "admin listening");
+        }
         let (control, handle) = Control::new(supervisor, self.source, vocabulary, logging, &warnings);
         if let Some(signals) = signals {
             runtime.spawn(signals.forward(handle.clone()));
@@ -179,8 +186,8 @@ impl Builder {
 }
 
 fn bind_admin(config: &AdminConfig) -> Result<Admin, Error> {
-    let address = config.address;
-    let admin = Admin::bind(address).map_err(|source| Error::Admin { address, source })?;
+    let bind = |address| Admin::bind(address).map_err(|source| Error::Admin { address, source });
+    let admin = config.address.map(bind).transpose()?.unwrap_or_default();
     match &config.unix_socket {
         Some(path) => admin.with_socket(path).map_err(|source| Error::AdminSocket { path: path.clone(), source }),
         None => Ok(admin),
@@ -242,7 +249,7 @@ impl Running {
         self.handle.listeners().iter().map(|listener| listener.address).collect()
     }
 
-    /// Where its admin address is served.
+    /// Where its admin address is served; `None` where it is switched off.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
     }

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::AdminConfig;
 use super::Config;
 use super::access::{self, Access};
-use super::error::{Problem, Problems};
+use super::error::{Problem, Problems, Severity};
 use super::raw;
 use super::reader::{self, Env};
 use super::report::{Place, Report, quote};
@@ -54,16 +55,45 @@ pub struct Loaded {
 /// A file that cannot be read is a problem like any other.
 pub fn load(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Problems> {
     let file = path.display().to_string();
-    let whole = |what: String| {
-        let mut problem = Problem::error(what);
-        problem.file.clone_from(&file);
-        Problems::new(vec![problem])
+    let (text, access) = read_text(path, &file)?;
+    parse_file(&text, &file, &|name| std::env::var(name).ok(), vocabulary, Some(access))
+}
+
+/// Reads where a file has the admin address, whatever else is wrong with the file: what runs is looked into and steered while
+/// its file is being written, and from a shell that has not the variables that the file names. `None` where it has neither an address nor a
+/// socket; a token that cannot be read is none.
+///
+/// # Errors
+/// When the file cannot be read, is not TOML, or has `[admin]` wrong.
+pub fn load_admin(path: &Path) -> Result<Option<AdminConfig>, Problems> {
+    let file = path.display().to_string();
+    let (text, access) = read_text(path, &file)?;
+    let report = Report::new(&file, &text);
+    let check = Check { report: &report, vocabulary: &Vocabulary::default(), access: Some(access) };
+    let env: &Env<'_> = &|name| std::env::var(name).ok();
+    let admin = read_toml(&text, &report).map(|root| {
+        let raw: raw::File = reader::read(&root, &report, env);
+        process::admin(&check, &raw.admin)
+    });
+    let problems = report.finish();
+    let Some(admin) = admin else { return Err(problems) };
+    let is_of_admin = |problem: &Problem| {
+        let own = problem.key.strip_prefix("admin").filter(|rest| rest.is_empty() || rest.starts_with('.'));
+        problem.severity == Severity::Error && own.is_some_and(|rest| rest != ".token")
     };
-    let (bytes, access) = access::read(path).map_err(|error| whole(format!("could not read it: {error}")))?;
-    match String::from_utf8(bytes) {
-        Ok(text) => parse_file(&text, &file, &|name| std::env::var(name).ok(), vocabulary, Some(access)),
-        Err(error) => Err(not_utf8(&file, &error)),
-    }
+    let wrong: Problems = problems.into_vec().into_iter().filter(is_of_admin).collect();
+    if wrong.is_empty() { Ok(admin) } else { Err(wrong) }
+}
+
+/// The text of a file, and who may read it.
+fn read_text(path: &Path, file: &str) -> Result<(String, Access), Problems> {
+    let (bytes, access) = access::read(path).map_err(|error| {
+        let mut problem = Problem::error(format!("could not read it: {error}"));
+        problem.file = file.to_owned();
+        Problems::new(vec![problem])
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| not_utf8(file, &error))?;
+    Ok((text, access))
 }
 
 /// Says where a file stops being text.
@@ -161,7 +191,7 @@ impl Check<'_> {
 
 fn config(check: &Check<'_>, file: raw::File) -> Config {
     let admin = process::admin(check, &file.admin);
-    let listeners = listener::listeners(check, &file.listener, admin.as_ref().map(|admin| admin.address));
+    let listeners = listener::listeners(check, &file.listener, admin.as_ref().and_then(|admin| admin.address));
     let zone = picking::zone(check, &file.zone);
     let upstreams = upstream::upstreams(check, &file, &listeners, zone.as_ref());
     let routes = route::routes(check, &file, &listeners, &upstreams);
