@@ -17,7 +17,7 @@ use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::{NEVER, Pace, Phase, Way};
 use crate::fields::{self, is_spelling_of};
 use crate::route::{Action, Route};
-use crate::telemetry::access_log::{AccessLog, Record};
+use crate::telemetry::access_log::Record;
 use crate::transport::{Connection, Informed};
 
 use super::grpc::{self, Call, Head, OVER_TIME};
@@ -52,7 +52,7 @@ pub(super) struct Running {
     call: Option<Box<Call>>,
     /// The backend's connection, until the response has been read.
     connection: RefCell<Option<Connection>>,
-    /// What the access log wants to know; `None` while there is none.
+    /// What the access log and the log at `debug` want to know; `None` while neither does.
     logged: Option<Box<Logged>>,
 }
 
@@ -71,7 +71,7 @@ pub(super) enum Upload {
     Broken,
 }
 
-/// What the access log wants to know and would otherwise be gone by the end.
+/// What the access log and the log at `debug` want to know and would otherwise be gone by the end.
 struct Logged {
     time: SystemTime,
     method: Method,
@@ -94,7 +94,7 @@ impl Running {
         parts: &Parts,
     ) -> Rc<Self> {
         exchange.client.metrics.of(proxy.worker).requests.add(1);
-        let logged = snapshot.access_log.is_some().then(|| {
+        let logged = (snapshot.access_log.is_some() || tracing::enabled!(tracing::Level::DEBUG)).then(|| {
             Box::new(Logged {
                 time: SystemTime::now(),
                 method: parts.method.clone(),
@@ -366,13 +366,29 @@ impl Running {
         self.bytes_out.set(self.bytes_out.get() + down);
     }
 
-    fn log(&self, logged: &Logged, log: &AccessLog, took: Duration) {
+    fn log(&self, logged: &Logged, took: Duration) {
         let route = self.found();
         let upstream = route.and_then(|route| match &route.action {
             Action::Forward(forward) => Some(forward.upstream.name().as_str()),
             _ => None,
         });
         let backend = logged.backend.borrow();
+        // Without the query: there are secrets in those, and this log goes to other places than the access log.
+        tracing::debug!(
+            client = %self.exchange.client_ip,
+            method = %logged.method,
+            host = logged.host.as_ref().map(tracing::field::debug),
+            path = ?logged.target.path(),
+            status = self.status.get(),
+            route = route.map(|route| route.name.as_str()),
+            upstream,
+            backend = backend.as_ref().map(|backend| tracing::field::display(&backend.address)),
+            attempts = self.attempts.get(),
+            reason = self.reason.get().map_or(reason::COMPLETE, |(reason, _)| reason),
+            took_us = took.as_micros() as u64,
+            "request"
+        );
+        let Some(log) = &self.snapshot.access_log else { return };
         log.record(&Record {
             time: logged.time,
             client_ip: self.exchange.client_ip,
@@ -507,8 +523,8 @@ impl Running {
                 }
             }
         }
-        if let (Some(logged), Some(log)) = (&self.logged, &self.snapshot.access_log) {
-            self.log(logged, log, took);
+        if let Some(logged) = &self.logged {
+            self.log(logged, took);
         }
     }
 }

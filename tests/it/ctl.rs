@@ -265,6 +265,26 @@ async fn the_start_tells_where_the_admin_address_is() {
 }
 
 #[tokio::test]
+async fn at_debug_a_request_has_its_line_and_libraries_have_none() {
+    let a = TestBackend::ok("a");
+    let process = Process::start(&config(SOCKET, &[&a])).await;
+    let get = async || Client::connect(process.address()).await.get("/a?token=secret").await.status();
+    assert_eq!(get().await, 200);
+    process.said("log debug --for 1m");
+    assert_eq!(get().await, 200);
+    let line =
+        format!("status=200 route=\"/*\" upstream=\"users\" backend={} attempts=1 reason=\"complete\"", a.address());
+    eventually(|| process.log().contains(&line)).await;
+    let log = process.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("DEBUG isobar::proxy::running: request ")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("client=127.0.0.1 method=GET host=\"test\" path=\"/a\" "), "{}", lines[0]);
+    assert!(!log.contains("secret"), "{log}");
+    let foreign: Vec<_> = log.lines().filter(|line| !line.contains(" isobar::")).collect();
+    assert_eq!(foreign, [""; 0]);
+}
+
+#[tokio::test]
 async fn the_address_takes_the_token() {
     let a = TestBackend::ok("a");
     // The port of the admin address is not told anywhere, so it is taken before.
