@@ -30,6 +30,7 @@ mod field;
 mod reader;
 mod interpolate;
 mod units;
+mod unquoted;
 mod check;
 mod grpc;
 mod retry;
@@ -44,7 +45,7 @@ mod access;
 
 pub use access::{Access, read};
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
-pub use check::{Loaded, Vocabulary, load, load_admin, parse};
+pub use check::{Loaded, Refused, Vocabulary, load, load_admin, load_whole, parse, parse_whole};
 pub use error::{Problem, Problems, Severity, nearest};
 pub use forwarded::ForwardedHeader;
 pub use grpc::GrpcStatus;
@@ -136,6 +137,25 @@ pub struct Config {
     pub routes: Vec<Arc<RouteConfig>>,
     /// Sorted by name.
     pub upstreams: Vec<Arc<UpstreamConfig>>,
+}
+
+/// The TLS of a configuration, whose files are read by those that use them.
+#[derive(Clone, Debug, Default)]
+pub struct Secured {
+    /// Of listeners.
+    pub listeners: Vec<Arc<TlsConfig>>,
+    /// Of upstreams, with what is spoken to their backends.
+    pub upstreams: Vec<(Arc<BackendTlsConfig>, Protocol)>,
+}
+
+impl Secured {
+    /// That of a whole configuration.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            listeners: config.listeners.iter().filter_map(|it| it.tls.clone()).collect(),
+            upstreams: config.upstreams.iter().filter_map(|it| Some((it.tls.clone()?, it.protocol))).collect(),
+        }
+    }
 }
 
 /// `[admin]`: an address, a socket, or both.

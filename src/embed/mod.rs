@@ -166,7 +166,7 @@ impl Builder {
             Source::File(_) | Source::Text(_) => None,
         };
 
-        let supervisor = Supervisor::start(config, self.factories)?;
+        let supervisor = Supervisor::start(config, self.factories).map_err(|error| error.beside(warnings.clone()))?;
         if admin.is_some() {
             let (address, socket) =
                 (admin_address.map(display), admin_socket.as_ref().map(|path| display(path.display())));

@@ -10,7 +10,7 @@ use tracing::{debug, error, info, warn};
 
 use super::handle::{Handle, LastError, Shared, Stop};
 use super::watch::Stamp;
-use super::{Applied, Error, Reopen, Supervisor, report};
+use super::{Applied, Error, Reopen, Supervisor, check_files, report};
 use crate::config::{self, Loaded, Problem, Vocabulary};
 use crate::strategy::Factories;
 use crate::telemetry::events::EventKind;
@@ -91,10 +91,11 @@ impl Source {
     /// Reads and checks it.
     pub(crate) fn load(&self, vocabulary: &Vocabulary) -> Result<Loaded, Error> {
         let loaded = match self {
-            Self::File(path) => config::load(path, vocabulary),
-            Self::Text(text) => config::parse(text, "lb.toml", &|name| std::env::var(name).ok(), vocabulary),
+            Self::File(path) => config::load_whole(path, vocabulary),
+            Self::Text(text) => config::parse_whole(text, "lb.toml", &|name| std::env::var(name).ok(), vocabulary),
         };
-        Ok(loaded?)
+        // All that is wrong is told at once.
+        loaded.map_err(|refused| Error::from(refused.problems).beside(check_files(&refused.secured)))
     }
 
     /// Whether it is the file that was `seen`, not written since.

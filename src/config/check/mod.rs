@@ -3,6 +3,7 @@
 //! A value that is wrong is reported and stands for its default from there on, so that the checks after it do not report
 //! its consequences; any error in the report means that no [`Config`] comes out.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,13 +11,14 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::AdminConfig;
 use super::Config;
 use super::access::{self, Access};
 use super::error::{Problem, Problems, Severity};
 use super::raw;
 use super::reader::{self, Env};
 use super::report::{Place, Report, quote};
+use super::unquoted;
+use super::{AdminConfig, Secured};
 
 mod process;
 mod listener;
@@ -25,6 +27,7 @@ mod route;
 mod action;
 mod header;
 mod overlap;
+mod unreachable;
 mod redirect_loop;
 mod upstream;
 mod backend_tls;
@@ -50,10 +53,30 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
 }
 
+/// A configuration that cannot be used.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Why, warnings included.
+    pub problems: Problems,
+    /// What of its TLS could be read all the same: what is wrong with those files is to be told at the same time.
+    pub secured: Secured,
+}
+
+impl From<Problems> for Refused {
+    fn from(problems: Problems) -> Self {
+        Self { problems, secured: Secured::default() }
+    }
+}
+
 /// Reads a file and checks it, with variables from the process's environment.
 ///
 /// A file that cannot be read is a problem like any other.
 pub fn load(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Problems> {
+    load_whole(path, vocabulary).map_err(|refused| refused.problems)
+}
+
+/// The same as [`load`], with what is left of a file that is refused.
+pub fn load_whole(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Refused> {
     let file = path.display().to_string();
     let (text, access) = read_text(path, &file)?;
     parse_file(&text, &file, &|name| std::env::var(name).ok(), vocabulary, Some(access))
@@ -112,6 +135,16 @@ pub fn parse(
     env: &dyn Fn(&str) -> Option<String>,
     vocabulary: &Vocabulary,
 ) -> Result<Loaded, Problems> {
+    parse_whole(text, file, env, vocabulary).map_err(|refused| refused.problems)
+}
+
+/// The same as [`parse`], with what is left of a text that is refused.
+pub fn parse_whole(
+    text: &str,
+    file: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+    vocabulary: &Vocabulary,
+) -> Result<Loaded, Refused> {
     parse_file(text, file, env, vocabulary, None)
 }
 
@@ -121,14 +154,15 @@ fn parse_file(
     env: &Env<'_>,
     vocabulary: &Vocabulary,
     access: Option<Access>,
-) -> Result<Loaded, Problems> {
+) -> Result<Loaded, Refused> {
     let report = Report::new(file, text);
     let check = Check { report: &report, vocabulary, access };
     let config = read_toml(text, &report).map(|root| config(&check, reader::read(&root, &report, env)));
     let problems = report.finish();
     match config {
         Some(config) if !problems.refuse() => Ok(Loaded { config, warnings: problems.into_vec() }),
-        _ => Err(problems),
+        Some(config) => Err(Refused { problems, secured: Secured::of(&config) }),
+        None => Err(problems.into()),
     }
 }
 
@@ -138,9 +172,20 @@ fn parse_file(
 /// about the rest, so the rest is checked too.
 fn read_toml<'t>(text: &'t str, report: &Report<'_>) -> Option<Spanned<DeValue<'t>>> {
     let (root, errors) = DeTable::parse_recoverable(text);
-    let mut doubtful = false;
+    let (mut doubtful, mut unquoted_lines) = (false, HashSet::new());
     for error in &errors {
         let span = error.span().unwrap_or_default();
+        let line = text.get(..span.start).map(|before| before.matches('\n').count());
+        // Further errors of the line come of the first.
+        if unquoted_lines.contains(&line) {
+            continue;
+        }
+        if let Some(unquoted) = unquoted::look(text, span.start, error.message()) {
+            doubtful = true;
+            unquoted_lines.insert(line);
+            report.add(report.place("", unquoted.start), unquoted.problem);
+            continue;
+        }
         let place = report.place("", span.start);
         let problem = if error.message() == "duplicate key" {
             let key = text.get(span).unwrap_or_default();
