@@ -20,7 +20,7 @@ Examples:
   isobar demo                           see it work, with three copies of a small service
   isobar check --config lb.toml         look for mistakes, start nothing
   isobar --config /etc/isobar/lb.toml   serve
-  isobar ctl backends                   look into the one that runs; isobar ctl --help has more
+  isobar ctl backends                   look into the isobar that runs; isobar ctl --help has more
 
 Signals:
   SIGHUP            reads the file again and opens log files anew, changed or not
@@ -30,13 +30,13 @@ Exit codes:
   0         ended as asked; for check: the file can be used; for healthcheck: ready
   1         the configuration is refused or the start failed; for healthcheck: not ready
   2         the command line is wrong
-  3, 4      of ctl: nobody answers; what was waited for has not come
+  3, 4      for ctl: no isobar answers; what was waited for has not come in time
   130, 143  ended at once by a further SIGINT or SIGTERM";
 
 /// A reverse-proxy load balancer: one binary, one file, reloads without loss.
 ///
-/// Without a command it runs. A changed file is applied within a second; a broken one changes nothing and is told of in the
-/// log and at the admin address.
+/// Without a command it serves. A changed file is applied within a second; one with mistakes changes nothing, and the log and the
+/// admin address say what is wrong with it.
 #[derive(Debug, Parser)]
 #[command(name = "isobar", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -54,7 +54,7 @@ enum Command {
     Check(File),
     /// Show it working: three copies of a small service, three strategies, live counts
     Demo(demo::Options),
-    /// Look into a running isobar and steer it: drain a backend, change a weight, listen to what happens
+    /// Look into a running isobar and steer it: drain a backend, change a weight, follow events
     Ctl(ctl::Options),
     /// Ask a running isobar whether it is ready: for a container's health check
     Healthcheck(Healthcheck),

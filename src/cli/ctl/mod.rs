@@ -41,7 +41,7 @@ Exit codes:
   0   done, or so already
   1   isobar refuses: no such backend, a wrong token, a file with mistakes
   2   the command line is wrong
-  3   nobody answers there
+  3   no isobar answers there
   4   what was waited for has not come in time";
 
 /// What `isobar ctl` is told.
@@ -84,14 +84,14 @@ struct Time {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The upstreams
+    /// Show the upstreams
     Upstreams,
-    /// The backends, of one upstream or of all, and what is set by hand
+    /// Show the backends, of one upstream or of all, and what is set by hand
     Backends {
         /// Only this upstream's
         upstream: Option<String>,
     },
-    /// Take nothing new, finish what runs
+    /// Send a backend nothing new, and let finish what runs there
     Drain {
         #[command(flatten)]
         backend: Backend,
@@ -106,25 +106,25 @@ enum Command {
     },
     /// End a drain
     Undrain(Backend),
-    /// Take nothing new and make no checks: it is being repaired
+    /// Take a backend out for a repair: it gets nothing new and no health checks
     Disable {
         #[command(flatten)]
         backend: Backend,
         #[command(flatten)]
         time: Time,
     },
-    /// End that; where there are health checks, the next one decides
+    /// End a repair; where there are health checks, the next one decides
     Enable(Backend),
-    /// Take it out, as outlier detection does
+    /// Take a backend out, as outlier detection does
     Eject {
         #[command(flatten)]
         backend: Backend,
         #[command(flatten)]
         time: Time,
     },
-    /// End an ejection, whoever made it
+    /// End an ejection, by hand or by outlier detection
     Uneject(Backend),
-    /// Give it another weight than the file does
+    /// Give a backend another weight than the file does
     Weight {
         #[command(flatten)]
         backend: Backend,
@@ -133,12 +133,12 @@ enum Command {
         #[command(flatten)]
         time: Time,
     },
-    /// Forget what was learnt from traffic; counters and what is set by hand stay
+    /// Forget what was learned from traffic; counters and what is set by hand stay
     ResetStats {
         /// Only this upstream's
         upstream: Option<String>,
     },
-    /// Show what is logged, or log something else for a time
+    /// Show the log level, or set another one for a time
     Log {
         /// A level, a filter such as info,isobar::proxy=debug, or "reset" for what the file says
         level: Option<String>,
@@ -146,9 +146,9 @@ enum Command {
         #[arg(long = "for", value_name = "TIME", requires = "level")]
         time: Option<String>,
     },
-    /// Apply the file
+    /// Read the file again and apply it
     Reload,
-    /// Show what happens, as it happens
+    /// Show events as they happen: health, ejections, reloads, changes by hand
     Events {
         /// Only these kinds, with commas between: health, ejected, unejected, panic, breaker, overload, reloaded, reload_failed, certificates, by_hand
         #[arg(long, value_name = "KINDS")]
@@ -160,7 +160,7 @@ enum Command {
         #[arg(long, value_name = "N")]
         count: Option<usize>,
     },
-    /// The configuration in force, as JSON
+    /// Show the configuration in force, as JSON
     Config,
 }
 
