@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 use isobar::config::{
-    BodyLimit, Config, HealthCheckConfig, Kind, LimitsConfig, Loaded, Probe, Problems, TlsConfig, Vocabulary, keys,
-    load, parse,
+    BodyLimit, Config, HealthCheckConfig, Kind, LimitsConfig, Loaded, Probe, Problem, Problems, TlsConfig, Vocabulary,
+    keys, load, parse,
 };
 use proptest::prelude::*;
 use toml::Value;
@@ -129,7 +129,37 @@ fn examples_are_valid_without_warnings() {
 #[test]
 fn valid_ones_are_valid() {
     for path in files("tests/config/valid", "toml") {
-        valid(&path);
+        let warnings = valid(&path).warnings;
+        // These are there to have little in them.
+        let known = |it: &&Problem| ["there is no route", "no backends"].iter().any(|what| it.what.starts_with(what));
+        assert_eq!(warnings.iter().find(|it| !known(it)), None, "{path}");
+    }
+}
+
+#[test]
+fn odd_ones_are_warned_of_as_is_written_beside_them() {
+    let mut wrong = Vec::new();
+    for path in files("tests/config/warned", "toml") {
+        let expected = path.replace(".toml", ".txt");
+        if !matches(&expected, &format!("{}\n", warnings(&path))) {
+            wrong.push(expected);
+        }
+    }
+    assert!(wrong.is_empty(), "differ, see UPDATE_EXPECT: {wrong:?}");
+}
+
+/// In the file itself the routes are called by whether they are.
+#[test]
+fn routes_that_are_never_reached_are_those_that_are_warned_of() {
+    let path = "tests/config/warned/never_reached.toml";
+    let text = read(path);
+    let file: toml::Table = text.parse().unwrap();
+    let names = file["route"].as_array().unwrap().iter().map(|route| route["name"].as_str().unwrap());
+    let warned = valid(path).warnings;
+    for (index, name) in names.enumerate() {
+        let key = format!("route[{index}]");
+        let is_warned_of = warned.iter().any(|it| it.key == key || it.key.starts_with(&format!("{key}.")));
+        assert_eq!(is_warned_of, name.starts_with("never"), "{name}");
     }
 }
 
@@ -150,14 +180,17 @@ fn the_page_of_malformed_ones_is_up_to_date() {
     let mut page = String::from(
         "# What a malformed configuration prints\n\n\
          Every file of `tests/config/invalid` and what `isobar check` says about it. Written by \
-         `UPDATE_EXPECT=1 cargo test --test config`, and checked by the same test.\n",
+         `UPDATE_EXPECT=1 cargo test --test config`, and checked by the same test. What is only odd is at the end.\n",
     );
-    for path in files("tests/config/invalid", "toml") {
+    let malformed = files("tests/config/invalid", "toml").into_iter().map(|path| (report(&path), path));
+    let odd = files("tests/config/warned", "toml").into_iter().map(|path| (warnings(&path), path));
+    for (printed, path) in malformed.chain(odd) {
         let name = file_name(&path).trim_end_matches(".toml").replace('_', " ");
         let text = String::from_utf8_lossy(&fs::read(root().join(&path)).unwrap()).into_owned();
         let shown = if text.len() > 3000 { "(generated; long)\n".into() } else { text };
         let end = if shown.ends_with('\n') { "" } else { "\n" };
-        write!(page, "\n## {name}\n\n```toml\n{shown}{end}```\n\n```text\n{}\n```\n", report(&path)).unwrap();
+        let odd = if path.contains("/warned/") { "odd: " } else { "" };
+        write!(page, "\n## {odd}{name}\n\n```toml\n{shown}{end}```\n\n```text\n{printed}\n```\n").unwrap();
     }
     assert!(matches("docs/configuration-errors.md", &page), "differs, see UPDATE_EXPECT");
 }
@@ -527,6 +560,13 @@ fn report(path: &str) -> String {
         Err(problems) => problems.to_string(),
     };
     problems.replace(root().join(path).to_str().expect("a path in UTF-8"), "lb.toml")
+}
+
+/// The same of one that is valid and odd.
+fn warnings(path: &str) -> String {
+    let loaded = parse_here(&read(path), "lb.toml").unwrap_or_else(|problems| panic!("{path}: {problems}"));
+    assert!(!loaded.warnings.is_empty(), "{path} is not odd");
+    loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// The reference with every `# key = value` and `# [table]` taken at its word.

@@ -112,6 +112,10 @@ fn every_operation_and_status_is_as_described() {
     ask("GET", "/config", "/config", "", "");
     running.process.listening.store(false, std::sync::atomic::Ordering::Relaxed);
     ask("GET", "/readyz", "/readyz", "", "");
+    for _ in 0..=crate::telemetry::pulse::MISSED_MAX {
+        running.process.process.pulse.ask(1);
+    }
+    ask("GET", "/livez", "/livez", "", "");
     let listeners: Vec<_> = (0..super::stream::LISTENERS_MAX)
         .map(|_| {
             let (stream, reply) = running.begin("GET", "/events", "");

@@ -206,7 +206,7 @@ pub(super) fn config() -> Config {
         shutdown_grace: Duration::from_secs(30),
         drain_limit: Duration::from_secs(60),
         admin: Some(AdminConfig {
-            address: admin,
+            address: Some(admin),
             token: Some("a token of the fixture".into()),
             unix_socket: Some("/run/isobar.sock".into()),
         }),

@@ -21,7 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
@@ -78,13 +78,19 @@ const HEADERS_MAX: usize = 64;
 /// How long to wait after a connection could not be accepted: mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The admin address, bound, and perhaps a Unix socket beside it.
+/// The admin address, bound, or a Unix socket, or both.
 #[derive(Debug)]
 pub struct Admin {
-    listener: std::net::TcpListener,
-    address: SocketAddr,
+    listener: Option<(std::net::TcpListener, SocketAddr)>,
     socket: Option<BoundSocket>,
     connections_max: usize,
+}
+
+impl Default for Admin {
+    /// Neither an address nor a socket.
+    fn default() -> Self {
+        Self { listener: None, socket: None, connections_max: Plan::ADMIN_MAX }
+    }
 }
 
 impl Admin {
@@ -95,8 +101,7 @@ impl Admin {
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        Ok(Self { listener, address, socket: None, connections_max: Plan::ADMIN_MAX })
+        Self::of(listener)
     }
 
     /// Takes over a socket that the process before listens on.
@@ -104,20 +109,27 @@ impl Admin {
     /// # Errors
     /// When it is not bound.
     pub fn inherited(listener: std::net::TcpListener) -> io::Result<Self> {
-        let address = listener.local_addr()?;
-        Ok(Self { listener, address, socket: None, connections_max: Plan::ADMIN_MAX })
+        Self::of(listener)
     }
 
-    /// The socket of the address once more, for the next process. As long as it is open, connections wait there.
+    fn of(listener: std::net::TcpListener) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        Ok(Self { listener: Some((listener, address)), ..Self::default() })
+    }
+
+    /// The socket of the address once more, for the next process. As long as it is open, connections wait there. `None` where there is
+    /// only a Unix socket.
     ///
     /// # Errors
     /// When there are no descriptors left.
-    pub fn lend(&self) -> io::Result<OwnedFd> {
-        Ok(self.listener.try_clone()?.into())
+    pub fn lend(&self) -> io::Result<Option<(SocketAddr, OwnedFd)>> {
+        let lend =
+            |(listener, address): &(std::net::TcpListener, SocketAddr)| Ok((*address, listener.try_clone()?.into()));
+        self.listener.as_ref().map(lend).transpose()
     }
 
-    /// Binds a Unix socket beside the address, for this user alone. Clients find it when it is at its [place](Self::place). Its file
-    /// is removed at the end. `replacing`: the process that listens there now is about to stop.
+    /// Binds a Unix socket too, for this user alone. [`Admin::default`] has no address beside it. Clients find it when it is at its
+    /// [place](Self::place). Its file is removed at the end. `replacing`: the process that listens there now is about to stop.
     ///
     /// # Errors
     /// When another process listens there, something else than a socket is there, or the folder cannot be written to.
@@ -139,9 +151,9 @@ impl Admin {
         Self { connections_max, ..self }
     }
 
-    /// Where it is bound, with the port that was taken for 0.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// The address, with the port that was taken for 0; `None` where there is only a socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().map(|&(_, address)| address)
     }
 
     /// Answers until `stop`, then lets the responses under way end and returns. To have `/readyz` say that the process is
@@ -150,13 +162,14 @@ impl Admin {
     /// # Errors
     /// When the socket cannot be handed to the runtime, before the first connection.
     pub async fn serve(self, control: Arc<dyn Control>, stop: impl Future<Output = ()> + Send) -> io::Result<()> {
-        let listener = TcpListener::from_std(self.listener)?;
+        let site = self.address().map_or(Site::Socket, Site::of);
+        let listener = self.listener.map(|(listener, _)| TcpListener::from_std(listener)).transpose()?;
         // The file is removed when this returns.
         let (socket, _file) = match self.socket.map(BoundSocket::into_parts) {
             Some((socket, file)) => (Some(UnixListener::from_std(socket)?), Some(file)),
             None => (None, None),
         };
-        let (site, most) = (Site::of(self.address), self.connections_max);
+        let most = self.connections_max;
         let (stopping, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
         let accept_failing = Seldom::new(1);
@@ -164,7 +177,8 @@ impl Admin {
         let shared = Context {
             control,
             site,
-            peer: Peer::Address(self.address),
+            // Of each connection its own.
+            peer: Peer::Address(SocketAddr::from(([0, 0, 0, 0], 0))),
             listeners: Arc::new(Semaphore::new(stream::LISTENERS_MAX)),
             reloads: Arc::new(Semaphore::new(RELOADS_MAX)),
             scrapes: Arc::new(Semaphore::new(1)),
@@ -184,12 +198,12 @@ impl Admin {
                     at_socket.leave(id);
                     continue;
                 }
-                accepted = listener.accept(), if at_address.admits() => accepted.map(|(stream, peer)| {
+                accepted = accept(listener.as_ref()), if at_address.admits() => accepted.map(|(stream, peer)| {
                     let context = context(site, Peer::Address(peer));
                     let progress = Arc::clone(&context.progress);
                     at_address.enter(connections.spawn(serve_connection(stream, context)), progress);
                 }),
-                accepted = accept(socket.as_ref()), if at_socket.admits() => accepted.map(|(stream, peer)| {
+                accepted = accept_local(socket.as_ref()), if at_socket.admits() => accepted.map(|(stream, peer)| {
                     let context = context(Site::Socket, peer);
                     let progress = Arc::clone(&context.progress);
                     at_socket.enter(connections.spawn(serve_connection(stream, context)), progress);
@@ -215,8 +229,16 @@ impl Admin {
     }
 }
 
+/// A connection to the address, and from where; never where there is no address.
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => pending().await,
+    }
+}
+
 /// A connection to the socket, and whose it is; never where there is no socket.
-async fn accept(socket: Option<&UnixListener>) -> io::Result<(UnixStream, Peer)> {
+async fn accept_local(socket: Option<&UnixListener>) -> io::Result<(UnixStream, Peer)> {
     let Some(socket) = socket else { return pending().await };
     let (stream, _) = socket.accept().await?;
     let uid = stream.peer_cred()?.uid();

@@ -50,7 +50,7 @@ impl Running {
     fn start_with(change: impl FnOnce(Admin) -> Admin) -> Self {
         let process = Process::new();
         let admin = change(Admin::bind(([127, 0, 0, 1], 0).into()).unwrap());
-        let address = admin.address();
+        let address = admin.address().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let control = Arc::clone(&process);
         let thread = thread::spawn(move || {

@@ -3,38 +3,28 @@
 use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::SystemTime;
 
-use crate::config::{self, Config, Problems, Vocabulary};
+use crate::config::{self, Config, Loaded, Problems, Refused, Secured, Vocabulary};
 use crate::supervisor;
-use crate::tls::Tls;
 
 /// Checks a file. What is wrong or odd goes to standard error, the good news to standard output.
 ///
 /// Exit code 0 for a configuration that can be used, with or without warnings, 1 for one that cannot.
 pub fn run(path: &Path, vocabulary: &Vocabulary) -> ExitCode {
-    match config::load(path, vocabulary) {
-        Ok(loaded) => {
-            let mut problems = loaded.warnings;
-            for tls in loaded.config.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
-                // What comes of it is not used.
-                let _ = Tls::load(tls, None, SystemTime::now(), &mut problems);
-            }
-            problems.extend(supervisor::check_files(&loaded.config).into_vec());
-            let problems = Problems::new(problems);
-            for problem in &problems {
-                eprintln!("{problem}");
-            }
-            if problems.refuse() {
-                return ExitCode::FAILURE;
-            }
-            println!("{}: ok ({})", path.display(), Summary(&loaded.config));
+    let (problems, secured, config) = match config::load_whole(path, vocabulary) {
+        Ok(Loaded { config, warnings }) => (warnings, Secured::of(&config), Some(config)),
+        Err(Refused { problems, secured }) => (problems.into_vec(), secured, None),
+    };
+    let problems: Problems = problems.into_iter().chain(supervisor::check_files(&secured)).collect();
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    match config.filter(|_| !problems.refuse()) {
+        Some(config) => {
+            println!("{}: ok ({})", path.display(), Summary(&config));
             ExitCode::SUCCESS
         }
-        Err(problems) => {
-            eprintln!("{problems}");
-            ExitCode::FAILURE
-        }
+        None => ExitCode::FAILURE,
     }
 }
 

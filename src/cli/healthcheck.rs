@@ -5,24 +5,32 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// Where isobar is asked unless another address is given.
-pub const ADMIN_DEFAULT: &str = "127.0.0.1:9900";
+use super::place::{Place, connect_socket, reachable};
 
 /// From the connection to the end of the answer: below the three seconds that an orchestrator usually waits.
 const LIMIT: Duration = Duration::from_secs(2);
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 4096;
 
-/// Asks `/readyz` at the admin address, which may be written as in `lb.toml`: `0.0.0.0:9900` is asked on loopback.
+/// Asks `/readyz`. An address may be written as in `lb.toml`: `0.0.0.0:9900` is asked on loopback.
 ///
 /// # Errors
 /// When there is no answer within two seconds, or it is not 200.
-pub fn run(admin: &str) -> Result<(), NotReady> {
-    let unreachable = |error| NotReady::Unreachable { admin: admin.into(), error };
-    let answer = ask(admin).map_err(unreachable)?;
+pub fn run(place: &Place) -> Result<(), NotReady> {
+    let unreachable = |error| NotReady::Unreachable { place: place.clone(), error };
+    let deadline = Instant::now() + LIMIT;
+    let answer = match place {
+        Place::Address(address) => connect(address, deadline).and_then(|stream| {
+            let host = stream.peer_addr()?.to_string();
+            ask(stream, &host, deadline)
+        }),
+        Place::Socket(path) => connect_socket(path, LIMIT).and_then(|stream| ask(stream, "localhost", deadline)),
+    };
+    let answer = answer.map_err(unreachable)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let mut status_line = head.lines().next().unwrap_or_default().splitn(3, ' ');
     match (status_line.next(), status_line.next()) {
@@ -38,7 +46,7 @@ pub enum NotReady {
     /// It did not answer.
     Unreachable {
         /// Where it was asked.
-        admin: String,
+        place: Place,
         /// Why not.
         error: io::Error,
     },
@@ -49,7 +57,7 @@ pub enum NotReady {
 impl fmt::Display for NotReady {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable { admin, .. } => write!(f, "could not ask {admin}"),
+            Self::Unreachable { place, .. } => write!(f, "could not ask {place}"),
             // What answers may be anything that listens there.
             Self::Says(why) => write!(f, "{}", why.escape_debug()),
         }
@@ -65,18 +73,34 @@ impl std::error::Error for NotReady {
     }
 }
 
-fn ask(admin: &str) -> io::Result<String> {
-    let deadline = Instant::now() + LIMIT;
-    let mut stream = connect(admin, deadline)?;
-    stream.set_write_timeout(Some(left(deadline)?))?;
-    let address = stream.peer_addr()?;
+/// A connection whose reads and writes can be given a time.
+trait Timed: Read + Write {
+    fn give(&self, time: Duration) -> io::Result<()>;
+}
+
+impl Timed for TcpStream {
+    fn give(&self, time: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(time))?;
+        self.set_write_timeout(Some(time))
+    }
+}
+
+impl Timed for UnixStream {
+    fn give(&self, time: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(time))?;
+        self.set_write_timeout(Some(time))
+    }
+}
+
+fn ask(mut stream: impl Timed, host: &str, deadline: Instant) -> io::Result<String> {
+    stream.give(left(deadline)?)?;
     // In one write: `write!` would send each piece on its own.
-    stream.write_all(format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").as_bytes())?;
+    stream.write_all(format!("GET /readyz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     let mut buffer = [0; 512];
     // A read timeout starts anew with each byte, so each read gets what is left of the whole.
     while (answer.len() as u64) < ANSWER_BYTES_MAX {
-        stream.set_read_timeout(Some(left(deadline)?))?;
+        stream.give(left(deadline)?)?;
         match stream.read(&mut buffer)? {
             0 => break,
             n => answer.extend_from_slice(&buffer[..n]),
@@ -97,17 +121,6 @@ fn connect(admin: &str, deadline: Instant) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// What listens on every address listens on loopback.
-pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    address
-}
-
 fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
@@ -116,12 +129,13 @@ fn left(deadline: Instant) -> io::Result<Duration> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
     use std::thread;
 
     use super::*;
 
     /// Answers one connection with `answer`, then keeps it open for a while.
-    fn answering(answer: &'static str, stays: Duration) -> String {
+    fn answering(answer: &'static str, stays: Duration) -> Place {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         thread::spawn(move || {
@@ -136,7 +150,7 @@ mod tests {
             stream.write_all(answer.as_bytes()).unwrap();
             thread::sleep(stays);
         });
-        address
+        Place::Address(address)
     }
 
     #[test]
@@ -154,13 +168,32 @@ mod tests {
     fn something_else_is_not_ready() {
         assert!(run(&answering("SSH-2.0-OpenSSH\r\n", Duration::ZERO)).is_err());
         assert!(run(&answering("", Duration::ZERO)).is_err());
-        assert!(run("not an address").is_err());
+        assert!(run(&Place::parse("not an address")).is_err());
     }
 
     #[test]
     fn nobody_there() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        assert!(matches!(run(&address), Err(NotReady::Unreachable { .. })));
+        assert!(matches!(run(&Place::Address(address)), Err(NotReady::Unreachable { .. })));
+    }
+
+    #[test]
+    fn a_socket_is_asked_too() {
+        let path = std::env::temp_dir().join(format!("isobar-healthcheck-{}.sock", std::process::id()));
+        let place = Place::Socket(path.clone());
+        let error = run(&place).unwrap_err();
+        assert_eq!(error.to_string(), format!("could not ask unix:{}", path.display()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 64];
+            let length = stream.read(&mut request).unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nok\n").unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        run(&place).unwrap();
+        assert!(server.join().unwrap().starts_with("GET /readyz HTTP/1.1\r\nhost: localhost\r\n"));
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]
@@ -168,14 +201,5 @@ mod tests {
         let begun = Instant::now();
         assert!(run(&answering("", Duration::from_secs(10))).is_err());
         assert!(begun.elapsed() < LIMIT * 2);
-    }
-
-    #[test]
-    fn an_address_for_all_is_asked_on_loopback() {
-        for (written, asked) in
-            [("0.0.0.0:9900", "127.0.0.1:9900"), ("[::]:9900", "[::1]:9900"), ("10.0.0.1:1", "10.0.0.1:1")]
-        {
-            assert_eq!(reachable(written.parse().unwrap()), asked.parse().unwrap());
-        }
     }
 }

@@ -6,19 +6,21 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Vocabulary;
+use place::Place;
 
 mod run;
 pub mod check;
 pub mod ctl;
 pub mod demo;
 pub mod healthcheck;
+pub mod place;
 
 const EXAMPLES: &str = "\
 Examples:
   isobar demo                           see it work, with three copies of a small service
   isobar check --config lb.toml         look for mistakes, start nothing
   isobar --config /etc/isobar/lb.toml   serve
-  isobar ctl backends                   look into the one that runs; isobar ctl --help has more
+  isobar ctl backends                   look into the isobar that runs; isobar ctl --help has more
 
 Signals:
   SIGHUP            reads the file again and opens log files anew, changed or not
@@ -33,14 +35,14 @@ Exit codes:
   0         ended as asked; for check: the file can be used; for healthcheck: ready
   1         the configuration is refused or the start failed; for healthcheck: not ready
   2         the command line is wrong
-  3, 4      of ctl: nobody answers; what was waited for has not come
+  3, 4      for ctl: no isobar answers; what was waited for has not come in time
   130, 131, 143
             ended at once by a further SIGINT, SIGQUIT or SIGTERM";
 
 /// A reverse-proxy load balancer: one binary, one file, reloads without loss.
 ///
-/// Without a command it runs. A changed file is applied within a second; a broken one changes nothing and is told of in the
-/// log and at the admin address.
+/// Without a command it serves. A changed file is applied within a second; one with mistakes changes nothing, and the log and the
+/// admin address say what is wrong with it.
 #[derive(Debug, Parser)]
 #[command(name = "isobar", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 struct Cli {
@@ -58,7 +60,7 @@ enum Command {
     Check(File),
     /// Show it working: three copies of a small service, three strategies, live counts
     Demo(demo::Options),
-    /// Look into a running isobar and steer it: drain a backend, change a weight, listen to what happens
+    /// Look into a running isobar and steer it: drain a backend, change a weight, follow events
     Ctl(ctl::Options),
     /// Ask a running isobar whether it is ready: for a container's health check
     Healthcheck(Healthcheck),
@@ -82,9 +84,12 @@ struct File {
 
 #[derive(Args, Debug)]
 struct Healthcheck {
-    /// Its admin address, as in the file
-    #[arg(long, value_name = "ADDRESS", default_value = healthcheck::ADMIN_DEFAULT)]
-    admin: String,
+    /// Where it is asked, an address or unix:PATH; 127.0.0.1:9900 where neither this nor --config is given
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    admin: Option<String>,
+    /// The configuration file that says where it is asked: at its unix_socket if that is there, else at its address
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// Does what the command line says. Does not return where it says something that cannot be understood, or `--help`.
@@ -95,10 +100,20 @@ pub fn main() -> ExitCode {
         Command::Check(File { config }) => check::run(&config, &Vocabulary::default()),
         Command::Demo(options) => demo::run(&options),
         Command::Ctl(options) => ctl::run(options),
-        Command::Healthcheck(Healthcheck { admin }) => match healthcheck::run(&admin) {
-            Ok(()) => ExitCode::SUCCESS,
+        Command::Healthcheck(options) => match options.place() {
+            Ok(place) => healthcheck::run(&place).map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS),
             Err(error) => fail(&error),
         },
+    }
+}
+
+impl Healthcheck {
+    fn place(&self) -> Result<Place, place::Unknown> {
+        match (&self.admin, &self.config) {
+            (Some(admin), _) => Ok(Place::parse(admin)),
+            (None, Some(file)) => Place::of_file(file).map(|(place, _)| place),
+            (None, None) => Ok(Place::default()),
+        }
     }
 }
 
@@ -122,6 +137,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
     use clap::CommandFactory;
     use clap::error::ErrorKind;
 
@@ -157,10 +174,23 @@ mod tests {
             matches!(parse("isobar check -c x.toml"), Ok(Command::Check(File { config })) if config.ends_with("x.toml"))
         );
         assert!(matches!(parse("isobar demo"), Ok(Command::Demo(_))));
-        assert!(matches!(
-            parse("isobar healthcheck"),
-            Ok(Command::Healthcheck(Healthcheck { admin })) if admin == "127.0.0.1:9900"
-        ));
+        for (line, asked) in [
+            ("isobar healthcheck", "127.0.0.1:9900"),
+            ("isobar healthcheck --admin lb1:99", "lb1:99"),
+            ("isobar healthcheck --admin unix:/x", "unix:/x"),
+        ] {
+            let Ok(Command::Healthcheck(options)) = parse(line) else { panic!("{line}") };
+            assert_eq!(options.place().unwrap().to_string(), asked, "{line}");
+        }
+        // Each flag of its own, although other commands have the same.
+        for (line, file) in [
+            ("isobar ctl backends", None),
+            ("isobar ctl -c x.toml backends", Some("x.toml")),
+            ("isobar ctl backends --config x.toml", Some("x.toml")),
+        ] {
+            let Ok(Command::Ctl(options)) = parse(line) else { panic!("{line}") };
+            assert_eq!(options.file(), file.map(Path::new), "{line}");
+        }
         for line in
             ["isobar ctl upstreams", "isobar ctl --admin unix:/x weight u a:1 reset", "isobar ctl log debug --for 5m"]
         {
@@ -175,6 +205,7 @@ mod tests {
             ("isobar rn", ErrorKind::InvalidSubcommand),
             ("isobar --confg x", ErrorKind::UnknownArgument),
             ("isobar --config x check", ErrorKind::ArgumentConflict),
+            ("isobar healthcheck --config x --admin y", ErrorKind::ArgumentConflict),
         ] {
             assert_eq!(parse(line).unwrap_err(), error, "{line}");
         }

@@ -30,6 +30,7 @@ mod field;
 mod reader;
 mod interpolate;
 mod units;
+mod unquoted;
 mod check;
 mod grpc;
 mod retry;
@@ -45,7 +46,7 @@ mod file;
 
 pub use access::{Access, read};
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
-pub use check::{Loaded, Vocabulary, load, parse};
+pub use check::{Loaded, Refused, Vocabulary, load, load_admin, load_whole, parse, parse_whole};
 pub use error::{Problem, Problems, Severity, nearest};
 pub use file::{FILE_BYTES_MAX, ReadFile};
 pub use forwarded::ForwardedHeader;
@@ -123,7 +124,7 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// How long the connections of a removed listener, or requests to a removed upstream, may go on.
     pub drain_limit: Duration,
-    /// Where to watch and steer the process; `None` when switched off. A change needs a restart, but for the token.
+    /// Where to watch and steer the process; `None` where it is nowhere. A change needs a restart, but for the token.
     pub admin: Option<AdminConfig>,
     /// Where the process is, for those upstreams that prefer backends of the same zone.
     pub zone: Option<Arc<str>>,
@@ -143,14 +144,33 @@ pub struct Config {
     pub upstreams: Vec<Arc<UpstreamConfig>>,
 }
 
-/// `[admin]`.
+/// The TLS of a configuration, whose files are read by those that use them.
+#[derive(Clone, Debug, Default)]
+pub struct Secured {
+    /// Of listeners.
+    pub listeners: Vec<Arc<TlsConfig>>,
+    /// Of upstreams, with what is spoken to their backends.
+    pub upstreams: Vec<(Arc<BackendTlsConfig>, Protocol)>,
+}
+
+impl Secured {
+    /// That of a whole configuration.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            listeners: config.listeners.iter().filter_map(|it| it.tls.clone()).collect(),
+            upstreams: config.upstreams.iter().filter_map(|it| Some((it.tls.clone()?, it.protocol))).collect(),
+        }
+    }
+}
+
+/// `[admin]`: an address, a socket, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
-    /// The address it is served at.
-    pub address: SocketAddr,
+    /// The address it is served at; `None` where that is switched off.
+    pub address: Option<SocketAddr>,
     /// What a change over the address has to bring along; `None` is nothing on loopback, and elsewhere no change is made.
     pub token: Option<Secret>,
-    /// The socket it is served at beside the address.
+    /// The socket it is served at.
     pub unix_socket: Option<PathBuf>,
 }
 

@@ -121,6 +121,20 @@ impl<'a> Reader<'a> {
         GivenUp::Reported
     }
 
+    /// Something else where a table with these keys is wanted.
+    fn no_table(&self, fields: &[&str]) -> GivenUp {
+        match (self.path.rsplit_once('.'), self.value) {
+            // `[upstream]` with the keys of one, which has no name then.
+            (Some((table, key)), _) if fields.contains(&key) => {
+                self.wrong_type(&format!("a table with a name: [{table}.NAME], and this key in it"))
+            }
+            (_, DeValue::Array(_)) if self.text().starts_with("[[") => {
+                self.wrong_type(&format!("only one of them: [{}]", self.path))
+            }
+            _ => self.wrong_type("a table"),
+        }
+    }
+
     /// A value of another type than its key's.
     fn describe(&self, place: Place) -> String {
         let shown = self.kind.shows_other_types();
@@ -273,6 +287,10 @@ impl<'a> Deserializer<'a> for Reader<'a> {
             DeValue::Table(table) => {
                 visitor.visit_map(Entries { entries: self.entries(table).into_iter(), value: None, table: self })
             }
+            // `[[upstream]]`, as `[[listener]]` is.
+            DeValue::Array(_) if self.text().starts_with("[[") => {
+                Err(self.wrong_type(&format!("a table for each, with its name: [{}.NAME]", self.path)))
+            }
             _ => Err(self.wrong_type("a table")),
         }
     }
@@ -283,13 +301,20 @@ impl<'a> Deserializer<'a> for Reader<'a> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, GivenUp> {
-        let DeValue::Table(table) = self.value else { return Err(self.wrong_type("a table")) };
+        let DeValue::Table(table) = self.value else { return Err(self.no_table(fields)) };
         let (known, unknown): (Vec<_>, Vec<_>) =
             self.entries(table).into_iter().partition(|(key, _)| fields.contains(&&**key.get_ref()));
         for (key, _) in unknown {
             let place = self.report.place(&join(&self.path, key.get_ref()), key.span().start);
             let problem = Problem::error(format!("unknown key {}", quote(key.get_ref())));
-            self.report.add(place, problem.one_of(key.get_ref(), fields.iter().copied()));
+            let mut problem = problem.one_of(key.get_ref(), fields.iter().copied());
+            if problem.suggestion.is_none() {
+                problem.suggestion = elsewhere(key.get_ref(), fields).map(str::to_owned);
+            }
+            if let Some(meant) = &problem.suggestion {
+                self.report.note_meant(&self.path, meant);
+            }
+            self.report.add(place, problem);
         }
         visitor.visit_map(Entries { entries: known.into_iter(), value: None, table: self })
     }
@@ -482,6 +507,27 @@ impl<'a> de::VariantAccess<'a> for Reader<'a> {
     fn struct_variant<V: Visitor<'a>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, GivenUp> {
         self.deserialize_struct("", fields, visitor)
     }
+}
+
+/// The key that is meant by what other programs call it, of those that a table has.
+fn elsewhere<'f>(key: &str, fields: &[&'f str]) -> Option<&'f str> {
+    let plain = key.to_ascii_lowercase().replace('-', "_");
+    let ours: &[&str] = match plain.as_str() {
+        "balance" | "algorithm" | "lb_policy" | "policy" | "load_balancing" | "lb" | "method" => &["strategy"],
+        "servers" | "server" | "endpoints" | "targets" | "nodes" | "members" | "hosts" | "upstreams" => &["backends"],
+        "listen" | "bind" | "addr" | "ip" => &["address"],
+        "location" | "prefix" => &["path_prefix"],
+        "uri" | "url" => &["path"],
+        "hostname" | "hostnames" | "domain" | "domains" | "server_name" | "server_names" | "vhost" => &["hosts"],
+        "backend" | "proxy_pass" | "service" | "pool" | "forward" => &["upstream"],
+        "routes" | "locations" => &["route"],
+        "listeners" => &["listener"],
+        "maxconn" | "max_conns" | "max_conn" => &["max_connections"],
+        "healthcheck" | "health" | "checks" | "active_health_check" => &["health_check"],
+        "logs" | "logging" => &["log"],
+        _ => &[],
+    };
+    fields.iter().copied().find(|field| ours.contains(field))
 }
 
 /// The path of a key within a table: quoted where TOML would want it quoted.

@@ -1,6 +1,7 @@
 //! Where the problems of one file are gathered, and where in the file things are.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt::Display;
 
 use super::error::{Problem, Problems};
@@ -37,13 +38,16 @@ pub(super) struct Report<'a> {
     line_starts: Vec<usize>,
     places: RefCell<Vec<Noted>>,
     problems: RefCell<Vec<Problem>>,
+    /// Keys that others with a mistake in their names were probably meant to be.
+    meant: RefCell<HashSet<String>>,
 }
 
 impl<'a> Report<'a> {
     /// An empty one about a file.
     pub(super) fn new(file: &'a str, text: &'a str) -> Self {
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(index, _)| index + 1)).collect();
-        let report = Self { file, text, line_starts, places: RefCell::default(), problems: RefCell::default() };
+        let (places, problems, meant) = Default::default();
+        let report = Self { file, text, line_starts, places, problems, meant };
         report.place("", 0);
         report
     }
@@ -116,11 +120,23 @@ impl<'a> Report<'a> {
         problem
     }
 
-    /// Adds a problem of a key that is missing from the table at `place`.
+    /// Adds a problem of a key that is missing from the table at `place`. What stands there under another name is not missing.
     pub(super) fn add_missing(&self, place: Place, key: &str, problem: Problem) {
         let Noted { path, offset, .. } = self.noted(place);
-        let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-        self.add(self.place(&path, offset), problem);
+        let path = within(&path, key);
+        if !self.meant.borrow().contains(&path) {
+            self.add(self.place(&path, offset), problem);
+        }
+    }
+
+    /// Notes that a key of the table at `path` has another name than the one that was meant.
+    pub(super) fn note_meant(&self, path: &str, key: &str) {
+        self.meant.borrow_mut().insert(within(path, key));
+    }
+
+    /// Whether a key that is missing from the table at `place` stands there under another name.
+    pub(super) fn is_meant(&self, place: Place, key: &str) -> bool {
+        self.meant.borrow().contains(&within(&self.path(place), key))
     }
 
     /// How many problems there are so far.
@@ -141,6 +157,10 @@ impl<'a> Report<'a> {
         let column = self.text.get(start..offset.min(self.text.len())).map_or(0, |before| before.chars().count());
         (line.max(1), column + 1)
     }
+}
+
+fn within(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 /// A text with variables, as the file has it.

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, oneshot};
+use tracing::field::display;
 use tracing::{debug, error, info};
 
 use crate::admin::Admin;
@@ -217,14 +218,21 @@ impl Builder {
             Some(config) => Some(bind_admin(config, inherited.admin, before.is_some())?),
             None => None,
         };
-        let admin_address = admin.as_ref().map(Admin::address);
+        let admin_address = admin.as_ref().and_then(Admin::address);
+        let admin_socket = config.admin.as_ref().filter(|_| self.admin).and_then(|admin| admin.unix_socket.clone());
         if let (Some(admin), None) = (&mut admin, &before) {
             admin.place().map_err(|source| socket_failed(&config, source))?;
         }
         let signals = self.signals.then(Signals::take).transpose().map_err(Error::Thread)?;
         let watched = file_to_watch(&self.source, self.watch);
 
-        let supervisor = Supervisor::start(config, self.factories, Inherited::new(inherited.listeners))?;
+        let supervisor = Supervisor::start(config, self.factories, Inherited::new(inherited.listeners))
+            .map_err(|error| error.beside(warnings.clone()))?;
+        if admin.is_some() {
+            let (address, socket) =
+                (admin_address.map(display), admin_socket.as_ref().map(|path| display(path.display())));
+            info!(address, socket, "admin listening");
+        }
         let (control, handle) = Control::new(supervisor, self.source, vocabulary, logging, &warnings);
         let vital = handle.events().vital().clone();
         if let Some(signals) = signals {
@@ -235,7 +243,7 @@ impl Builder {
         {
             error!(%error, "the Unix socket of the admin address stays that of the process before");
         }
-        let lent = admin.as_ref().and_then(|admin| Some((admin.address(), admin.lend().ok()?)));
+        let lent = admin.as_ref().and_then(|admin| admin.lend().ok()?);
         let most = handle.process().descriptors.plan.admin;
         let admin = admin.map(|admin| Served::start(&runtime, admin.with_connections(most), &handle));
         if let Some(before) = before {
@@ -290,12 +298,14 @@ fn raise_descriptors() {
 
 /// At its address: with the socket of the process before, where that had the same.
 fn bind_admin(config: &AdminConfig, inherited: Option<Lent>, replacing: bool) -> Result<Admin, Error> {
-    let address = config.address;
-    let admin = match inherited {
-        Some((bound, socket)) if bound == address => Admin::inherited(socket.into()),
-        _ => Admin::bind(address),
+    let bind = |address| {
+        let admin = match inherited {
+            Some((bound, socket)) if bound == address => Admin::inherited(socket.into()),
+            _ => Admin::bind(address),
+        };
+        admin.map_err(|source| Error::Admin { address, source })
     };
-    let admin = admin.map_err(|source| Error::Admin { address, source })?;
+    let admin = config.address.map(bind).transpose()?.unwrap_or_default();
     match &config.unix_socket {
         Some(path) => {
             admin.with_socket(path, replacing).map_err(|source| Error::AdminSocket { path: path.clone(), source })
@@ -371,7 +381,7 @@ impl Running {
         self.handle.listeners().iter().map(|listener| listener.address).collect()
     }
 
-    /// Where its admin address is served.
+    /// Where its admin address is served; `None` where it is switched off.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
     }

@@ -18,7 +18,7 @@ use crate::exchange::watch::{NEVER, Pace, Phase, Way};
 use crate::fields::{self, is_spelling_of};
 use crate::route::path::Refused;
 use crate::route::{Action, Route};
-use crate::telemetry::access_log::{AccessLog, Record};
+use crate::telemetry::access_log::Record;
 use crate::transport::{Connection, Informed};
 
 use super::grpc::{self, Call, Head, OVER_TIME};
@@ -54,7 +54,7 @@ pub(super) struct Running {
     call: Option<Box<Call>>,
     /// The backend's connection, until the response has been read.
     connection: RefCell<Option<Connection>>,
-    /// What the access log wants to know; `None` while there is none.
+    /// What the access log and the log at `debug` want to know; `None` while neither does.
     logged: Option<Box<Logged>>,
 }
 
@@ -73,7 +73,7 @@ pub(super) enum Upload {
     Broken,
 }
 
-/// What the access log wants to know and would otherwise be gone by the end.
+/// What the access log and the log at `debug` want to know and would otherwise be gone by the end.
 struct Logged {
     time: SystemTime,
     method: Method,
@@ -98,7 +98,7 @@ impl Running {
         parts: &Parts,
     ) -> Rc<Self> {
         exchange.client.metrics.of(proxy.worker).requests.add(1);
-        let logged = snapshot.config.access_log.is_some().then(|| {
+        let logged = (snapshot.config.access_log.is_some() || tracing::enabled!(tracing::Level::DEBUG)).then(|| {
             // The line has it, and may be written long after that snapshot.
             drop(exchange.client.listener_name(snapshot.generation, &snapshot.config));
             Box::new(Logged {
@@ -406,13 +406,30 @@ impl Running {
         !self.over.get() && (self.measured.get() || (self.call.is_none() && self.exchange.watch.phase() != Phase::Body))
     }
 
-    fn log(&self, logged: &Logged, log: &AccessLog, took: Duration) {
+    fn log(&self, logged: &Logged, took: Duration) {
         let route = self.found();
         let upstream = route.and_then(|route| match &route.action {
             Action::Forward(forward) => Some(forward.upstream.name().as_str()),
             _ => None,
         });
         let backend = logged.backend.borrow();
+        // Without the query: there are secrets in those, and this log goes to other places than the access log.
+        tracing::debug!(
+            client = %self.exchange.client_ip,
+            method = %logged.method,
+            host = logged.host.as_ref().map(tracing::field::debug),
+            path = ?logged.target.path(),
+            status = self.status.get(),
+            route = route.map(|route| route.name.as_str()),
+            upstream,
+            backend = backend.as_ref().map(|backend| tracing::field::display(&backend.address)),
+            attempts = self.attempts.get(),
+            reason = self.reason.get().map_or(reason::COMPLETE, |(reason, _)| reason),
+            took_us = took.as_micros() as u64,
+            "request"
+        );
+        let in_force = self.proxy.process.access_log.load();
+        let Some(log) = &*in_force else { return };
         let detail = logged.refused.get().map(|Refused { key, why }| format!("paths.{}: {why}", key.as_str()));
         log.record(&Record {
             time: logged.time,
@@ -548,10 +565,8 @@ impl Running {
                 }
             }
         }
-        if let Some(logged) = &self.logged
-            && let Some(log) = &*self.proxy.process.access_log.load()
-        {
-            self.log(logged, log, took);
+        if let Some(logged) = &self.logged {
+            self.log(logged, took);
         }
     }
 }

@@ -11,8 +11,8 @@ use tracing::{debug, error, info, warn};
 use super::handle::{Handle, LastError, Shared, Stop};
 use super::memory::GivingBack;
 use super::watch::{self, Stamp};
-use super::{Applied, Error, Reopen, Supervisor, report};
-use crate::config::{self, Loaded, Problem, Vocabulary};
+use super::{Applied, Error, Reopen, Supervisor, check_files, report};
+use crate::config::{self, Loaded, Problem, Refused, Vocabulary};
 use crate::strategy::Factories;
 use crate::telemetry::events::EventKind;
 use crate::telemetry::logging::Logging;
@@ -103,17 +103,22 @@ impl Source {
     pub(crate) fn load(&self, vocabulary: &Vocabulary) -> Result<Loaded, Error> {
         let loaded = match self {
             Self::File(path) => watch::read_at_rest(path)?.load(vocabulary),
-            Self::Text(text) => config::parse(text, "lb.toml", &|name| std::env::var(name).ok(), vocabulary),
+            Self::Text(text) => config::parse_whole(text, "lb.toml", &|name| std::env::var(name).ok(), vocabulary),
         };
-        Ok(loaded?)
+        loaded.map_err(refused)
     }
 
     /// The same for a reload. `None`: what was read may be half of the file.
     fn load_for(&self, trigger: Trigger, vocabulary: &Vocabulary) -> Result<Option<Loaded>, Error> {
         let Self::File(path) = self else { return self.load(vocabulary).map(Some) };
         let read = watch::read_whole(path, trigger)?;
-        Ok(read.map(|read| read.load(vocabulary)).transpose()?)
+        read.map(|read| read.load(vocabulary)).transpose().map_err(refused)
     }
+}
+
+/// All that is wrong is told at once.
+fn refused(refused: Refused) -> Error {
+    Error::from(refused.problems).beside(check_files(&refused.secured))
 }
 
 /// The names that a file may use for strategies of the embedding program.

@@ -3,7 +3,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::config::{AccessLogOutput, ListenerName, Problems};
+use crate::config::{AccessLogOutput, ListenerName, Problem, Problems};
 
 /// Why a configuration is not served. Whatever was served before still is.
 #[derive(Debug)]
@@ -54,13 +54,13 @@ impl fmt::Display for Error {
             // The problems are the whole message: each names its file, line and key.
             Self::Config(problems) => problems.fmt(f),
             Self::Bind { listener, address, source } if listener.as_str() == address.to_string() => {
-                write!(f, "could not listen on {address}: {source}")
+                write!(f, "could not listen on {address}: {}", told(source, address.port()))
             }
             Self::Bind { listener, address, source } => {
-                write!(f, "could not listen on {address} (listener {listener}): {source}")
+                write!(f, "could not listen on {address} (listener {listener}): {}", told(source, address.port()))
             }
             Self::Admin { address, source } => {
-                write!(f, "could not listen on {address} (the key admin): {source}")
+                write!(f, "could not listen on {address} (the key admin): {}", told(source, address.port()))
             }
             Self::AdminSocket { path, source } => {
                 write!(f, "could not listen on {} (the key admin.unix_socket): {source}", path.display())
@@ -80,8 +80,61 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+impl Error {
+    /// With what else is odd about the configuration, in the order of the file.
+    pub(crate) fn beside(self, warnings: Vec<Problem>) -> Self {
+        match self {
+            Self::Config(problems) => {
+                let mut all = problems.into_vec();
+                let further: Vec<_> = warnings.into_iter().filter(|warning| !all.contains(warning)).collect();
+                all.extend(further);
+                Self::Config(Problems::new(all))
+            }
+            other => other,
+        }
+    }
+}
+
+/// What the system says of an address that cannot be bound, and what to do where it keeps a low port for itself.
+fn told(source: &io::Error, port: u16) -> String {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied if (1..UNPRIVILEGED).contains(&port) => format!(
+            "{source}: ports below {UNPRIVILEGED} take the capability CAP_NET_BIND_SERVICE, or the sysctl \
+             net.ipv4.ip_unprivileged_port_start at {port} or less"
+        ),
+        _ => source.to_string(),
+    }
+}
+
+/// The first port that every user may bind, unless the system says otherwise.
+const UNPRIVILEGED: u16 = 1024;
+
 impl From<Problems> for Error {
     fn from(problems: Problems) -> Self {
         Self::Config(problems)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_takes_a_right_says_which() {
+        let bind = |port: u16, kind: io::ErrorKind| {
+            let address = SocketAddr::from(([0, 0, 0, 0], port));
+            Error::Bind { listener: address.to_string().as_str().into(), address, source: kind.into() }.to_string()
+        };
+        let refused = bind(80, io::ErrorKind::PermissionDenied);
+        assert_eq!(
+            refused,
+            "could not listen on 0.0.0.0:80: permission denied: ports below 1024 take the capability CAP_NET_BIND_SERVICE, or \
+             the sysctl net.ipv4.ip_unprivileged_port_start at 80 or less"
+        );
+        assert!(!bind(80, io::ErrorKind::AddrInUse).contains("CAP_"));
+        assert!(!bind(8080, io::ErrorKind::PermissionDenied).contains("CAP_"));
+        let admin =
+            Error::Admin { address: ([127, 0, 0, 1], 99).into(), source: io::ErrorKind::PermissionDenied.into() };
+        assert!(admin.to_string().contains("(the key admin): permission denied: ports below 1024"), "{admin}");
     }
 }

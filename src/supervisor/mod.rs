@@ -209,7 +209,10 @@ impl Supervisor {
         }
 
         let config = Arc::new(config);
-        let (backend_tls, mut others) = secured::prepare(&config, &mut plan, &before.upstreams)?;
+        let (backend_tls, mut others) = match secured::prepare(&config, &mut plan, &before.upstreams) {
+            Ok(prepared) => prepared,
+            Err(problems) => return Err(Error::from(problems).beside(warnings)),
+        };
         warnings.append(&mut others);
         let running = Running {
             workers: workers.count(),
@@ -219,7 +222,11 @@ impl Supervisor {
             logs: before.config.access_log.is_some(),
             inherited: Inherited::default(),
         };
-        let mut prepared = prepare(&plan, before.generation + 1, &config, running, backend_tls, reopen)?;
+        let prepared = prepare(&plan, before.generation + 1, &config, running, backend_tls, reopen);
+        let mut prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(error.beside(warnings)),
+        };
         warnings.append(&mut prepared.warnings);
 
         let retired = self.commit(prepared);
@@ -349,7 +356,7 @@ fn load_certificates(plan: &Plan, config: &Config, lasting: &Lasting) -> Result<
         all.push(config.tls.as_ref().and_then(load).map(Arc::new));
     }
     let problems = Problems::new(problems);
-    if problems.refuse() { Err(Error::Config(problems)) } else { Ok((all, problems.into_vec())) }
+    if problems.refuse() { Err(secured::refused(config).into()) } else { Ok((all, problems.into_vec())) }
 }
 
 fn bind_listeners(

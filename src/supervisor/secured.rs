@@ -1,9 +1,11 @@
-//! TLS to backends, as a configuration has it.
+//! TLS to backends, as a configuration has it; and what is wrong with the files of all TLS.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::plan::{Plan, Step};
-use crate::config::{Config, Problem, Problems};
+use crate::config::{Config, Problem, Problems, Secured};
+use crate::tls::Tls;
 use crate::transport::tls::{BackendTls, SystemRoots};
 use crate::upstream::Upstream;
 
@@ -14,7 +16,7 @@ type Prepared = (Vec<Option<Arc<BackendTls>>>, Vec<Problem>);
 /// sessions; upstreams that keep their keys and whose files differ are noted in the plan.
 ///
 /// # Errors
-/// Everything that is wrong with the files.
+/// Everything that is wrong with the files, those of the listeners too.
 pub(super) fn prepare(config: &Config, plan: &mut Plan, before: &[Arc<Upstream>]) -> Result<Prepared, Problems> {
     let was = |place: usize| match plan.upstreams.next.get(place) {
         Some((_, Step::Kept { from } | Step::Changed { from, .. })) => before.get(*from),
@@ -22,7 +24,7 @@ pub(super) fn prepare(config: &Config, plan: &mut Plan, before: &[Arc<Upstream>]
     };
     let (made, problems) = read(config, |place| was(place).and_then(|upstream| upstream.tls.as_ref()));
     if problems.refuse() {
-        return Err(problems);
+        return Err(refused(config));
     }
     let differs = |(place, tls): (usize, &Option<Arc<BackendTls>>)| {
         let identity = BackendTls::identity(tls.as_deref());
@@ -33,9 +35,23 @@ pub(super) fn prepare(config: &Config, plan: &mut Plan, before: &[Arc<Upstream>]
     Ok((made, problems.into_vec()))
 }
 
-/// What is wrong or odd about the files that the upstreams of a configuration name.
-pub fn check_files(config: &Config) -> Problems {
-    read(config, |_| None).1
+/// What is wrong or odd about the files that listeners and upstreams name for TLS. Nothing comes of them.
+pub fn check_files(secured: &Secured) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for tls in &secured.listeners {
+        let _ = Tls::load(tls, None, SystemTime::now(), &mut problems);
+    }
+    let mut system = SystemRoots::default();
+    for (tls, protocol) in &secured.upstreams {
+        let made = BackendTls::prepare(tls, *protocol, None, &mut system, &mut problems);
+        problems.extend(made.err().map(|problem| *problem));
+    }
+    problems
+}
+
+/// Everything that is wrong with the files, where something is: what reads those of listeners does not read those of upstreams.
+pub(super) fn refused(config: &Config) -> Problems {
+    Problems::new(check_files(&Secured::of(config)))
 }
 
 fn read<'b>(

@@ -228,7 +228,7 @@ enum Floor {
 }
 
 /// Like [`EnvFilter::try_new`], but a few things differ. Changes by hand are logged whatever the level, unless the text speaks of them
-/// itself. What a peer makes a library say waits for `debug`, see [`quiet`]. White space around a part is none of it. And a lone word must
+/// itself. Libraries are heard where they are named, see [`quiet`]. White space around a part is none of it. And a lone word must
 /// be a level: `EnvFilter` takes `inof` for the name of a module and then logs nothing at all.
 fn parse(level: &str, floor: Floor) -> Result<EnvFilter, BadLevel> {
     let bad = |source| BadLevel { level: level.into(), source };
@@ -250,17 +250,28 @@ fn lone(part: &str) -> Option<Option<LevelFilter>> {
     (!part.contains(['=', '['])).then(|| LevelFilter::from_str(part).ok())
 }
 
-/// Keeps `h2` quiet where everything is logged from `info` or `warn` on: it warns of frames that make no sense, a line for each, and who
-/// sends them could fill a disk and have the workers wait for it. They are counted instead (`listener::http2`). What the filter says of
-/// the library, or of a module of it, holds.
+/// Keeps the libraries quiet where the filter does not speak of them. What it says of one, or of a module of one, holds.
+///
+/// At `debug` and `trace` they tell of each frame and each event of a socket, and what isobar says of a request could not be found among
+/// that: such a level alone is isobar's, and all else is logged at `info`. `h2` is logged at `error`: it warns of frames that make
+/// no sense, a line for each, and a client that sends them could fill a disk and have the workers wait for it. They are counted instead
+/// (`listener::http2`).
 fn quiet(filter: &str) -> Cow<'_, str> {
     // The last holds.
     let everything = filter.split(',').filter_map(lone).next_back().flatten();
     match everything {
         Some(LevelFilter::INFO | LevelFilter::WARN) => format!("h2=error,{filter}").into(),
+        Some(level @ (LevelFilter::DEBUG | LevelFilter::TRACE)) => {
+            let others = filter.split(',').filter(|part| lone(part).is_none());
+            let others: String = others.flat_map(|part| [",", part]).collect();
+            format!("info,h2=error,{OWN}={level}{others}").into()
+        }
         _ => filter.into(),
     }
 }
+
+/// What the names of isobar's own modules begin with.
+const OWN: &str = env!("CARGO_CRATE_NAME");
 
 #[cfg(test)]
 mod tests {
@@ -382,7 +393,32 @@ mod tests {
     }
 
     #[test]
-    fn what_peers_make_a_library_say_waits_for_debug() {
+    fn a_level_alone_is_not_that_of_the_libraries() {
+        logged(LogFormat::Text, "info", false, |logging, lines| {
+            for (level, ours, theirs) in [
+                ("info", false, false),
+                ("debug", true, false),
+                ("TRACE", true, false),
+                ("debug,hyper=debug", true, true),
+                ("isobar::proxy=info,debug", true, false),
+                ("debug,isobar=info", false, false),
+                ("isobar=debug", true, false),
+            ] {
+                logging.set_level(level).unwrap();
+                tracing::debug!("ours");
+                tracing::debug!(target: "hyper::proto", "theirs");
+                tracing::debug!(target: "rustls::server", "theirs");
+                tracing::info!(target: "somebody", "of note");
+                let text = lines.take();
+                assert_eq!((text.contains("ours"), text.contains("hyper::proto: theirs")), (ours, theirs), "{level}");
+                assert!(!text.contains("rustls"), "{level}");
+                assert_eq!(text.contains("of note"), level != "isobar=debug", "{level}");
+            }
+        });
+    }
+
+    #[test]
+    fn what_peers_make_a_library_say_is_asked_for_by_its_name() {
         logged(LogFormat::Text, "info", false, |logging, lines| {
             for (level, seen) in [
                 ("info", false),
@@ -390,15 +426,16 @@ mod tests {
                 ("off", false),
                 ("isobar=info", false),
                 ("info,isobar::proxy=debug", false),
-                ("debug", true),
-                ("isobar=info,TRACE", true),
+                ("debug", false),
+                ("debug,h2=debug", true),
+                ("isobar=info,TRACE", false),
                 ("info,h2=warn", true),
                 ("info,h2::proto=warn", true),
                 ("h2=warn,info", true),
                 ("info,h2::codec=off", false),
                 ("info,h2::codec=debug", false),
                 ("info,h2x=off", false),
-                ("info, debug", true),
+                ("info, debug", false),
                 (" warn , isobar=debug ", false),
                 ("debug,info", false),
             ] {

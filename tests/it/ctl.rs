@@ -196,6 +196,95 @@ async fn it_is_told_where_and_with_which_token() {
 }
 
 #[tokio::test]
+async fn without_a_file_that_says_where_it_asks_the_default_address() {
+    let folder = Scratch::new();
+    let run = |arguments: &[&str]| {
+        let output = isobar(&folder.path(""), arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    // Something may well listen there; it has no such upstream.
+    let asked =
+        |(code, said): &(Option<i32>, String)| matches!(code, Some(1 | 3)) && !said.contains("could not read it");
+    let absent = run(&["ctl", "backends", "of-no-test"]);
+    assert!(asked(&absent), "{absent:?}");
+    if absent.0 == Some(3) {
+        let said = "isobar: there is no lb.toml here, so the default address was asked; --admin or --config says where it is\n\
+                    isobar: could not ask isobar at 127.0.0.1:9900: ";
+        assert!(absent.1.starts_with(said), "{}", absent.1);
+    }
+    folder.write("lb.toml", "[admin\n");
+    let broken = run(&["ctl", "backends", "of-no-test"]);
+    assert!(asked(&broken), "{broken:?}");
+    let said = "isobar: lb.toml does not say where isobar is asked; asking at 127.0.0.1:9900\n";
+    assert!(broken.1.starts_with(said), "{}", broken.1);
+    assert_eq!(broken.1.contains("lb.toml:1:7: "), broken.0 == Some(3), "{}", broken.1);
+    // Mistakes elsewhere are none of its business.
+    folder.write("lb.toml", "[admin]\naddress = \"127.0.0.1:1\"\n[[route]]\nnope = 1\n");
+    let (code, said) = run(&["ctl", "backends"]);
+    assert_eq!(code, Some(3));
+    assert!(said.starts_with("isobar: could not ask isobar at 127.0.0.1:1: "), "{said}");
+    folder.write("lb.toml", "[admin]\nenabled = false\n");
+    let off = run(&["ctl", "backends"]);
+    let said = "isobar: lb.toml has switched the admin address off and has no unix_socket\n";
+    assert_eq!((off.0, off.1.as_str()), (Some(2), said));
+}
+
+#[tokio::test]
+async fn only_the_socket_is_served_where_the_address_is_off() {
+    let a = TestBackend::ok("a");
+    let text = config(&format!("enabled = false\n{SOCKET}"), &[&a]);
+    let process = Process::start(&text).await;
+    eventually(|| process.log().contains("admin listening socket=isobar.sock")).await;
+    assert!(process.said("upstreams").contains("users"));
+    assert!(process.said("config").contains("\"enabled\": false"));
+    let ready = isobar(&process.folder.path(""), &["healthcheck", "--config", "lb.toml"]).output().unwrap();
+    assert_eq!(ready.status.code(), Some(0), "{ready:?}");
+    process.said("reload");
+    assert!(!process.log().contains("restart"), "{}", process.log());
+    let pid = process.child.id();
+    let listening = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let sockets: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().collect();
+    let sockets: Vec<_> = sockets.iter().filter_map(|it| fs::read_link(it.path()).ok()).collect();
+    let is_own = |inode: &str| sockets.iter().any(|it| it.to_str() == Some(&format!("socket:[{inode}]")));
+    let own = listening.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let own = own.filter(|line| line[3] == "0A" && is_own(line[9])).count();
+    assert_eq!(own, 1, "the listener of its one worker");
+}
+
+#[tokio::test]
+async fn the_start_tells_where_the_admin_address_is() {
+    let a = TestBackend::ok("a");
+    let process = Process::start(&config(SOCKET, &[&a])).await;
+    eventually(|| process.log().contains("admin listening address=127.0.0.1:")).await;
+    let log = process.log();
+    let line = log.lines().find(|line| line.contains("admin listening")).unwrap();
+    assert!(line.ends_with("socket=isobar.sock"), "{line}");
+    let address = line.split("address=").nth(1).unwrap().split(' ').next().unwrap();
+    let ready = isobar(&std::env::temp_dir(), &["healthcheck", "--admin", address]).output().unwrap();
+    assert_eq!(ready.status.code(), Some(0), "{ready:?}");
+}
+
+#[tokio::test]
+async fn at_debug_a_request_has_its_line_and_libraries_have_none() {
+    let a = TestBackend::ok("a");
+    let process = Process::start(&config(SOCKET, &[&a])).await;
+    let get = async || Client::connect(process.address()).await.get("/a?token=secret").await.status();
+    assert_eq!(get().await, 200);
+    process.said("log debug --for 1m");
+    assert_eq!(get().await, 200);
+    let line =
+        format!("status=200 route=\"/*\" upstream=\"users\" backend={} attempts=1 reason=\"complete\"", a.address());
+    eventually(|| process.log().contains(&line)).await;
+    let log = process.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("DEBUG isobar::proxy::running: request ")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("client=127.0.0.1 method=GET host=\"test\" path=\"/a\" "), "{}", lines[0]);
+    assert!(!log.contains("secret"), "{log}");
+    let foreign: Vec<_> = log.lines().filter(|line| !line.contains(" isobar::")).collect();
+    assert_eq!(foreign, [""; 0]);
+}
+
+#[tokio::test]
 async fn the_address_takes_the_token() {
     let a = TestBackend::ok("a");
     // The port of the admin address is not told anywhere, so it is taken before.

@@ -205,9 +205,10 @@ async fn the_streams_of_a_few_clients_do_not_take_the_room_of_all() {
     let (_, streams, _) = &mut held[0];
     let mut refused = 0;
     for (response, _) in streams {
-        if let Ok(Ok(response)) = tokio::time::timeout(Duration::from_secs(3), response).await {
-            assert_eq!(response.status(), 503);
-            refused += 1;
+        // That of a stream which has a connection may come to 408 meanwhile.
+        if let Ok(Ok(response)) = tokio::time::timeout(Duration::from_millis(200), response).await {
+            assert!([503, 408].contains(&response.status().as_u16()), "{response:?}");
+            refused += usize::from(response.status() == 503);
         }
         if refused == 10 {
             break;

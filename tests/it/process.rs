@@ -397,6 +397,41 @@ async fn exit_codes_are_as_documented() {
     }
 }
 
+/// What is wrong with certificates is in their files, and told with what is wrong with the configuration.
+#[tokio::test]
+async fn problems_of_certificate_files_are_told_with_all_others() {
+    let backend = TestBackend::ok("");
+    let dir = Scratch::new();
+    let good = over(&backend);
+    let file = dir.write("lb.toml", &good);
+    let path = file.to_str().unwrap();
+    let process = Process::serving(&file);
+    process.address("address=").await;
+    let certificate =
+        "[listener.tls]\ncertificates = [{ certificate = \"gone.pem\", key = \"gone.key\" }]\n[[route]]\n";
+    let of_files = good.replace("[[route]]", certificate) + "tls = { ca = \"gone-ca.pem\" }\n";
+    let files = ["certificates[0].certificate", "certificates[0].key", "upstream.u.tls.ca"];
+    let odd = "upstream.unused: no route uses this upstream";
+    let unused = "[upstream.unused]\nbackends = [\"127.0.0.1:1\"]\n";
+    for (text, others) in [
+        (format!("{of_files}{unused}"), &[odd][..]),
+        (format!("worker = 1\n{of_files}{unused}"), &["worker: unknown key", odd]),
+    ] {
+        dir.write("lb.toml", &text);
+        for arguments in [&["check", "--config", path][..], &["run", "--config", path]] {
+            let output = output(arguments);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+            for wrong in files.iter().chain(others) {
+                assert_eq!(said.matches(wrong).count(), 1, "{wrong} after {arguments:?}: {said}");
+            }
+        }
+        process.signal("HUP");
+        let all = || files.iter().chain(others).all(|wrong| process.said().contains(wrong));
+        eventually(all).await;
+    }
+}
+
 #[tokio::test]
 async fn an_address_that_is_taken_is_told_and_exits_with_1() {
     let taken = TestBackend::ok("");
@@ -433,7 +468,7 @@ async fn the_demo_serves_counts_and_ends_with_ctrl_c() {
     let (code, said) = process.ended().await;
     assert_eq!(code, Some(0), "{said}");
     // Nine requests by turns.
-    let thirds = said.lines().filter(|line| line.split_whitespace().nth(2) == Some("3") && line.contains("33.3%"));
+    let thirds = said.lines().filter(|line| line.split_whitespace().nth(3) == Some("3") && line.contains("33.3%"));
     assert_eq!(thirds.count(), 3, "{said}");
     assert!(!Path::new(&file).exists(), "it leaves nothing behind");
 }

@@ -12,8 +12,8 @@ impl Serialize for Shown<&AdminConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let AdminConfig { address, token, unix_socket } = self.0;
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("enabled", &true)?;
-        map.serialize_entry("address", address)?;
+        map.serialize_entry("enabled", &address.is_some())?;
+        entry_if(&mut map, "address", address.as_ref())?;
         entry_if(&mut map, "token", token.as_ref().map(Secret::reveal).as_ref())?;
         if let Some(path) = unix_socket {
             map.serialize_entry("unix_socket", &path.display().to_string())?;

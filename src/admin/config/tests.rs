@@ -22,6 +22,12 @@ fn keys_are_those_of_the_file() {
             "enabled": true, "address": "127.0.0.1:9900", "token": "(hidden)", "unix_socket": "/run/isobar.sock"
         })
     );
+    let mut without_address = fixture::config();
+    without_address.admin.as_mut().unwrap().address = None;
+    assert_eq!(
+        shown(&without_address)["admin"],
+        json!({ "enabled": false, "token": "(hidden)", "unix_socket": "/run/isobar.sock" })
+    );
     assert_eq!(config["access_log"], json!({ "enabled": false }));
     assert_eq!(config["listener"][0]["max_body"], "unlimited");
     assert_eq!(config["listener"][0]["lingering"], json!({ "bytes": 1 << 30, "time": "30s", "idle": "5s" }));

@@ -4,7 +4,6 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,44 +18,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 
+use crate::cli::place::{Place, reachable};
 use crate::config::Secret;
 
 /// From the connection to the head of the answer. A reload may take its time.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// Where the admin address is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// A host or an IP address, and a port.
-    Address(String),
-    /// A Unix socket.
-    Socket(PathBuf),
-}
-
-impl Place {
-    /// As the command line has it: `127.0.0.1:9900` or `unix:/run/isobar.sock`.
-    pub(super) fn parse(text: &str) -> Self {
-        match text.strip_prefix("unix:") {
-            Some(path) => Self::Socket(path.into()),
-            None => Self::Address(text.into()),
-        }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => f.write_str(address),
-            Self::Socket(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
 
 /// Who is asked, and with what right.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) place: Place,
     pub(super) token: Option<Secret>,
+    /// Why it is asked there, where that is a guess.
+    pub(super) guess: Option<String>,
 }
 
 /// Why there is no good answer.
@@ -205,7 +179,7 @@ impl Client {
 async fn connect(address: &str) -> io::Result<(TcpStream, SocketAddr)> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in lookup_host(address).await? {
-        let address = crate::cli::healthcheck::reachable(address);
+        let address = reachable(address);
         match TcpStream::connect(address).await {
             Ok(stream) => return Ok((stream, address)),
             Err(error) => last = error,
@@ -233,13 +207,6 @@ pub(super) fn encoded(part: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn places() {
-        assert_eq!(Place::parse("unix:/run/isobar.sock"), Place::Socket("/run/isobar.sock".into()));
-        assert_eq!(Place::parse("lb1:9900").to_string(), "lb1:9900");
-        assert_eq!(Place::parse("unix:/x").to_string(), "unix:/x");
-    }
 
     #[test]
     fn parts_of_paths() {

@@ -9,9 +9,10 @@ use clap::{Args, Subcommand};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::{chain, healthcheck};
-use crate::config::{self, Secret, Vocabulary};
-use client::{Client, Failed, Place, encoded};
+use super::chain;
+use super::place::{Place, Unknown};
+use crate::config::{self, Secret};
+use client::{Client, Failed, encoded};
 
 mod client;
 mod show;
@@ -19,13 +20,16 @@ mod table;
 
 /// The variable that the token may be in.
 const TOKEN: &str = "ISOBAR_ADMIN_TOKEN";
+/// The file that is looked into where none is named.
+const FILE: &str = "lb.toml";
 /// How often `drain --wait` looks.
 const LOOK: Duration = Duration::from_millis(200);
 
 const HELP: &str = "\
 Where isobar is asked:
-  --admin, or what the file of --config says: its unix_socket if it is there, else its address; or 127.0.0.1:9900.
-  The token comes from --token (which others on the machine can see), ISOBAR_ADMIN_TOKEN, or the file.
+  At --admin, or where the file of --config says: at its unix_socket if that can be connected to, else at its address.
+  With neither, where lb.toml in this folder says; without one, at 127.0.0.1:9900.
+  The token is that of --token (which other users of the machine can see), of ISOBAR_ADMIN_TOKEN, or of the file.
 
 Examples:
   isobar ctl backends
@@ -37,7 +41,7 @@ Exit codes:
   0   done, or so already
   1   isobar refuses: no such backend, a wrong token, a file with mistakes
   2   the command line is wrong
-  3   nobody answers there
+  3   no isobar answers there
   4   what was waited for has not come in time";
 
 /// What `isobar ctl` is told.
@@ -51,7 +55,8 @@ pub struct Options {
     #[arg(long, value_name = "TOKEN", global = true)]
     token: Option<String>,
     /// The configuration file that says where isobar is asked
-    #[arg(short, long, value_name = "FILE", global = true)]
+    // Its name is not that of the flag of `isobar` itself, whose default would become its own.
+    #[arg(id = "ctl_config", short, long = "config", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Print what isobar answers, as JSON
     #[arg(long, global = true)]
@@ -79,14 +84,14 @@ struct Time {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The upstreams
+    /// Show the upstreams
     Upstreams,
-    /// The backends, of one upstream or of all, and what is set by hand
+    /// Show the backends, of one upstream or of all, and what is set by hand
     Backends {
         /// Only this upstream's
         upstream: Option<String>,
     },
-    /// Take nothing new, finish what runs
+    /// Send a backend nothing new, and let finish what runs there
     Drain {
         #[command(flatten)]
         backend: Backend,
@@ -101,25 +106,25 @@ enum Command {
     },
     /// End a drain
     Undrain(Backend),
-    /// Take nothing new and make no checks: it is being repaired
+    /// Take a backend out for a repair: it gets nothing new and no health checks
     Disable {
         #[command(flatten)]
         backend: Backend,
         #[command(flatten)]
         time: Time,
     },
-    /// End that; where there are health checks, the next one decides
+    /// End a repair; where there are health checks, the next one decides
     Enable(Backend),
-    /// Take it out, as outlier detection does
+    /// Take a backend out, as outlier detection does
     Eject {
         #[command(flatten)]
         backend: Backend,
         #[command(flatten)]
         time: Time,
     },
-    /// End an ejection, whoever made it
+    /// End an ejection, by hand or by outlier detection
     Uneject(Backend),
-    /// Give it another weight than the file does
+    /// Give a backend another weight than the file does
     Weight {
         #[command(flatten)]
         backend: Backend,
@@ -128,12 +133,12 @@ enum Command {
         #[command(flatten)]
         time: Time,
     },
-    /// Forget what was learnt from traffic; counters and what is set by hand stay
+    /// Forget what was learned from traffic; counters and what is set by hand stay
     ResetStats {
         /// Only this upstream's
         upstream: Option<String>,
     },
-    /// Show what is logged, or log something else for a time
+    /// Show the log level, or set another one for a time
     Log {
         /// A level, a filter such as info,isobar::proxy=debug, or "reset" for what the file says
         level: Option<String>,
@@ -141,9 +146,9 @@ enum Command {
         #[arg(long = "for", value_name = "TIME", requires = "level")]
         time: Option<String>,
     },
-    /// Apply the file
+    /// Read the file again and apply it
     Reload,
-    /// Show what happens, as it happens
+    /// Show events as they happen: health, ejections, reloads, changes by hand
     Events {
         /// Only these kinds, with commas between: health, ejected, unejected, panic, breaker, overload, reloaded, reload_failed, certificates, by_hand
         #[arg(long, value_name = "KINDS")]
@@ -155,15 +160,28 @@ enum Command {
         #[arg(long, value_name = "N")]
         count: Option<usize>,
     },
-    /// The configuration in force, as JSON
+    /// Show the configuration in force, as JSON
     Config,
+}
+
+impl Options {
+    /// The file that it names.
+    #[cfg(test)]
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
 }
 
 /// Does it. What is asked for goes to standard output, what is wrong to standard error.
 pub fn run(options: Options) -> ExitCode {
     let done = client(&options).and_then(|client| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(|error| Failed::Command(format!("could not begin: {error}")))?.block_on(obey(options, &client))
+        let runtime = runtime.map_err(|error| Failed::Command(format!("could not begin: {error}")))?;
+        let done = runtime.block_on(obey(options, &client));
+        if let (Err(Failed::Unreachable { .. }), Some(guess)) = (&done, &client.guess) {
+            eprintln!("isobar: {guess}");
+        }
+        done
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -179,37 +197,46 @@ pub fn run(options: Options) -> ExitCode {
     }
 }
 
-/// Whom to ask, by the flags, the file and the environment.
+/// Where to ask, by the flags, the file and the environment.
 fn client(options: &Options) -> Result<Client, Failed> {
-    let asked_for = options.config.as_deref();
-    let file = asked_for.unwrap_or(Path::new("lb.toml"));
-    // Where both are told, the file has nothing to add.
-    let needed = options.admin.is_none() && (asked_for.is_some() || file.exists());
-    let loaded = needed.then(|| config::load(file, &Vocabulary::default()));
-    let admin = match loaded {
-        None => None,
-        Some(Ok(loaded)) => match loaded.config.admin {
-            Some(admin) => Some(admin),
-            None => return Err(Failed::Command(format!("{} has switched the admin address off", file.display()))),
-        },
-        Some(Err(problems)) if asked_for.is_some() => return Err(Failed::Command(problems.to_string())),
-        Some(Err(_)) => {
-            // A file with mistakes is no reason not to steer what runs.
-            eprintln!("isobar: {} has mistakes; asking at {}", file.display(), healthcheck::ADMIN_DEFAULT);
-            None
+    let (place, of_file, guess) = match (&options.admin, &options.config) {
+        (Some(admin), None) => (Place::parse(admin), None, None),
+        // The token may be in the file.
+        (Some(admin), Some(file)) => (Place::parse(admin), said(file)?.1, None),
+        (None, Some(file)) => {
+            let (place, token) = said(file)?;
+            (place, token, None)
         }
+        (None, None) => found(Path::new(FILE))?,
     };
     let token = options.token.clone().or_else(|| std::env::var(TOKEN).ok()).filter(|token| !token.is_empty());
-    let token = token.as_deref().map(Secret::from).or_else(|| admin.as_ref()?.token.clone());
-    let place = match (&options.admin, admin) {
-        (Some(admin), _) => Place::parse(admin),
-        (None, Some(admin)) => match admin.unix_socket.filter(|path| path.exists()) {
-            Some(path) => Place::Socket(path),
-            None => Place::Address(admin.address.to_string()),
-        },
-        (None, None) => Place::Address(healthcheck::ADMIN_DEFAULT.into()),
-    };
-    Ok(Client { place, token })
+    let token = token.as_deref().map(Secret::from).or(of_file);
+    Ok(Client { place, token, guess })
+}
+
+/// What a file says that was asked for.
+fn said(file: &Path) -> Result<(Place, Option<Secret>), Failed> {
+    Place::of_file(file).map_err(|unknown| Failed::Command(unknown.to_string()))
+}
+
+/// What the file of this folder says. One that is not there, or does not say, is no reason not to steer what runs: then it is asked where
+/// it is by default, with the words for that.
+fn found(file: &Path) -> Result<(Place, Option<Secret>, Option<String>), Failed> {
+    const ELSE: &str = "--admin or --config says where it is";
+    let place = Place::default();
+    if !file.exists() {
+        let guess = format!("there is no {} here, so the default address was asked; {ELSE}", file.display());
+        return Ok((place, None, Some(guess)));
+    }
+    match Place::of_file(file) {
+        Ok((place, token)) => Ok((place, token, None)),
+        Err(Unknown::Refused(problems)) => {
+            // Whatever answers there may be another than the one of this file.
+            eprintln!("isobar: {} does not say where isobar is asked; asking at {place}", file.display());
+            Ok((place, None, Some(format!("{problems}\nisobar: so the default address was asked; {ELSE}"))))
+        }
+        Err(unknown @ Unknown::Off { .. }) => Err(Failed::Command(unknown.to_string())),
+    }
 }
 
 async fn obey(options: Options, client: &Client) -> Result<(), Failed> {

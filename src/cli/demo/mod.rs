@@ -18,7 +18,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::supervisor::Handle;
 use crate::{Isobar, Running};
-use screen::{Counts, Screen};
+use screen::{Counts, Screen, Size};
 use user_service::UserService;
 
 pub mod user_service;
@@ -42,10 +42,10 @@ const SERVICES: [(&str, Duration); 3] =
 #[derive(Args, Debug)]
 pub struct Options {
     /// The proxy's port; the next free one where it is taken
-    #[arg(long, default_value_t = 8080)]
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
     port: u16,
     /// The admin address's port; the next free one where it is taken
-    #[arg(long, default_value_t = 9900)]
+    #[arg(long, value_name = "PORT", default_value_t = 9900)]
     admin_port: u16,
 }
 
@@ -100,7 +100,7 @@ async fn demo(options: &Options) -> Result<(), Box<dyn Error>> {
             std::process::exit(128 + signal.as_raw_value());
         }
     }
-    screen.close(&Counts::of(&handle, &backends))?;
+    screen.close(&Counts::of(&handle, &backends), Size::of_terminal())?;
     drop(stopped);
     drop(stop_services);
     while services.join_next().await.is_some() {}
@@ -120,7 +120,7 @@ async fn watch_counts(
     loop {
         tokio::select! {
             _ = signals.next() => return Ok(()),
-            _ = every.tick() => screen.show(&Counts::of(handle, backends))?,
+            _ = every.tick() => screen.show(&Counts::of(handle, backends), Size::of_terminal())?,
         }
     }
 }

@@ -9,7 +9,7 @@ use http::header::HeaderValue;
 use super::Check;
 use super::header::{Direction, edits, header_value};
 use super::listener::max_body;
-use super::retries::retries;
+use super::retries::{retries, warn_of_too_many};
 use super::route::path_text;
 use super::upstream::is_host_name;
 use super::value::{choice, number_in, optional_timeout, timeout, timeout_or_none};
@@ -19,8 +19,8 @@ use crate::config::kind::{Location, Sensitive};
 use crate::config::raw;
 use crate::config::report::Place;
 use crate::config::{
-    Action, Expect, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts, UpstreamConfig,
-    UpstreamName,
+    Action, Address, Expect, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts,
+    UpstreamConfig, UpstreamName,
 };
 
 /// The route's action and the changes to the request's headers, which only a forwarded request has. `None` where there is
@@ -36,8 +36,10 @@ pub(super) fn action(
         [("upstream", raw.upstream.place()), ("redirect", raw.redirect.place()), ("respond", raw.respond.place())];
     let mut there = actions.iter().filter_map(|(key, place)| Some((*key, (*place)?)));
     let Some((first, _)) = there.next() else {
-        let problem = Problem::error("the route does nothing");
-        check.add(route, problem.expected("one of upstream, redirect and respond"));
+        if !actions.iter().any(|(key, _)| check.report.is_meant(route, key)) {
+            let problem = Problem::error("the route does nothing");
+            check.add(route, problem.expected("one of upstream, redirect and respond"));
+        }
         return None;
     };
     for (_, place) in there {
@@ -86,6 +88,10 @@ fn forward(
     let (max_body, expect) =
         (max_body(check, &raw.max_body), choice(check, &raw.expect, Expect::Answer, &Expect::NAMES));
     let upstream = raw.upstream.value().and_then(|name| known.iter().find(|it| it.name.as_str() == name.as_str()));
+    warn_of_host(check, raw, upstream);
+    if let Some(upstream) = upstream {
+        warn_of_too_many(check, &raw.retries, upstream.backends.len());
+    }
     let retries = retries(check, &raw.retries, &upstream.map(|it| Arc::clone(&it.retries)).unwrap_or_default());
     if let Some(raw::Retries::Table(raw)) = raw.retries.value()
         && let Some((place, _)) = raw.attempt_timeout.given()
@@ -96,7 +102,8 @@ fn forward(
     let (place, text) = raw.upstream.given()?;
     let entries = upstreams.entries();
     // A table of upstreams that could not be read at all is reported already, and its names are not known.
-    if !matches!(upstreams, Field::Wrong(_)) && !entries.iter().any(|entry| entry.name == text.as_str()) {
+    let misread = matches!(upstreams, Field::Wrong(_)) || entries.iter().any(|it| matches!(it.value, Field::Wrong(_)));
+    if !misread && !entries.iter().any(|entry| entry.name == text.as_str()) {
         let problem = Problem::error(format!("unknown upstream {}", check.quote(place, text)));
         check.add(place, problem.one_of(text, entries.iter().map(|entry| entry.name.as_str())));
     }
@@ -134,6 +141,32 @@ fn rewrite(check: &Check<'_>, raw: &raw::Route) -> PathRewrite {
 fn given_host(check: &Check<'_>, field: &Field<Location>) -> Option<HeaderValue> {
     let (place, text) = field.given().filter(|(_, text)| text.as_str() != "preserve")?;
     host(check, place, text, "\"preserve\", or a name such as \"backend.example.com\", with its port if any")
+}
+
+/// Warns of a route for every request that gives each the same host: for its backends, where the clients' host was meant. A host by which
+/// backends are called is meant so, and so is one beside `hosts = ["*"]`.
+fn warn_of_host(check: &Check<'_>, raw: &raw::Route, upstream: Option<&UpstreamConfig>) {
+    let Some((place, text)) = raw.host.given().filter(|(_, text)| text.as_str() != "preserve") else { return };
+    let every_path = raw.path_prefix.value().is_none_or(|prefix| prefix.as_str() == "/");
+    let narrowed = [raw.path.place(), raw.path_regex.place(), raw.hosts.place(), raw.listeners.place()];
+    let narrowed = narrowed.into_iter().chain([raw.methods.place(), raw.headers.place(), raw.query.place()]);
+    if !every_path || narrowed.flatten().next().is_some() {
+        return;
+    }
+    let name = text.rsplit_once(':').map_or(text.as_str(), |(name, _)| name);
+    let is_called = |it: &UpstreamConfig| {
+        it.backends.iter().any(|backend| matches!(&backend.address, Address::Name(known, _) if **known == *name))
+            || it.tls.as_ref().is_some_and(|tls| tls.server_name.as_deref() == Some(name))
+    };
+    if upstream.is_some_and(is_called) {
+        return;
+    }
+    let problem = Problem::warning("every request goes here, and its backend sees this host instead of the client's");
+    let expected = format!(
+        "hosts = [{}] for requests to that host, or hosts = [\"*\"] beside it for all",
+        check.quote(place, text)
+    );
+    check.add(place, problem.expected(expected));
 }
 
 /// The value of a `Host` header.

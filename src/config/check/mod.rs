@@ -3,6 +3,7 @@
 //! A value that is wrong is reported and stands for its default from there on, so that the checks after it do not report
 //! its consequences; any error in the report means that no [`Config`] comes out.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,11 +13,13 @@ use toml::de::{DeTable, DeValue};
 
 use super::Config;
 use super::access::Access;
-use super::error::{Problem, Problems};
+use super::error::{Problem, Problems, Severity};
 use super::file::ReadFile;
 use super::raw;
 use super::reader::{self, Env};
 use super::report::{Place, Report, quote};
+use super::unquoted;
+use super::{AdminConfig, Secured};
 
 mod process;
 mod listener;
@@ -25,6 +28,7 @@ mod route;
 mod action;
 mod header;
 mod overlap;
+mod unreachable;
 mod redirect_loop;
 mod upstream;
 mod backend_tls;
@@ -50,10 +54,30 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
 }
 
+/// A configuration that cannot be used.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Why, warnings included.
+    pub problems: Problems,
+    /// What of its TLS could be read all the same: what is wrong with those files is to be told at the same time.
+    pub secured: Secured,
+}
+
+impl From<Problems> for Refused {
+    fn from(problems: Problems) -> Self {
+        Self { problems, secured: Secured::default() }
+    }
+}
+
 /// Reads a file and checks it, with variables from the process's environment.
 ///
 /// A file that cannot be read is a problem like any other.
 pub fn load(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Problems> {
+    load_whole(path, vocabulary).map_err(|refused| refused.problems)
+}
+
+/// The same as [`load`], with what is left of a file that is refused.
+pub fn load_whole(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Refused> {
     ReadFile::read(path)?.load(vocabulary)
 }
 
@@ -61,14 +85,45 @@ impl ReadFile {
     /// Checks it, with variables from the process's environment.
     ///
     /// # Errors
-    /// When it says what cannot be.
-    pub fn load(self, vocabulary: &Vocabulary) -> Result<Loaded, Problems> {
+    /// When it says what cannot be: with what is left of it.
+    pub fn load(self, vocabulary: &Vocabulary) -> Result<Loaded, Refused> {
+        let (text, file, access) = self.text()?;
+        parse_file(&text, &file, &|name| std::env::var(name).ok(), vocabulary, Some(access))
+    }
+
+    /// Its text, its name, and who may read it.
+    fn text(self) -> Result<(String, String, Access), Problems> {
         let Self { name, bytes, access, .. } = self;
         match String::from_utf8(bytes) {
-            Ok(text) => parse_file(&text, &name, &|name| std::env::var(name).ok(), vocabulary, Some(access)),
+            Ok(text) => Ok((text, name, access)),
             Err(error) => Err(not_utf8(&name, &error)),
         }
     }
+}
+
+/// Reads where a file has the admin address, whatever else is wrong with the file: what runs is looked into and steered while
+/// its file is being written, and from a shell that has not the variables that the file names. `None` where it has neither an address nor a
+/// socket; a token that cannot be read is none.
+///
+/// # Errors
+/// When the file cannot be read, is not TOML, or has `[admin]` wrong.
+pub fn load_admin(path: &Path) -> Result<Option<AdminConfig>, Problems> {
+    let (text, file, access) = ReadFile::read(path)?.text()?;
+    let report = Report::new(&file, &text);
+    let check = Check { report: &report, vocabulary: &Vocabulary::default(), access: Some(access) };
+    let env: &Env<'_> = &|name| std::env::var(name).ok();
+    let admin = read_toml(&text, &report).map(|root| {
+        let raw: raw::File = reader::read(&root, &report, env);
+        process::admin(&check, &raw.admin)
+    });
+    let problems = report.finish();
+    let Some(admin) = admin else { return Err(problems) };
+    let is_of_admin = |problem: &Problem| {
+        let own = problem.key.strip_prefix("admin").filter(|rest| rest.is_empty() || rest.starts_with('.'));
+        problem.severity == Severity::Error && own.is_some_and(|rest| rest != ".token")
+    };
+    let wrong: Problems = problems.into_vec().into_iter().filter(is_of_admin).collect();
+    if wrong.is_empty() { Ok(admin) } else { Err(wrong) }
 }
 
 /// Says where a file stops being text.
@@ -87,6 +142,16 @@ pub fn parse(
     env: &dyn Fn(&str) -> Option<String>,
     vocabulary: &Vocabulary,
 ) -> Result<Loaded, Problems> {
+    parse_whole(text, file, env, vocabulary).map_err(|refused| refused.problems)
+}
+
+/// The same as [`parse`], with what is left of a text that is refused.
+pub fn parse_whole(
+    text: &str,
+    file: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+    vocabulary: &Vocabulary,
+) -> Result<Loaded, Refused> {
     parse_file(text, file, env, vocabulary, None)
 }
 
@@ -96,14 +161,15 @@ fn parse_file(
     env: &Env<'_>,
     vocabulary: &Vocabulary,
     access: Option<Access>,
-) -> Result<Loaded, Problems> {
+) -> Result<Loaded, Refused> {
     let report = Report::new(file, text);
     let check = Check { report: &report, vocabulary, access };
     let config = read_toml(text, &report).map(|root| config(&check, reader::read(&root, &report, env)));
     let problems = report.finish();
     match config {
         Some(config) if !problems.refuse() => Ok(Loaded { config, warnings: problems.into_vec() }),
-        _ => Err(problems),
+        Some(config) => Err(Refused { problems, secured: Secured::of(&config) }),
+        None => Err(problems.into()),
     }
 }
 
@@ -113,9 +179,20 @@ fn parse_file(
 /// about the rest, so the rest is checked too.
 fn read_toml<'t>(text: &'t str, report: &Report<'_>) -> Option<Spanned<DeValue<'t>>> {
     let (root, errors) = DeTable::parse_recoverable(text);
-    let mut doubtful = false;
+    let (mut doubtful, mut unquoted_lines) = (false, HashSet::new());
     for error in &errors {
         let span = error.span().unwrap_or_default();
+        let line = text.get(..span.start).map(|before| before.matches('\n').count());
+        // Further errors of the line come of the first.
+        if unquoted_lines.contains(&line) {
+            continue;
+        }
+        if let Some(unquoted) = unquoted::look(text, span.start, error.message()) {
+            doubtful = true;
+            unquoted_lines.insert(line);
+            report.add(report.place("", unquoted.start), unquoted.problem);
+            continue;
+        }
         let place = report.place("", span.start);
         let problem = if error.message() == "duplicate key" {
             let key = text.get(span).unwrap_or_default();
@@ -166,7 +243,7 @@ impl Check<'_> {
 
 fn config(check: &Check<'_>, file: raw::File) -> Config {
     let admin = process::admin(check, &file.admin);
-    let listeners = listener::listeners(check, &file.listener, admin.as_ref().map(|admin| admin.address));
+    let listeners = listener::listeners(check, &file.listener, admin.as_ref().and_then(|admin| admin.address));
     let zone = picking::zone(check, &file.zone);
     let upstreams = upstream::upstreams(check, &file, &listeners, zone.as_ref());
     let routes = route::routes(check, &file, &listeners, &upstreams);

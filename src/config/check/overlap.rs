@@ -3,7 +3,7 @@
 //! A route stands for its listeners times its hosts times its methods, and no two routes may share one of the products with
 //! the same path, headers and query. Routes that overlap only in part have an order: the more specific wins.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Check;
 use super::listener::Checked;
@@ -23,15 +23,16 @@ pub(super) struct Candidate {
 
 /// One product.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Match<'r> {
-    listener: &'r str,
-    host: Option<&'r HostPattern>,
-    method: Option<&'r str>,
+pub(super) struct Match<'r> {
+    pub(super) listener: &'r str,
+    pub(super) host: Option<&'r HostPattern>,
+    pub(super) method: Option<&'r str>,
     rest: std::rc::Rc<str>,
 }
 
-/// Reports each route that matches what one before it matches.
-pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Checked]) {
+/// Reports each route that matches what one before it matches, and says which they are.
+pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Checked]) -> HashSet<usize> {
+    let mut told_of = HashSet::new();
     let mut seen: HashMap<Match<'_>, usize> = HashMap::new();
     for (index, Candidate { place, route, told }) in routes.iter().enumerate() {
         let mut shared = None;
@@ -44,6 +45,7 @@ pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Check
         if let Some((first, product)) = shared
             && let Some(first) = routes.get(first)
         {
+            told_of.insert(index);
             let mut what = format!("matches the same requests as {}", check.report.path(first.place));
             if *told && first.told {
                 let listener = listeners.iter().find(|it| it.config.name.as_str() == product.listener);
@@ -57,9 +59,11 @@ pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Check
             check.add(*place, Problem::error(what).expected("another host, path, method, header, query or listener"));
         }
     }
+    told_of
 }
 
-fn products<'r>(route: &'r RouteConfig, listeners: &'r [Checked]) -> Vec<Match<'r>> {
+/// What a route stands for.
+pub(super) fn products<'r>(route: &'r RouteConfig, listeners: &'r [Checked]) -> Vec<Match<'r>> {
     let rest: std::rc::Rc<str> = rest(route).into();
     let bound: Vec<&str> = match route.listeners.as_slice() {
         [] => listeners.iter().map(|listener| listener.config.name.as_str()).collect(),

@@ -70,6 +70,39 @@ pub(super) fn outlier_detection(check: &Check<'_>, field: &Field<raw::OutlierDet
     raw.enabled.value().copied().unwrap_or(true).then_some(config)
 }
 
+/// Warns of detection that can eject nothing, of `backends` that there are.
+pub(super) fn warn_of_no_ejections(check: &Check<'_>, field: &Field<raw::OutlierDetection>, backends: usize) {
+    let Some((place, raw)) = field.given().filter(|(_, raw)| raw.enabled.value() != Some(&false)) else { return };
+    let warn = |place, what: &str, expected: &str| check.add(place, Problem::warning(what).expected(expected));
+    if backends == 1 {
+        return warn(
+            place,
+            "ejects nothing: the last backend that is ready stays, and there is only one",
+            "another backend",
+        );
+    }
+    if let Some((place, 0)) = raw.max_ejected_percent.given() {
+        return warn(place, "at 0 nothing is ejected", "1 to 100, or enabled = false");
+    }
+    let counts = [&raw.consecutive_gateway_errors, &raw.consecutive_local_errors, &raw.failure_percent];
+    let deviations = [&raw.success_deviations, &raw.latency_deviations];
+    let is_off = counts.iter().all(|it| it.value() == Some(&0)) && deviations.iter().all(|it| it.value() == Some(&0.0));
+    if is_off {
+        return warn(place, "ejects nothing: each of its rules is off", "one that is not, or enabled = false");
+    }
+    let least = raw.backends_min.value().copied().unwrap_or(3);
+    let compared =
+        [raw.backends_min.place(), raw.success_deviations.given().filter(|(_, it)| **it > 0.0).map(|(place, _)| place)];
+    let latency = raw.latency_deviations.given().filter(|(_, it)| **it > 0.0).map(|(place, _)| place);
+    if let Some(place) = compared.into_iter().chain([latency]).flatten().next()
+        && i64::try_from(backends).is_ok_and(|backends| backends < least)
+    {
+        let what = format!("backends are not compared with each other: there are {backends}");
+        let least = check.show_other(raw.backends_min.place(), least);
+        warn(place, &what, &format!("{least} backends at least"));
+    }
+}
+
 /// How far back is looked; where the file does not say, as far as the intervals make sensible.
 fn window(check: &Check<'_>, field: &Field<raw::Duration>, default: Duration, interval: Duration) -> Duration {
     let longest = interval * INTERVALS_MAX;

@@ -42,15 +42,16 @@ const TOKEN_CHARACTERS_MIN: usize = 16;
 /// What the kernel takes for the path of a socket, less what is put behind it while it is made.
 const SOCKET_PATH_BYTES_MAX: usize = 96;
 
-/// `[admin]`; `None` when switched off.
+/// `[admin]`; `None` where there is neither an address nor a socket.
 pub(super) fn admin(check: &Check<'_>, field: &Field<raw::Admin>) -> Option<AdminConfig> {
-    let plain = AdminConfig { address: ADMIN, token: None, unix_socket: None };
+    let plain = AdminConfig { address: Some(ADMIN), token: None, unix_socket: None };
     let Some(admin) = field.value() else { return Some(plain) };
     let address = admin.address.given().and_then(|(place, text)| socket_address(check, place, text));
     let token = admin.token.given().and_then(|(place, text)| token(check, place, text.reveal()));
     let unix_socket = admin.unix_socket.given().and_then(|(place, text)| unix_socket(check, place, text));
     let on = admin.enabled.value().copied().unwrap_or(true);
-    on.then(|| AdminConfig { address: address.unwrap_or(ADMIN), token, unix_socket })
+    let address = on.then(|| address.unwrap_or(ADMIN));
+    (on || unix_socket.is_some()).then_some(AdminConfig { address, token, unix_socket })
 }
 
 /// What is wrong with it is said without saying it.

@@ -46,6 +46,28 @@ pub(super) fn retries(check: &Check<'_>, field: &Field<raw::Retries>, before: &A
     }
 }
 
+/// Warns of more further attempts than there are other backends. `backends`: how many there are of the upstream.
+pub(super) fn warn_of_too_many(check: &Check<'_>, field: &Field<raw::Retries>, backends: usize) {
+    let max = match field.given() {
+        Some((place, raw::Retries::Integer(max))) => Some((place, *max)),
+        Some((_, raw::Retries::Table(raw))) => raw.max.given().map(|(place, max)| (place, *max)),
+        None => None,
+    };
+    let others = i64::try_from(backends).unwrap_or(i64::MAX) - 1;
+    let Some((place, _)) = max.filter(|(_, max)| (1..=7).contains(max) && others >= 0 && *max > others) else { return };
+    let (what, expected) = match others {
+        0 => (
+            "no request is sent to a backend twice, and there is only one".to_owned(),
+            "0, or another backend".to_owned(),
+        ),
+        _ => (
+            format!("no request is sent to a backend twice, and there are {backends}"),
+            format!("{others} at most, or more backends"),
+        ),
+    };
+    check.add(place, Problem::warning(what).expected(expected));
+}
+
 /// `["connect_failure", 503]`
 fn on(check: &Check<'_>, field: &Field<Vec<Field<raw::Condition>>>, before: &RetryOn) -> RetryOn {
     let Some((place, members)) = field.given() else { return before.clone() };

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::net::Ipv6Addr;
 
 use http::Method;
+use regex::Regex;
 
 use super::listener::paths;
 use super::upstream::is_host_name;
 use super::value::{name, pattern, written};
-use super::{Check, action, header, listener, overlap, redirect_loop};
+use super::{Check, action, header, listener, overlap, redirect_loop, unreachable};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::kind::{Location, Word};
@@ -38,7 +39,8 @@ pub(super) fn routes(
         routes.push((overlap::Candidate { place, route, told: is_told(check, raw) }, sound));
     }
     let sound: Vec<_> = routes.iter().filter(|(_, sound)| *sound).map(|(candidate, _)| candidate).collect();
-    overlap::check(check, &sound, listeners);
+    let told = overlap::check(check, &sound, listeners);
+    unreachable::check(check, &sound, listeners, &told);
     redirect_loop::check(check, &sound, listeners);
     routes.into_iter().map(|(candidate, _)| candidate.route).collect()
 }
@@ -236,8 +238,19 @@ fn path(check: &Check<'_>, raw: &raw::Route) -> Option<PathPattern> {
         "path_prefix" => {
             of(&raw.path_prefix).map(|text| PathPattern::Prefix(text.strip_suffix('/').unwrap_or(&text).to_owned()))
         }
-        _ => raw.path_regex.given().and_then(|(place, text)| pattern(check, place, text)).map(PathPattern::Regex),
+        _ => raw.path_regex.given().and_then(|(place, text)| path_regex(check, place, text)).map(PathPattern::Regex),
     }
+}
+
+/// A pattern over the whole path.
+fn path_regex(check: &Check<'_>, place: Place, text: &str) -> Option<Regex> {
+    let regex = pattern(check, place, text)?;
+    if let Some(why) = unreachable::matches_nothing(text) {
+        let begins_plainly = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let suggestion = begins_plainly.then(|| format!("/{text}"));
+        check.add(place, Problem::warning(why).expected("the slash in the pattern too").suggest(suggestion));
+    }
+    Some(regex)
 }
 
 /// A path in the form that paths of requests are compared in.
@@ -291,6 +304,18 @@ pub(super) fn path_text<'t>(check: &Check<'_>, place: Place, text: &'t str) -> O
 fn methods(check: &Check<'_>, field: &Field<Vec<Field<Word>>>) -> Vec<Method> {
     refuse_empty(check, field, "methods");
     let mut methods = Vec::new();
+    // Both are refused before a route is looked for.
+    let (mut refused, mut others) = (None, false);
+    for (place, text) in field.members() {
+        match text.as_str() {
+            "CONNECT" | "TRACE" => refused = refused.or(Some(place)),
+            _ => others = true,
+        }
+    }
+    if let (Some(place), false) = (refused, others) {
+        let problem = Problem::warning("never reached: CONNECT and TRACE are refused before a route is looked for");
+        check.add(place, problem.expected("other methods, or not this route"));
+    }
     for (place, text) in field.members() {
         let upper = text.to_ascii_uppercase();
         match Method::from_bytes(text.as_bytes()) {

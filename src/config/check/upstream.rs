@@ -10,7 +10,7 @@ use super::health_check::health_check;
 use super::limits::{backend_limits, limits, upstream_limits};
 use super::listener::{self, reaches};
 use super::picking;
-use super::retries::{retries, retry_budget};
+use super::retries::{retries, retry_budget, warn_of_too_many};
 use super::value::{choice, name, number, timeout};
 use crate::config::error::Problem;
 use crate::config::field::{Entry, Field};
@@ -72,6 +72,11 @@ fn upstream(
     let tls = backend_tls(check, &raw.tls);
     // A health service of gRPC is asked by HTTP/2, as calls are.
     let http2 = protocol == Protocol::Http2 || (protocol == Protocol::Auto && tls.is_some());
+    // Those with a problem may be backends as well.
+    if raw.backends.value().is_some_and(|members| members.len() == backends.len()) {
+        warn_of_too_many(check, &raw.retries, backends.len());
+        picking::warn_of_no_ejections(check, &raw.outlier_detection, backends.len());
+    }
     Some(UpstreamConfig {
         name: upstream_name?,
         strategy,
@@ -107,14 +112,72 @@ fn strategy(check: &Check<'_>, field: &Field<Word>) -> StrategyConfig {
         name => {
             let custom = &check.vocabulary.strategies;
             if !custom.iter().any(|known| known == name) {
-                let problem = Problem::error(format!("unknown strategy {}", check.quote(place, name)));
                 let names = StrategyConfig::NAMES.into_iter().chain(custom.iter().map(String::as_str));
-                check.add(place, problem.one_of(name, names));
+                let mut what = format!("unknown strategy {}", check.quote(place, name));
+                let known = elsewhere(name);
+                if known == Some(Elsewhere::ByKey) && !check.report.is_filled(place) {
+                    what += ", which picks by what a request has: there is none that does";
+                }
+                let mut problem = Problem::error(what).one_of(name, names);
+                match known {
+                    Some(Elsewhere::Ours(ours)) => problem = problem.suggest(Some(ours.into())),
+                    Some(Elsewhere::ByKey) => problem = problem.suggest(None),
+                    None => {}
+                }
+                check.add(place, problem);
             }
             // Also for an unknown one: whether its weights would mean anything is not known either.
             StrategyConfig::Custom(Arc::from(name))
         }
     }
+}
+
+/// A strategy under the name that it has in another balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Elsewhere {
+    /// One of ours.
+    Ours(&'static str),
+    /// It picks by the client's address, a header or the like, so that what is alike stays together.
+    ByKey,
+}
+
+/// What nginx, HAProxy, Envoy, Caddy, Traefik, IPVS, linkerd and the clouds call their strategies, where it is not nearly what they are called
+/// here.
+fn elsewhere(name: &str) -> Option<Elsewhere> {
+    use Elsewhere::{ByKey, Ours};
+
+    let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    Some(match plain.to_ascii_lowercase().as_str() {
+        "rr" | "roundrobin" => Ours("round_robin"),
+        "wrr" | "weighted" | "staticrr" | "weightedrr" | "smooth" | "swrr" => Ours("weighted_round_robin"),
+        "wrandom" | "weightedrand" => Ours("weighted_random"),
+        "rand" => Ours("random"),
+        "leastconn"
+        | "leastconns"
+        | "leastrequest"
+        | "leastrequests"
+        | "leasttime"
+        | "lc"
+        | "wlc"
+        | "sed"
+        | "nq"
+        | "least"
+        | "leastoutstandingrequests"
+        | "leastoutstanding"
+        | "leastloaded"
+        | "leastpending"
+        | "leastsessions"
+        | "weightedleastrequest"
+        | "weightedleastconnections"
+        | "fastest" => Ours("least_connections"),
+        "p2c" | "poweroftwochoices" | "twochoices" | "randomtwo" | "random2" | "randomtwoleastconn"
+        | "randomchoose" | "randomchoose2" | "ewma" | "peakewma" | "twochoose" | "bestoftwo" => Ours("power_of_two"),
+        "iphash" | "clientiphash" | "source" | "sourcehash" | "sourceip" | "uri" | "urihash" | "urlparam" | "hdr"
+        | "header" | "cookie" | "query" | "hash" | "maglev" | "ringhash" | "ketama" | "consistent"
+        | "consistenthash" | "consistenthashing" | "sticky" | "session" | "sh" | "dh" | "mh" | "rdpcookie"
+        | "rendezvous" | "hrw" | "murmur2" | "generichash" => ByKey,
+        _ => return None,
+    })
 }
 
 fn backends(
@@ -264,6 +327,32 @@ fn leads_to(address: &Address, own: SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strategies_of_other_balancers_are_one_of_ours_or_of_none() {
+        for name in [
+            "rr",
+            "wrr",
+            "least_conn",
+            "leastconn",
+            "LEAST_REQUEST",
+            "P2C",
+            "random two least_conn",
+            "static-rr",
+            "peak_ewma",
+        ] {
+            let Some(Elsewhere::Ours(ours)) = elsewhere(name) else { panic!("{name}") };
+            assert!(StrategyConfig::NAMES.contains(&ours), "{name}: {ours}");
+        }
+        for name in ["ip_hash", "source", "uri", "MAGLEV", "ring_hash", "hdr(host)", "consistent-hash"] {
+            let known = elsewhere(name);
+            assert_eq!(known, (name != "hdr(host)").then_some(Elsewhere::ByKey), "{name}");
+        }
+        for name in StrategyConfig::NAMES {
+            assert_eq!(elsewhere(name), (name == "round_robin").then_some(Elsewhere::Ours("round_robin")));
+        }
+        assert_eq!(elsewhere("tides"), None);
+    }
 
     #[test]
     fn addresses_of_backends() {

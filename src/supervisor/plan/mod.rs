@@ -228,7 +228,10 @@ fn settings(old: &Config, new: &Config) -> Vec<Change> {
 fn restart(old: &Config, new: &Config) -> Vec<Change> {
     let mut changes = Changes::of("");
     let workers = |config: &Config| config.workers.map_or_else(|| "one per core".into(), |count| count.to_string());
-    let admin = |config: &Config| config.admin.as_ref().map_or_else(|| "off".into(), |admin| admin.address.to_string());
+    let admin = |config: &Config| match config.admin.as_ref().and_then(|admin| admin.address) {
+        Some(address) => address.to_string(),
+        None => "off".into(),
+    };
     let socket = |config: &Config| match config.admin.as_ref().and_then(|admin| admin.unix_socket.as_ref()) {
         Some(path) => path.display().to_string(),
         None => "none".into(),

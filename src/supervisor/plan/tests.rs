@@ -20,7 +20,7 @@ fn config() -> Config {
         shutdown_delay: Duration::ZERO,
         shutdown_grace: 10 * S,
         drain_limit: 30 * S,
-        admin: Some(AdminConfig { address: ([127, 0, 0, 1], 9900).into(), token: None, unix_socket: None }),
+        admin: Some(AdminConfig { address: Some(([127, 0, 0, 1], 9900).into()), token: None, unix_socket: None }),
         zone: None,
         log: LogConfig { level: "info".into(), format: LogFormat::Text },
         access_log: None,
@@ -449,6 +449,14 @@ fn settings_say_whether_they_wait_for_a_restart() {
         ("access log", |it| it.access_log = Some(log()), &["setting access_log off -> on"]),
         ("workers", |it| it.workers = std::num::NonZero::new(3), &["restart workers one per core -> 3"]),
         ("admin", |it| it.admin = None, &["restart admin 127.0.0.1:9900 -> off"]),
+        (
+            "the address off beside a socket",
+            |it| {
+                it.admin.as_mut().unwrap().address = None;
+                it.admin.as_mut().unwrap().unix_socket = Some("/run/i.sock".into());
+            },
+            &["restart admin 127.0.0.1:9900 -> off", "restart admin.unix_socket none -> /run/i.sock"],
+        ),
         (
             "admin socket",
             |it| it.admin.as_mut().unwrap().unix_socket = Some("/run/i.sock".into()),
