@@ -155,6 +155,11 @@ impl Upstream {
         &self.config.name
     }
 
+    /// Whether a backend of it may be picked at `now`, and if not, why. Takes the lock of the backend's history.
+    pub fn readiness(&self, backend: &Backend, now: Instant) -> Readiness {
+        Readiness::of(backend, &self.config, now)
+    }
+
     /// The backends it serves from now.
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.load_full()

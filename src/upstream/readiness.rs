@@ -105,7 +105,7 @@ impl Readiness {
     }
 
     /// As the admin address says it.
-    pub const fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::Disabled => "disabled by hand",

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use crate::config::Address;
 use crate::supervisor::Handle;
-use crate::upstream::Readiness;
 
 /// Cells of the longest bar: with the columns before it, a line fits into 80.
 const BAR_CELLS: u64 = 9;
@@ -87,7 +86,7 @@ impl Counts {
                     weight: backend.weight,
                     picks: backend.state.metrics.sum(|metrics| &metrics.picks),
                     in_flight: backend.state.in_flight(),
-                    state: Readiness::of(backend, &upstream.config, now).as_str(),
+                    state: upstream.readiness(backend, now).as_str(),
                 })
                 .collect(),
         });
@@ -155,7 +154,7 @@ impl Counts {
 }
 
 /// The state that goes without saying.
-const READY: &str = Readiness::Ready.as_str();
+const READY: &str = "ready";
 
 /// A text in lines of so many characters, broken between words where there are some.
 fn wrapped(text: &str, columns: usize) -> Vec<String> {
