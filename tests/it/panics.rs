@@ -121,9 +121,16 @@ fn whatever_is_begun_is_watched_over() {
         ("admin/reload.rs", 1, "one answer; the reload itself is the control's"),
         ("admin/stream.rs", 1, "one client that listens to events"),
         ("admin/mod.rs", 2, "one client of the admin address"),
-        ("supervisor/mod.rs", 1, "drops an access log that was replaced"),
-        ("telemetry/access_log/mod.rs", 1, "begins again by itself"),
-        ("embed/mod.rs", 1, "the control thread: its panic is the program's"),
+        ("supervisor/control.rs", 1, "one reading of the file: the reload is refused without it"),
+        ("supervisor/successor.rs", 2, "a process, and the task that tells how it has ended"),
+        ("supervisor/memory.rs", 3, "gives memory back after a reload: begun anew with the next"),
+        ("telemetry/lines/mod.rs", 1, "begins again by itself"),
+        ("transport/stream.rs", 1, "the rest of one stream: its backend is told that it ends"),
+        (
+            "embed/mod.rs",
+            2,
+            "the control thread, whose panic is the program's; and the offer to the next process, which then starts as the first",
+        ),
     ];
     let mut found = Vec::new();
     visit(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").as_path(), &mut found);

@@ -137,7 +137,9 @@ impl Changes {
 
     /// A duration's `Debug` is how `lb.toml` writes it: `5s`, `1.5s`, `200ms`.
     pub(super) fn time(&mut self, key: &str, old: Duration, new: Duration) {
-        self.debug(key, &old, &new);
+        // Rust writes none in its smallest unit.
+        let text = |time: Duration| if time.is_zero() { "0s".to_owned() } else { format!("{time:?}") };
+        self.value(key, &text(old), &text(new));
     }
 
     pub(super) fn other<T: PartialEq>(&mut self, key: &str, old: &T, new: &T) {
