@@ -11,7 +11,7 @@ use std::time::Duration;
 use isobar::config::{Vocabulary, parse};
 use isobar::exchange::watch::Clock;
 use isobar::handover::Inherited;
-use isobar::listener::{self, Listener, Open, Tasks, connection};
+use isobar::listener::{self, Known, Listener, Open, Tasks, connection};
 use isobar::proxy::{Proxy, Published, Snapshot};
 use isobar::route::Table;
 use isobar::strategy::Factories;
@@ -65,7 +65,8 @@ impl Inside {
         let upstreams: Vec<_> = config.upstreams.iter().map(build).collect();
         upstreams.iter().for_each(|upstream| upstream.enforce());
         let routes = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(1)));
-        let mut bound = listener::bind(&config.listeners[0], 1, &[], &mut Inherited::default()).expect("a listener");
+        let known = Known { ours: &[], moved: &[], inherited: &mut Inherited::default() };
+        let mut bound = listener::bind(&config.listeners[0], 1, known).expect("a listener");
         bound.listen().expect("a listening socket");
         let front = bound.sockets.pop().expect("a socket");
         let snapshot = Snapshot { generation: 1, config, routes, upstreams };

@@ -22,7 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -84,12 +84,13 @@ pub struct Admin {
     listener: Option<(std::net::TcpListener, SocketAddr)>,
     socket: Option<BoundSocket>,
     connections_max: usize,
+    closing: Option<oneshot::Sender<()>>,
 }
 
 impl Default for Admin {
     /// Neither an address nor a socket.
     fn default() -> Self {
-        Self { listener: None, socket: None, connections_max: Plan::ADMIN_MAX }
+        Self { listener: None, socket: None, connections_max: Plan::ADMIN_MAX, closing: None }
     }
 }
 
@@ -149,6 +150,12 @@ impl Admin {
     #[must_use]
     pub fn with_connections(self, connections_max: usize) -> Self {
         Self { connections_max, ..self }
+    }
+
+    /// Drops `closing` when it accepts nothing more.
+    #[must_use]
+    pub fn telling(self, closing: oneshot::Sender<()>) -> Self {
+        Self { closing: Some(closing), ..self }
     }
 
     /// The address, with the port that was taken for 0; `None` where there is only a socket.
@@ -221,7 +228,8 @@ impl Admin {
                 }
             }
         }
-        drop(listener);
+        drop((listener, socket));
+        drop(self.closing);
         drop(stopping);
         // Whatever is left after the limit is aborted with the set.
         let _ = timeout(STOP_LIMIT, async { while connections.join_next().await.is_some() {} }).await;

@@ -36,6 +36,7 @@ Exit codes:
   1         the configuration is refused or the start failed; for healthcheck: not ready
   2         the command line is wrong
   3, 4      for ctl: no isobar answers; what was waited for has not come in time
+  70        stopped by itself after a panic of what it needs
   130, 131, 143
             ended at once by a further SIGINT, SIGQUIT or SIGTERM";
 

@@ -1,4 +1,5 @@
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::fail;
@@ -24,12 +25,22 @@ pub(super) fn run(file: &Path, replace: bool) -> ExitCode {
     }
 }
 
-/// The command of this process, to replace it. The path is that of now: by then, another version may be there.
+/// The command of this process, to replace it. By then, another version may be where it was started from.
 fn successor() -> Option<Successor> {
-    let program = std::env::current_exe().ok()?;
+    let program = program(&std::env::args_os().next()?).or_else(|| std::env::current_exe().ok())?;
     let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
     if !arguments.iter().any(|argument| argument == REPLACE) {
         arguments.push(REPLACE.into());
     }
     Some(Successor { program, arguments })
+}
+
+/// Where the shell has found the program that was called so. Not what that leads to: a link may lead to another version later.
+fn program(called: &OsStr) -> Option<PathBuf> {
+    if Path::new(called).components().count() > 1 {
+        return std::path::absolute(called).ok().filter(|path| path.is_file());
+    }
+    let folders = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&folders).map(|folder| folder.join(called)).find(|path| path.is_file());
+    found.and_then(|path| std::path::absolute(path).ok())
 }

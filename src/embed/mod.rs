@@ -25,7 +25,7 @@ use tracing::field::display;
 use tracing::{debug, error, info};
 
 use crate::admin::Admin;
-use crate::config::{AdminConfig, Config, Loaded};
+use crate::config::{AdminConfig, Loaded};
 use crate::descriptors;
 use crate::handover::{Inherited, Sockets};
 use crate::strategy::{Factories, Factory};
@@ -115,7 +115,8 @@ impl Builder {
     }
 
     /// Whether the signals of the process are acted upon: SIGHUP reloads, SIGUSR1 opens log files anew, SIGTERM, SIGINT and
-    /// SIGQUIT stop, and a further one of these ends at once; SIGUSR2 and SIGALRM do nothing. Not where this is not called: they belong to the program.
+    /// SIGQUIT stop, and a further one of these ends at once; SIGUSR2 starts [`Takeover::successor`]; SIGALRM does nothing. Not where this is
+    /// not called: they belong to the program.
     pub fn signals(mut self, signals: bool) -> Self {
         self.signals = signals;
         self
@@ -214,23 +215,18 @@ impl Builder {
             None => Sockets::default(),
         };
 
-        let mut admin = match config.admin.as_ref().filter(|_| self.admin) {
-            Some(config) => Some(bind_admin(config, inherited.admin, before.is_some())?),
-            None => None,
-        };
+        let admin_config = config.admin.clone().filter(|_| self.admin);
+        let bind = |config| bind_admin(config, inherited.admin, before.is_some());
+        let mut admin = admin_config.as_ref().map(bind).transpose()?;
         let admin_address = admin.as_ref().and_then(Admin::address);
-        let admin_socket = config.admin.as_ref().filter(|_| self.admin).and_then(|admin| admin.unix_socket.clone());
-        if let (Some(admin), None) = (&mut admin, &before) {
-            admin.place().map_err(|source| socket_failed(&config, source))?;
-        }
         let signals = self.signals.then(Signals::take).transpose().map_err(Error::Thread)?;
         let watched = file_to_watch(&self.source, self.watch);
 
         let supervisor = Supervisor::start(config, self.factories, Inherited::new(inherited.listeners))
             .map_err(|error| error.beside(warnings.clone()))?;
-        if admin.is_some() {
+        if let Some(AdminConfig { unix_socket, .. }) = &admin_config {
             let (address, socket) =
-                (admin_address.map(display), admin_socket.as_ref().map(|path| display(path.display())));
+                (admin_address.map(display), unix_socket.as_ref().map(|path| display(path.display())));
             info!(address, socket, "admin listening");
         }
         let (control, handle) = Control::new(supervisor, self.source, vocabulary, logging, &warnings);
@@ -245,13 +241,13 @@ impl Builder {
         }
         let lent = admin.as_ref().and_then(|admin| admin.lend().ok()?);
         let most = handle.process().descriptors.plan.admin;
-        let admin = admin.map(|admin| Served::start(&runtime, admin.with_connections(most), &handle));
+        let mut admin = admin.map(|admin| Served::start(&runtime, admin.with_connections(most), &handle));
         if let Some(before) = before {
             runtime.block_on(before.replace());
         }
         if let Some(file) = file {
             systemd::ready();
-            runtime.spawn(takeover::offer(file, handle.clone(), lent, admin.as_ref().map(Served::stopper)));
+            runtime.spawn(takeover::offer(file, handle.clone(), lent, admin.as_mut().and_then(Served::stopper)));
         }
         if let Some(path) = watched {
             runtime.spawn(vital.watch("watch over the file".into(), watch::run(path, stamp, handle.clone())));
@@ -306,17 +302,13 @@ fn bind_admin(config: &AdminConfig, inherited: Option<Lent>, replacing: bool) ->
         admin.map_err(|source| Error::Admin { address, source })
     };
     let admin = config.address.map(bind).transpose()?.unwrap_or_default();
-    match &config.unix_socket {
-        Some(path) => {
-            admin.with_socket(path, replacing).map_err(|source| Error::AdminSocket { path: path.clone(), source })
-        }
-        None => Ok(admin),
-    }
-}
-
-fn socket_failed(config: &Config, source: std::io::Error) -> Error {
-    let path = config.admin.as_ref().and_then(|admin| admin.unix_socket.clone()).unwrap_or_default();
-    Error::AdminSocket { path, source }
+    let Some(path) = &config.unix_socket else { return Ok(admin) };
+    // That of the process before stays in its place until this one serves.
+    let bound = admin.with_socket(path, replacing).and_then(|mut admin| match replacing {
+        true => Ok(admin),
+        false => admin.place().map(|()| admin),
+    });
+    bound.map_err(|source| Error::AdminSocket { path: path.clone(), source })
 }
 
 /// What the control thread goes on with.
@@ -333,11 +325,14 @@ struct Launched {
 struct Served {
     task: tokio::task::JoinHandle<()>,
     stop: Arc<Notify>,
+    closed: Option<oneshot::Receiver<()>>,
 }
 
 impl Served {
     fn start(runtime: &Runtime, admin: Admin, handle: &Handle) -> Self {
         let stop = Arc::new(Notify::new());
+        let (closing, closed) = oneshot::channel();
+        let admin = admin.telling(closing);
         let (control, stopped) = (Arc::new(handle.clone()), Arc::clone(&stop));
         let vital = handle.events().vital().clone();
         let task = runtime.spawn(vital.watch("admin address".into(), async move {
@@ -345,12 +340,12 @@ impl Served {
                 error!(%error, "the admin address is not served");
             }
         }));
-        Self { task, stop }
+        Self { task, stop, closed: Some(closed) }
     }
 
-    /// Ends it when it is told.
-    fn stopper(&self) -> Arc<Notify> {
-        Arc::clone(&self.stop)
+    /// Ends it when it is told, and is told when it accepts nothing more. Once.
+    fn stopper(&mut self) -> Option<(Arc<Notify>, oneshot::Receiver<()>)> {
+        Some((Arc::clone(&self.stop), self.closed.take()?))
     }
 
     async fn end(self) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tracing::{debug, info, warn};
 
 use super::systemd;
@@ -18,6 +18,11 @@ pub(super) type Lent = (SocketAddr, OwnedFd);
 
 /// How long to wait after a process could not be talked to.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long the next process may take from the sockets to being ready. Until then it has them too, and what a reload here ceases to listen
+/// on would still be connected to.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+/// How long the admin address may take to accept nothing more.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// How often it is tried to offer what the process before has just ceased to offer.
 const TRIES: u32 = 20;
 
@@ -56,7 +61,12 @@ impl Before {
 }
 
 /// Gives what this process listens on to the one that takes its place, and has this one stop then.
-pub(super) async fn offer(file: PathBuf, handle: Handle, mut admin: Option<Lent>, stop_admin: Option<Arc<Notify>>) {
+pub(super) async fn offer(
+    file: PathBuf,
+    handle: Handle,
+    mut admin: Option<Lent>,
+    stop_admin: Option<(Arc<Notify>, oneshot::Receiver<()>)>,
+) {
     let Some(offer) = make(&file).await else { return };
     loop {
         let visitor = match offer.visitor(|| handle.status().stopping).await {
@@ -71,9 +81,9 @@ pub(super) async fn offer(file: PathBuf, handle: Handle, mut admin: Option<Lent>
         info!(pid, "another process is about to take over");
         let given = async {
             let sockets = Sockets { listeners: handle.lend().await?, admin: admin.take() };
-            let given = visitor.give(&sockets).await;
+            let given = tokio::time::timeout(READY_LIMIT, visitor.give(&sockets)).await;
             admin = sockets.admin;
-            given
+            given.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
         };
         if let Err(error) = given.await {
             warn!(pid, %error, "the process that was about to take over did not; this one serves on");
@@ -81,8 +91,10 @@ pub(super) async fn offer(file: PathBuf, handle: Handle, mut admin: Option<Lent>
         }
         systemd::replaced_by(pid);
         handle.replaced();
-        if let Some(stop) = &stop_admin {
+        if let Some((stop, closed)) = stop_admin {
             stop.notify_one();
+            // What asks there when the next process has said that it took over is to be answered by that one.
+            let _ = tokio::time::timeout(CLOSE_LIMIT, closed).await;
         }
         drop((offer, admin));
         info!(pid, "another process has taken over");

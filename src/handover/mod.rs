@@ -9,14 +9,14 @@
 //! network namespace, which are those that can share addresses. Both sides ask the kernel for the user at the other end, and accept
 //! their own and root.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 #[cfg(target_os = "linux")]
 mod channel;
@@ -29,6 +29,9 @@ use channel::Channel;
 
 /// How long the other side may take for an answer that needs no work.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked for a process that may just be starting, and how long to wait in between.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
 /// Of what is said. A process that does not understand another one's version starts as if there were none.
 const VERSION: u32 = 1;
 
@@ -142,6 +145,19 @@ pub struct Predecessor {
 impl Predecessor {
     /// Looks for it; `None` where there is none, or none that is understood. Inside a runtime only.
     pub async fn find(file: &Path) -> Option<Self> {
+        for _ in 0..TRIES {
+            match Self::look(file).await {
+                // One that has just handed over has closed its socket, and the next one is about to open its own.
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
+                    sleep(PAUSE).await
+                }
+                found => return found.ok(),
+            }
+        }
+        None
+    }
+
+    async fn look(file: &Path) -> io::Result<Self> {
         let asked = async {
             let channel = Channel::connect(file)?;
             match channel.receive().await? {
@@ -150,14 +166,14 @@ impl Predecessor {
             }
         };
         match timeout(PATIENCE, asked).await {
-            Ok(Ok(found)) => Some(found),
+            Ok(Ok(found)) => Ok(found),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "no process to take over from");
-                None
+                Err(error)
             }
             Err(_) => {
                 tracing::warn!("the process that serves this file does not answer, so nothing is taken over from it");
-                None
+                Err(ErrorKind::TimedOut.into())
             }
         }
     }
@@ -220,15 +236,15 @@ fn unexpected(message: &Message) -> io::Error {
 #[derive(Debug, Default)]
 pub struct Inherited {
     sockets: Vec<(SocketAddr, TcpListener)>,
-    /// Ports that the process before listens on, also where a listener has another address there now.
-    ports: Vec<u16>,
+    /// Where the process before listens.
+    addresses: Vec<SocketAddr>,
 }
 
 impl Inherited {
     /// Those of `listeners`.
     pub fn new(listeners: Vec<(SocketAddr, OwnedFd)>) -> Self {
-        let ports = listeners.iter().map(|(address, _)| address.port()).collect();
-        Self { sockets: listeners.into_iter().map(|(address, socket)| (address, socket.into())).collect(), ports }
+        let addresses = listeners.iter().map(|(address, _)| *address).collect();
+        Self { sockets: listeners.into_iter().map(|(address, socket)| (address, socket.into())).collect(), addresses }
     }
 
     /// Takes the sockets that are bound to `address`.
@@ -236,9 +252,14 @@ impl Inherited {
         self.sockets.extract_if(.., |(bound, _)| *bound == address).map(|(_, socket)| socket).collect()
     }
 
-    /// Whether the process before listens on that port, at this address or another: it is no stranger.
-    pub fn has_port(&self, port: u16) -> bool {
-        self.ports.contains(&port)
+    /// Takes all that was not taken.
+    pub fn rest(&mut self) -> Vec<(SocketAddr, TcpListener)> {
+        std::mem::take(&mut self.sockets)
+    }
+
+    /// Where the process before listens, taken or not.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 }
 

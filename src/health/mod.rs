@@ -340,7 +340,7 @@ impl Checking {
 
     fn pause(&self) -> Duration {
         let (account, _) = self.backend.health.look();
-        // Who is ejected for want of an answer is in doubt too.
+        // A backend that is ejected for want of an answer is in doubt too.
         let in_doubt = account.in_doubt() || self.backend.outlier.is_missed();
         pace::pause(&self.settings.borrow().config, in_doubt, rand::random())
     }

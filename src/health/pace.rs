@@ -20,7 +20,7 @@ pub(super) fn first(nth: u64, verdict: Verdict, interval: Duration) -> Duration 
 /// How long to wait before the `nth` look whether a backend is there again, from 0. `random` is from 0 to 1.
 ///
 /// Half a second, and then longer by half each time, up to 5 s: so it is found when it has been back for half of the time that it was
-/// gone, and whoever stays away is not bothered. A tenth shorter or longer, so that many that went together are not looked at together.
+/// gone, and one that stays away is rarely looked for. A tenth shorter or longer, so that many that went together are not looked at together.
 pub(super) fn look(nth: u32, random: f64) -> Duration {
     const FIRST: Duration = Duration::from_millis(500);
     const LONGEST: Duration = Duration::from_secs(5);

@@ -86,7 +86,7 @@ impl Listener {
 pub struct Bound {
     /// The shared part.
     pub listener: Arc<Listener>,
-    /// At least one socket a worker, all on the same address.
+    /// At least one socket a worker, on the address or a part of it. None where the workers have them already.
     pub sockets: Vec<TcpListener>,
 }
 
@@ -108,25 +108,22 @@ impl Bound {
 /// one of them for each. That option would also let a second process of the same user bind the address unnoticed and take
 /// half of the connections; so the address is first bound without it, which fails if another process is there, and also where one of `ours`,
 /// the addresses of this process, is a part of this one, or the other way round. Those `inherited` at this address from the process before
-/// are all kept, however many workers there are: connections may wait in each.
+/// are all kept, however many workers there are: connections may wait in each. None is bound where the workers have sockets on this address
+/// for another listener ([`Known::moved`]): they are told to take these.
 ///
 /// # Errors
 /// When the address cannot be bound, or another process listens there.
-pub fn bind(
-    config: &Arc<ListenerConfig>,
-    workers: usize,
-    ours: &[SocketAddr],
-    inherited: &mut Inherited,
-) -> io::Result<Bound> {
+pub fn bind(config: &Arc<ListenerConfig>, workers: usize, known: Known<'_>) -> io::Result<Bound> {
     let mut address = config.address;
-    let mut sockets = inherited.take(address);
-    if sockets.is_empty() {
+    let mut sockets = known.inherited.take(address);
+    let moved = known.moved.contains(&address);
+    if sockets.is_empty() && !moved {
         match socket(address, false) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_known(address, ours, inherited) => {}
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && known.overlaps(address) => {}
             probe => drop(probe?),
         }
     }
-    while sockets.len() < workers.max(1) {
+    while sockets.len() < workers.max(1) && !moved {
         let socket = socket(address, true)?;
         if address.port() == 0 {
             address = socket.local_addr()?;
@@ -152,9 +149,22 @@ pub fn covers(address: SocketAddr, other: SocketAddr) -> bool {
     same_family && address.port() == other.port() && (address.ip() == other.ip() || address.ip().is_unspecified())
 }
 
-/// Whether it is this process, or the one that it takes over from, that listens at a part of that address.
-fn is_known(address: SocketAddr, ours: &[SocketAddr], inherited: &Inherited) -> bool {
-    inherited.has_port(address.port()) || ours.iter().any(|&it| overlap(it, address))
+/// What is listened on already, and not by a stranger.
+#[derive(Debug)]
+pub struct Known<'a> {
+    /// Addresses of this process's listeners.
+    pub ours: &'a [SocketAddr],
+    /// Addresses whose sockets another listener of this process has.
+    pub moved: &'a [SocketAddr],
+    /// What comes from the process before.
+    pub inherited: &'a mut Inherited,
+}
+
+impl Known<'_> {
+    /// Whether a part of that address is.
+    fn overlaps(&self, address: SocketAddr) -> bool {
+        self.ours.iter().chain(self.inherited.addresses()).any(|&it| overlap(it, address))
+    }
 }
 
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {

@@ -97,12 +97,13 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// The same where nobody is ready.
+    /// The same where no backend is ready.
     #[cold]
     fn first_of_others(&mut self) -> Result<Option<Place>, ProxyError> {
         let place = place::take_further(self.proxy, self.running, self.upstream, (&self.tried, Reach::Anybody));
         if let Ok(Some(place)) = &place {
             self.note(place);
+            self.note_resort(place);
         }
         place.map_err(|error| self.unplaced(error))
     }
@@ -116,10 +117,16 @@ impl<'a> Attempts<'a> {
         match place::wait(self.proxy, self.running, self.upstream, (&self.tried, Reach::Anybody)).await {
             Ok(place) => {
                 self.note(&place);
+                self.note_resort(&place);
                 Ok(place)
             }
             Err(error) => Err(self.unplaced(error)),
         }
+    }
+
+    #[cold]
+    fn note_resort(&mut self, place: &Place) {
+        self.last_resort = !self.upstream.is_ready(place.backend().id);
     }
 
     #[cold]
@@ -168,7 +175,7 @@ impl<'a> Attempts<'a> {
 
     /// Where the next attempt goes, if there may be one: after `cause`, and after a wait. It is charged to the budget. The
     /// caller has made sure that the request may be sent again. Where an attempt is held it does not stand in line for a
-    /// place, nor go where perhaps nobody is; where nothing is, anybody is asked before the request fails.
+    /// place, nor go to a backend that is perhaps gone; where nothing is held, any is tried before the request fails.
     #[cold]
     pub(super) async fn next(&mut self, cause: RetryCause, asked: Option<Bytes>, held: Held) -> Option<Place> {
         let Self { running, upstream, config, .. } = *self;
@@ -215,7 +222,7 @@ impl<'a> Attempts<'a> {
         };
         self.note(&next);
         self.further += 1;
-        self.last_resort = !upstream.is_ready(next.backend().id);
+        self.note_resort(&next);
         metrics.retries[cause as usize].add(1);
         Some(next)
     }
@@ -248,10 +255,10 @@ impl<'a> Attempts<'a> {
             let metrics = self.upstream.state.metrics.of(self.proxy.worker);
             let counter = if self.is_unwanted(status, head) { &metrics.retried_in_vain } else { &metrics.retried_well };
             counter.add(1);
-            // A gateway may answer in the place of who is not there.
-            if self.last_resort && !matches!(head.seen(status).as_u16(), 502..=504) {
-                self.upstream.note_served(backend);
-            }
+        }
+        // A gateway may answer in the place of a backend that is gone.
+        if self.last_resort && !matches!(head.seen(status).as_u16(), 502..=504) {
+            self.upstream.note_served(backend);
         }
     }
 

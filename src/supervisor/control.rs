@@ -163,18 +163,21 @@ impl Control {
         let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging, giving_back };
         // A reload may hang in reading a file from a network; the stop does not wait for it. It is given up only where it
         // waits, which is never between the prepare and the retire.
+        let failed = async || {
+            let what = vital.failed().await;
+            error!(what, "panicked; the process is not whole without it, and stops");
+            Stop::Failed
+        };
         let stop = tokio::select! {
             biased;
             Some(stop) = stops.recv() => stop,
-            what = vital.failed() => {
-                error!(what, "panicked; the process is not whole without it, and stops");
-                Stop::Failed
-            }
+            stop = failed() => stop,
             () = reloads.serve(&mut commands) => Stop::Asked(None),
         };
         let stop = tokio::select! {
             biased;
             stop = delayed(shared, stop, &mut stops) => stop,
+            stop = failed(), if !matches!(stop, Stop::Failed) => Ok(stop),
             () = reloads.serve(&mut commands) => Ok(stop),
         };
         let stop = match stop {
@@ -186,8 +189,8 @@ impl Control {
     }
 }
 
-/// Waits for `shutdown_delay` where a signal asks to stop, with everything as before but `/readyz`: who balances over several of us
-/// looks there, and sends new connections until it has. A process that takes over ends the wait, and so does a program that asks.
+/// Waits for `shutdown_delay` where a signal asks to stop, with everything as before but `/readyz`: a balancer in front
+/// looks there, and sends new connections until it has seen the answer. A process that takes over ends the wait, and so does a program that asks.
 ///
 /// # Errors
 /// The number of a further signal.
@@ -238,7 +241,7 @@ async fn finish(supervisor: &Supervisor, stop: Stop, stops: &mut mpsc::Unbounded
                 None => Ended::Stopped { cut },
             }
         }
-        signal = next_signal(stops) => interrupted(signal),
+        signal = next_signal(stops, matches!(stop, Stop::Signal(_))) => interrupted(signal),
     }
 }
 
@@ -248,10 +251,12 @@ fn deadline(grace: Duration) -> Instant {
     now.checked_add(grace).unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
 }
 
-async fn next_signal(stops: &mut mpsc::UnboundedReceiver<Stop>) -> i32 {
+/// A further signal: the second one where none had asked for the stop, `signalled`.
+async fn next_signal(stops: &mut mpsc::UnboundedReceiver<Stop>, mut signalled: bool) -> i32 {
     loop {
         match stops.recv().await {
-            Some(Stop::Signal(signal)) => return signal,
+            Some(Stop::Signal(signal)) if signalled => return signal,
+            Some(Stop::Signal(_)) => signalled = true,
             Some(Stop::Asked(_) | Stop::Replaced | Stop::Failed) => {}
             None => return std::future::pending().await,
         }

@@ -6,6 +6,7 @@
 //! longer has.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,7 +14,7 @@ use crate::config::{Config, Problem, Problems, RouteName, UpstreamName};
 use crate::descriptors;
 use crate::handover::Inherited;
 use crate::health::Prober;
-use crate::listener::{self, Bound, Listener};
+use crate::listener::{self, Bound, Known, Listener, covers};
 use crate::proxy::Snapshot;
 use crate::route::Table;
 use crate::strategy::Factories;
@@ -79,6 +80,21 @@ struct Lasting {
     routes: HashMap<RouteName, Arc<Sharded<RouteMetrics>>>,
     /// In the order of the configuration, so that the places in a plan find them.
     listeners: Vec<Arc<Listener>>,
+    /// Addresses of listeners that are gone whose sockets another listener has, which covers them: one that is added there again takes
+    /// them, for to bind others beside them would share its connections.
+    moved: Vec<SocketAddr>,
+}
+
+impl Lasting {
+    /// Of the addresses that were moved, those stay whose sockets a listener has.
+    fn forget_closed(&mut self) {
+        self.moved.sort_unstable();
+        self.moved.dedup();
+        let listeners = &self.listeners;
+        self.moved.retain(|&moved| {
+            !listeners.iter().any(|it| it.address == moved) && listeners.iter().any(|it| covers(it.address, moved))
+        });
+    }
 }
 
 /// Everything that a configuration needs and that was not there. Dropping it undoes it.
@@ -231,8 +247,10 @@ impl Supervisor {
 
         let retired = self.commit(prepared);
         for listener in &retired {
+            self.lasting.moved.push(listener.address);
             self.shared.workers.unlisten(listener, config.drain_limit, &self.lasting.listeners);
         }
+        self.lasting.forget_closed();
         Ok(Applied { generation: before.generation + 1, plan, warnings, took: started.elapsed() })
     }
 
@@ -315,7 +333,7 @@ fn prepare(
     // Files and sockets first: what can fail should do so before work is spent on the rest.
     let log = open_access_log(plan, config, running.logs, reopen)?;
     let (tls, warnings) = load_certificates(plan, config, running.lasting)?;
-    let (listeners, bound) = bind_listeners(plan, config, &mut running)?;
+    let (listeners, bound, moved) = bind_listeners(plan, config, &mut running)?;
 
     let mut states = HashMap::with_capacity(config.upstreams.len());
     let steps = plan.upstreams.next.iter().zip(backend_tls);
@@ -340,7 +358,7 @@ fn prepare(
     });
 
     let snapshot = Arc::new(Snapshot { generation, config: Arc::clone(config), routes, upstreams });
-    let lasting = Lasting { upstreams: states, routes: metrics, listeners };
+    let lasting = Lasting { upstreams: states, routes: metrics, listeners, moved };
     Ok(Prepared { snapshot, lasting, log, bound, tls, warnings })
 }
 
@@ -363,7 +381,8 @@ fn bind_listeners(
     plan: &Plan,
     config: &Config,
     running: &mut Running<'_>,
-) -> Result<(Vec<Arc<Listener>>, Vec<Bound>), Error> {
+) -> Result<(Vec<Arc<Listener>>, Vec<Bound>, Vec<SocketAddr>), Error> {
+    let mut moved = running.lasting.moved.clone();
     let mut listeners = Vec::with_capacity(config.listeners.len());
     let mut added: Vec<Bound> = Vec::new();
     let mut ours: Vec<_> = running.lasting.listeners.iter().map(|listener| listener.address).collect();
@@ -373,12 +392,23 @@ fn bind_listeners(
                 listeners.push(Arc::clone(&running.lasting.listeners[*from]));
             }
             Step::Added => {
-                let bound = listener::bind(config, running.workers, &ours, &mut running.inherited)
-                    .map_err(|source| Error::Bind { listener: config.name.clone(), address: config.address, source })?;
+                let known = Known { ours: &ours, moved: &moved, inherited: &mut running.inherited };
+                let bound = listener::bind(config, running.workers, known).map_err(|source| Error::Bind {
+                    listener: config.name.clone(),
+                    address: config.address,
+                    source,
+                })?;
                 ours.push(bound.listener.address);
                 listeners.push(Arc::clone(&bound.listener));
                 added.push(bound);
             }
+        }
+    }
+    // What the process before listens on and no listener has as it is: to let go of it would lose who connects meanwhile.
+    for (address, socket) in running.inherited.rest() {
+        if let Some(heir) = added.iter_mut().find(|it| covers(it.listener.address, address)) {
+            heir.sockets.push(socket);
+            moved.push(address);
         }
     }
     // Only when all are bound: what is dropped after a failure has taken no connection.
@@ -390,7 +420,7 @@ fn bind_listeners(
             source,
         })?;
     }
-    Ok((listeners, added))
+    Ok((listeners, added, moved))
 }
 
 /// `logs`: there is an access log, of the configuration of before.

@@ -49,6 +49,7 @@ impl Signals {
                     let _ = handle.commands.try_send(Command::Reload { trigger: Trigger::Signal, reply: None });
                 }
                 Some(()) = self.user2.recv() => match &mut successor {
+                    _ if handle.status().stopping => warn!("SIGUSR2 ignored: this process is stopping"),
                     Some(successor) => successor.start(),
                     None => warn!("SIGUSR2 is for the isobar binary: this program has to start its successor itself"),
                 },

@@ -1,4 +1,4 @@
-//! Whom a request goes to before it fails, when all that are ready were tried.
+//! Where a request goes before it fails, when all backends that are ready were tried.
 //!
 //! What keeps a backend from being ready is found out a little late, and so is that it is over. A request that has nowhere else to
 //! go loses nothing by asking: first those that little speaks against. What an operator has taken out is never asked.
@@ -11,15 +11,15 @@ use crate::backend::outlier::{By, Ejection};
 use crate::config::{InitialHealth, UpstreamConfig};
 use crate::strategy::Tried;
 
-/// What speaks against a backend that is not ready. Whom less speaks against is asked earlier: outlier detection goes by what
-/// was, checks by what is, so whom they find unhealthy comes last.
+/// What speaks against a backend that is not ready. One with fewer signs of death is tried earlier: outlier detection goes by what
+/// was, checks by what is, so those that they find unhealthy come last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signs {
     /// It answers: it was ejected for how it does, or how late.
     Answers,
     /// It was ejected because connections to it broke, or no answer came in time.
     Silent,
-    /// It was ejected because no connection to it could be made, or somebody has looked since and found nobody there.
+    /// It was ejected because no connection to it could be made, or a look since has failed.
     Absent,
     /// It waits for its first check.
     Unchecked,

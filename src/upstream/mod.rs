@@ -215,7 +215,7 @@ impl Upstream {
         }
     }
 
-    /// A backend has answered a request that nobody who is ready would. On the request path.
+    /// A backend has answered a request as the last resort. On the request path.
     #[cold]
     pub fn note_served(&self, backend: &BackendState) {
         if backend.outlier.note_served() {

@@ -340,7 +340,7 @@ fn order(upstream: &Upstream, reach: Reach) -> Vec<usize> {
     order
 }
 
-/// Before a request fails it is tried at those that are not ready: whom least speaks against first, and never whom an operator
+/// Before a request fails it is tried at those that are not ready: those with the fewest signs of death first, and never one that an operator
 /// has taken out.
 #[test]
 fn the_last_resort_is_in_the_order_of_what_speaks_against_it() {
@@ -370,13 +370,13 @@ fn the_last_resort_is_in_the_order_of_what_speaks_against_it() {
         assert_eq!(order(&upstream, Reach::Ready), [0]);
         assert_eq!(order(&upstream, Reach::Answering), [0, 3]);
         assert_eq!(order(&upstream, Reach::Anybody), [&[0, 3, 2, 1][..], unhealthy].concat(), "{panic_percent}");
-        // A first attempt does not look at them while somebody is ready.
+        // A first attempt does not look at them while another is ready.
         let firsts = (0..20).map(|_| order(&upstream, Reach::Anybody)[0]);
         assert!(firsts.into_iter().all(|place| place == 0));
     }
 }
 
-/// Where nobody is ready and there is no panic, those that are ejected are asked all the same: of them nobody knows how they are.
+/// Where none is ready and there is no panic, those that are ejected are tried all the same: how they are is not known.
 #[test]
 fn who_is_ejected_is_asked_where_nobody_is_ready() {
     let upstream = build(config(&[1, 2], Some(InitialHealth::Healthy)), &UpstreamState::new("u".into(), 1));

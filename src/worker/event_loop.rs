@@ -169,6 +169,7 @@ impl Worker {
             };
             match command {
                 Some(Command::Listen(listener, socket)) => self.listen(listener, socket),
+                Some(Command::Adopt(listener)) => self.adopt_sockets(&listener),
                 Some(Command::Lend(reply)) => drop(reply.send(self.lend())),
                 Some(Command::Unlisten(listener, limit, others)) => self.unlisten(&listener, limit, &others),
                 Some(Command::Serve(tcp, peer, listener, open)) => self.serve(tcp, peer, listener, open),
@@ -280,6 +281,15 @@ impl Worker {
         match Acceptor::new(socket) {
             Ok(socket) => self.accept(listener, socket),
             Err(error) => tracing::error!(%error, listener = %listener.name(), "could not watch a listening socket"),
+        }
+    }
+
+    fn adopt_sockets(self: &Rc<Self>, listener: &Arc<Listener>) {
+        let is_its = |one: &mut Accepting| one.socket.address() == Some(listener.address);
+        let moved: Vec<_> = self.accepting.borrow_mut().extract_if(.., is_its).collect();
+        for accepting in moved {
+            accepting.task.abort();
+            self.accept(Arc::clone(listener), accepting.socket);
         }
     }
 

@@ -29,6 +29,8 @@ mod event_loop;
 enum Command {
     /// Accept on this socket.
     Listen(Arc<Listener>, TcpListener),
+    /// Accept for this listener on the sockets on its address, which another one has.
+    Adopt(Arc<Listener>),
     /// Give what it listens on, for another process to listen on too.
     Lend(oneshot::Sender<io::Result<Vec<Lent>>>),
     /// Accept what waits, then no more, but where its socket is on an address of these listeners; cut its connections after so long.
@@ -135,6 +137,9 @@ impl Workers {
 
     /// Begins to accept on a bound listener. Cannot fail and does not wait.
     pub fn listen(&self, bound: Bound) {
+        if bound.sockets.is_empty() {
+            return self.tell(|| Command::Adopt(Arc::clone(&bound.listener)));
+        }
         // More sockets than workers came from a process that had more: one worker then accepts on several.
         for (inbox, socket) in self.peers.inboxes.iter().cycle().zip(bound.sockets) {
             // A worker that is gone, because the process stops, needs no listener.

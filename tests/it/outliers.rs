@@ -211,7 +211,7 @@ async fn who_does_not_answer_stays_out_until_it_does() {
     good.backend.kill();
     assert_eq!(send(&proxy, 1).await, 0);
     eventually(|| !ejected(&proxy, &stuck.backend)).await;
-    assert_eq!(over(&mut events), ["it has answered when nobody else would"]);
+    assert_eq!(over(&mut events), ["it has answered as the last resort"]);
 }
 
 /// A backend that the file leaves out is not kept by somebody who looks for it.

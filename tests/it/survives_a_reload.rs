@@ -500,3 +500,24 @@ async fn an_address_of_another_process_is_still_refused() {
     }
     assert_eq!(proxy.get("/").await.text(), "well");
 }
+
+/// A socket that was moved to a wider listener comes back to the narrower one: none is bound beside it, and none is left.
+#[tokio::test]
+async fn an_address_that_comes_and_goes_keeps_its_sockets() {
+    let backend = TestBackend::ok("well");
+    let port = std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    let at = |ip: &str| with_u(&over(&[&backend])).replace("\"127.0.0.1:0\"", &format!("\"{ip}:{port}\""));
+    let sockets = || {
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        table.lines().filter(|line| line.contains(&format!(":{port:04X} 00000000:0000 0A"))).count()
+    };
+    let proxy = TestProxy::with_config(at("127.0.0.1")).await;
+    for _ in 0..4 {
+        eventually(|| sockets() == 2).await;
+        proxy.apply(at("0.0.0.0")).await.unwrap();
+        eventually(|| sockets() == 4).await;
+        assert_eq!(Client::connect((std::net::Ipv4Addr::LOCALHOST, port).into()).await.get("/").await.text(), "well");
+        proxy.apply(at("127.0.0.1")).await.unwrap();
+        assert_eq!(proxy.get("/").await.text(), "well");
+    }
+}

@@ -20,22 +20,26 @@ struct Served {
     dir: Scratch,
     address: SocketAddr,
     admin: SocketAddr,
-    backend: String,
+    answers: TestBackend,
+    tunnels: TestBackend,
     _ports: [socket2::Socket; 2],
 }
 
 impl Served {
-    fn over(backend: &TestBackend) -> Self {
+    fn new() -> Self {
         let ((one, address), (two, admin)) = (take_port(), take_port());
-        Self { dir: Scratch::new(), address, admin, backend: backends(&[backend]), _ports: [one, two] }
+        let (answers, tunnels) = (TestBackend::ok("well"), TestBackend::upgrading());
+        Self { dir: Scratch::new(), address, admin, answers, tunnels, _ports: [one, two] }
     }
 
     /// Writes the file with these keys at its top.
     fn write(&self, keys: &str) -> PathBuf {
-        let Self { address, admin, backend, .. } = self;
+        let Self { address, admin, .. } = self;
+        let (answers, tunnels) = (backends(&[&self.answers]), backends(&[&self.tunnels]));
         let text = format!(
             "{keys}\n[admin]\naddress = \"{admin}\"\nunix_socket = \"{}\"\n[[listener]]\naddress = \"{address}\"\n\
-             [[route]]\nupstream = \"u\"\n[upstream.u]\nbackends = {backend}\n",
+             [[route]]\nupstream = \"u\"\n[[route]]\npath = \"/tunnel\"\nupstream = \"t\"\n\
+             [upstream.u]\nbackends = {answers}\n[upstream.t]\nbackends = {tunnels}\n",
             self.dir.path("admin.sock").display()
         );
         self.dir.write("lb.toml", text)
@@ -55,7 +59,7 @@ impl Served {
 /// A tunnel through the proxy whose backend sends back what it gets.
 async fn tunnel(address: SocketAddr) -> Client {
     let mut client = Client::connect(address).await;
-    client.send("GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+    client.send("GET /tunnel HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
     let response = client.response().await;
     assert_eq!(response.status(), 101, "{response:?}");
     client
@@ -85,7 +89,7 @@ impl Load {
             clients.spawn(async move {
                 while !load.stop.load(SeqCst) {
                     match timeout(PATIENCE, ask(address)).await {
-                        Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 400") => {
+                        Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => {
                             load.answered.fetch_add(1, SeqCst);
                         }
                         other => load.failed.lock().unwrap().push(format!("{other:?}")),
@@ -112,7 +116,6 @@ impl Load {
     }
 }
 
-/// The backend of tunnels answers 400 to all else.
 async fn ask(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await?;
@@ -123,8 +126,7 @@ async fn ask(address: SocketAddr) -> std::io::Result<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replaced_under_load_nothing_is_refused_and_tunnels_live() {
-    let backend = TestBackend::upgrading();
-    let served = Served::over(&backend);
+    let served = Served::new();
     let mut process = Process::serving(&served.write("workers = 3\nshutdown_grace = \"3s\""));
     eventually(|| process.said().contains(" address=")).await;
     let (load, clients) = Load::start(served.address);
@@ -162,8 +164,7 @@ async fn replaced_under_load_nothing_is_refused_and_tunnels_live() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigusr2_starts_the_next_process() {
-    let backend = TestBackend::upgrading();
-    let served = Served::over(&backend);
+    let served = Served::new();
     let process = Process::serving(&served.write("workers = 2"));
     eventually(|| process.said().contains(" address=")).await;
     let (load, clients) = Load::start(served.address);
@@ -186,8 +187,7 @@ async fn sigusr2_starts_the_next_process() {
 
 #[tokio::test]
 async fn beside_one_that_drains_the_next_starts_at_once() {
-    let backend = TestBackend::upgrading();
-    let served = Served::over(&backend);
+    let served = Served::new();
     let file = served.write("workers = 2");
     let process = Process::serving(&file);
     eventually(|| process.said().contains(" address=")).await;
@@ -198,7 +198,7 @@ async fn beside_one_that_drains_the_next_starts_at_once() {
     let next = Process::serving(&file);
     eventually(|| next.said().contains("took over")).await;
     assert_eq!(served.ready().await, 200);
-    assert!(ask(served.address).await.unwrap().starts_with("HTTP/1.1 400"));
+    assert!(ask(served.address).await.unwrap().starts_with("HTTP/1.1 200"));
     echoes(&mut open).await;
     open.finish().await;
     assert_eq!(process.ended().await.0, Some(0));
@@ -209,8 +209,7 @@ async fn beside_one_that_drains_the_next_starts_at_once() {
 
 #[tokio::test]
 async fn without_being_asked_to_it_does_not_replace_one_that_serves() {
-    let backend = TestBackend::upgrading();
-    let served = Served::over(&backend);
+    let served = Served::new();
     let file = served.write("workers = 1");
     let process = Process::serving(&file);
     eventually(|| process.said().contains(" address=")).await;
@@ -222,8 +221,7 @@ async fn without_being_asked_to_it_does_not_replace_one_that_serves() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_next_process_that_fails_changes_nothing() {
-    let backend = TestBackend::upgrading();
-    let served = Served::over(&backend);
+    let served = Served::new();
     let good = served.write("workers = 2");
     let process = Process::serving(&good);
     eventually(|| process.said().contains(" address=")).await;
@@ -254,8 +252,7 @@ async fn a_next_process_that_fails_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn told_to_stop_it_serves_on_for_the_delay() {
-    let backend = TestBackend::upgrading();
-    let served = Served::over(&backend);
+    let served = Served::new();
     let process = Process::serving(&served.write("workers = 2\nshutdown_delay = \"2s\""));
     eventually(|| process.said().contains(" address=")).await;
     let (load, clients) = Load::start(served.address);
@@ -273,8 +270,7 @@ async fn told_to_stop_it_serves_on_for_the_delay() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_one_ends_the_delay() {
-    let backend = TestBackend::upgrading();
-    let served = Served::over(&backend);
+    let served = Served::new();
     let file = served.write("workers = 2\nshutdown_delay = \"60s\"");
     let process = Process::serving(&file);
     eventually(|| process.said().contains(" address=")).await;
@@ -290,10 +286,49 @@ async fn the_next_one_ends_the_delay() {
     drop(next);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_wider_in_the_next_process_refuses_no_connection() {
+    let served = Served::new();
+    let process = Process::serving(&served.write("workers = 2"));
+    eventually(|| process.said().contains(" address=")).await;
+    let (load, clients) = Load::start(served.address);
+    load.more(20).await;
+    let file = served.write("workers = 2");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let wide = format!("\n[[listener]]\naddress = \"0.0.0.0:{}\"", served.address.port());
+    std::fs::write(&file, text.replace(&format!("\n[[listener]]\naddress = \"{}\"", served.address), &wide)).unwrap();
+    // The file is followed by the process that runs, too: either may be the first.
+    let next = Served::replacing(&file);
+    assert_eq!(process.ended().await.0, Some(0));
+    load.more(40).await;
+    load.end(clients).await;
+    assert!(next.said().contains("address=0.0.0.0:"), "{}", next.said());
+}
+
+/// A link leads to the version that is to run: SIGUSR2 follows it anew.
+#[tokio::test]
+async fn sigusr2_starts_what_the_link_leads_to_now() {
+    let served = Served::new();
+    let file = served.write("workers = 1");
+    let link = served.dir.path("isobar");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_isobar"), &link).unwrap();
+    let mut command = std::process::Command::new(&link);
+    let process = Process::started(command.args(["--config", file.to_str().unwrap()]));
+    eventually(|| process.said().contains(" address=")).await;
+    let other = served.dir.write("other", "#!/bin/sh\necho another version: \"$@\" >&2\n");
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&other, &link).unwrap();
+    process.signal("USR2");
+    eventually(|| process.said().contains("another version: --config")).await;
+    eventually(|| process.said().contains("has ended; this one serves on")).await;
+    assert!(process.said().contains("lb.toml --replace"), "{}", process.said());
+    assert_eq!(served.ready().await, 200);
+}
+
 #[tokio::test]
 async fn systemd_is_told() {
-    let backend = TestBackend::upgrading();
-    let served = Served::over(&backend);
+    let served = Served::new();
     let file = served.write("workers = 1");
     let path = served.dir.path("notify.sock");
     let socket = UnixDatagram::bind(&path).unwrap();

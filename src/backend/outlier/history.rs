@@ -41,7 +41,7 @@ pub struct Ejection {
     pub by: By,
     /// Why.
     pub reason: Reason,
-    /// Whether somebody has looked since and found nobody there.
+    /// Whether a look since has found that no connection can be made.
     pub absent: bool,
     /// How it was seen to be there since, the best of several.
     pub seen: Option<Sight>,
@@ -54,7 +54,7 @@ pub enum Sight {
     Connected,
     /// It has passed a health check that takes more than that.
     Checked,
-    /// It has answered a request that nobody else would.
+    /// It has answered a request as the last resort.
     Served,
 }
 
@@ -63,7 +63,7 @@ pub enum Sight {
 pub enum End {
     /// It has lasted its time.
     Time,
-    /// It was for errors that nobody answered, and the backend was seen to be there.
+    /// It was for attempts without an answer, and the backend was seen to be there.
     Seen(Sight),
 }
 
@@ -74,7 +74,7 @@ impl End {
             Self::Time => "its time is over",
             Self::Seen(Sight::Connected) => "it takes connections",
             Self::Seen(Sight::Checked) => "its health check has passed",
-            Self::Seen(Sight::Served) => "it has answered when nobody else would",
+            Self::Seen(Sight::Served) => "it has answered as the last resort",
         }
     }
 }
@@ -85,7 +85,7 @@ impl Ejection {
         self.by == By::Detection && matches!(self.reason, Reason::Local { .. })
     }
 
-    /// Whether there was nobody there: no connection could be made all the time, or none since.
+    /// Whether it was gone: no connection could be made all the time, or none since.
     pub fn is_for_absence(&self) -> bool {
         self.is_for_silence() && (self.absent || matches!(self.reason, Reason::Local { reset: 0, late: 0, .. }))
     }
@@ -93,7 +93,7 @@ impl Ejection {
     /// What has to be seen of the backend for it to end before its time, where it is the so manyth in a row; `None` where nothing
     /// will do.
     ///
-    /// Whoever was gone is back when it takes connections. Whoever was there and broke them off, or did not answer, takes
+    /// A backend that was gone is back when it takes connections. One that was there and broke them off, or did not answer, takes
     /// connections all the time: it is believed once, and if it fails again, it stays out for its time. Of one that was silent not
     /// even that: any machine that hangs takes connections, so it is for a health check to say. An answer ends all of these.
     fn wants(&self, times: u32) -> Option<Sight> {
@@ -285,7 +285,7 @@ impl History {
         true
     }
 
-    /// Nobody was there for a look that began at `looked`. Says whether that is news.
+    /// No connection could be made by a look that began at `looked`. Says whether that is news.
     pub fn saw_nobody(&mut self, looked: Instant) -> bool {
         let Some(ejection) = self.ejection.as_mut().filter(|it| it.is_for_silence() && looked >= it.since) else {
             return false;
@@ -318,7 +318,7 @@ impl History {
     }
 
     /// Notes whether it could be ejected now: whether it serves, and there is a place for it. Where that has come about since it was
-    /// last looked at, what was seen until then does not count, and it says so: with nobody to take over, or while it was not
+    /// last looked at, what was seen until then does not count, and it says so: with no other to take over, or while it was not
     /// asked, nothing came of what it did wrong, and now it may long be over.
     pub(super) fn note_liable(&mut self, liable: bool, totals: Totals, now: Instant) -> bool {
         let begins = liable && !self.liable;

@@ -5,7 +5,7 @@
 //! every interval, and at once when a streak has become too long, and decides by [`judge()`], which is a function of what was
 //! counted, what was decided before ([`History`]), the settings, the time and the dice.
 //!
-//! Nobody is ejected because of health checks. An ejection for attempts that came to no answer ends when the backend is seen to be
+//! No backend is ejected because of health checks. An ejection for attempts that came to no answer ends when the backend is seen to be
 //! there again, by a check or otherwise ([`Sight`]); a backend that gives bad answers, or is slow, stays ejected for its time,
 //! whatever its checks say.
 
@@ -87,7 +87,7 @@ pub struct Outlier {
     counts_from_ms: AtomicU64,
     traffic: Sharded<Traffic>,
     ejections: [AtomicU64; Reason::KINDS.len()],
-    /// Whether it has answered a request that nobody else would, since it was ejected.
+    /// Whether it has answered a request as the last resort, since it was ejected.
     served: AtomicBool,
     /// Control plane only.
     history: Mutex<History>,
@@ -208,7 +208,7 @@ impl Outlier {
         self.forget_streaks(now);
     }
 
-    /// It has answered a request that nobody else would, while it was ejected. Says whether that is news, for one caller to wake
+    /// It has answered a request as the last resort, while it was ejected. Says whether that is news, for one caller to wake
     /// the control plane. On the request path.
     pub fn note_served(&self) -> bool {
         !self.served.load(Relaxed) && !self.served.swap(true, Relaxed)
@@ -219,7 +219,7 @@ impl Outlier {
         self.served.load(Relaxed)
     }
 
-    /// Whether somebody should look if it is there: it is ejected for attempts that came to no answer.
+    /// Whether it should be looked for: it is ejected for attempts that came to no answer.
     pub fn is_missed(&self) -> bool {
         self.history().ejection().is_some_and(Ejection::is_for_silence)
     }

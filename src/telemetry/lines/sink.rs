@@ -77,13 +77,15 @@ pub(super) struct Sink {
     /// Whether the last write failed: a streak of failures is logged once.
     failing: bool,
     reopen_failing: bool,
+    /// Whether it was told that there is no reader.
+    unread: bool,
 }
 
 impl Sink {
     /// Opens the output, making the file where there is none.
     pub(super) fn open(what: &'static str, output: Output) -> io::Result<Self> {
         let file = output.open()?;
-        let mut sink = Self { what, output, file, torn: false, failing: false, reopen_failing: false };
+        let mut sink = Self { what, output, file, torn: false, failing: false, reopen_failing: false, unread: false };
         if sink.file.is_none() {
             sink.without_reader();
         }
@@ -132,8 +134,8 @@ impl Sink {
     }
 
     fn without_reader(&mut self) {
-        if !self.failing {
-            self.failing = true;
+        if !self.unread {
+            self.unread = true;
             warn!(output = self.output.name(), "the {} is a FIFO without a reader; lines wait for one", self.what);
         }
     }
@@ -160,7 +162,7 @@ impl Sink {
             Ok(None) => self.without_reader(),
             Ok(again) => {
                 self.file = again;
-                (self.torn, self.reopen_failing) = (false, false);
+                (self.torn, self.reopen_failing, self.unread) = (false, false, false);
                 info!(path = %path.display(), "opened the {} again", self.what);
             }
             Err(error) if !self.reopen_failing => {

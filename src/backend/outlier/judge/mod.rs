@@ -65,7 +65,7 @@ pub enum Action {
 /// fail come before those that are worse than others, and slow ones last. Of the slow ones only one is ejected at a time:
 /// what the others bear without it has to be seen first.
 ///
-/// Nobody is ejected for what was before its last success, or before it could have been ejected: when another one comes back and
+/// No backend is ejected for what was before its last success, or before it could have been ejected: when another one comes back and
 /// so leaves a place, or it comes back itself, it begins anew.
 pub fn judge(
     subjects: &mut [Subject<'_>],

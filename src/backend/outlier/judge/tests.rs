@@ -152,7 +152,7 @@ fn at_most_half_and_never_the_last_one() {
     assert_eq!(world.judge(Occasion::Between), []);
 }
 
-/// Of a succession, and of a rate. What it did while nobody else could have taken over may long be over.
+/// Of a succession, and of a rate. What it did while no other could have taken over may long be over.
 #[test]
 fn who_had_no_place_begins_anew_when_there_is_one() {
     let every_second = [Outcome::Success, Outcome::Gateway].repeat(60);
@@ -359,8 +359,8 @@ fn ejections_are_forgiven_one_by_one_while_it_serves() {
     }
 }
 
-/// What ends an ejection before its time: going by what it was for, the how manyth in a row it is, whether somebody has found
-/// nobody there since, and how the backend was seen.
+/// What ends an ejection before its time: going by what it was for, the how manyth in a row it is, whether a look has found
+/// it gone since, and how the backend was seen.
 #[test]
 fn an_ejection_for_want_of_an_answer_ends_when_the_backend_is_seen() {
     use Outcome::{Connect, Gateway, Reset, Timeout};
