@@ -333,7 +333,7 @@ fn prepare(
     // Files and sockets first: what can fail should do so before work is spent on the rest.
     let log = open_access_log(plan, config, running.logs, reopen)?;
     let (tls, warnings) = load_certificates(plan, config, running.lasting)?;
-    let (listeners, bound, moved) = bind_listeners(plan, config, &mut running)?;
+    let Listening { listeners, bound, moved } = bind_listeners(plan, config, &mut running)?;
 
     let mut states = HashMap::with_capacity(config.upstreams.len());
     let steps = plan.upstreams.next.iter().zip(backend_tls);
@@ -377,11 +377,15 @@ fn load_certificates(plan: &Plan, config: &Config, lasting: &Lasting) -> Result<
     if problems.refuse() { Err(secured::refused(config).into()) } else { Ok((all, problems.into_vec())) }
 }
 
-fn bind_listeners(
-    plan: &Plan,
-    config: &Config,
-    running: &mut Running<'_>,
-) -> Result<(Vec<Arc<Listener>>, Vec<Bound>, Vec<SocketAddr>), Error> {
+/// The listeners of a configuration, and those of them that were bound for it.
+struct Listening {
+    listeners: Vec<Arc<Listener>>,
+    bound: Vec<Bound>,
+    /// As in [`Lasting`].
+    moved: Vec<SocketAddr>,
+}
+
+fn bind_listeners(plan: &Plan, config: &Config, running: &mut Running<'_>) -> Result<Listening, Error> {
     let mut moved = running.lasting.moved.clone();
     let mut listeners = Vec::with_capacity(config.listeners.len());
     let mut added: Vec<Bound> = Vec::new();
@@ -420,7 +424,7 @@ fn bind_listeners(
             source,
         })?;
     }
-    Ok((listeners, added, moved))
+    Ok(Listening { listeners, bound: added, moved })
 }
 
 /// `logs`: there is an access log, of the configuration of before.
