@@ -30,7 +30,7 @@ use crate::descriptors;
 use crate::handover::{Inherited, Sockets};
 use crate::strategy::{Factories, Factory};
 use crate::supervisor::watch::{self, Stamp};
-use crate::supervisor::{Control, Ended, Error, Handle, Signals, Source, Successor, Supervisor, vocabulary};
+use crate::supervisor::{Control, Ended, Error, Handle, Harmless, Signals, Source, Successor, Supervisor, vocabulary};
 use crate::telemetry::logging::{self, Logging};
 
 mod seen;
@@ -195,6 +195,10 @@ impl Builder {
             Source::File(path) => Stamp::of(path).ok(),
             Source::Text(_) => None,
         };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
+        // Signals register with the runtime they are made in.
+        let inside = runtime.enter();
+        let harmless = self.signals.then(Harmless::take).transpose().map_err(Error::Thread)?;
         let vocabulary = vocabulary(&self.factories);
         let Loaded { config, warnings } = self.source.load(&vocabulary)?;
         let logging = self.logging.then(|| logging::init(&config.log)).transpose().map_err(Error::Thread)?;
@@ -202,9 +206,6 @@ impl Builder {
         if self.descriptors {
             raise_descriptors();
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
-        // Signals register with the runtime they are made in.
-        let inside = runtime.enter();
         let (file, takeover) = match (&self.source, self.takeover) {
             (Source::File(path), Some(takeover)) => (Some(path.clone()), takeover),
             _ => (None, Takeover { replace: false, successor: None }),
@@ -219,7 +220,7 @@ impl Builder {
         let bind = |config| bind_admin(config, inherited.admin, before.is_some());
         let mut admin = admin_config.as_ref().map(bind).transpose()?;
         let admin_address = admin.as_ref().and_then(Admin::address);
-        let signals = self.signals.then(Signals::take).transpose().map_err(Error::Thread)?;
+        let signals = harmless.map(Signals::take).transpose().map_err(Error::Thread)?;
         let watched = file_to_watch(&self.source, self.watch);
 
         let supervisor = Supervisor::start(config, self.factories, Inherited::new(inherited.listeners))

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::systemd;
@@ -23,8 +24,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const READY_LIMIT: Duration = Duration::from_secs(120);
 /// How long the admin address may take to accept nothing more.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// How often it is tried to offer what the process before has just ceased to offer.
+/// How often it is tried to offer what the process before has just ceased to offer, and how long to wait when that was in vain.
 const TRIES: u32 = 20;
+const LONG_PAUSE: Duration = Duration::from_secs(5);
 
 /// The process that this one takes over from.
 pub(super) struct Before(Predecessor);
@@ -73,7 +75,7 @@ pub(super) async fn offer(
             Ok(visitor) => visitor,
             Err(error) => {
                 debug!(%error, "could not talk to another process");
-                tokio::time::sleep(PAUSE).await;
+                sleep(PAUSE).await;
                 continue;
             }
         };
@@ -104,17 +106,28 @@ pub(super) async fn offer(
     }
 }
 
+/// Where another process has the name, it is tried again for as long as this one lives: the process before lets go of it in a moment, and
+/// any other one some day.
 async fn make(file: &Path) -> Option<Offer> {
-    for _ in 0..TRIES {
+    for tries in 0.. {
         match Offer::make(file) {
             Ok(offer) => return Some(offer),
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => tokio::time::sleep(PAUSE).await,
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && tries < TRIES => sleep(PAUSE).await,
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                if tries == TRIES {
+                    let held_by = crate::handover::holder(file);
+                    warn!(
+                        held_by,
+                        "another process holds the name of this file, so none can take over from this one until it lets go"
+                    );
+                }
+                sleep(LONG_PAUSE).await;
+            }
             Err(error) => {
                 debug!(%error, "no other process can take over from this one");
                 return None;
             }
         }
     }
-    info!("another process serves a file of this path, so none can take over from this one");
     None
 }

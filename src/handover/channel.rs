@@ -49,6 +49,15 @@ fn user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// Which process has the name, of whichever user.
+pub(super) fn holder(file: &Path) -> Option<String> {
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).ok()?;
+    socket.set_nonblocking(true).ok()?;
+    socket.connect(&name(file).ok()?).ok()?;
+    let who = UnixStream::from_std(StdStream::from(OwnedFd::from(socket))).ok()?.peer_cred().ok()?;
+    Some(format!("pid {} of uid {}", who.pid().unwrap_or_default(), who.uid()))
+}
+
 impl Channel {
     pub(super) fn connect(file: &Path) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;

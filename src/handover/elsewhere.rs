@@ -18,6 +18,10 @@ pub(super) fn listen(_: &Path) -> io::Result<UnixListener> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+pub(super) fn holder(_: &Path) -> Option<String> {
+    None
+}
+
 impl Channel {
     pub(super) fn connect(_: &Path) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())

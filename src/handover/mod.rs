@@ -59,6 +59,11 @@ enum Message {
     Released,
 }
 
+/// Which process, of which user, has the name that the sockets of `file` are offered under.
+pub fn holder(file: &Path) -> Option<String> {
+    channel::holder(file)
+}
+
 /// Where a process that serves waits for one that takes its place.
 #[derive(Debug)]
 pub struct Offer(tokio::net::UnixListener);

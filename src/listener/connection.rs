@@ -235,11 +235,11 @@ async fn next<'a>(wire: &Wire, proxy: &Proxy, slot: &'a mut Option<Head>) -> Res
         }
         // Not in the middle of a head, nor when one has come and was not read yet: that request shall still be served.
         if watch.draining() && !awaited && !wire.mid_head() && !wire.has_unread() {
-            if !wire.take_fresh() {
+            if !wire.take_fresh() && watch.since() >= FIRST_REQUEST {
                 return Poll::Ready(Some(End::Idle));
             }
-            // A client that has just connected is about to ask: its request may be on its way, and nothing tells it that it should ask
-            // elsewhere. With TLS 1.2 it cannot have asked before.
+            // A client that has just connected is about to ask, and one that asks all the time may be: its request may be on its way, and
+            // nothing has told it that it should ask elsewhere. With TLS 1.2 it cannot have asked before.
             awaited = true;
             watch.enter(Phase::Idle, FIRST_REQUEST);
         }
@@ -324,7 +324,8 @@ async fn calm(watch: &Watch) {
     let _ = tokio::time::timeout(CALM, cut).await;
 }
 
-/// How long the first thing that a client says may take while its connection is to end.
+/// How long the first thing that a client says may take while its connection is to end, and the next one behind an answer that did not tell
+/// that it does. As nginx's `keepalive_min_timeout`.
 pub(super) const FIRST_REQUEST: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 /// The same as [`LINGER`]; nothing under cargo-fuzz, most of whose clients ask for too much.

@@ -49,7 +49,7 @@ pub(crate) use handle::Shared;
 pub use handle::{Handle, LastError, Status};
 pub use plan::Plan;
 pub use secured::check_files;
-pub(crate) use signals::Signals;
+pub(crate) use signals::{Harmless, Signals};
 pub use successor::Successor;
 
 use certificates::Certificates;

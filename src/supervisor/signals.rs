@@ -22,8 +22,18 @@ pub(crate) struct Signals {
     alarm: Signal,
 }
 
-impl Signals {
-    /// Takes them over from the system's defaults. Inside a runtime only.
+/// Those that end no process that serves. They are taken over before the file is read, which may take a while; the others end a process that
+/// is still starting, as the system has it.
+#[derive(Debug)]
+pub(crate) struct Harmless {
+    hangup: Signal,
+    reopen: Signal,
+    user2: Signal,
+    alarm: Signal,
+}
+
+impl Harmless {
+    /// Takes them over; what comes is acted upon by [`Signals::forward`]. Inside a runtime only.
     ///
     /// # Errors
     /// When a handler cannot be installed.
@@ -31,12 +41,20 @@ impl Signals {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             reopen: signal(SignalKind::user_defined1())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
             user2: signal(SignalKind::user_defined2())?,
             alarm: signal(SignalKind::alarm())?,
         })
+    }
+}
+
+impl Signals {
+    /// Takes them over from the system's defaults. Inside a runtime only.
+    ///
+    /// # Errors
+    /// When a handler cannot be installed.
+    pub(crate) fn take(Harmless { hangup, reopen, user2, alarm }: Harmless) -> io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { hangup, reopen, terminate, interrupt, quit: signal(SignalKind::quit())?, user2, alarm })
     }
 
     /// Passes them on for as long as the process lives; `successor` is what SIGUSR2 starts.

@@ -20,22 +20,24 @@ pub struct Successor {
 pub(super) struct Running {
     successor: Successor,
     watched: Option<JoinHandle<()>>,
+    pid: Option<u32>,
 }
 
 impl Running {
     pub(super) fn new(successor: Successor) -> Self {
-        Self { successor, watched: None }
+        Self { successor, watched: None, pid: None }
     }
 
     /// Starts it, unless one is being started. It takes over by itself, and then this process stops; until then nothing changes here.
     pub(super) fn start(&mut self) {
         if self.watched.as_ref().is_some_and(|watched| !watched.is_finished()) {
-            return warn!("a process that is to take over is running already; SIGUSR2 ignored");
+            return warn!(pid = self.pid, "a process that is to take over is being started already; SIGUSR2 ignored");
         }
         let Successor { program, arguments } = &self.successor;
         match Command::new(program).args(arguments).stdin(Stdio::null()).spawn() {
             Ok(mut child) => {
-                info!(pid = child.id(), program = %program.display(), "started a process that is to take over");
+                self.pid = child.id();
+                info!(pid = self.pid, program = %program.display(), "started a process that is to take over");
                 self.watched = Some(tokio::spawn(async move {
                     // Where it takes over, this process stops, and is not told how the other one ends.
                     if let Ok(status) = child.wait().await {

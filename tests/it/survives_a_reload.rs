@@ -155,7 +155,7 @@ async fn connections_of_a_removed_listener_are_drained() {
 
     let removed = Arc::clone(&proxy.handle().listeners()[1]);
     let start = Instant::now();
-    proxy.apply(format!("drain_limit = \"900ms\"\n{}", with_u(&u))).await.unwrap();
+    proxy.apply(format!("drain_limit = \"2500ms\"\n{}", with_u(&u))).await.unwrap();
     idle.closed().await;
     unbound(address).await;
     gate.add_permits(1);
@@ -171,7 +171,7 @@ async fn connections_of_a_removed_listener_are_drained() {
         }
     }
     assert_eq!((done, cut), (1, 1));
-    assert!(start.elapsed() >= Duration::from_millis(900));
+    assert!(start.elapsed() >= Duration::from_millis(2500));
     eventually(|| removed.open.load(std::sync::atomic::Ordering::Relaxed) == 0).await;
 
     // The backend takes one of these to answer a client that is gone.

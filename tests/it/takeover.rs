@@ -162,6 +162,42 @@ async fn replaced_under_load_nothing_is_refused_and_tunnels_live() {
     assert!(!served.dir.path("admin.sock").exists());
 }
 
+/// Clients that ask all the time on connections that are kept, until an answer says that it is the last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_on_kept_connections_lose_nothing() {
+    let served = Served::new();
+    let file = served.write("workers = 2");
+    let mut process = Process::serving(&file);
+    eventually(|| process.said().contains(" address=")).await;
+    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let mut clients = JoinSet::new();
+    for _ in 0..8 {
+        let (stop, answered, address) = (Arc::clone(&stop), Arc::clone(&answered), served.address);
+        clients.spawn(async move {
+            let mut client = Client::connect(address).await;
+            while !stop.load(SeqCst) {
+                let response = client.get("/").await;
+                assert_eq!(response.status(), 200);
+                answered.fetch_add(1, SeqCst);
+                if response.header("connection") == Some("close") {
+                    client = Client::connect(address).await;
+                }
+            }
+        });
+    }
+    for _ in 0..4 {
+        let goal = answered.load(SeqCst) + 400;
+        eventually(|| answered.load(SeqCst) >= goal).await;
+        let next = Served::replacing(&file);
+        assert_eq!(process.ended().await.0, Some(0));
+        process = next;
+    }
+    stop.store(true, SeqCst);
+    while let Some(ended) = clients.join_next().await {
+        ended.expect("no connection ends but behind an answer that says so");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigusr2_starts_the_next_process() {
     let served = Served::new();

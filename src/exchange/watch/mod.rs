@@ -166,6 +166,11 @@ impl Watch {
         self.extend(timeout);
     }
 
+    /// How long the phase has lasted.
+    pub fn since(&self) -> Duration {
+        Duration::from_millis(self.clock.now_ms().saturating_sub(self.since_ms.get()))
+    }
+
     /// Whether it is that of a connection which has waited for its next request since `before_ms`. A stream that is over waits without a
     /// deadline, for its connection's sake.
     fn is_idle_since(&self, before_ms: u64) -> bool {

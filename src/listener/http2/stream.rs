@@ -20,6 +20,7 @@ use tokio::time::Sleep;
 use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
 use super::{Open, Shared};
+use crate::config::LingeringConfig;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
 use crate::exchange::{ClientSide, Expects};
@@ -32,6 +33,9 @@ use crate::proxy::upgrade::Tunnel;
 
 /// How long a backend that has answered has to take what has come of the rest of the request.
 const REST: Duration = Duration::from_secs(1);
+
+/// Pieces that are thrown away before others get their turn.
+const PIECES_A_TURN: usize = 16;
 
 /// A stream, as its exchange sees it: where the request's body comes from, and the client's side. One piece of memory for all.
 pub(super) struct Stream {
@@ -134,7 +138,7 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
         }
     };
     match ended {
-        Ok(()) => stream.uploaded().await,
+        Ok(()) => stream.uploaded(&shared.client.listener.lingering).await,
         Err(Cut::Client) => shared.metrics().http2_resets_client.add(1),
         Err(Cut::Reset(reason)) => {
             shared.metrics().http2_resets_proxy.add(1);
@@ -358,9 +362,12 @@ impl Stream {
     /// Waits until what has come of the rest of the request's body has been read, where somebody takes it, for a while. What has not come
     /// is not waited for: the answer is whole, and the end of the stream without an error tells the client to stop (RFC 9113 §8.1). A client
     /// that stops by itself would be told that its request is malformed, if it has said how long that is.
-    async fn uploaded(&self) {
-        if self.done.get() || !self.wanted.get() {
+    async fn uploaded(&self, lingering: &LingeringConfig) {
+        if self.done.get() {
             return;
+        }
+        if !self.wanted.get() {
+            return self.discard(lingering).await;
         }
         let taken = poll_fn(|cx| {
             self.watch.register(cx);
@@ -376,6 +383,31 @@ impl Stream {
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }
+    }
+
+    /// Reads on for a while and throws away what comes. A client that writes before it reads has a moment to see the answer: some, as curl
+    /// 7.88, take the end of a stream that is told while they write for a failure, answer or not.
+    async fn discard(&self, limits: &LingeringConfig) {
+        // A client that waits for a word sends nothing.
+        if self.expects.get() == Expects::Word {
+            return;
+        }
+        let mut left = limits.bytes;
+        let thrown_away = poll_fn(|cx| {
+            self.watch.register(cx);
+            for _ in 0..PIECES_A_TURN {
+                if left == 0 || self.watch.is_cut() {
+                    return Poll::Ready(());
+                }
+                match ready!(self.poll_piece(cx)) {
+                    Some(Ok(piece)) => left = left.saturating_sub(piece.data_ref().map_or(0, |data| data.len() as u64)),
+                    Some(Err(_)) | None => return Poll::Ready(()),
+                }
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        let _ = tokio::time::timeout(REST.min(limits.time), thrown_away).await;
     }
 
     /// Whoever reads the request's body has to wait for the client.
