@@ -106,7 +106,7 @@ impl Visitor {
         self.0.pid()
     }
 
-    /// Gives it the sockets, and waits until it serves. It may take as long as it likes for that: this process goes on.
+    /// Gives it the sockets, and waits until it serves. This process goes on meanwhile; how long it waits is for the caller to bound.
     ///
     /// # Errors
     /// When it is gone before.

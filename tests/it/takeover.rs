@@ -339,6 +339,10 @@ async fn an_address_that_is_wider_in_the_next_process_refuses_no_connection() {
     load.more(40).await;
     load.end(clients).await;
     assert!(next.said().contains("address=0.0.0.0:"), "{}", next.said());
+    // Those on the narrower address are not let go: connections may be on their way to them.
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let narrow = format!("0100007F:{:04X} 00000000:0000 0A", served.address.port());
+    assert_eq!(table.lines().filter(|line| line.contains(&narrow)).count(), 2, "{table}");
 }
 
 /// A link leads to the version that is to run: SIGUSR2 follows it anew.
