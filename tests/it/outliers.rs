@@ -163,14 +163,18 @@ async fn who_refuses_is_ejected_and_no_get_fails() {
     assert!(reason.ends_with(" not connected") && !reason.contains("reset"), "{reason}");
 }
 
-/// Why ejections were over, as it was told.
-fn over(events: &mut tokio::sync::broadcast::Receiver<Arc<isobar::telemetry::events::Event>>) -> Vec<String> {
-    std::iter::from_fn(|| events.try_recv().ok())
-        .filter_map(|event| match &event.kind {
+/// Why ejections were over, as it was told: all so far, and one at least. Events come a moment after what they tell of.
+async fn over(events: &mut tokio::sync::broadcast::Receiver<Arc<isobar::telemetry::events::Event>>) -> Vec<String> {
+    let mut told = Vec::new();
+    eventually(|| {
+        told.extend(std::iter::from_fn(|| events.try_recv().ok()).filter_map(|event| match &event.kind {
             EventKind::Unejected { evidence, .. } => Some(evidence.clone()),
             _ => None,
-        })
-        .collect()
+        }));
+        !told.is_empty()
+    })
+    .await;
+    told
 }
 
 /// Without a check, isobar looks itself; with one, it is the check. Both long before the time is over.
@@ -189,7 +193,7 @@ async fn who_was_gone_is_back_when_it_is_there_again() {
         gone.backend.restart();
         eventually(|| ready(&proxy) == 2).await;
         assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-        assert_eq!(over(&mut events), [why]);
+        assert_eq!(over(&mut events).await, [why]);
         assert_eq!(send(&proxy, 30).await, 0);
     }
 }
@@ -211,7 +215,7 @@ async fn who_does_not_answer_stays_out_until_it_does() {
     good.backend.kill();
     assert_eq!(send(&proxy, 1).await, 0);
     eventually(|| !ejected(&proxy, &stuck.backend)).await;
-    assert_eq!(over(&mut events), ["it has answered as the last resort"]);
+    assert_eq!(over(&mut events).await, ["it has answered as the last resort"]);
 }
 
 /// A backend that the file leaves out is not kept by somebody who looks for it.
