@@ -26,6 +26,7 @@
 //! | [`embed`] | an isobar inside a program: start it, look at it, stop it |
 //! | [`config`] | text to meaning |
 //! | [`descriptors`] | how many file descriptors there are, and who may take the next one |
+//! | [`overload`] | whether there is more to do than the process can |
 //! | [`telemetry`] | metrics, access log, logs |
 //! | [`cli`] | one file per subcommand |
 //!
@@ -44,6 +45,7 @@ pub mod health;
 pub mod http1;
 pub mod listener;
 pub mod middleware;
+pub mod overload;
 pub mod proxy;
 pub mod route;
 pub mod socket;

@@ -641,7 +641,7 @@ mod tests {
     use crate::admin::fixture::Process;
     use crate::backend::Lease;
     use crate::backend::health::{LastCheck, Thresholds};
-    use crate::telemetry::overload::Cause;
+    use crate::overload::Cause;
 
     #[test]
     fn shards_are_added_up() {

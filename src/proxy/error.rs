@@ -7,8 +7,8 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::config::{Address, GrpcStatus};
+use crate::overload::Cause;
 use crate::route::path::Refused;
-use crate::telemetry::overload::Cause;
 use crate::transport::tls::HandshakeFailed;
 
 /// Why an exchange ends with a response of the proxy's own.

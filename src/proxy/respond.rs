@@ -8,7 +8,7 @@ use http::{Response, StatusCode};
 
 use crate::config::{GrpcStatus, Respond};
 use crate::exchange::body::Body;
-use crate::telemetry::overload::Cause;
+use crate::overload::Cause;
 
 use super::error::ProxyError;
 use super::grpc;

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::Shared;
-use crate::telemetry::overload::sample::Allowance;
+use crate::overload::sample::Allowance;
 
 /// Often enough that descriptors do not run out in between under a usual load: a twentieth of a hundred thousand is five
 /// thousand connections. A look takes some ten microseconds.

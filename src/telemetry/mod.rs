@@ -1,6 +1,6 @@
-//! What the process tells about itself: metrics, events, access log, logs; and what it notices about itself: overload.
+//! What the process tells about itself: metrics, events, access log, logs.
 //!
-//! A leaf: imports nothing else of this crate but the configuration, and how descriptors are dealt out.
+//! A leaf: imports nothing else of this crate but the configuration, how descriptors are dealt out, and what overload is.
 
 pub mod metrics;
 pub mod events;
@@ -11,7 +11,6 @@ pub mod logging;
 pub mod seldom;
 pub mod calendar;
 pub mod clock;
-pub mod overload;
 pub mod resources;
 pub mod process;
 pub mod pulse;

@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::access_log::InForce;
 use super::events::{EventKind, Events};
 use super::metrics::{Counter, Sharded};
-use super::overload::{Cause, Change, Overload, OverloadSettings, Usage};
 use super::pulse::Pulse;
 use crate::config::OverloadConfig;
 use crate::descriptors::{Descriptors, Plan};
+use crate::overload::{Cause, Change, Overload, OverloadSettings, Usage};
 
 /// Made once, at the start.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::fs;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::overload::sample::{Allowance, open_descriptors, resident_bytes};
+use crate::overload::sample::{Allowance, open_descriptors, resident_bytes};
 
 /// What it uses now. `None`: not known, or no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -21,8 +21,8 @@ use crate::listener::connection::{serve, tell};
 use crate::listener::guard::Refusal;
 use crate::listener::refused::turned_away;
 use crate::listener::{Listener, Open, Tasks, covers, owner};
+use crate::overload::Cause;
 use crate::proxy::{Proxy, Published, Snapshot};
-use crate::telemetry::overload::Cause;
 use crate::telemetry::process::Process;
 
 use super::accept::{self, Acceptor};

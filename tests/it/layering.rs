@@ -16,7 +16,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &["admin", "supervisor", "handover", "listener", "proxy", "strategy", "config", "telemetry", "descriptors"],
     ),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
-    ("admin", &["listener", "proxy", "route", "upstream", "backend", "config", "telemetry", "descriptors"]),
+    ("admin", &["listener", "proxy", "route", "upstream", "backend", "overload", "config", "telemetry", "descriptors"]),
     (
         "supervisor",
         &[
@@ -30,6 +30,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "strategy",
             "transport",
             "tls",
+            "overload",
             "config",
             "telemetry",
             "descriptors",
@@ -37,7 +38,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
-    ("worker", &["listener", "proxy", "exchange", "backend", "config", "telemetry", "descriptors"]),
+    ("worker", &["listener", "proxy", "exchange", "backend", "overload", "config", "telemetry", "descriptors"]),
     (
         "listener",
         &["handover", "proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target", "descriptors"],
@@ -54,6 +55,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "exchange",
             "backend",
             "tls",
+            "overload",
             "config",
             "telemetry",
             "target",
@@ -76,7 +78,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("handover", &[]),
     // Files to what handshakes are made with.
     ("tls", &["config", "fields"]),
-    ("telemetry", &["config", "descriptors"]),
+    ("telemetry", &["overload", "config", "descriptors"]),
+    // Whether there is too much to do: pure, but for what the system says.
+    ("overload", &["config"]),
     ("config", &["target", "fields"]),
     // What a request asks for, in one form, and names of fields, in any spelling: pure.
     ("target", &[]),

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use isobar::Isobar;
 use isobar::backend::Backend;
+use isobar::overload::Cause;
 use isobar::strategy::{Candidates, Cursor, Dice, Strategy};
 use isobar::telemetry::events::EventKind;
-use isobar::telemetry::overload::Cause;
 
 use crate::harness::{Client, Keys, Scratch, TestBackend, eventually};
 

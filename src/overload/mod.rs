@@ -5,7 +5,7 @@
 //! a threshold at which it begins and a lower one at which it ends, and has to be there for several looks in a row, so
 //! that neither one long poll nor a level that trembles turns it on and off.
 //!
-//! This is the pure part; [`sample`] reads what it is told. It belongs to telemetry because whatever may refuse may import that.
+//! This is the pure part; [`sample`] reads what it is told. [`Process`](crate::telemetry::process::Process) has it for all threads.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
