@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use regex::Regex;
 
-use crate::harness::{Client, Scratch, TestBackend, eventually};
+use crate::harness::{Client, Scratch, TestBackend, eventually, free_address};
 
 /// A running `isobar` in a folder of its own, killed with the test.
 struct Process {
@@ -288,7 +288,7 @@ async fn at_debug_a_request_has_its_line_and_libraries_have_none() {
 async fn the_address_takes_the_token() {
     let a = TestBackend::ok("a");
     // The port of the admin address is not told anywhere, so it is taken before.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_address().port();
     let text = config("token = \"0123456789abcdef\"", &[&a]);
     let text = text.replacen("address = \"127.0.0.1:0\"", &format!("address = \"127.0.0.1:{port}\""), 1);
     let process = Process::start(&text).await;

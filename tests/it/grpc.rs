@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 
-use crate::harness::{Scratch, TestBackend, TestProxy, eventually, soon};
+use crate::harness::{Scratch, TestBackend, TestProxy, eventually, free_address, soon};
 
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 
@@ -603,7 +603,7 @@ async fn deadlines_that_are_none_reach_no_backend() {
 
 #[tokio::test]
 async fn errors_of_the_proxy_are_statuses_for_calls_and_for_nobody_else() {
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = free_address();
     let backend = Backend::new().await;
     let tables = format!(
         "[[route]]\npath_prefix = \"/gone\"\nupstream = \"gone\"\n[[route]]\npath_prefix = \"/none\"\nupstream = \"none\"\n\

@@ -12,7 +12,7 @@ use isobar::overload::Cause;
 use isobar::strategy::{Candidates, Cursor, Dice, Strategy};
 use isobar::telemetry::events::EventKind;
 
-use crate::harness::{Client, Keys, Scratch, TestBackend, eventually};
+use crate::harness::{Client, Keys, Scratch, TestBackend, eventually, free_address};
 
 /// Blocks its worker, as nothing of isobar's own does, while it is told to.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ async fn a_worker_that_lags_refuses_until_it_has_caught_up() {
 async fn with_few_descriptors_left_requests_are_refused_and_the_admin_address_still_answers() {
     let backend = TestBackend::ok("ok");
     let scratch = Scratch::new();
-    let (address, admin) = (free(), free());
+    let (address, admin) = (free_address().to_string(), free_address().to_string());
     let text = Keys::default().text(&[&backend]).replace("127.0.0.1:0", &address);
     let log = scratch.path("access.log");
     let tables = format!(
@@ -152,9 +152,4 @@ async fn admin_says(admin: SocketAddr, target: &str) -> String {
     let mut client = Client::connect(admin).await;
     client.send(format!("GET {target} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")).await;
     String::from_utf8_lossy(&client.read_to_end().await).into_owned()
-}
-
-/// A port that nobody has, for a process that is to be found.
-fn free() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Client, Log, PATIENCE, Scratch, TestBackend, backends, eventually, unbound};
+use crate::harness::{Client, Log, PATIENCE, Scratch, TestBackend, backends, eventually, free_address, unbound};
 
 /// A running `isobar`, killed with the test.
 pub(crate) struct Process {
@@ -286,7 +286,7 @@ fn with_full_standard_error(file: &Path) -> (Process, PipeReader, SocketAddr) {
 async fn a_standard_error_that_is_not_read_holds_nothing_up() {
     let failing = TestBackend::fixed("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
     let dir = Scratch::new();
-    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let admin = free_address();
     let text = over(&failing).replace("enabled = false", &format!("address = \"{admin}\""));
     // With a worker that has something to log: its breaker opens.
     let file = dir.write("lb.toml", text + "\nretries = 0\ncircuit_breaker = { min_calls = 5 }\n");

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -300,6 +300,22 @@ pub(crate) fn take_port() -> (Socket, SocketAddr) {
     port.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let address = port.local_addr().unwrap().as_socket().unwrap();
     (port, address)
+}
+
+/// An address on loopback where nothing listens, for a process that binds it without sharing. It lies below the ports that the system
+/// gives to outgoing connections, or one of those would have it now and then by the time the process starts.
+pub(crate) fn free_address() -> SocketAddr {
+    const FIRST: u32 = 20_000;
+    const PORTS: u32 = 12_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Two runs at a time begin at different places.
+    let first = std::process::id().wrapping_mul(101);
+    let candidates = (0..PORTS).map(|_| {
+        let number = first.wrapping_add(NEXT.fetch_add(1, SeqCst)) % PORTS;
+        SocketAddr::from(([127, 0, 0, 1], u16::try_from(FIRST + number).unwrap()))
+    });
+    let free = candidates.into_iter().find(|address| std::net::TcpListener::bind(address).is_ok());
+    free.expect("a port without a listener")
 }
 
 fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {

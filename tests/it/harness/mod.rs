@@ -16,7 +16,7 @@ mod message;
 mod proxy;
 mod scratch;
 
-pub(crate) use backend::{After, Peer, TestBackend, take_port};
+pub(crate) use backend::{After, Peer, TestBackend, free_address, take_port};
 pub(crate) use client::Client;
 pub(crate) use log::Log;
 pub(crate) use message::{Cut, Head, Message, Response, Stream, body_of};
