@@ -5,6 +5,9 @@
 //! the first are [`Extra`]s, and half of the share at most is for them, whatever clients do. A client has no more of them than are left for the others, so that
 //! the hungriest of `n` clients has about one in `n + 1`: the dynamic thresholds of Choudhury and Hahne (1998).
 //!
+//! A client between two requests rests: it keeps its connection alone, and its second descriptor is for others. When it asks again and
+//! none is free, it waits for one, and the sweep ends connections of clients that have rested for a while ([`Room::wanted`]).
+//!
 //! Idle connections to backends stand in no account but that of what is open: when the share is used up, they are closed first.
 
 use std::cell::Cell;
@@ -27,6 +30,12 @@ pub struct Room {
     worker: usize,
     /// Clients that were accepted and have not gone.
     clients: Cell<u32>,
+    /// Those of them that have had a connection to a backend and have none now: they are between two requests.
+    resting: Cell<u32>,
+    /// Requests of clients that were resting, which wait for a descriptor.
+    wanting: Cell<u32>,
+    /// Tells the first of those that one is free.
+    freed: Notify,
     /// Open descriptors of the share.
     held: Cell<u32>,
     /// Seats beyond each client's first, pipes, and connections that exchanges share.
@@ -78,10 +87,27 @@ impl Room {
         &self.process.plan
     }
 
+    /// What clients have a right to: each to its connection, and each that is not resting to one to a backend.
+    fn promised(&self) -> u32 {
+        2 * self.clients.get() - self.resting.get()
+    }
+
+    /// Whether nothing is left that a client which was resting could have.
+    fn is_dealt_out(&self) -> bool {
+        self.promised() + self.extras.get() >= self.plan().share
+    }
+
+    /// How many connections of clients that rest have to end, so that the requests that wait for a descriptor have one. Also those that
+    /// another worker has accepted for this one, going by what was told of it a moment ago.
+    pub fn wanted(&self) -> usize {
+        let overdrawn = (self.promised() + self.extras.get()).saturating_sub(self.plan().share);
+        self.wanting.get().max(overdrawn) as usize
+    }
+
     /// Extras that may still be taken: half of the share is for them at most, and none that clients have a right to.
     fn left(&self) -> u32 {
         let Plan { share, .. } = *self.plan();
-        (share / 2).min(share.saturating_sub(2 * self.clients.get())).saturating_sub(self.extras.get())
+        (share / 2).min(share.saturating_sub(self.promised())).saturating_sub(self.extras.get())
     }
 
     fn extra(self: &Rc<Self>, count: u32, open: u32) -> Extra {
@@ -96,10 +122,12 @@ impl Room {
         own < self.left()
     }
 
-    /// Tells how many clients there is room for.
-    fn tell(&self) {
+    /// Tells how many clients there is room for: a new one has a right to two, and one that rests leaves one. It changes with every request,
+    /// which does not tell of it: the caller that wants to know calls this first.
+    pub fn tell(&self) {
         let Plan { share, margin, .. } = *self.plan();
-        let takes = (share.saturating_sub(self.extras.get().max(margin)) / 2).max(1) as usize;
+        let ones = share.saturating_sub(self.extras.get().max(margin)) + self.resting.get();
+        let takes = (ones / 2).max(1) as usize;
         let board = &self.process.board(self.worker).takes;
         if board.load(Relaxed) != takes {
             board.store(takes, Relaxed);
@@ -111,7 +139,16 @@ impl Default for Room {
     /// One without an end, of a process with one worker.
     fn default() -> Self {
         let process = Arc::new(Descriptors::new(Plan::UNLIMITED, 1));
-        Self { process, worker: 0, clients: Cell::new(0), held: Cell::new(0), extras: Cell::new(0) }
+        Self {
+            process,
+            worker: 0,
+            clients: Cell::new(0),
+            resting: Cell::new(0),
+            wanting: Cell::new(0),
+            freed: Notify::new(),
+            held: Cell::new(0),
+            extras: Cell::new(0),
+        }
     }
 }
 
@@ -147,6 +184,8 @@ impl Drop for Extra {
 pub struct Seats {
     room: Rc<Room>,
     used: Cell<u32>,
+    /// Whether the client has had one, and has none.
+    rests: Cell<bool>,
     /// Requests that wait for one.
     waiting: Cell<u32>,
     freed: Notify,
@@ -165,27 +204,44 @@ impl Seats {
     fn at(room: Rc<Room>) -> Self {
         room.clients.set(room.clients.get() + 1);
         room.held.set(room.held.get() + 1);
-        Self { room, used: Cell::new(0), waiting: Cell::new(0), freed: Notify::new() }
+        Self { room, used: Cell::new(0), rests: Cell::new(false), waiting: Cell::new(0), freed: Notify::new() }
     }
 
     /// Whether there is one now.
     pub fn fits(&self) -> bool {
-        let used = self.used.get();
-        used == 0 || self.room.has_extra(used - 1)
+        // Requests that wait already come first.
+        self.fits_in_turn() && !(self.asks_again() && self.room.wanting.get() > 0)
+    }
+
+    /// The same for a request whose turn it is.
+    fn fits_in_turn(&self) -> bool {
+        match self.used.get() {
+            0 => !self.rests.get() || !self.room.is_dealt_out(),
+            used => self.room.has_extra(used - 1),
+        }
+    }
+
+    /// Whether its next would be its first after a rest.
+    fn asks_again(&self) -> bool {
+        self.used.get() == 0 && self.rests.get()
     }
 
     /// Takes one, if there is one now.
     pub fn take(self: &Rc<Self>) -> Option<Seat> {
-        if !self.fits() {
-            return None;
-        }
+        self.fits().then(|| self.seat())
+    }
+
+    fn seat(self: &Rc<Self>) -> Seat {
         let used = self.used.get();
         self.used.set(used + 1);
+        if self.rests.replace(false) {
+            self.room.resting.set(self.room.resting.get() - 1);
+        }
         if used > 0 {
             self.room.extras.set(self.room.extras.get() + 1);
             self.room.tell();
         }
-        Some(Seat(Rc::clone(self)))
+        Seat(Rc::clone(self))
     }
 
     /// Takes one as soon as there is one. The caller has a deadline.
@@ -194,13 +250,17 @@ impl Seats {
             return seat;
         }
         self.room.waited();
-        self.waiting.set(self.waiting.get() + 1);
-        let _waits = Waits(self);
+        let again = self.asks_again();
+        let (waiting, freed) = match again {
+            true => (&self.room.wanting, &self.room.freed),
+            false => (&self.waiting, &self.freed),
+        };
+        let _waits = Waits::at(waiting);
         loop {
-            // One of its own is told of at once; what other clients leave is looked for.
-            let _ = tokio::time::timeout(LOOK, self.freed.notified()).await;
-            if let Some(seat) = self.take() {
-                return seat;
+            // What is told of comes at once; what others leave is looked for.
+            let _ = tokio::time::timeout(LOOK, freed.notified()).await;
+            if self.fits_in_turn() {
+                return self.seat();
             }
         }
     }
@@ -220,26 +280,43 @@ impl Default for Seats {
 
 impl Drop for Seats {
     fn drop(&mut self) {
+        if self.rests.get() {
+            self.room.resting.set(self.room.resting.get() - 1);
+        }
         self.room.clients.set(self.room.clients.get() - 1);
         self.room.held.set(self.room.held.get() - 1);
     }
 }
 
-struct Waits<'a>(&'a Seats);
+/// Counts a request that waits until it is dropped.
+struct Waits<'a>(&'a Cell<u32>);
+
+impl<'a> Waits<'a> {
+    fn at(count: &'a Cell<u32>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.0.waiting.set(self.0.waiting.get() - 1);
+        self.0.set(self.0.get() - 1);
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let Seats { room, used, waiting, freed } = &*self.0;
+        let Seats { room, used, rests, waiting, freed } = &*self.0;
         used.set(used.get() - 1);
         if used.get() > 0 {
             room.extras.set(room.extras.get() - 1);
             room.tell();
+        } else {
+            rests.set(true);
+            room.resting.set(room.resting.get() + 1);
+            if room.wanting.get() > 0 {
+                room.freed.notify_one();
+            }
         }
         if waiting.get() > 0 {
             freed.notify_one();
@@ -278,9 +355,45 @@ mod tests {
         let first = late.take().unwrap();
         assert!(late.take().is_none(), "nothing is left beyond that");
         drop(taken);
-        assert_eq!((room.extras.get(), room.process.takes(0)), (0, 35));
+        // Eight rest, and take one each.
+        room.tell();
+        assert_eq!((room.extras.get(), room.process.takes(0)), (0, (70 + 8) / 2));
         drop(first);
         assert_eq!(room.extras.get(), 0);
+    }
+
+    /// Between two requests a client costs its connection alone. When it asks again and all is taken, it waits, and the sweep is told.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_rests_leaves_its_second_and_may_have_to_wait_for_another() {
+        let room = room(80);
+        let mut clients = Vec::new();
+        while clients.len() < 60 {
+            room.tell();
+            assert!(clients.len() < room.process.takes(0), "{}", clients.len());
+            let client = Seats::new(&room);
+            drop(client.take().unwrap());
+            clients.push(client);
+        }
+        room.tell();
+        assert_eq!((room.wanted(), room.process.takes(0)), (0, (70 + 60) / 2));
+        let taken: Vec<_> = clients.iter().map_while(Seats::take).collect();
+        assert_eq!((taken.len(), room.promised()), (20, 80));
+        let (first, second) = (&clients[30], &clients[31]);
+        let waiting = async {
+            let (seat, ()) = tokio::join!(first.wait(), async {
+                assert!(second.take().is_none());
+                assert_eq!(room.wanted(), 1);
+                drop(taken);
+                assert!(second.take().is_none(), "the other one has waited for it");
+            });
+            (seat, second.take().unwrap())
+        };
+        let began = tokio::time::Instant::now();
+        let both = waiting.await;
+        assert_eq!((began.elapsed(), room.wanted()), (Duration::ZERO, 0));
+        drop((both, clients));
+        room.tell();
+        assert_eq!((room.clients.get(), room.resting.get(), room.held.get(), room.process.takes(0)), (0, 0, 0, 35));
     }
 
     #[test]
@@ -341,13 +454,15 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever clients do: those that were accepted can have their first, and all of it fits into the share.
+        /// Whatever clients do: all of it fits into the share, and those that were accepted can have their first; after a rest when
+        /// others have given theirs back.
         #[test]
         fn the_share_is_never_overdrawn(share in 8u32..200, steps in prop::collection::vec((0usize..40, any::<bool>()), 0..400)) {
             let room = room(share);
             let mut clients: Vec<Rc<Seats>> = Vec::new();
             let mut held = Vec::new();
             for (number, take) in steps {
+                room.tell();
                 if number >= clients.len() && clients.len() < room.process.takes(0) {
                     clients.push(Seats::new(&room));
                 }
@@ -356,11 +471,17 @@ mod tests {
                     _ if number < held.len() => drop(held.swap_remove(number)),
                     _ => {}
                 }
-                let (clients, extras) = (room.clients.get(), room.extras.get());
-                prop_assert!(2 * clients + extras <= share, "{clients} clients and {extras} more of {share}");
+                let (promised, extras) = (room.promised(), room.extras.get());
+                prop_assert!(promised + extras <= share, "{promised} promised and {extras} more of {share}");
+                let resting = clients.iter().filter(|it| it.rests.get()).count() as u32;
+                prop_assert_eq!(promised, 2 * clients.len() as u32 - resting);
             }
-            for client in &clients {
+            for client in clients.iter().filter(|it| !it.rests.get()) {
                 prop_assert!(client.used.get() > 0 || client.take().is_some());
+            }
+            held.clear();
+            for client in &clients {
+                prop_assert!(client.take().is_some());
             }
         }
     }

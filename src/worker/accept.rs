@@ -68,6 +68,7 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: 
             return;
         }
         let descriptors = &worker.proxy.process.descriptors;
+        worker.proxy.transport.room.tell();
         if worker.peers.place(worker.index, descriptors).is_none() {
             if let Some(times) = full.happened() {
                 let (connections, limit) = (descriptors.plan.connections, descriptors.plan.limit);
@@ -76,6 +77,7 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: 
             let waiting = descriptors.wait(worker.index);
             while worker.peers.place(worker.index, descriptors).is_none() {
                 tokio::time::sleep(FULL_PAUSE).await;
+                worker.proxy.transport.room.tell();
             }
             drop(waiting);
         }
@@ -108,6 +110,7 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: 
 /// # Errors
 /// The system's; `QuotaExceeded` where no worker has descriptors for another.
 fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io::Result<()> {
+    worker.proxy.transport.room.tell();
     let place = worker.peers.place(worker.index, &worker.proxy.process.descriptors);
     let place = place.ok_or(io::ErrorKind::QuotaExceeded)?;
     let (tcp, peer) = socket.accept()?;

@@ -133,9 +133,15 @@ async fn sweep(worker: Rc<Worker>) {
         }
         if worker.proxy.process.descriptors.is_short() {
             // Those that wait to be accepted have the room of those that do nothing with it.
-            worker.clock.end_idle(IDLE_WHILE_SHORT);
+            worker.clock.end_idle(IDLE_WHILE_SHORT, usize::MAX);
             worker.proxy.transport.space.close_pipes();
         }
+        let room = &worker.proxy.transport.room;
+        match room.wanted() {
+            0 => {}
+            wanted => drop(worker.clock.end_idle(IDLE_WHILE_SHORT, wanted)),
+        }
+        room.tell();
         since_pools += pause;
         if since_pools >= POOL_SWEEP {
             since_pools = Duration::ZERO;

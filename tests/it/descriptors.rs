@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::harness::{Client, Scratch, TestBackend, eventually, soon};
+use crate::harness::{Client, Scratch, TestBackend, eventually, free_address, soon};
 
 /// The binary, with limits of its own. Killed with the test.
 struct Process {
@@ -24,7 +24,7 @@ impl Process {
     /// Started by a shell that has set `limits` first.
     async fn start(limits: &str, upstream: &str, backends: &[&TestBackend]) -> Self {
         let scratch = Scratch::new();
-        let (address, admin) = (free(), free());
+        let (address, admin) = (free_address(), free_address());
         let backends: Vec<_> = backends.iter().map(|it| it.address().to_string()).collect();
         let text = format!(
             "workers = 2\n[admin]\naddress = \"{admin}\"\n[[listener]]\naddress = \"{address}\"\n[[route]]\nupstream = \"u\"\n\
@@ -72,10 +72,6 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// Asks `requests` times one after the other; connects anew where it was told to. The statuses.
@@ -164,6 +160,35 @@ async fn clients_that_do_nothing_make_room_for_those_that_wait() {
     assert_eq!(Client::connect(process.address).await.get("/").await.status(), 200);
     assert!(process.metric("isobar_accept_waits_total").await > 0.0);
     assert!(process.log().contains("no file descriptors for more clients; they wait until others end"));
+}
+
+/// A client between two requests keeps one descriptor: half as many again are served as have two, and when all ask at the same time none is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_between_two_requests_leave_their_second_descriptor() {
+    let backend = TestBackend::slow("a", Duration::from_millis(5));
+    let process = Process::start("ulimit -n 128", "", &[&backend]).await;
+    let fit = process.metric("isobar_connections_fit").await as usize;
+    let mut clients = Vec::new();
+    for _ in 0..fit + fit / 2 {
+        let mut client = Client::connect(process.address).await;
+        assert_eq!(client.get("/").await.status(), 200);
+        clients.push(client);
+    }
+    for _ in 0..3 {
+        let mut asking = JoinSet::new();
+        for mut client in clients.drain(..) {
+            asking.spawn(async move { (client.get("/").await.status(), client) });
+        }
+        while let Some(asked) = soon(asking.join_next()).await {
+            let (status, client) = asked.unwrap();
+            assert_eq!(status, 200);
+            clients.push(client);
+        }
+    }
+    for name in ["isobar_accept_waits_total", "isobar_connect_exhausted_total", "isobar_backend_connect_failures_total"]
+    {
+        assert_eq!(process.metric(name).await, 0.0, "{name}");
+    }
 }
 
 /// Requests whose bodies do not end hold a connection to a backend each.

@@ -158,12 +158,12 @@ impl Clock {
         });
     }
 
-    /// Asks the connections to end that have waited for their next request for so long. How many there are.
-    pub fn end_idle(&self, since: Duration) -> usize {
+    /// Asks connections to end that have waited for their next request for so long, `most` at most. How many there were.
+    pub fn end_idle(&self, since: Duration, most: usize) -> usize {
         let Some(before_ms) = self.now_ms.get().checked_sub(since.as_millis() as u64) else { return 0 };
         let mut ended = 0;
         self.each(|watch| {
-            if watch.is_idle_since(before_ms) {
+            if ended < most && watch.is_idle_since(before_ms) && !watch.draining() {
                 watch.drain();
                 ended += 1;
             }
@@ -293,7 +293,7 @@ mod tests {
         busy.enter(Phase::Response, minute);
         let over = Watch::of_stream(&busy);
         clock.now_ms.set(10_000);
-        assert_eq!(clock.end_idle(Duration::from_secs(1)), 1);
+        assert_eq!(clock.end_idle(Duration::from_secs(1), 9), 1);
         let ends = [&old, &young, &busy, &over].map(|watch| watch.draining());
         assert_eq!(ends, [true, false, false, false]);
     }
