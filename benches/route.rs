@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
-use http::{Request, StatusCode, request};
+use http::{Request, StatusCode};
 use isobar::config::{
     Action, HeaderEdits, HostPattern, ListenerName, PathOverrides, PathPattern, Respond, RouteConfig,
 };
+use isobar::exchange::RequestHead;
 use isobar::route::{Reading, Table};
 use isobar::target::Host;
 use isobar::telemetry::metrics::Sharded;
@@ -46,8 +47,8 @@ fn grid(hosts: usize, prefixes: usize) -> Table {
     }))
 }
 
-fn request(uri: &str) -> request::Parts {
-    Request::get(uri).body(()).unwrap_or_default().into_parts().0
+fn request(uri: &str) -> RequestHead {
+    Request::get(uri).body(()).unwrap_or_default().into_parts().0.into()
 }
 
 fn find(criterion: &mut Criterion) {

@@ -73,7 +73,7 @@ fn is_of_use(config: &Config) {
         };
         // A key may hold what no client can ask for.
         let Ok(request) = Request::get(if path.is_empty() { "/" } else { path }).body(()) else { continue };
-        let found = table.find(&listener.name, &host, &request.into_parts().0);
+        let found = table.find(&listener.name, &host, &request.into_parts().0.into());
         let nothing_else = route.listeners.is_empty()
             && route.methods.is_empty()
             && route.headers.is_empty()

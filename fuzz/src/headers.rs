@@ -8,10 +8,10 @@ use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, Uri, request};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, Uri};
 use isobar::config::{ListenerConfig, Vocabulary, parse};
-use isobar::exchange::{Client, Lines, Untouched};
+use isobar::exchange::{Client, RequestHead};
 use isobar::fields::{tells_client, tells_identity};
 use isobar::http1::request::Terms;
 use isobar::http1::{self, Framing};
@@ -93,7 +93,7 @@ impl Settings {
         Client {
             peer: ([192, 0, 2, 1], 4711).into(),
             trusted: self.trusted(),
-            lines: RefCell::new((None, Rc::from([]))),
+            lines: RefCell::default(),
             peer_text: HeaderValue::from_static("192.0.2.1"),
             port_text: HeaderValue::from_static("8080"),
             scheme: if self.asks() { "https" } else { "http" },
@@ -121,7 +121,7 @@ fn request(text: &[u8], settings: Settings) {
         http1::request::read(&mut bytes, HeaderMap::new(), (listener.max_headers, settings.lets_pass()), &mut slot);
     let Ok(whole) = read else { return };
     assert!(whole, "the guard has seen the end of a head, and the reader has not");
-    let http1::request::Head { mut parts, mut untouched, framing, terms, .. } = slot.expect("a head");
+    let http1::request::Head { mut head, framing, terms, .. } = slot.expect("a head");
 
     // The framing is told once, and by what both have seen.
     let end = passed.bytes - bytes.len();
@@ -138,11 +138,11 @@ fn request(text: &[u8], settings: Settings) {
         Framing::None | Framing::Close => assert_eq!(codings, 0),
     }
     assert!(count("host") == 1 || (terms.http10 && count("host") == 0), "not one host");
-    if parts.uri.authority().is_some() || parts.method == Method::CONNECT {
+    if head.uri.authority().is_some() || head.method == Method::CONNECT {
         // What becomes of the host in a target is for the proxy, and looked at by the target `connection`.
         return;
     }
-    to_backend((&mut parts, &mut untouched), framing, settings, !terms.http10);
+    to_backend(&mut head, framing, settings, !terms.http10);
 }
 
 /// What HTTP/2 brings as the head of a request.
@@ -191,7 +191,7 @@ fn downgraded(data: &[u8], settings: Settings) -> Result<()> {
         (false, Some(length)) => Framing::Length(length),
         (false, None) => Framing::Chunked,
     };
-    to_backend((&mut parts, &mut Untouched::default()), framing, settings, whole);
+    to_backend(&mut parts.into(), framing, settings, whole);
     Ok(())
 }
 
@@ -206,27 +206,20 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// Sends a head on, and reads what a backend gets.
-fn to_backend(
-    (parts, untouched): (&mut request::Parts, &mut Untouched),
-    framing: Framing,
-    settings: Settings,
-    may_switch: bool,
-) {
+fn to_backend(head: &mut RequestHead, framing: Framing, settings: Settings, may_switch: bool) {
     let client = settings.client();
-    let mut asked = parts.headers.clone();
-    untouched.copy_to(&mut asked);
+    let asked = head.all_headers();
     let ip = proxy::client_ip(&asked, &client);
-    let (upgrade, lines) = proxy::clean(&mut parts.headers, Some(&mut *untouched), &client, may_switch);
+    let upgrade = proxy::clean(head, &client, may_switch);
     if settings.edits() {
         // As a route does, which has the last word.
-        parts.headers.insert("x-edited", HeaderValue::from_static("1"));
+        head.insert(HeaderName::from_static("x-edited"), HeaderValue::from_static("1"));
     }
-    if !parts.headers.contains_key("host") {
-        parts.headers.insert("host", HeaderValue::from_static("named"));
+    if !head.contains(&HOST) {
+        head.insert(HOST, HeaderValue::from_static("named"));
     }
     let mut written = Vec::new();
-    let lines = Lines { made: lines.as_deref(), untouched: Some(untouched) };
-    http1::request::write(&mut written, parts, framing, lines);
+    http1::request::write(&mut written, head, framing);
     let told = || String::from_utf8_lossy(&written).into_owned();
 
     // Another reader, which has not seen what was read.
@@ -234,7 +227,7 @@ fn to_backend(
     let mut reference = httparse::Request::new(&mut space);
     let parsed = reference.parse(&written).unwrap_or_else(|error| panic!("{error}: {}", told()));
     assert_eq!(parsed, httparse::Status::Complete(written.len()), "not one head: {}", told());
-    assert_eq!(reference.method, Some(parts.method.as_str()));
+    assert_eq!(reference.method, Some(head.method.as_str()));
     let mut got = HeaderMap::new();
     for field in &*reference.headers {
         assert!(!field.name.contains(['\r', '\n', ' ']) && !field.value.contains(&0), "{}", told());
@@ -258,9 +251,8 @@ fn to_backend(
     let read = http1::request::read(&mut bytes, HeaderMap::new(), (1000, true), &mut slot);
     assert_eq!(read, Ok(true), "{}", told());
     let mut again = slot.expect("a head");
-    again.untouched.give_to(&mut again.parts.headers);
-    assert_eq!((again.framing, &again.parts.headers), (framing, &got), "{}", told());
-    assert_eq!((&again.parts.uri, &again.parts.method), (&parts.uri, &parts.method), "{}", told());
+    assert_eq!((again.framing, &*again.head.headers()), (framing, &got), "{}", told());
+    assert_eq!((&again.head.uri, &again.head.method), (&head.uri, &head.method), "{}", told());
 
     // Framing: once, and what was decided.
     let (lengths, codings) = (sent("content-length"), sent("transfer-encoding"));
@@ -367,15 +359,15 @@ fn response(text: &[u8], settings: Settings) {
     let Ok(Some(end)) = head.parse(text, terms.head) else { return };
     let bytes = Bytes::copy_from_slice(&text[..end]);
     let (mut parts, ()) = Response::new(()).into_parts();
-    let Ok(mut untouched) = head.response(&bytes, &mut parts) else { return };
+    let Ok(mut pass_through) = head.response(&bytes, &mut parts) else { return };
     let framed = head.framing;
     let mut came = parts.headers.clone();
-    untouched.copy_to(&mut came);
+    pass_through.copy_to(&mut came);
     let client = settings.client();
     let dated =
-        proxy::to_client((&mut parts.headers, &mut untouched), &client, parts.status, (head.hop_by_hop, head.dated));
+        proxy::to_client((&mut parts.headers, &mut pass_through), &client, parts.status, (head.hop_by_hop, head.dated));
     let mut left = parts.headers.clone();
-    untouched.copy_to(&mut left);
+    pass_through.copy_to(&mut left);
     assert_eq!(dated, left.contains_key("date"), "a date that is not there, or not known of: {came:?}");
     // What the body says of its length: what the backend said, or of an answer of ours another.
     let bytes = match framed {
@@ -384,7 +376,7 @@ fn response(text: &[u8], settings: Settings) {
         Framing::Chunked | Framing::Close => (sizes & 1 != 0).then_some(u64::from(sizes >> 1)),
     };
     let mut written = Vec::new();
-    let (framing, close) = http1::response::write(&mut written, (&parts, &untouched), terms, bytes, false);
+    let (framing, close) = http1::response::write(&mut written, (&parts, &pass_through), terms, bytes, false);
     let told = || String::from_utf8_lossy(&written).into_owned();
     let mut space = [httparse::EMPTY_HEADER; 300];
     let mut reference = httparse::Response::new(&mut space);

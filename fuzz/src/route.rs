@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, request};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use isobar::config::{
     Action, HeaderEdits, HeaderMatch, HostPattern, ListenerName, LocationPart, PathOverrides, PathPattern, PathRewrite,
     PathRule, PathsConfig, QueryMatch, Redirect, Respond, RouteConfig, ValueMatch,
 };
-use isobar::exchange::Lines;
+use isobar::exchange::RequestHead;
 use isobar::http1::{self, Framing};
 use isobar::route::{Table, path, rewrite};
 use isobar::target::authority;
@@ -42,11 +42,11 @@ fn table(input: &mut Unstructured<'_>) -> Result<()> {
     let table = Table::build(&routes, &[], &mut |_| Arc::new(Sharded::new(1)));
     for _ in 0..input.int_in_range(1..=8)? {
         let host = asked_host(input)?;
-        let Some(parts) = request(input)? else { continue };
+        let Some(head) = request(input)? else { continue };
         let listener = ListenerName::from(*input.choose(&LISTENERS)?);
-        let found = table.find(&listener, &host, &parts).map(|route| route.name.as_str().parse().expect("its number"));
-        let expected = naive(&routes, &listener, &host, &parts);
-        assert_eq!(found, expected, "of {routes:#?}\nfor {listener} {host:?} {parts:?}");
+        let found = table.find(&listener, &host, &head).map(|route| route.name.as_str().parse().expect("its number"));
+        let expected = naive(&routes, &listener, &host, &head);
+        assert_eq!(found, expected, "of {routes:#?}\nfor {listener} {host:?} {head:?}");
     }
     Ok(())
 }
@@ -161,7 +161,7 @@ fn asked_host(input: &mut Unstructured<'_>) -> Result<String> {
     Ok(host)
 }
 
-fn request(input: &mut Unstructured<'_>) -> Result<Option<request::Parts>> {
+fn request(input: &mut Unstructured<'_>) -> Result<Option<RequestHead>> {
     let mut target = if input.ratio(1, 16)? { "*".to_owned() } else { path_text(input)? };
     if input.ratio(1, 3)? {
         target.push('?');
@@ -173,19 +173,19 @@ fn request(input: &mut Unstructured<'_>) -> Result<Option<request::Parts>> {
     for _ in 0..input.int_in_range(0..=2)? {
         request = request.header(header(input)?, *input.choose(&VALUES)?);
     }
-    Ok(request.body(()).ok().map(|request| request.into_parts().0))
+    Ok(request.body(()).ok().map(|request| request.into_parts().0.into()))
 }
 
 /// The rules as the documentation has them, looked at for each route.
-fn naive(routes: &[Arc<RouteConfig>], listener: &ListenerName, host: &str, parts: &request::Parts) -> Option<usize> {
+fn naive(routes: &[Arc<RouteConfig>], listener: &ListenerName, host: &str, head: &RequestHead) -> Option<usize> {
     let host = match host {
         "" => String::new(),
         host => bare(&authority::canonical(host.as_bytes())?),
     };
-    let (path, with_parameters) = read(parts.uri.path())?;
+    let (path, with_parameters) = read(head.uri.path())?;
     let mut best = None;
     for (index, route) in routes.iter().enumerate() {
-        if !others_fit(route, listener, parts) {
+        if !others_fit(route, listener, head) {
             continue;
         }
         let any = [None];
@@ -296,7 +296,7 @@ fn begins(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn others_fit(route: &RouteConfig, listener: &ListenerName, parts: &request::Parts) -> bool {
+fn others_fit(route: &RouteConfig, listener: &ListenerName, head: &RequestHead) -> bool {
     let fits = |wanted: &ValueMatch, values: Vec<Vec<u8>>| match wanted {
         ValueMatch::Present => !values.is_empty(),
         ValueMatch::Absent => values.is_empty(),
@@ -306,17 +306,18 @@ fn others_fit(route: &RouteConfig, listener: &ListenerName, parts: &request::Par
         }
     };
     let header = |wanted: &HeaderMatch| {
-        let values = parts.headers.get_all(&wanted.name).iter().map(|value| value.as_bytes().to_vec());
+        let all = head.all_headers();
+        let values = all.get_all(&wanted.name).iter().map(|value| value.as_bytes().to_vec());
         fits(&wanted.value, values.collect())
     };
     let query = |wanted: &QueryMatch| {
-        let pieces = parts.uri.query().unwrap_or_default().split('&').filter(|piece| !piece.is_empty());
+        let pieces = head.uri.query().unwrap_or_default().split('&').filter(|piece| !piece.is_empty());
         let pairs = pieces.map(|piece| piece.split_once('=').unwrap_or((piece, "")));
         let values = pairs.filter(|(name, _)| unescaped(name) == wanted.name.as_bytes());
         fits(&wanted.value, values.map(|(_, value)| unescaped(value)).collect())
     };
     (route.listeners.is_empty() || route.listeners.contains(listener))
-        && (route.methods.is_empty() || route.methods.contains(&parts.method))
+        && (route.methods.is_empty() || route.methods.contains(&head.method))
         && route.headers.iter().all(header)
         && route.query.iter().all(query)
 }
@@ -378,9 +379,9 @@ fn plain(input: &mut Unstructured<'_>) -> Result<()> {
     let found = (found.path.clone(), found.with_parameters.unwrap_or(found.path));
     assert_eq!(found, read, "{target} is matched as no backend reads it");
     let Ok(settled) = settled else { return Ok(()) };
-    let mut parts = Request::get(uri.clone()).body(()).expect("a request").into_parts().0;
-    path::replace(&mut parts, &settled).expect("it is short");
-    let becomes = parts.uri;
+    let mut head = RequestHead::from(Request::get(uri.clone()).body(()).expect("a request").into_parts().0);
+    path::replace(&mut head, &settled).expect("it is short");
+    let becomes = head.uri;
     let shown = becomes.path();
     let again = isobar::target::path::tidy(shown).expect("without NUL");
     assert_eq!(
@@ -443,8 +444,9 @@ fn forwarded(input: &mut Unstructured<'_>, uri: &Uri) -> Result<()> {
         assert_eq!(&parts.uri, uri);
     }
     let mut written = Vec::new();
-    http1::request::write(&mut written, &parts, Framing::None, Lines::default());
-    assert_eq!(written, format!("GET {} HTTP/1.1\r\n\r\n", parts.uri).as_bytes());
+    let sent = format!("GET {} HTTP/1.1\r\n\r\n", parts.uri);
+    http1::request::write(&mut written, &parts.into(), Framing::None);
+    assert_eq!(written, sent.as_bytes());
     for location in [
         vec![LocationPart::Path, LocationPart::Query],
         vec![LocationPart::Text("/".into()), LocationPart::Path],

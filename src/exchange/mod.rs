@@ -17,8 +17,8 @@ pub mod body;
 pub mod dry;
 pub mod watch;
 
-/// What of a request's head the proxy hands on without a look.
-pub use crate::http1::untouched::{Lines, Untouched};
+pub use crate::http1::head::{HeaderLines, RequestHead};
+pub use crate::http1::pass_through::PassThrough;
 use watch::Watch;
 
 /// What all exchanges of a client connection share.
@@ -29,7 +29,7 @@ pub struct Client {
     pub trusted: bool,
     /// The lines that tell a backend who asked, with the host they were made for: the same for nearly all requests of a
     /// connection.
-    pub lines: RefCell<(Option<HeaderValue>, Rc<[u8]>)>,
+    pub lines: RefCell<(Option<HeaderValue>, Rc<HeaderLines>)>,
     /// `peer` without its port, as a header holds it.
     pub peer_text: HeaderValue,
     /// The port it came to, as a header holds it.
@@ -238,7 +238,7 @@ pub(crate) mod testing {
         Rc::new(Client {
             peer: ([192, 0, 2, 1], 4711).into(),
             trusted,
-            lines: RefCell::new((None, Rc::from([]))),
+            lines: RefCell::default(),
             peer_text: HeaderValue::from_static("192.0.2.1"),
             port_text: HeaderValue::from_static("8080"),
             scheme: "http",

@@ -1,7 +1,7 @@
 //! Field lines of a head or a trailer section (RFC 9112 §5), as places in the bytes they are read from.
 //!
 //! Only the name is looked at byte by byte here, since where it ends decides what everything else means. A value is checked once, when it
-//! becomes a [`HeaderValue`](http::HeaderValue), which takes no CR, LF or NUL, or by `untouched::is_value`.
+//! becomes a [`HeaderValue`](http::HeaderValue), which takes no CR, LF or NUL, or by `pass_through::is_value`.
 
 use std::ops::Range;
 
@@ -30,9 +30,14 @@ pub(super) struct Name {
 }
 
 impl Name {
-    /// Whether the field is no concern of anybody's here.
+    /// Whether it is one of a pass-through header.
     pub(super) fn passes(&self) -> bool {
         self.known.is_some_and(|known| known.passes)
+    }
+
+    /// Whether it is this one, of those that messages often have.
+    pub(super) fn is(&self, name: &HeaderName) -> bool {
+        self.known.is_some_and(|known| known.name == *name)
     }
 
     /// The name itself, from the bytes that it was found in.

@@ -5,6 +5,7 @@
 
 pub mod chunked;
 mod field;
+pub mod head;
 mod name;
 pub mod outgoing;
 #[cfg(target_os = "linux")]
@@ -15,7 +16,7 @@ pub mod pipe;
 pub mod request;
 pub mod response;
 pub mod space;
-pub mod untouched;
+pub mod pass_through;
 
 /// How the end of a body is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

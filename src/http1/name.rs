@@ -31,6 +31,11 @@ pub(super) fn known(line: &[u8]) -> Option<(usize, &'static Known)> {
     None
 }
 
+/// Whether a header of that name passes through, where it is looked for by its name alone.
+pub(super) fn passes(name: &HeaderName) -> bool {
+    PASSING.binary_search(&name.as_str()).is_ok()
+}
+
 /// Eight times the same byte.
 pub(super) const fn every(byte: u8) -> u64 {
     u64::from_le_bytes([byte; 8])
@@ -106,7 +111,7 @@ fn slot(words: &Words) -> usize {
     (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55) as usize
 }
 
-/// No concern of anybody's in a head of HTTP/1.1 that goes on as one: only a configuration can ask for one, and the reader of responses,
+/// Those of pass-through headers, sorted: no concern of a proxy's in a head of HTTP/1.1 that goes on as one. Only a configuration can ask for one, and the reader of responses,
 /// which tells of `date` itself and finds others for who asks by name. Of browsers, of
 /// programs, of what stands in front, and of what answers: 31 bytes at most, as all names.
 #[rustfmt::skip]
@@ -161,6 +166,14 @@ mod tests {
             assert!(known(text.as_bytes()).is_none(), "there is no colon");
         }
         assert_eq!(NAMES.len(), NAMES.iter().collect::<std::collections::HashSet<_>>().len(), "each once");
+    }
+
+    #[test]
+    fn both_ways_of_asking_agree() {
+        for known in &KNOWN.names {
+            assert_eq!(passes(&known.name), known.passes, "{}", known.name);
+        }
+        assert!(!passes(&HeaderName::from_static("x-unknown")));
     }
 
     #[test]

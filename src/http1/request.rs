@@ -4,23 +4,21 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 use http::header::{self, HeaderMap, HeaderValue};
-use http::request::Parts;
-use http::{Method, Request, Uri, Version};
+use http::{Extensions, Method, Uri, Version};
 use memchr::{memchr, memmem};
 
 use super::Framing;
 use super::field::{self, Line};
+use super::head::{HeaderLines, RequestHead};
 use super::outgoing::{length, line};
-use super::untouched::{Lines, Untouched, is_value};
+use super::pass_through::{PassThrough, is_value};
 use crate::target::sent::{self, AsSent};
 
 /// A request's head, and what it says of the message and of the connection.
 #[derive(Debug)]
 pub struct Head {
-    /// The head, but for the fields that nobody looks at.
-    pub parts: Parts,
-    /// Those.
-    pub untouched: Untouched,
+    /// The head.
+    pub head: RequestHead,
     /// How its body is framed.
     pub framing: Framing,
     /// What its answer has to respect.
@@ -79,8 +77,8 @@ pub fn part(bytes: &mut Bytes) -> Option<Bytes> {
 pub const MUCH_BYTES: usize = 4 * 1024;
 
 /// Reads the head that `bytes` begin with, takes it from there and puts it into `slot`, where it stays: it is large. `false` when
-/// its end is not there yet. `headers` is space for its fields, of which there are `max_headers` at most; with `lets_pass`, fields that
-/// nobody looks at are left as they are.
+/// its end is not there yet. `headers` is space for its fields, of which there are `max_headers` at most; with `lets_pass`, pass-through
+/// headers are left as lines.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -94,28 +92,27 @@ pub fn read(
     let Some(end) = memchr(b'\n', &bytes[start..]) else { return Ok(false) };
     let mut at = start + end + 1;
     let Some((method, target, http10)) = request_line(&bytes[start..start + end]) else { return Err(Malformed::Line) };
-    let mut request = Request::new(());
-    *request.method_mut() = Method::from_bytes(&bytes[start..start + method]).map_err(|_| Malformed::Line)?;
+    let method = Method::from_bytes(&bytes[start..start + method]).map_err(|_| Malformed::Line)?;
+    let mut extensions = Extensions::new();
     let target = start + target.start..start + target.end;
     let long = target.len() > LONGEST_TARGET;
     // What is made of a head shares the bytes it is read from.
-    match Uri::from_maybe_shared(bytes.slice(target.clone())) {
-        Ok(uri) => *request.uri_mut() = uri,
+    let uri = match Uri::from_maybe_shared(bytes.slice(target.clone())) {
+        Ok(uri) => uri,
         Err(_) if long => return Err(Malformed::LongTarget),
-        Err(_) => uncommon(&bytes.slice(target.clone()), &mut request)?,
-    }
+        Err(_) => uncommon(&bytes.slice(target.clone()), &mut extensions)?,
+    };
     // `Uri` drops one. Nothing was dropped where the path is as long as the target.
-    let whole = request.uri().path_and_query().is_some_and(|kept| kept.as_str().len() == target.len());
+    let whole = uri.path_and_query().is_some_and(|kept| kept.as_str().len() == target.len());
     if !whole && memchr(b'#', &bytes[target]).is_some() {
         return Err(Malformed::Fragment);
     }
-    *request.version_mut() = if http10 { Version::HTTP_10 } else { Version::HTTP_11 };
 
     let (mut close, mut keep_alive) = (false, false);
     let (mut expects, mut trailers) = (false, false);
     let mut framing = Framing::None;
     headers.clear();
-    let (mut fields, mut untouched, mut room) = (0, Untouched::default(), lets_pass);
+    let (mut fields, mut pass_through, mut room) = (0, PassThrough::default(), lets_pass);
     loop {
         let (name, place) = match field::line(bytes, &mut at).map_err(|_| Malformed::Field)? {
             Line::Field(name, place) => (name, place),
@@ -128,13 +125,13 @@ pub fn read(
         fields += 1;
         let value = &bytes[place.clone()];
         if room && name.passes() && is_value(value) {
-            if untouched.add(bytes, name.place.start, at) {
+            if pass_through.add(bytes, name.place.start, at) {
                 continue;
             }
             // Then it is none or all of them: those of one name keep their order (RFC 9110 §5.3).
             room = false;
-            untouched.found_in(bytes);
-            untouched.give_to(&mut headers);
+            pass_through.found_in(bytes);
+            pass_through.give_to(&mut headers);
         }
         let name = name.read(bytes).map_err(|_| Malformed::Field)?;
         match name.as_str().len() {
@@ -155,34 +152,30 @@ pub fn read(
         }
         headers.append(name, HeaderValue::from_maybe_shared(bytes.slice(place)).map_err(|_| Malformed::Field)?);
     }
-    *request.headers_mut() = headers;
-    untouched.found_in(bytes);
-    let terms = Terms {
-        http10,
-        head: *request.method() == Method::HEAD,
-        keep_alive: !close && (keep_alive || !http10),
-        trailers,
-    };
+    pass_through.found_in(bytes);
+    let terms = Terms { http10, head: method == Method::HEAD, keep_alive: !close && (keep_alive || !http10), trailers };
     // Not kept where it is at its end: what is left over is nothing, and shares no memory.
     if at < bytes.len() {
         bytes.advance(at);
     } else {
         *bytes = Bytes::new();
     }
-    *slot = Some(Head { parts: request.into_parts().0, untouched, framing, terms, expects: expects && !http10 });
+    let version = if http10 { Version::HTTP_10 } else { Version::HTTP_11 };
+    let head = RequestHead { method, uri, version, extensions, map: headers, pass_through, lines: None };
+    *slot = Some(Head { head, framing, terms, expects: expects && !http10 });
     Ok(true)
 }
 
 /// Takes a target with characters that a [`Uri`] has escaped only: the target as it was sent is put beside it.
 #[cold]
-fn uncommon(target: &Bytes, request: &mut Request<()>) -> Result<(), Malformed> {
+fn uncommon(target: &Bytes, extensions: &mut Extensions) -> Result<Uri, Malformed> {
     let (escaped, sent) = sent::escaped(target).ok_or(Malformed::Target)?;
     if escaped.len() > LONGEST_TARGET {
         return Err(Malformed::LongTarget);
     }
-    *request.uri_mut() = Uri::from_maybe_shared(Bytes::from(escaped)).map_err(|_| Malformed::Target)?;
-    request.extensions_mut().insert(sent);
-    Ok(())
+    let uri = Uri::from_maybe_shared(Bytes::from(escaped)).map_err(|_| Malformed::Target)?;
+    extensions.insert(sent);
+    Ok(uri)
 }
 
 /// Takes a request line apart: how long its method is, where its target is, and whether its version is HTTP/1.0. `None` if it is none
@@ -204,33 +197,33 @@ fn request_line(line: &[u8]) -> Option<(usize, Range<usize>, bool)> {
 const LONGEST_TARGET: usize = u16::MAX as usize - 1;
 
 /// Writes the head of a request.
-pub fn write(out: &mut Vec<u8>, parts: &Parts, framing: Framing, lines: Lines<'_>) {
-    out.extend_from_slice(parts.method.as_str().as_bytes());
+pub fn write(out: &mut Vec<u8>, head: &RequestHead, framing: Framing) {
+    out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
-    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
     if !target.starts_with('/') && target != "*" {
         // "?query" alone.
         out.push(b'/');
     }
-    match parts.extensions.get::<AsSent>() {
+    match head.extensions.get::<AsSent>() {
         None => out.extend_from_slice(target.as_bytes()),
         Some(sent) => {
-            out.extend_from_slice(sent.path.as_deref().unwrap_or(parts.uri.path().as_bytes()));
+            out.extend_from_slice(sent.path.as_deref().unwrap_or(head.uri.path().as_bytes()));
             for piece in sent.query.iter().flat_map(|query| [b"?", &query[..]]) {
                 out.extend_from_slice(piece);
             }
         }
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    out.extend_from_slice(lines.made.unwrap_or_default());
-    for (name, value) in &parts.headers {
+    out.extend_from_slice(head.lines.as_deref().map_or(&[][..], HeaderLines::text));
+    for (name, value) in &head.map {
         // The framing is told below, as it is.
         if framing != Framing::None && (*name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING) {
             continue;
         }
         line(out, name, value.as_bytes());
     }
-    for line in lines.untouched.iter().flat_map(|untouched| untouched.lines()) {
+    for line in head.pass_through.lines() {
         out.extend_from_slice(line);
     }
     match framing {
@@ -260,7 +253,9 @@ pub fn number(value: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
+    use std::rc::Rc;
+
+    use http::{HeaderName, Request};
 
     use super::*;
 
@@ -269,7 +264,7 @@ mod tests {
         let mut slot = None;
         super::read(bytes, headers, (max_headers, true), &mut slot)?;
         if let Some(head) = &mut slot {
-            head.untouched.give_to(&mut head.parts.headers);
+            head.head.read_lines();
         }
         Ok(slot)
     }
@@ -279,17 +274,17 @@ mod tests {
         read(&mut Bytes::from(text.to_owned()), HeaderMap::new(), 100)
     }
 
-    fn parts(target: &str, headers: &[(&str, &str)]) -> Parts {
+    fn request(target: &str, headers: &[(&str, &str)]) -> RequestHead {
         let mut request = Request::builder().method("POST").uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body(()).unwrap().into_parts().0
+        request.body(()).unwrap().into_parts().0.into()
     }
 
-    fn written(parts: &Parts, framing: Framing, made: Option<&[u8]>) -> String {
+    fn written(head: &RequestHead, framing: Framing) -> String {
         let mut out = Vec::new();
-        write(&mut out, parts, framing, Lines { made, untouched: None });
+        write(&mut out, head, framing);
         String::from_utf8(out).unwrap()
     }
 
@@ -298,8 +293,8 @@ mod tests {
         let mut bytes =
             Bytes::from("\r\nPOST /a?b HTTP/1.1\r\nHost: h\r\nX: 1\r\nX: 2\r\nContent-Length: 3\r\n\r\nabc");
         let head = read(&mut bytes, HeaderMap::new(), 100).unwrap().unwrap();
-        assert_eq!((head.parts.method.as_str(), head.parts.uri.to_string()), ("POST", "/a?b".to_owned()));
-        assert_eq!(head.parts.headers.get_all("x").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!((head.head.method.as_str(), head.head.uri.to_string()), ("POST", "/a?b".to_owned()));
+        assert_eq!(head.head.map.get_all("x").iter().collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!(head.framing, Framing::Length(3));
         assert_eq!(&bytes[..], b"abc");
     }
@@ -362,19 +357,18 @@ mod tests {
     #[test]
     fn takes_as_many_fields_as_it_is_told() {
         let text = |fields: usize| Bytes::from(format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(fields)));
-        assert_eq!(read(&mut text(300), HeaderMap::new(), 300).unwrap().unwrap().parts.headers.len(), 300);
+        assert_eq!(read(&mut text(300), HeaderMap::new(), 300).unwrap().unwrap().head.map.len(), 300);
         assert!(read(&mut text(301), HeaderMap::new(), 300).is_err());
     }
 
     #[test]
     fn a_head_tells_the_framing_as_it_is() {
-        let parts = parts("/a?b=c", &[("host", "h"), ("content-length", "99"), ("accept", "*/*")]);
+        let mut head = request("/a?b=c", &[("host", "h"), ("content-length", "99"), ("accept", "*/*")]);
+        assert!(written(&head, Framing::Chunked).ends_with("\r\naccept: */*\r\ntransfer-encoding: chunked\r\n\r\n"));
+        head.set_lines(Rc::new(HeaderLines::new(b"x-forwarded-for: 192.0.2.1\r\n".to_vec())));
         assert_eq!(
-            written(&parts, Framing::Length(5), Some(b"x-forwarded-for: 192.0.2.1\r\n")),
+            written(&head, Framing::Length(5)),
             "POST /a?b=c HTTP/1.1\r\nx-forwarded-for: 192.0.2.1\r\nhost: h\r\naccept: */*\r\ncontent-length: 5\r\n\r\n"
-        );
-        assert!(
-            written(&parts, Framing::Chunked, None).ends_with("\r\naccept: */*\r\ntransfer-encoding: chunked\r\n\r\n")
         );
     }
 
@@ -383,7 +377,7 @@ mod tests {
         for (target, line) in
             [("*", "POST * H"), ("http://h?q", "POST /?q H"), ("http://h", "POST / H"), ("/", "POST / H")]
         {
-            assert!(written(&parts(target, &[]), Framing::None, None).starts_with(line), "{target}");
+            assert!(written(&request(target, &[]), Framing::None).starts_with(line), "{target}");
         }
     }
 
@@ -403,16 +397,16 @@ mod tests {
             match (ours, theirs.parse(text.as_bytes())) {
                 (Ok(Some(head)), Ok(httparse::Status::Complete(end))) => {
                     prop_assert_eq!(text.len() - bytes.len(), end);
-                    prop_assert_eq!(Some(head.parts.method.as_str()), theirs.method);
+                    prop_assert_eq!(Some(head.head.method.as_str()), theirs.method);
                     let target: Uri = theirs.path.unwrap().parse().unwrap();
-                    prop_assert_eq!(head.parts.uri, target);
+                    prop_assert_eq!(head.head.uri, target);
                     prop_assert_eq!(head.terms.http10, theirs.version == Some(0));
                     let mut expected = HeaderMap::new();
                     for field in &*theirs.headers {
                         let name = HeaderName::from_bytes(field.name.as_bytes()).unwrap();
                         expected.append(name, HeaderValue::from_bytes(field.value).unwrap());
                     }
-                    prop_assert_eq!(head.parts.headers, expected);
+                    prop_assert_eq!(head.head.map, expected);
                 }
                 (Ok(None), _) => prop_assert!(bytes.len() == text.len()),
                 (Err(Malformed::Fragment), Ok(httparse::Status::Complete(_))) => prop_assert!(theirs.path.unwrap().contains('#')),
@@ -433,17 +427,17 @@ mod tests {
                 .filter(|(name, _)| !["content-length", "transfer-encoding"].contains(&name.as_str()))
                 .map(|(name, value)| (name.as_str(), value.as_str()))
                 .collect();
-            let parts = parts(&path, &fields);
-            let mut bytes = Bytes::from(written(&parts, Framing::None, None));
+            let head = request(&path, &fields);
+            let mut bytes = Bytes::from(written(&head, Framing::None));
             let again = read(&mut bytes, HeaderMap::new(), 100).unwrap().unwrap();
-            prop_assert_eq!(again.parts.headers, parts.headers);
-            prop_assert_eq!(again.parts.uri, parts.uri);
+            prop_assert_eq!(again.head.map, head.map);
+            prop_assert_eq!(again.head.uri, head.uri);
             prop_assert!(bytes.is_empty());
         }
 
-        /// Fields that nobody looks at go out as they came in.
+        /// Pass-through headers go out as they came in.
         #[test]
-        fn what_nobody_looks_at_passes(
+        fn pass_through_headers_pass(
             fields in proptest::collection::vec(
                 ("(accept|Cookie|USER-AGENT|sec-fetch-mode|host|te|x-[ab])", "[ \t]{0,2}([!-~]([ -~\u{e4}]{0,20}[!-~])?)?[ \t]?", "\r?\n"),
                 0..12,
@@ -454,13 +448,12 @@ mod tests {
             let text = format!("GET / HTTP/1.1\r\n{text}\r\n");
             let mut slot = None;
             prop_assert_eq!(super::read(&mut Bytes::from(text.clone()), HeaderMap::new(), (100, true), &mut slot), Ok(true));
-            let Head { mut parts, mut untouched, .. } = slot.unwrap();
+            let Head { mut head, .. } = slot.unwrap();
             let mut out = Vec::new();
-            write(&mut out, &parts, Framing::None, Lines { made: None, untouched: Some(&untouched) });
-            let all = read(&mut Bytes::from(text), HeaderMap::new(), 100).unwrap().unwrap().parts.headers;
-            prop_assert_eq!(&read(&mut out.into(), HeaderMap::new(), 100).unwrap().unwrap().parts.headers, &all);
-            untouched.give_to(&mut parts.headers);
-            prop_assert_eq!(parts.headers, all);
+            write(&mut out, &head, Framing::None);
+            let all = read(&mut Bytes::from(text), HeaderMap::new(), 100).unwrap().unwrap().head.map;
+            prop_assert_eq!(&read(&mut out.into(), HeaderMap::new(), 100).unwrap().unwrap().head.map, &all);
+            prop_assert_eq!(head.headers(), &all);
         }
 
         #[test]

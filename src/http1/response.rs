@@ -15,8 +15,8 @@ use memchr::memchr;
 use super::Framing;
 use super::field::{self, Line, Name};
 use super::outgoing::{length, line};
+use super::pass_through::{PassThrough, is_value};
 use super::request::{Terms, is, number, tokens};
-use super::untouched::{Untouched, is_value};
 
 /// Fields of a head at most.
 const FIELDS: usize = 256;
@@ -24,7 +24,7 @@ const FIELDS: usize = 256;
 /// A head, as places in the bytes that it was read from.
 #[derive(Debug, Default)]
 pub struct Head {
-    /// Whether fields that nobody looks at are left as they are. Said before it is read.
+    /// Whether pass-through headers are left as lines. Said before it is read.
     pub lets_pass: bool,
     /// The status.
     pub status: StatusCode,
@@ -39,8 +39,8 @@ pub struct Head {
     reason: Range<usize>,
     /// Names and values, without the transfer coding. The space is used again.
     fields: Vec<(Name, Range<usize>)>,
-    /// The fields that nobody looks at.
-    untouched: Untouched,
+    /// The pass-through headers.
+    pass_through: PassThrough,
 }
 
 impl Head {
@@ -66,7 +66,7 @@ impl Head {
         self.reason = if usual { 0..0 } else { start + reason.start..start + reason.end };
         let mut at = start + end + 1;
         self.fields.clear();
-        self.untouched = Untouched::default();
+        self.pass_through = PassThrough::default();
         let (mut fields, mut room) = (0, self.lets_pass);
         let (mut close, mut keep_alive) = (false, false);
         let (mut length, mut chunked) = (None, false);
@@ -113,12 +113,12 @@ impl Head {
             }
             fields += 1;
             if room && told.passes() && is_value(value) {
-                if self.untouched.add(bytes, told.place.start, at) {
+                if self.pass_through.add(bytes, told.place.start, at) {
                     continue;
                 }
                 // Then it is none or all of them: those of one name keep their order (RFC 9110 §5.3).
                 room = false;
-                self.fields.extend(std::mem::take(&mut self.untouched).fields(bytes));
+                self.fields.extend(std::mem::take(&mut self.pass_through).fields(bytes));
             }
             self.fields.push((told, place));
         }
@@ -143,16 +143,16 @@ impl Head {
     /// The value of the first field of that name, from the bytes that the head was read from.
     pub fn field(&self, bytes: &Bytes, name: &str) -> Option<Bytes> {
         let of = |place: &Range<usize>| bytes.get(place.clone()).unwrap_or_default();
-        let mut fields = self.fields.iter().cloned().chain(self.untouched.fields(bytes));
+        let mut fields = self.fields.iter().cloned().chain(self.pass_through.fields(bytes));
         let (_, value) = fields.find(|(it, _)| of(&it.place).eq_ignore_ascii_case(name.as_bytes()))?;
         Some(bytes.slice(value))
     }
 
-    /// Puts the head into `parts`, from the bytes that it was read from, but for the fields that nobody looks at, which are given back.
+    /// Puts the head into `parts`, from the bytes that it was read from, but for pass-through headers, which are given back.
     ///
     /// # Errors
     /// When a field holds what is no text of HTTP.
-    pub fn response(&mut self, bytes: &Bytes, parts: &mut Parts) -> Result<Untouched, &'static str> {
+    pub fn response(&mut self, bytes: &Bytes, parts: &mut Parts) -> Result<PassThrough, &'static str> {
         let headers = &mut parts.headers;
         headers.clear();
         for (name, value) in &self.fields {
@@ -168,16 +168,16 @@ impl Head {
         {
             parts.extensions.insert(reason);
         }
-        self.untouched.found_in(bytes);
-        Ok(std::mem::take(&mut self.untouched))
+        self.pass_through.found_in(bytes);
+        Ok(std::mem::take(&mut self.pass_through))
     }
 }
 
-/// Writes the head of the answer to a request on these `terms`, with `untouched` among its fields, whose body has so many bytes if that is known. How the body is
+/// Writes the head of the answer to a request on these `terms`, with `pass_through` among its fields, whose body has so many bytes if that is known. How the body is
 /// framed; and whether the connection ends with it, as it does if `close` says so, or the head itself.
 pub fn write(
     out: &mut Vec<u8>,
-    (parts, untouched): (&Parts, &Untouched),
+    (parts, pass_through): (&Parts, &PassThrough),
     terms: Terms,
     bytes: Option<u64>,
     close: bool,
@@ -215,7 +215,7 @@ pub fn write(
         }
         line(out, name, value.as_bytes());
     }
-    for lines in untouched.lines() {
+    for lines in pass_through.lines() {
         out.extend_from_slice(lines);
     }
     let framing = match bytes {
@@ -411,7 +411,7 @@ mod tests {
         }
         let mut out = Vec::new();
         let (framing, close) =
-            write(&mut out, (&response.body(()).unwrap().into_parts().0, &Untouched::default()), terms, bytes, false);
+            write(&mut out, (&response.body(()).unwrap().into_parts().0, &PassThrough::default()), terms, bytes, false);
         (String::from_utf8(out).unwrap(), framing, close)
     }
 
@@ -468,8 +468,8 @@ mod tests {
             let mut parts = Response::new(()).into_parts().0;
             let mut head = Head { lets_pass: true, ..Head::default() };
             let ours = head.parse(&text, false);
-            let ours = ours.and_then(|end| end.map(|end| head.response(&text, &mut parts).map(|mut untouched| {
-                untouched.give_to(&mut parts.headers);
+            let ours = ours.and_then(|end| end.map(|end| head.response(&text, &mut parts).map(|mut pass_through| {
+                pass_through.give_to(&mut parts.headers);
                 end
             })).transpose());
             let mut space = [httparse::EMPTY_HEADER; 64];
@@ -492,7 +492,7 @@ mod tests {
             }
         }
 
-        /// Fields that nobody looks at go out as they came in, and are found by name.
+        /// Pass-through headers go out as they came in, and are found by name.
         #[test]
         fn what_nobody_looks_at_passes(
             fields in proptest::collection::vec(
@@ -516,9 +516,9 @@ mod tests {
                 let found = head.field(&text, name);
                 prop_assert_eq!(found.as_deref(), first);
             }
-            let untouched = head.response(&text, &mut parts).unwrap();
+            let pass_through = head.response(&text, &mut parts).unwrap();
             let mut out = Vec::new();
-            write(&mut out, (&parts, &untouched), KEPT, Some(0), false);
+            write(&mut out, (&parts, &pass_through), KEPT, Some(0), false);
             let mut all = map(&out.into());
             prop_assert_eq!(all.remove("content-length").unwrap(), "0");
             prop_assert_eq!(all, map(&text));

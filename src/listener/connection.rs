@@ -77,7 +77,7 @@ pub async fn serve(
         peer,
         trusted,
         peer_text: text(ip),
-        lines: RefCell::new((None, Rc::from([]))),
+        lines: RefCell::default(),
         port_text: text(listener.address.port()),
         scheme: if secure { "https" } else { "http" },
         indicated,
@@ -164,7 +164,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
     let mut slot = None;
     let mut handled = Handled::default();
     loop {
-        let Head { parts, untouched, terms, .. } = match next(wire, proxy, &mut slot).await {
+        let Head { head, terms, .. } = match next(wire, proxy, &mut slot).await {
             Ok(head) => head,
             Err(end) => return end,
         };
@@ -173,7 +173,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
         {
             let side = (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _);
-            let exchange = pin!(Rc::clone(proxy).handle::<false>(side, (parts, Some(untouched)), upload, &mut handled));
+            let exchange = pin!(Rc::clone(proxy).handle::<false>(side, head, upload, &mut handled));
             if let Some(end) = answered(wire, exchange).await {
                 return end;
             }
@@ -182,7 +182,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         slot = None;
         // While others wait to be accepted, each has its turn.
         let last = wire.watch.draining() || proxy.process.descriptors.is_short();
-        let close = wire.respond((&mut handled.head, &mut handled.untouched), &handled.body, terms, last);
+        let close = wire.respond((&mut handled.head, &mut handled.pass_through), &handled.body, terms, last);
         if let Some(end) = sent(wire, &mut handled.body, terms).await {
             handled.body.cut();
             return end;

@@ -1,11 +1,11 @@
 use std::ops::ControlFlow;
 
-use http::{HeaderMap, Response, request, response};
+use http::{HeaderMap, Response, response};
 
 use super::Middleware;
 use crate::config::HeaderEdits;
-use crate::exchange::Exchange;
 use crate::exchange::body::Body;
+use crate::exchange::{Exchange, RequestHead};
 use crate::fields::{self, has_underscore, is_spelling_of};
 
 /// Removes, sets and adds headers, both ways.
@@ -22,8 +22,10 @@ impl Headers {
 }
 
 impl Middleware for Headers {
-    fn on_request(&self, parts: &mut request::Parts, _: &Exchange) -> ControlFlow<Response<Body>> {
-        apply(&self.request, &mut parts.headers);
+    fn on_request(&self, head: &mut RequestHead, _: &Exchange) -> ControlFlow<Response<Body>> {
+        if !self.request.is_empty() {
+            apply(&self.request, head.headers());
+        }
         ControlFlow::Continue(())
     }
 

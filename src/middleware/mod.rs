@@ -6,11 +6,11 @@
 use std::fmt;
 use std::ops::ControlFlow;
 
-use http::{Response, request, response};
+use http::{Response, response};
 
 use crate::config::RouteConfig;
-use crate::exchange::Exchange;
 use crate::exchange::body::Body;
+use crate::exchange::{Exchange, RequestHead};
 
 mod headers;
 
@@ -19,7 +19,7 @@ use headers::Headers;
 /// A plug-in around an exchange. Its hooks are called on the request path: no I/O, no waiting.
 pub trait Middleware: fmt::Debug + Send + Sync {
     /// Before a backend is picked. [`ControlFlow::Break`] answers the request: it goes no further.
-    fn on_request(&self, _: &mut request::Parts, _: &Exchange) -> ControlFlow<Response<Body>> {
+    fn on_request(&self, _: &mut RequestHead, _: &Exchange) -> ControlFlow<Response<Body>> {
         ControlFlow::Continue(())
     }
 
@@ -34,9 +34,9 @@ pub struct Chain(Box<[Box<dyn Middleware>]>);
 impl Chain {
     /// Shows the request to each hook until one answers. That answer has then been shown to the hooks outside of the one
     /// that gave it, as a response from a backend would be: it needs no [`Chain::on_response`].
-    pub fn on_request(&self, parts: &mut request::Parts, exchange: &Exchange) -> ControlFlow<Response<Body>> {
+    pub fn on_request(&self, head: &mut RequestHead, exchange: &Exchange) -> ControlFlow<Response<Body>> {
         for (inside_of, middleware) in self.0.iter().enumerate() {
-            if let ControlFlow::Break(answer) = middleware.on_request(parts, exchange) {
+            if let ControlFlow::Break(answer) = middleware.on_request(head, exchange) {
                 let (mut head, body) = answer.into_parts();
                 respond(&self.0[..inside_of], &mut head, exchange);
                 return ControlFlow::Break(Response::from_parts(head, body));
@@ -83,13 +83,13 @@ mod tests {
     struct Letter(&'static str);
 
     impl Middleware for Letter {
-        fn on_request(&self, parts: &mut request::Parts, _: &Exchange) -> ControlFlow<Response<Body>> {
-            if parts.uri.path()[1..] == *self.0 {
+        fn on_request(&self, head: &mut RequestHead, _: &Exchange) -> ControlFlow<Response<Body>> {
+            if head.uri.path()[1..] == *self.0 {
                 let mut response = Response::new(Body::empty());
                 *response.status_mut() = StatusCode::FORBIDDEN;
                 return ControlFlow::Break(response);
             }
-            parts.headers.append("x-seen", HeaderValue::from_static(self.0));
+            head.headers().append("x-seen", HeaderValue::from_static(self.0));
             ControlFlow::Continue(())
         }
 
@@ -102,8 +102,8 @@ mod tests {
         Chain(Box::new([Box::new(Letter("a")), Box::new(Letter("b")), Box::new(Letter("c"))]))
     }
 
-    fn request(path: &str) -> request::Parts {
-        Request::get(path).body(()).unwrap().into_parts().0
+    fn request(path: &str) -> RequestHead {
+        Request::get(path).body(()).unwrap().into_parts().0.into()
     }
 
     fn seen(headers: &http::HeaderMap) -> Vec<&str> {
@@ -112,9 +112,9 @@ mod tests {
 
     #[test]
     fn requests_go_in_and_responses_come_out() {
-        let mut parts = request("/");
-        assert!(letters().on_request(&mut parts, &exchange()).is_continue());
-        assert_eq!(seen(&parts.headers), ["a", "b", "c"]);
+        let mut head = request("/");
+        assert!(letters().on_request(&mut head, &exchange()).is_continue());
+        assert_eq!(seen(head.headers()), ["a", "b", "c"]);
 
         let mut response = Response::new(()).into_parts().0;
         letters().on_response(&mut response, &exchange());
@@ -126,21 +126,21 @@ mod tests {
         for (path, went_in, came_out) in
             [("/a", &[][..], &[][..]), ("/b", &["a"], &["a"]), ("/c", &["a", "b"], &["b", "a"])]
         {
-            let mut parts = request(path);
-            let ControlFlow::Break(answer) = letters().on_request(&mut parts, &exchange()) else {
+            let mut head = request(path);
+            let ControlFlow::Break(answer) = letters().on_request(&mut head, &exchange()) else {
                 panic!("{path}: no answer")
             };
             assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
-            assert_eq!(seen(&parts.headers), went_in, "{path}");
+            assert_eq!(seen(head.headers()), went_in, "{path}");
             assert_eq!(seen(answer.headers()), came_out, "{path}");
         }
     }
 
     #[test]
     fn an_empty_chain_does_nothing() {
-        let mut parts = request("/a");
+        let mut head = request("/a");
         assert!(Chain::default().is_empty());
-        assert!(Chain::default().on_request(&mut parts, &exchange()).is_continue());
-        assert!(parts.headers.is_empty());
+        assert!(Chain::default().on_request(&mut head, &exchange()).is_continue());
+        assert!(head.headers().is_empty());
     }
 }

@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use http::header::{self, HeaderValue};
-use http::request::Parts;
 use http_body::Body as _;
 
 use crate::config::{Expect, Protocol, RetryConfig};
 use crate::descriptors;
+use crate::exchange::RequestHead;
 use crate::exchange::body::{Body, Progress, RequestBody, Source};
 use crate::exchange::watch::{Phase, Watch, Way};
-use crate::exchange::{Lines, Untouched};
 use crate::route::{Forward, Route, path, rewrite};
 use crate::telemetry::metrics::{BackendMetrics, RetryCause};
 use crate::transport::connect::{self, Dialling, NoConnection};
@@ -24,7 +23,6 @@ use crate::upstream::Upstream;
 
 use super::expect;
 use super::grpc::{Call, Head};
-use super::headers::Clean;
 use super::hedge::{self, Raced};
 use super::place::Place;
 use super::retry::{self, Attempts, Held};
@@ -32,12 +30,20 @@ use super::running::{Running, SWITCHING, Upload};
 use super::upgrade::Tunnel;
 use super::{Handled, Proxy, ProxyError, headers, outcome};
 
+/// A request that is to be forwarded.
+pub(super) struct Asked<'a> {
+    pub(super) route: &'a Route,
+    pub(super) forward: &'a Forward,
+    pub(super) head: &'a mut RequestHead,
+    /// The protocol that the client asks to switch to.
+    pub(super) upgrade: Option<HeaderValue>,
+}
+
 /// Has a backend of the route's upstream answer.
 pub(super) async fn forward(
     proxy: &Rc<Proxy>,
     running: &Rc<Running>,
-    (route, forward): (&Route, &Forward),
-    (parts, untouched, Clean { mut upgrade, lines }): (&mut Parts, Option<&mut Untouched>, Clean),
+    Asked { route, forward, head: request, mut upgrade }: Asked<'_>,
     upload: Option<Rc<dyn Source>>,
     handled: &mut Handled,
 ) -> Result<(), ProxyError> {
@@ -52,24 +58,24 @@ pub(super) async fn forward(
             return Err(ProxyError::CannotSwitch);
         }
         // Its client wants an answer in any case.
-        parts.headers.remove(header::UPGRADE);
-        parts.headers.remove(header::CONNECTION);
+        request.remove(&header::UPGRADE);
+        request.remove(&header::CONNECTION);
         upgrade = None;
     }
     if let Some(host) = &forward.host {
-        parts.headers.insert(header::HOST, host.clone());
-    } else if headers::host(&parts.headers).is_none() {
+        request.insert(header::HOST, host.clone());
+    } else if headers::host(request.in_map()).is_none() {
         // A client need not say which host it means, in HTTP/1.0 not at all; HTTP/1.1, in which the backend is asked, has to
         // (RFC 9112 §3.2). The upstream's name is what nginx says.
-        parts.headers.insert(header::HOST, upstream_host(forward));
+        request.insert(header::HOST, upstream_host(forward));
     }
-    if let Some(target) = rewrite::backend_target(&forward.path, &route.config.path, &parts.uri) {
-        path::put(parts, target);
+    if let Some(target) = rewrite::backend_target(&forward.path, &route.config.path, &request.uri) {
+        path::put(request, target);
     }
     let measured = upload.as_ref().is_some_and(|body| body.left().is_some());
     running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over }, measured)?;
     let upload = match upload {
-        Some(source) if forward.expect == Expect::Pass => Some(expect::pass(running, forward, parts, source)),
+        Some(source) if forward.expect == Expect::Pass => Some(expect::pass(running, forward, request, source)),
         upload => upload,
     };
     let mut body = match upload {
@@ -79,7 +85,7 @@ pub(super) async fn forward(
     let upstream = &*forward.upstream;
     let retries = &*forward.retries;
     // What may be sent again after a backend has perhaps seen it.
-    let repeatable = upgrade.is_none() && retry::is_repeatable(parts);
+    let repeatable = upgrade.is_none() && retry::is_repeatable(request);
     // A call that a backend refuses by its status may be sent again too, where the file says so.
     let refusable = running.call().is_some() && !retries.grpc_statuses.is_empty();
     if has_body && (repeatable || refusable) && keeps(retries, &body) {
@@ -90,9 +96,8 @@ pub(super) async fn forward(
         Some(place) => place,
         None => attempts.in_line().await?,
     };
-    // Middleware wants to see all of the response too.
-    let untouched = untouched.as_deref().filter(|_| route.chain.is_empty());
-    let lines = Lines { made: lines.as_deref(), untouched };
+    // Middleware wants to see all of the response too, and HTTP/2 has no lines.
+    let lets_pass = route.chain.is_empty() && !running.http2();
     let mut fresh = false;
     // Connections that may turn out to be of no use before it is the backend's fault.
     let mut spare = 4_u8;
@@ -101,7 +106,7 @@ pub(super) async fn forward(
     loop {
         // Before a connection is taken for it: one that is not used would have to be closed.
         if let Some(call) = running.call() {
-            call.tell(&mut parts.headers).map_err(|error| attempts.failed(error))?;
+            call.tell(request.in_map_mut()).map_err(|error| attempts.failed(error))?;
         }
         let idle = if fresh {
             None
@@ -139,7 +144,7 @@ pub(super) async fn forward(
                     // It has waited for that already, and there is none of it for another backend either.
                     return Err(attempts.failed(error));
                 }
-                place = again(&mut attempts, RetryCause::ConnectFailure, parts, error).await?;
+                place = again(&mut attempts, RetryCause::ConnectFailure, request, error).await?;
                 begun = Instant::now();
                 fresh = false;
                 continue;
@@ -150,14 +155,14 @@ pub(super) async fn forward(
         running.await_head(limit.unwrap_or(head));
         body.rewind();
         if let Some(call) = running.call() {
-            call.tell(&mut parts.headers).map_err(|error| attempts.failed(error))?;
+            call.tell(request.in_map_mut()).map_err(|error| attempts.failed(error))?;
         }
-        connection.begin(parts, &body, lines);
+        connection.begin(request, &body, lets_pass);
         let mut ended = match attempts.hedge_delay() {
             None => in_time(&running.exchange.watch, response(&connection, &mut body, running)).await,
             Some(delay) => {
                 let first = (&connection, &mut body);
-                let raced = hedge::race(proxy, &mut attempts, (&mut *parts, lines), first, delay);
+                let raced = hedge::race(proxy, &mut attempts, (&mut *request, lets_pass), first, delay);
                 match Box::pin(raced).await {
                     Raced::First(ended) => {
                         running.serve(place.backend());
@@ -187,7 +192,7 @@ pub(super) async fn forward(
                 place.backend().metrics.of(proxy.worker).timeouts.add(1);
                 place.failed(proxy, upstream);
                 outcome::slow(upstream, place.lease(), proxy.worker, begun);
-                attempts.number(parts);
+                attempts.number(request);
                 place = next;
                 begun = Instant::now();
                 fresh = false;
@@ -209,7 +214,7 @@ pub(super) async fn forward(
                     return Err(attempts.failed(error));
                 }
                 drop((connection, place));
-                place = again(&mut attempts, RetryCause::Timeout, parts, error).await?;
+                place = again(&mut attempts, RetryCause::Timeout, request, error).await?;
                 begun = Instant::now();
                 fresh = false;
                 continue;
@@ -227,7 +232,7 @@ pub(super) async fn forward(
                         place.answered(proxy, upstream, seen);
                         outcome::answered(upstream, place.lease(), proxy.worker, seen, running.sent_since(begun));
                         connection.discard();
-                        attempts.number(parts);
+                        attempts.number(request);
                         place = next;
                         begun = Instant::now();
                         fresh = false;
@@ -246,7 +251,7 @@ pub(super) async fn forward(
                     let error = ProxyError::Broken { backend: place.backend().address.clone(), error };
                     outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
                     drop((connection, place));
-                    place = again(&mut attempts, RetryCause::Reset, parts, error).await?;
+                    place = again(&mut attempts, RetryCause::Reset, request, error).await?;
                     begun = Instant::now();
                     fresh = false;
                     continue;
@@ -259,7 +264,7 @@ pub(super) async fn forward(
                 }
                 attempts.answered(place.backend(), status, said);
                 running.answered(said);
-                return answer(running, forward, upgrade, place, connection, body, (parts, handled));
+                return answer(running, forward, upgrade, place, connection, body, (request, handled));
             }
             Some(Err(failed)) => failed,
         };
@@ -292,7 +297,7 @@ pub(super) async fn forward(
         } else {
             drop((connection, place));
             let cause = if failed.unsent { RetryCause::ConnectFailure } else { RetryCause::Reset };
-            place = again(&mut attempts, cause, parts, error).await?;
+            place = again(&mut attempts, cause, request, error).await?;
             begun = Instant::now();
             fresh = false;
         }
@@ -328,13 +333,13 @@ fn keeps(retries: &RetryConfig, body: &RequestBody) -> bool {
 fn again<'a>(
     attempts: &'a mut Attempts<'_>,
     cause: RetryCause,
-    parts: &'a mut Parts,
+    request: &'a mut RequestHead,
     error: ProxyError,
 ) -> impl Future<Output = Result<Place, ProxyError>> {
     Box::pin(async move {
         match attempts.next(cause, None, Held::Nothing).await {
             Some(next) => {
-                attempts.number(parts);
+                attempts.number(request);
                 Ok(next)
             }
             None => Err(attempts.failed(error)),
@@ -427,14 +432,14 @@ fn answer(
     place: Place,
     connection: Connection,
     body: RequestBody,
-    (parts, handled): (&mut Parts, &mut Handled),
+    (request, handled): (&mut RequestHead, &mut Handled),
 ) -> Result<(), ProxyError> {
     let lease = place.into_lease();
     let head = &mut handled.head;
     // The request is sent and not sent again: there is room for its answer.
-    std::mem::swap(&mut head.headers, &mut parts.headers);
-    handled.untouched = match connection.response(head) {
-        Ok(untouched) => untouched,
+    std::mem::swap(&mut head.headers, request.in_map_mut());
+    handled.pass_through = match connection.response(head) {
+        Ok(pass_through) => pass_through,
         Err(error) => return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error }),
     };
     let whole = running.upload() == Upload::Over;
@@ -442,7 +447,8 @@ fn answer(
     let status = head.status;
     lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
     let client = &running.exchange.client;
-    handled.dated = headers::to_client((&mut head.headers, &mut handled.untouched), client, status, connection.tells());
+    handled.dated =
+        headers::to_client((&mut head.headers, &mut handled.pass_through), client, status, connection.tells());
     if closes {
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -1,32 +1,26 @@
 //! Opened to the fuzz targets in `fuzz/`: what becomes of headers.
 
 use std::net::IpAddr;
-use std::rc::Rc;
 
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue};
 
-use super::headers;
+use super::headers::{self, Cleaning};
 use super::told::{self, Asker};
-use crate::exchange::{Client, Untouched};
+use crate::exchange::{Client, PassThrough, RequestHead};
 
-/// Makes a client's headers those that are true: the protocol to switch to, and lines for behind the request line.
-pub fn clean(
-    headers: &mut HeaderMap,
-    untouched: Option<&mut Untouched>,
-    client: &Client,
-    may_switch: bool,
-) -> (Option<HeaderValue>, Option<Rc<[u8]>>) {
-    let asker = Asker::of(headers, client);
-    let headers::Clean { upgrade, lines } = headers::clean(headers, untouched, asker, (may_switch, false));
-    told::identity(headers, client);
-    (upgrade, lines)
+/// Makes a client's headers those that are true. Gives back the protocol to switch to.
+pub fn clean(head: &mut RequestHead, client: &Client, may_switch: bool) -> Option<HeaderValue> {
+    let asker = Asker::of(head.in_map(), client);
+    let upgrade = headers::clean(head, asker, Cleaning { may_switch, looks_at_clients: false });
+    told::identity(head.in_map_mut(), client);
+    upgrade
 }
 
 /// Makes a backend's headers the ones that go to the client. `known`: whether there may be some for this hop alone, and whether
 /// there is a date.
 pub fn to_client(
-    headers: (&mut HeaderMap, &mut Untouched),
+    headers: (&mut HeaderMap, &mut PassThrough),
     client: &Client,
     status: StatusCode,
     known: (bool, bool),

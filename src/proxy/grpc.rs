@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
 use http::{Method, StatusCode};
 
 use crate::backend::BackendState;
 use crate::backend::outlier::Outcome;
 use crate::config::{GrpcStatus, Timeouts};
+use crate::exchange::RequestHead;
 use crate::transport::Connection;
 
 use super::ProxyError;
@@ -105,11 +105,11 @@ impl Head {
 
 impl Call {
     /// The call that a request by HTTP/2 is, if it is one.
-    pub(super) fn of(parts: &Parts) -> Option<Box<Self>> {
-        if parts.method != Method::POST || !is_grpc(parts.headers.get(header::CONTENT_TYPE)?.as_bytes()) {
+    pub(super) fn of(head: &RequestHead) -> Option<Box<Self>> {
+        if head.method != Method::POST || !is_grpc(head.get(&header::CONTENT_TYPE)?.as_bytes()) {
             return None;
         }
-        let mut timeouts = parts.headers.get_all(GRPC_TIMEOUT).iter();
+        let mut timeouts = head.in_map().get_all(GRPC_TIMEOUT).iter();
         let timeout = match (timeouts.next(), timeouts.next()) {
             (None, _) => Ok(None),
             (Some(one), None) => read_timeout(one.as_bytes()).map(Some).ok_or(Malformed),
@@ -375,12 +375,12 @@ pub(super) fn outcome(status: GrpcStatus) -> Outcome {
 mod tests {
     use super::*;
 
-    fn parts(method: &str, headers: &[(&str, &str)]) -> Parts {
+    fn request(method: &str, headers: &[(&str, &str)]) -> RequestHead {
         let mut request = http::Request::builder().method(method).uri("/pkg.Service/Method");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body(()).unwrap().into_parts().0
+        request.body(()).unwrap().into_parts().0.into()
     }
 
     fn timeouts() -> Timeouts {
@@ -426,9 +426,9 @@ mod tests {
             ("POST", "application/json", false),
             ("POST", "", false),
         ] {
-            assert_eq!(Call::of(&parts(method, &[("content-type", kind)])).is_some(), is, "{method} {kind}");
+            assert_eq!(Call::of(&request(method, &[("content-type", kind)])).is_some(), is, "{method} {kind}");
         }
-        assert!(Call::of(&parts("POST", &[])).is_none());
+        assert!(Call::of(&request("POST", &[])).is_none());
     }
 
     #[test]
@@ -475,7 +475,7 @@ mod tests {
         ] {
             let mut headers = vec![("content-type", "application/grpc")];
             headers.extend(timeout.map(|timeout| ("grpc-timeout", timeout)));
-            let call = Call::of(&parts("POST", &headers)).unwrap();
+            let call = Call::of(&request("POST", &headers)).unwrap();
             let timeouts = Timeouts { exchange, grpc_timeout_max: max, ..timeouts() };
             let started = Instant::now();
             assert_eq!(call.bound(&timeouts, started).unwrap(), bound, "{timeout:?} {exchange:?} {max:?}");
@@ -489,7 +489,7 @@ mod tests {
         let call = |timeouts: &[&str]| {
             let headers = timeouts.iter().map(|timeout| ("grpc-timeout", *timeout));
             let headers: Vec<_> = headers.chain([("content-type", "application/grpc")]).collect();
-            Call::of(&parts("POST", &headers)).unwrap()
+            Call::of(&request("POST", &headers)).unwrap()
         };
         let bound = |timeouts: &[&str]| call(timeouts).bound(&self::timeouts(), Instant::now());
         assert!(matches!(bound(&["0m"]), Err(ProxyError::ExchangeTimeout)));
@@ -502,7 +502,8 @@ mod tests {
 
     #[test]
     fn backends_are_told_less_than_clients_said() {
-        let call = Call::of(&parts("POST", &[("content-type", "application/grpc"), ("grpc-timeout", "20S")])).unwrap();
+        let call =
+            Call::of(&request("POST", &[("content-type", "application/grpc"), ("grpc-timeout", "20S")])).unwrap();
         call.bound(&timeouts(), Instant::now()).unwrap();
         let mut headers = HeaderMap::new();
         headers.insert(GRPC_TIMEOUT, HeaderValue::from_static("20S"));
@@ -526,7 +527,7 @@ mod tests {
 
     #[test]
     fn every_call_comes_to_one_status() {
-        let call = || Call::of(&parts("POST", &[("content-type", "application/grpc")])).unwrap();
+        let call = || Call::of(&request("POST", &[("content-type", "application/grpc")])).unwrap();
         for (http, cut_by_client, status) in [
             (200, None, GrpcStatus::Unknown),
             (400, None, GrpcStatus::Internal),

@@ -1,11 +1,9 @@
 //! Which headers pass. What is told of the client is in [`told`].
 
-use std::rc::Rc;
-
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::exchange::{Client, Untouched};
+use crate::exchange::{Client, PassThrough, RequestHead};
 use crate::fields::tells_client;
 
 use super::told::{self, Asker, Found};
@@ -124,33 +122,27 @@ fn asks_for_http2(headers: &HeaderMap) -> bool {
     protocols.map(<[u8]>::trim_ascii).any(|protocol| protocol.len() >= 2 && protocol[..2].eq_ignore_ascii_case(b"h2"))
 }
 
-/// What is known of a request's headers when they are clean.
-#[derive(Debug)]
-pub(super) struct Clean {
-    /// The protocol that the client asks to switch to, if it does so properly; HTTP/2 is none: it would carry requests past
-    /// every check of ours (h2c smuggling).
-    pub(super) upgrade: Option<HeaderValue>,
-    /// Lines to put in behind the request line.
-    pub(super) lines: Option<Rc<[u8]>>,
+/// What making a request's headers clean depends on beside who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cleaning {
+    /// Whether a wish to switch protocols may be passed on.
+    pub(super) may_switch: bool,
+    /// Whether the headers that tell of the client are looked at before they are sent.
+    pub(super) looks_at_clients: bool,
 }
 
 /// Makes a client's headers those that are true: what is for this hop alone goes, and so does what only the proxy may say, which is
-/// said. Routes, middleware and backends see no others. Without `may_switch`, no wish to switch protocols is passed on; `in_map` is
-/// whether all of them are looked at before they are sent.
-pub(super) fn clean(
-    headers: &mut HeaderMap,
-    untouched: Option<&mut Untouched>,
-    asker: Asker<'_>,
-    (may_switch, in_map): (bool, bool),
-) -> Clean {
-    let found = HopByHop::find(headers);
-    if found.connection
-        && names_others(headers)
-        && let Some(untouched) = untouched
-    {
-        untouched.give_to(headers);
+/// said. Routes, middleware and backends see no others.
+///
+/// Gives back the protocol that the client asks to switch to, if it does so properly; HTTP/2 is none: it would carry requests past
+/// every check of ours (h2c smuggling).
+pub(super) fn clean(head: &mut RequestHead, asker: Asker<'_>, cleaning: Cleaning) -> Option<HeaderValue> {
+    let found = HopByHop::find(head.in_map());
+    if found.connection && names_others(head.in_map()) {
+        head.read_lines();
     }
-    let upgrade = match found.upgrade && found.connection && may_switch {
+    let headers = head.in_map_mut();
+    let upgrade = match found.upgrade && found.connection && cleaning.may_switch {
         true if has_token(headers, header::CONNECTION, "upgrade") && !asks_for_http2(headers) => {
             headers.get(header::UPGRADE).cloned()
         }
@@ -175,8 +167,8 @@ pub(super) fn clean(
     if asker.client.listener.via {
         append_via(headers);
     }
-    let lines = told::tell(headers, asker, found.told, in_map);
-    Clean { upgrade, lines }
+    told::tell(head, asker, found.told, cleaning.looks_at_clients);
+    upgrade
 }
 
 /// RFC 9110 §7.6.3, with a pseudonym for the host.
@@ -187,7 +179,7 @@ fn append_via(headers: &mut HeaderMap) {
 /// Makes a backend's headers the ones that go to the client. Whether they hold a date. What is known of them: whether there
 /// may be some for this hop alone, and whether there is a date.
 pub(super) fn to_client(
-    (headers, untouched): (&mut HeaderMap, &mut Untouched),
+    (headers, pass_through): (&mut HeaderMap, &mut PassThrough),
     client: &Client,
     status: StatusCode,
     (hop_by_hop, dated): (bool, bool),
@@ -197,7 +189,7 @@ pub(super) fn to_client(
         let found = HopByHop::find(headers);
         named = found.connection && names_others(headers);
         if named {
-            untouched.give_to(headers);
+            pass_through.give_to(headers);
         }
         let protocols = match status {
             // Nobody else can tell the client what to switch to (RFC 9110 §15.5.22).

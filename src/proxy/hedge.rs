@@ -10,10 +10,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use http::request::Parts;
 
 use crate::backend::outlier::Outcome;
-use crate::exchange::Lines;
+use crate::exchange::RequestHead;
 use crate::exchange::body::RequestBody;
 use crate::transport::connect::{self, Dialling, NoConnection};
 use crate::transport::{Connection, Failed, Informed};
@@ -45,7 +44,7 @@ pub(super) struct Second {
 pub(super) async fn race(
     proxy: &Rc<Proxy>,
     attempts: &mut Attempts<'_>,
-    (parts, lines): (&mut Parts, Lines<'_>),
+    (request, lets_pass): (&mut RequestHead, bool),
     (connection, body): (&Connection, &mut RequestBody),
     delay: Duration,
 ) -> Raced {
@@ -68,13 +67,13 @@ pub(super) async fn race(
     let Some((place, copy)) = second else {
         return Raced::First(in_time(watch, poll_fn(|cx| connection.poll_response(cx, body, running))).await);
     };
-    attempts.number(parts);
+    attempts.number(request);
     if let Some(call) = running.call() {
         // Where no time is left, the watch says so before an answer comes.
-        let _ = call.tell(&mut parts.headers);
+        let _ = call.tell(request.in_map_mut());
     }
     let attempts = &*attempts;
-    let mut second = pin!(ask(proxy, attempts, place, copy, (parts, lines)));
+    let mut second = pin!(ask(proxy, attempts, place, copy, (request, lets_pass)));
     let mut second_over = false;
     let mut first = None;
     poll_fn(|cx| {
@@ -108,7 +107,7 @@ async fn ask(
     attempts: &Attempts<'_>,
     mut place: Place,
     mut body: RequestBody,
-    (parts, lines): (&Parts, Lines<'_>),
+    (request, lets_pass): (&RequestHead, bool),
 ) -> Option<Second> {
     let config = &attempts.upstream.config;
     let backend = Arc::clone(place.backend());
@@ -139,7 +138,7 @@ async fn ask(
             }
         }
     };
-    connection.begin(parts, &body, lines);
+    connection.begin(request, &body, lets_pass);
     let begun = Instant::now();
     match poll_fn(|cx| connection.poll_response(cx, &mut body, &Silent)).await {
         Ok(status) => Some(Second { place, connection, body, status, begun }),

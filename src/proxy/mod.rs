@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::{self, HeaderValue};
-use http::request::Parts;
 use http::{Method, Response, Version, response};
 
 use crate::config::{ForwardedHeader, PathPattern, PathRewrite, Redirect};
 use crate::descriptors::Room;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Watch};
-use crate::exchange::{Client, ClientSide, Exchange, Untouched};
+use crate::exchange::{Client, ClientSide, Exchange, PassThrough, RequestHead};
 use crate::overload::Cause;
 use crate::route::{self, Action, Forward, Reading, Route};
 use crate::strategy::Dice;
@@ -49,7 +48,7 @@ pub mod upgrade;
 
 pub use error::{Blame, ProxyError};
 use grpc::Call;
-use headers::Clean;
+use headers::Cleaning;
 use running::Running;
 pub use snapshot::{Current, Held, KeptRoute, Published, Snapshot};
 use told::Asker;
@@ -79,10 +78,10 @@ const REFUSALS: u32 = 100;
 /// What a request comes to. It is large, and so has one place that it is put into, and is never moved.
 #[derive(Debug)]
 pub struct Handled {
-    /// The head of what the client is answered, but for the fields that nobody looks at.
+    /// The head of what the client is answered, but for pass-through headers.
     pub head: response::Parts,
     /// Those.
-    pub untouched: Untouched,
+    pub pass_through: PassThrough,
     /// Its body.
     pub body: Body,
     /// What the connection becomes once that is sent.
@@ -102,7 +101,7 @@ impl Default for Handled {
 impl From<Response<Body>> for Handled {
     fn from(response: Response<Body>) -> Self {
         let (head, body) = response.into_parts();
-        Self { head, untouched: Untouched::default(), body, tunnel: None, last: false, dated: false }
+        Self { head, pass_through: PassThrough::default(), body, tunnel: None, last: false, dated: false }
     }
 }
 
@@ -110,8 +109,8 @@ impl From<Response<Body>> for Handled {
 enum Choice<'a> {
     /// Answered already.
     Answer(Response<Body>),
-    /// A backend answers.
-    Forward(&'a Route, &'a Forward, Clean),
+    /// A backend answers, and switches to that protocol if the client asks for one.
+    Forward(&'a Route, &'a Forward, Option<HeaderValue>),
 }
 
 impl Proxy {
@@ -131,41 +130,38 @@ impl Proxy {
 
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
     /// its way. Whatever goes wrong comes to a response. The exchange waits by `watch` and has `side` sent its answer. `upload` is
-    /// the request's body, where it has one; what it comes to is put into `handled`. `untouched` has fields of the head that are not in
-    /// its map; where there is none, all fields of the response are in its map too.
+    /// the request's body, where it has one; what it comes to is put into `handled`.
     ///
     /// By HTTP/2 a request may be a call of gRPC; no other difference is made. The parameter gives each protocol its own copy, which
     /// the compiler can put in where it is called: with one copy for both, what a request comes to is moved through memory on the way.
     pub async fn handle<const HTTP2: bool>(
         self: Rc<Self>,
         (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
-        (parts, mut untouched): (&mut Parts, Option<&mut Untouched>),
+        head: &mut RequestHead,
         upload: Option<Rc<dyn Source>>,
         handled: &mut Handled,
     ) {
         let started = Instant::now();
         watch.clock().at(started);
-        let Asker { ip, scheme, .. } = Asker::of(&parts.headers, &client);
+        let Asker { ip, scheme, .. } = Asker::of(head.in_map(), &client);
         let exchange = Exchange { started, client_ip: ip, scheme, client, watch, side };
         let snapshot = self.current.get();
-        if snapshot.looks_at_headers()
-            && let Some(untouched) = &mut untouched
-        {
-            untouched.give_to(&mut parts.headers);
+        if snapshot.looks_at_headers() {
+            head.read_lines();
         }
-        let call = if HTTP2 { Call::of(parts) } else { None };
-        let running = Running::begin(&self, &snapshot, exchange, call, parts);
+        let call = if HTTP2 { Call::of(head) } else { None };
+        let running = Running::begin(&self, &snapshot, exchange, call, head);
         let chosen = match self.process.refuses(self.worker) {
-            None => self.choose((&running, &snapshot), parts, untouched.as_deref_mut()),
+            None => self.choose(&running, &snapshot, head),
             Some(cause) => Err(self.overloaded(cause)),
         };
         // What follows may last: it needs the route alone.
         drop(snapshot);
         match chosen {
             Ok(Choice::Answer(response)) => *handled = response.into(),
-            Ok(Choice::Forward(route, forward, clean)) => {
-                let what = (parts, untouched, clean);
-                match attempt::forward(&self, &running, (route, forward), what, upload, handled).await {
+            Ok(Choice::Forward(route, forward, upgrade)) => {
+                let asked = attempt::Asked { route, forward, head, upgrade };
+                match attempt::forward(&self, &running, asked, upload, handled).await {
                     Ok(()) => running.finish(route, handled),
                     Err(error) => *handled = running.failed(&error),
                 }
@@ -175,7 +171,7 @@ impl Proxy {
         running.respond(handled);
     }
 
-    /// Whether fields of the next request that nobody looks at may be left as they are. Advice: who looks has them put into the map.
+    /// Whether pass-through headers of the next request may be left as lines. Advice: a look for one finds it all the same.
     pub fn lets_pass(&self) -> bool {
         !self.current.get().looks_at_headers()
     }
@@ -193,56 +189,48 @@ impl Proxy {
     /// said before a route asks for it, and what a route changes comes last.
     fn choose<'a>(
         &self,
-        (running, snapshot): (&'a Running, &Held),
-        parts: &mut Parts,
-        mut untouched: Option<&mut Untouched>,
+        running: &'a Running,
+        snapshot: &Held,
+        head: &mut RequestHead,
     ) -> Result<Choice<'a>, ProxyError> {
         let exchange = &running.exchange;
         let client = &*exchange.client;
-        if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+        if matches!(head.method, Method::CONNECT | Method::TRACE) {
             return Err(ProxyError::Method);
         }
-        name_host(parts)?;
-        agree_on_host(self, running, parts)?;
+        name_host(head)?;
+        agree_on_host(self, running, head)?;
         if let Some(redirect) = &client.listener.redirect_to_https
             && exchange.scheme != "https"
         {
-            return to_https(redirect, client, parts).map(Choice::Answer);
+            return to_https(redirect, client, head).map(Choice::Answer);
         }
         // HTTP/1.0 cannot switch (RFC 9110 §7.8).
         let may_switch = !running.http10();
         let asker = Asker { client, ip: exchange.client_ip, scheme: exchange.scheme };
-        let in_map = snapshot.routes.looks_at_clients();
-        let mut clean = headers::clean(&mut parts.headers, untouched.as_deref_mut(), asker, (may_switch, in_map));
+        let cleaning = Cleaning { may_switch, looks_at_clients: snapshot.routes.looks_at_clients() };
+        let upgrade = headers::clean(head, asker, cleaning);
         // Behind that, or a client could have it removed by naming it in `Connection`.
         if snapshot.config.tells_identity {
-            told::identity(&mut parts.headers, client);
+            told::identity(head.in_map_mut(), client);
         }
-        let route = match target::path::is_plain(parts.uri.path().as_bytes()) {
-            true => spelled::find(running, snapshot, Reading::plain(parts.uri.path()), parts)?,
-            false => spelled::find_spelled(running, snapshot, parts)?,
+        let route = match target::path::is_plain(head.uri.path().as_bytes()) {
+            true => spelled::find(running, snapshot, Reading::plain(head.uri.path()), head)?,
+            false => spelled::find_spelled(running, snapshot, head)?,
         };
         if let Action::Forward(forward) = &route.action
             && !client.listener.forwarded_headers.is_empty()
         {
-            prefix_taken_off(route, forward, client, parts);
+            prefix_taken_off(route, forward, client, head);
         }
-        if !route.chain.is_empty() {
-            if let Some(untouched) = untouched {
-                untouched.give_to(&mut parts.headers);
-            }
-            if clean.lines.take().is_some() {
-                told::put_lines(&mut parts.headers, client);
-            }
-        }
-        if let ControlFlow::Break(response) = route.chain.on_request(parts, exchange) {
+        if let ControlFlow::Break(response) = route.chain.on_request(head, exchange) {
             return Ok(Choice::Answer(response));
         }
         let response = match &route.action {
-            Action::Forward(forward) => return Ok(Choice::Forward(route, forward, clean)),
+            Action::Forward(forward) => return Ok(Choice::Forward(route, forward, upgrade)),
             Action::Redirect(redirect) => {
-                let host = told::public_authority(&parts.headers, client);
-                let location = route::rewrite::location(redirect, exchange.scheme, &host, &parts.uri)
+                let host = told::public_authority(head.in_map(), client);
+                let location = route::rewrite::location(redirect, exchange.scheme, &host, &head.uri)
                     .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
                 respond::redirect(redirect.status, location)
             }
@@ -255,28 +243,28 @@ impl Proxy {
 }
 
 /// The host that is asked for, in its canonical form.
-fn host(parts: &Parts) -> Host<'_> {
-    headers::host(&parts.headers).and_then(|host| host.to_str().ok()).map_or(Host::NONE, Host::of)
+fn host(head: &RequestHead) -> Host<'_> {
+    headers::host(head.in_map()).and_then(|host| host.to_str().ok()).map_or(Host::NONE, Host::of)
 }
 
 /// Tells a backend of the prefix that its route takes off the path, or replaces.
 #[cold]
-fn prefix_taken_off(route: &Route, forward: &Forward, client: &Client, parts: &mut Parts) {
+fn prefix_taken_off(route: &Route, forward: &Forward, client: &Client, head: &mut RequestHead) {
     if let PathPattern::Prefix(prefix) = &route.config.path
         && forward.path != PathRewrite::Keep
         && !prefix.is_empty()
         && client.listener.forwarded_headers.contains(&ForwardedHeader::Prefix)
     {
-        told::tell_prefix(&mut parts.headers, client, prefix);
+        told::tell_prefix(head.in_map_mut(), client, prefix);
     }
 }
 
 /// Where the client has named a host in its handshake, the request is to be for that one, or for one with the same certificate:
 /// somebody in between cannot have a connection to one host end at another, and no client gets past what is asked of it by name.
-fn agree_on_host(proxy: &Proxy, running: &Running, parts: &Parts) -> Result<(), ProxyError> {
+fn agree_on_host(proxy: &Proxy, running: &Running, head: &RequestHead) -> Result<(), ProxyError> {
     let client = &running.exchange.client;
     if let Some(indicated) = &client.indicated
-        && let Some(host) = headers::host(&parts.headers)
+        && let Some(host) = headers::host(head.in_map())
         && indicated.is_misdirected(host)
     {
         client.metrics.of(proxy.worker).misdirected.add(1);
@@ -286,40 +274,40 @@ fn agree_on_host(proxy: &Proxy, running: &Running, parts: &Parts) -> Result<(), 
 }
 
 /// To the host without its port, which is that of a listener in the clear.
-fn to_https(redirect: &Redirect, client: &Client, parts: &mut Parts) -> Result<Response<Body>, ProxyError> {
-    if !target::path::is_plain(parts.uri.path().as_bytes()) {
-        let path = spelled::tidy(parts)?;
+fn to_https(redirect: &Redirect, client: &Client, head: &mut RequestHead) -> Result<Response<Body>, ProxyError> {
+    if !target::path::is_plain(head.uri.path().as_bytes()) {
+        let path = spelled::tidy(head)?;
         let path = route::path::settle(&path, &client.listener.paths).map_err(ProxyError::Path)?;
-        spelled::replace(parts, &path)?;
+        spelled::replace(head, &path)?;
     }
-    let authority = told::public_authority(&parts.headers, client);
+    let authority = told::public_authority(head.in_map(), client);
     let host = authority::split(&authority).0;
-    let location = route::rewrite::location(redirect, "http", host, &parts.uri)
+    let location = route::rewrite::location(redirect, "http", host, &head.uri)
         .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
     Ok(respond::redirect(redirect.status, location))
 }
 
 /// Makes the authority canonical: from here on the `Host` field has it, and the target is a path. A target with a host in it outweighs the
 /// field (RFC 9112 §3.2.2). A field that is empty names none, and is as one that is not there.
-fn name_host(parts: &mut Parts) -> Result<(), ProxyError> {
+fn name_host(head: &mut RequestHead) -> Result<(), ProxyError> {
     const NO_HOST: ProxyError = ProxyError::BadRequest("the host is none");
-    if let Some(authority) = parts.uri.authority() {
-        if !matches!(parts.uri.scheme_str(), Some("http" | "https")) {
+    if let Some(authority) = head.uri.authority() {
+        if !matches!(head.uri.scheme_str(), Some("http" | "https")) {
             return Err(ProxyError::BadRequest("the request target is not one of HTTP"));
         }
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| NO_HOST)?;
-        parts.headers.insert(header::HOST, host);
-        let path = parts.uri.path_and_query().cloned();
-        parts.uri = match path {
+        head.in_map_mut().insert(header::HOST, host);
+        let path = head.uri.path_and_query().cloned();
+        head.uri = match path {
             Some(path) => path.into(),
             None => http::Uri::from_static("/"),
         };
     }
-    parts.version = Version::HTTP_11;
-    match headers::host(&parts.headers) {
+    head.version = Version::HTTP_11;
+    match headers::host(head.in_map()) {
         None => Ok(()),
         Some(host) if authority::is_canonical(host.as_bytes()) => Ok(()),
-        Some(_) => make_canonical(&mut parts.headers).ok_or(NO_HOST),
+        Some(_) => make_canonical(head.in_map_mut()).ok_or(NO_HOST),
     }
 }
 

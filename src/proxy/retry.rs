@@ -5,10 +5,10 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
-use http::request::Parts;
 
 use crate::backend::BackendState;
 use crate::config::RetryConfig;
+use crate::exchange::RequestHead;
 use crate::exchange::body::RequestBody;
 use crate::exchange::watch::Phase;
 use crate::strategy::Tried;
@@ -59,8 +59,8 @@ pub(super) enum Held {
 }
 
 /// Whether a request may be sent twice, going by its head.
-pub(super) fn is_repeatable(parts: &Parts) -> bool {
-    parts.method.is_idempotent() || parts.headers.contains_key(&IDEMPOTENCY_KEY)
+pub(super) fn is_repeatable(head: &RequestHead) -> bool {
+    head.method.is_idempotent() || head.contains(&IDEMPOTENCY_KEY)
 }
 
 impl<'a> Attempts<'a> {
@@ -239,8 +239,8 @@ impl<'a> Attempts<'a> {
     }
 
     /// Tells the backend the how manyth attempt this is.
-    pub(super) fn number(&self, parts: &mut Parts) {
-        parts.headers.insert(ATTEMPT, HeaderValue::from(u16::from(self.running.attempts())));
+    pub(super) fn number(&self, head: &mut RequestHead) {
+        head.insert(ATTEMPT, HeaderValue::from(u16::from(self.running.attempts())));
     }
 
     /// It came to an answer of this backend for the client: counts what the further attempts were good for.

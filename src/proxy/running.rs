@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
 use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
 use crate::backend::outlier::Outcome;
 use crate::config::{BodyLimit, GrpcStatus, Misdirected, Timeouts};
-use crate::exchange::Exchange;
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::{NEVER, Pace, Phase, Way};
+use crate::exchange::{Exchange, RequestHead};
 use crate::fields::{self, is_spelling_of};
 use crate::route::path::Refused;
 use crate::route::{Action, Route};
@@ -95,7 +94,7 @@ impl Running {
         snapshot: &Held,
         exchange: Exchange,
         call: Option<Box<Call>>,
-        parts: &Parts,
+        head: &RequestHead,
     ) -> Rc<Self> {
         exchange.client.metrics.of(proxy.worker).requests.add(1);
         let logged = (snapshot.config.access_log.is_some() || tracing::enabled!(tracing::Level::DEBUG)).then(|| {
@@ -103,11 +102,11 @@ impl Running {
             drop(exchange.client.listener_name(snapshot.generation, &snapshot.config));
             Box::new(Logged {
                 time: SystemTime::now(),
-                method: parts.method.clone(),
-                target: parts.uri.clone(),
-                host: parts.headers.get(header::HOST).cloned(),
-                user_agent: parts.headers.get(header::USER_AGENT).cloned(),
-                referer: parts.headers.get(header::REFERER).cloned(),
+                method: head.method.clone(),
+                target: head.uri.clone(),
+                host: head.get(&header::HOST),
+                user_agent: head.get(&header::USER_AGENT),
+                referer: head.get(&header::REFERER),
                 backend: RefCell::new(None),
                 refused: Cell::new(None),
                 connect: Cell::new(None),
@@ -117,7 +116,7 @@ impl Running {
         Rc::new(Self {
             exchange,
             proxy: Rc::clone(proxy),
-            version: parts.version,
+            version: head.version,
             route: OnceCell::new(),
             // What a client that leaves before the answer is logged with; nginx's number.
             status: Cell::new(499),
@@ -292,6 +291,11 @@ impl Running {
     /// Whether the client speaks HTTP/1.0.
     pub(super) fn http10(&self) -> bool {
         self.version == Version::HTTP_10
+    }
+
+    /// Whether the client speaks HTTP/2.
+    pub(super) fn http2(&self) -> bool {
+        self.version == Version::HTTP_2
     }
 
     /// The worker's number.

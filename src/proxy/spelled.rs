@@ -1,8 +1,7 @@
 //! The route of a request whose path servers read differently, and what its backend is sent.
 
-use http::request::Parts;
-
 use crate::config::{PathPattern, PathRule};
+use crate::exchange::RequestHead;
 use crate::route::{self, Reading, Route};
 use crate::target::{self, Host, authority};
 
@@ -14,15 +13,15 @@ pub(super) fn find<'a>(
     running: &'a Running,
     snapshot: &Held,
     path: Reading<'_>,
-    parts: &Parts,
+    head: &RequestHead,
 ) -> Result<&'a Route, ProxyError> {
-    let index = find_index(running, snapshot, path, parts)?;
+    let index = find_index(running, snapshot, path, head)?;
     Ok(running.routed(snapshot.route(index)))
 }
 
-fn find_index(running: &Running, snapshot: &Held, path: Reading<'_>, parts: &Parts) -> Result<usize, ProxyError> {
+fn find_index(running: &Running, snapshot: &Held, path: Reading<'_>, head: &RequestHead) -> Result<usize, ProxyError> {
     let listener = running.exchange.client.listener_name(snapshot.generation, &snapshot.config);
-    snapshot.routes.find_index(&listener, host(parts), path, parts).ok_or(ProxyError::NoRoute)
+    snapshot.routes.find_index(&listener, host(head), path, head).ok_or(ProxyError::NoRoute)
 }
 
 /// The route of a request whose path is not plain: that of how a server reads it which decodes everything. The path becomes what the
@@ -31,24 +30,24 @@ fn find_index(running: &Running, snapshot: &Held, path: Reading<'_>, parts: &Par
 pub(super) fn find_spelled<'a>(
     running: &'a Running,
     snapshot: &Held,
-    parts: &mut Parts,
+    head: &mut RequestHead,
 ) -> Result<&'a Route, ProxyError> {
-    let path = tidy(parts)?;
+    let path = tidy(head)?;
     let matched = target::path::matched(&path);
     let listener = &running.exchange.client.listener.paths;
     let settled = |rules| route::path::settle(&path, &rules).map_err(ProxyError::Path);
-    let index = match find_index(running, snapshot, (&matched).into(), parts) {
+    let index = match find_index(running, snapshot, (&matched).into(), head) {
         Ok(index) => index,
         // What the listener refuses is told so even where nothing would serve it.
         Err(no_route) => return settled(*listener).and(Err(no_route)),
     };
     let rules = snapshot.routes.get(index).config.paths.over(listener);
     let sent = settled(rules).and_then(|sent| {
-        let index = otherwise(running, snapshot, parts, index, &sent)?;
+        let index = otherwise(running, snapshot, head, index, &sent)?;
         Ok((index, sent.into_owned()))
     });
     let route = running.routed(snapshot.route(sent.as_ref().map_or(index, |&(index, _)| index)));
-    replace(parts, &sent?.1)?;
+    replace(head, &sent?.1)?;
     Ok(route)
 }
 
@@ -56,30 +55,36 @@ pub(super) fn find_spelled<'a>(
 ///
 /// # Errors
 /// A backend that reads the path in another way takes it for what another route is for: then the route depends on a guess.
-fn otherwise(running: &Running, snapshot: &Held, parts: &Parts, index: usize, sent: &str) -> Result<usize, ProxyError> {
+fn otherwise(
+    running: &Running,
+    snapshot: &Held,
+    head: &RequestHead,
+    index: usize,
+    sent: &str,
+) -> Result<usize, ProxyError> {
     const GUESS: ProxyError = ProxyError::BadRequest("its route depends on how the path is read");
     let routes = &snapshot.routes;
     let listener = running.exchange.client.listener_name(snapshot.generation, &snapshot.config);
-    let find = |host: Host<'_>, path: &str| routes.find_index(&listener, host, Reading::plain(path), parts);
+    let find = |host: Host<'_>, path: &str| routes.find_index(&listener, host, Reading::plain(path), head);
     // Who takes the path for a reference finds another host in it, and another path. What is left for a route of every host or path
     // is nobody's in particular: sloppy clients begin paths with two slashes, and so do names in object stores.
     if let Some((named, path)) = target::path::as_reference(sent) {
         let named = authority::canonical(named.as_bytes());
         let by_name = named.and_then(|named| find(Host::of(&named), &path));
         let by_name = by_name.filter(|&other| !routes.get(other).config.hosts.is_empty());
-        let by_path = find(host(parts), &path);
+        let by_path = find(host(head), &path);
         let by_path = by_path.filter(|&other| routes.get(other).config.path != PathPattern::Prefix(String::new()));
         if by_name.or(by_path).is_some_and(|other| other != index) {
             return Err(GUESS);
         }
     }
     if target::path::has_dots(sent) || target::path::has_slashes_in_parameters(sent) {
-        let same = target::path::guesses(sent).iter().all(|path| find(host(parts), path) == Some(index));
+        let same = target::path::guesses(sent).iter().all(|path| find(host(head), path) == Some(index));
         return if same { Ok(index) } else { Err(GUESS) };
     }
     // A backend that takes encoded slashes for parts of names. A prefix or an exact path that is found so is a part of what was found;
     // a pattern may be another's, and its route says whether its backend is such a one.
-    let literal = target::path::literal(sent).and_then(|literal| find(host(parts), &literal));
+    let literal = target::path::literal(sent).and_then(|literal| find(host(head), &literal));
     let Some(other) = literal.filter(|&other| other != index) else { return Ok(index) };
     let config = &routes.get(other).config;
     let vouches = [config.paths.encoded_slashes, config.paths.backslashes].contains(&Some(PathRule::Keep));
@@ -91,17 +96,17 @@ fn otherwise(running: &Running, snapshot: &Held, parts: &Parts, index: usize, se
 }
 
 /// The path as everybody reads it.
-pub(super) fn tidy(parts: &Parts) -> Result<String, ProxyError> {
-    match target::path::tidy(parts.uri.path()) {
+pub(super) fn tidy(head: &RequestHead) -> Result<String, ProxyError> {
+    match target::path::tidy(head.uri.path()) {
         Ok(path) => Ok(path.into_owned()),
         Err(target::path::Nul) => Err(ProxyError::BadRequest("the path has an escaped NUL")),
     }
 }
 
 /// Puts another path in the place of a request's.
-pub(super) fn replace(parts: &mut Parts, path: &str) -> Result<(), ProxyError> {
-    if path == parts.uri.path() {
+pub(super) fn replace(head: &mut RequestHead, path: &str) -> Result<(), ProxyError> {
+    if path == head.uri.path() {
         return Ok(());
     }
-    route::path::replace(parts, path).map_err(ProxyError::BadRequest)
+    route::path::replace(head, path).map_err(ProxyError::BadRequest)
 }

@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::ForwardedHeader;
-use crate::exchange::Client;
+use crate::exchange::{Client, HeaderLines, RequestHead};
 use crate::fields::{self, has_underscore, tells_client, tells_identity};
 use crate::target::authority;
 
@@ -64,23 +64,24 @@ pub(super) fn public_authority<'a>(headers: &'a HeaderMap, client: &Client) -> C
 /// For a client that is not trusted they depend on nothing but its connection and the host it asks for, so they are made once, as lines
 /// for behind the request line; putting them into each request's map would cost four hashed inserts, and again their encoding: 1 500
 /// instructions a request.
-pub(super) fn tell(headers: &mut HeaderMap, asker: Asker<'_>, found: Found, in_map: bool) -> Option<Rc<[u8]>> {
+pub(super) fn tell(head: &mut RequestHead, asker: Asker<'_>, found: Found, in_map: bool) {
     let client = asker.client;
+    let headers = head.in_map_mut();
     if client.listener.forwarded || (found.forwarded && !client.trusted) {
         forwarded(headers, asker);
     }
     if client.trusted {
         tell_beside(headers, asker);
-        return None;
+        return;
     }
     if found.client {
         fields::remove(headers, tells_client);
     }
+    let lines = lines(client, host(headers));
+    head.set_lines(lines);
     if in_map {
-        put_lines(headers, client);
-        return None;
+        head.read_lines();
     }
-    Some(lines(client, host(headers)))
 }
 
 /// Which fields that tell of a client a request has come with.
@@ -150,7 +151,7 @@ fn more(header: ForwardedHeader, scheme: &'static str, ip: impl FnOnce() -> Head
 }
 
 /// [`each`] as lines. They are those of the connection's last request most of the time.
-fn lines(client: &Client, host: Option<&HeaderValue>) -> Rc<[u8]> {
+fn lines(client: &Client, host: Option<&HeaderValue>) -> Rc<HeaderLines> {
     let mut cached = client.lines.borrow_mut();
     if cached.1.is_empty() || cached.0.as_ref() != host {
         let mut lines = Vec::with_capacity(160);
@@ -162,20 +163,9 @@ fn lines(client: &Client, host: Option<&HeaderValue>) -> Rc<[u8]> {
         });
         // A copy: the field itself is a part of the block that the request was read into, and the connection may wait long.
         let host = host.and_then(|host| HeaderValue::from_bytes(host.as_bytes()).ok());
-        *cached = (host, lines.into());
+        *cached = (host, Rc::new(HeaderLines::new(lines)));
     }
     Rc::clone(&cached.1)
-}
-
-/// [`each`] in the map, where it is looked at.
-#[cold]
-pub(super) fn put_lines(headers: &mut HeaderMap, client: &Client) {
-    let host = host(headers).cloned();
-    each(client, host.as_ref(), |name, value| {
-        if let Ok(value) = HeaderValue::from_bytes(value) {
-            headers.insert(name, value);
-        }
-    });
 }
 
 /// Adds to what a trusted proxy says, and says what it does not, so that it agrees with the rest.
@@ -367,169 +357,4 @@ fn outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::exchange::testing::client;
-
-    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            headers.append(*name, HeaderValue::from_static(value));
-        }
-        headers
-    }
-
-    #[test]
-    fn what_a_connection_remembers_holds_no_memory_that_others_read_into() {
-        let client = client(false, |_| {});
-        let block = Bytes::from(b"Host: example.com\r\n".to_vec());
-        let host = HeaderValue::from_maybe_shared(block.slice(6..17)).unwrap();
-        let made = lines(&client, Some(&host));
-        drop(host);
-        assert!(block.is_unique(), "the block can be used again");
-        let again = lines(&client, Some(&HeaderValue::from_static("example.com")));
-        assert!(Rc::ptr_eq(&made, &again), "and the lines are remembered");
-    }
-
-    #[test]
-    fn addresses_as_proxies_write_them() {
-        for (text, expected) in [
-            (" 192.0.2.7", Some("192.0.2.7")),
-            ("192.0.2.7:4711", Some("192.0.2.7")),
-            ("2001:db8::7", Some("2001:db8::7")),
-            ("[2001:db8::7]", Some("2001:db8::7")),
-            ("\"[2001:db8::7]:4711\"", Some("2001:db8::7")),
-            ("::ffff:192.0.2.7", Some("192.0.2.7")),
-            ("192.0.2.7:x", None),
-            ("192.0.2.7:70000", None),
-            ("[192.0.2.7", None),
-            ("[2001:db8::7]x", None),
-            ("unknown", None),
-            ("_hidden", None),
-            ("", None),
-        ] {
-            assert_eq!(node(text), expected.map(|ip| ip.parse().unwrap()), "{text}");
-        }
-    }
-
-    #[test]
-    fn who_asks() {
-        let ours = |trusted| client(trusted, |it| it.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()]);
-        for (fields, ip, scheme, authority) in [
-            (&[][..], "192.0.2.1", "http", "h:1"),
-            (&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")], "1.2.3.4", "https", "h:1"),
-            (&[("x-forwarded-for", "6.6.6.6, 1.2.3.4:99, 10.0.0.9")], "1.2.3.4", "http", "h:1"),
-            (&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-for", "unknown")], "192.0.2.1", "http", "h:1"),
-            (
-                &[("forwarded", "for=1.2.3.4;proto=https;host=\"Pub.example:8443\"")],
-                "1.2.3.4",
-                "https",
-                "pub.example:8443",
-            ),
-            (&[("forwarded", "for=\"[2001:db8::7]:99\", for=10.0.0.9;proto=https")], "2001:db8::7", "http", "h:1"),
-            (&[("forwarded", "for=1.2.3.4;by=\"a,b;for=6.6.6.6\"")], "1.2.3.4", "http", "h:1"),
-            (
-                &[("x-forwarded-proto", "https, http"), ("x-forwarded-host", "a.example, b")],
-                "192.0.2.1",
-                "https",
-                "a.example",
-            ),
-            (&[("x-forwarded-proto", "gopher"), ("x-forwarded-ssl", "On")], "192.0.2.1", "https", "h:1"),
-            (&[("x-forwarded-host", "a/b")], "192.0.2.1", "http", "h:1"),
-        ] {
-            let mut headers = map(fields);
-            headers.insert("host", HeaderValue::from_static("h:1"));
-            let client = ours(true);
-            let asker = Asker::of(&headers, &client);
-            assert_eq!((asker.ip.to_string().as_str(), asker.scheme), (ip, scheme), "{fields:?}");
-            assert_eq!(public_authority(&headers, &client), authority, "{fields:?}");
-            let client = ours(false);
-            let asker = Asker::of(&headers, &client);
-            assert_eq!((asker.ip.to_string().as_str(), asker.scheme), ("192.0.2.1", "http"), "{fields:?}");
-            assert_eq!(public_authority(&headers, &client), "h:1", "{fields:?}");
-        }
-    }
-
-    #[test]
-    fn fields_agree_with_what_a_trusted_proxy_says() {
-        for (fields, expected) in [
-            (&[][..], ["http", "h", "8080", "192.0.2.1"]),
-            (&[("x-forwarded-proto", "https")], ["https", "h", "443", "192.0.2.1"]),
-            (&[("x-forwarded-proto", "http")], ["http", "h", "80", "192.0.2.1"]),
-            (
-                &[("x-forwarded-proto", "https"), ("x-forwarded-host", "p.example:8443")],
-                ["https", "p.example:8443", "8443", "192.0.2.1"],
-            ),
-            (
-                &[("x-forwarded-port", "444"), ("x-forwarded-for", "1.2.3.4")],
-                ["http", "h", "444", "1.2.3.4, 192.0.2.1"],
-            ),
-            (
-                &[("forwarded", "for=1.2.3.4;proto=https;host=p.example")],
-                ["https", "p.example", "443", "1.2.3.4, 192.0.2.1"],
-            ),
-            (&[("x_forwarded_proto", "https"), ("x-forwarded_for", "6.6.6.6")], ["http", "h", "8080", "192.0.2.1"]),
-        ] {
-            let client = client(true, |_| {});
-            let mut headers = map(fields);
-            headers.insert("host", HeaderValue::from_static("h"));
-            let asker = Asker::of(&headers, &client);
-            assert_eq!(tell(&mut headers, asker, Found { client: true, forwarded: true }, false), None);
-            let names = ["x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-for"];
-            assert_eq!(names.map(|name| headers[name].to_str().unwrap()), expected, "{fields:?}");
-            assert!(!headers.keys().any(has_underscore), "{fields:?}");
-        }
-    }
-
-    #[test]
-    fn more_is_told_where_it_is_asked_for() {
-        let all = ForwardedHeader::NAMES.map(|(_, header)| header);
-        let mut headers =
-            map(&[("host", "h"), ("x-real-ip", "6.6.6.6"), ("x_forwarded_ssl", "on"), ("x-forwarded-prefix", "/x")]);
-        let untrusted = client(false, |it| it.forwarded_headers = all.into());
-        let asker = Asker::of(&headers, &untrusted);
-        tell(&mut headers, asker, Found { client: true, forwarded: false }, true);
-        assert_eq!(
-            (&headers["x-real-ip"], &headers["x-forwarded-ssl"]),
-            (&untrusted.peer_text, &HeaderValue::from_static("off"))
-        );
-        assert!(!headers.contains_key("x-forwarded-prefix") && !headers.contains_key("x_forwarded_ssl"));
-        assert!(headers.contains_key("x-forwarded-server") && headers.contains_key("x-forwarded-scheme"));
-        tell_prefix(&mut headers, &untrusted, "/api");
-        assert_eq!(headers["x-forwarded-prefix"], "/api");
-
-        let mut headers = map(&[
-            ("host", "h"),
-            ("x-forwarded-proto", "https"),
-            ("x-forwarded-for", "1.2.3.4"),
-            ("x-forwarded-prefix", "/x/"),
-        ]);
-        let trusted = client(true, |it| it.forwarded_headers = all.into());
-        let asker = Asker::of(&headers, &trusted);
-        tell(&mut headers, asker, Found { client: true, forwarded: false }, true);
-        tell_prefix(&mut headers, &trusted, "/api");
-        let told = ["x-real-ip", "x-forwarded-ssl", "x-forwarded-prefix"].map(|name| headers[name].to_str().unwrap());
-        assert_eq!(told, ["1.2.3.4", "on", "/x/api"]);
-    }
-
-    #[test]
-    fn forwarded_says_the_same() {
-        for (fields, expected) in [
-            (&[("forwarded", "for=6.6.6.6")][..], "for=6.6.6.6, for=192.0.2.1;host=h;proto=http"),
-            (
-                &[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")],
-                "for=1.2.3.4;host=h;proto=https, for=192.0.2.1;host=h;proto=http",
-            ),
-            (&[], "for=192.0.2.1;host=h;proto=http"),
-        ] {
-            let mut headers = map(fields);
-            headers.insert("host", HeaderValue::from_static("h"));
-            let client = client(true, |it| it.forwarded = true);
-            let asker = Asker::of(&headers, &client);
-            tell(&mut headers, asker, Found::default(), false);
-            assert_eq!(headers["forwarded"], expected);
-        }
-    }
-}
+mod tests;

@@ -1,16 +1,17 @@
 //! What a route asks of a request beside host and path.
 
-use http::{HeaderMap, request};
+use http::HeaderValue;
 
 use super::{Reading, query};
 use crate::config::{HeaderMatch, ListenerName, QueryMatch, RouteConfig, ValueMatch};
+use crate::exchange::RequestHead;
 use crate::fields::is_spelling_of;
 
 /// A request, as far as routes look at it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
     pub(super) listener: &'a ListenerName,
-    pub(super) parts: &'a request::Parts,
+    pub(super) head: &'a RequestHead,
     pub(super) path: Reading<'a>,
 }
 
@@ -26,21 +27,22 @@ pub(super) fn constraints(config: &RouteConfig) -> usize {
 /// Whether the request has all of them.
 pub(super) fn matches(config: &RouteConfig, asked: &Asked<'_>) -> bool {
     (config.listeners.is_empty() || config.listeners.contains(asked.listener))
-        && (config.methods.is_empty() || config.methods.contains(&asked.parts.method))
-        && config.headers.iter().all(|wanted| has_header(wanted, &asked.parts.headers))
-        && config.query.iter().all(|wanted| has_parameter(wanted, asked.parts.uri.query().unwrap_or_default()))
+        && (config.methods.is_empty() || config.methods.contains(&asked.head.method))
+        && config.headers.iter().all(|wanted| has_header(wanted, asked.head))
+        && config.query.iter().all(|wanted| has_parameter(wanted, asked.head.uri.query().unwrap_or_default()))
 }
 
-fn has_header(wanted: &HeaderMatch, headers: &HeaderMap) -> bool {
+fn has_header(wanted: &HeaderMatch, head: &RequestHead) -> bool {
     // In any spelling that some backend takes for it. There are few fields, and names differ in length: a look-up by hash costs as much.
-    let mut values = headers.iter().filter(|(name, _)| is_spelling_of(name, &wanted.name)).map(|(_, value)| value);
+    let any =
+        |test: &dyn Fn(&HeaderValue) -> bool| head.any(|name, value| is_spelling_of(name, &wanted.name) && test(value));
     match &wanted.value {
-        ValueMatch::Present => values.next().is_some(),
-        ValueMatch::Absent => values.next().is_none(),
-        ValueMatch::Exact(text) => values.any(|value| value == text.as_str()),
+        ValueMatch::Present => any(&|_| true),
+        ValueMatch::Absent => !any(&|_| true),
+        ValueMatch::Exact(text) => any(&|value| value == text.as_str()),
         // A value that is no text has nothing that a pattern could match.
         ValueMatch::Regex(regex) => {
-            values.any(|value| str::from_utf8(value.as_bytes()).is_ok_and(|value| regex.is_match(value)))
+            any(&|value| str::from_utf8(value.as_bytes()).is_ok_and(|value| regex.is_match(value)))
         }
     }
 }
@@ -86,12 +88,13 @@ mod tests {
             (&[b"a\xff"], [true, false, false, false]),
         ] {
             let name = HeaderName::from_static("x-a");
-            let mut headers = HeaderMap::new();
+            let mut head = RequestHead::default();
+            let headers = head.headers();
             headers.insert("x-other", HeaderValue::from_static("a b"));
             for value in sent {
                 headers.append(&name, HeaderValue::from_bytes(value).unwrap());
             }
-            let found = values().map(|value| has_header(&HeaderMatch { name: name.clone(), value }, &headers));
+            let found = values().map(|value| has_header(&HeaderMatch { name: name.clone(), value }, &head));
             assert_eq!(found, expected, "{sent:?}");
         }
     }

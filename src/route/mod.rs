@@ -24,10 +24,11 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, request};
+use http::{HeaderValue, StatusCode};
 use regex::Regex;
 
 use crate::config::{self, HostPattern, ListenerName, PathPattern, RouteConfig, RouteName, UpstreamName};
+use crate::exchange::RequestHead;
 use crate::fields::tells_client;
 use crate::middleware::{self, Chain};
 use crate::target::{self, Host, authority};
@@ -144,7 +145,7 @@ impl Table {
 
     /// The route of a request that came to `listener` for `authority`: the value of a `Host` header, or nothing. `None` too where that
     /// or the path is one that is refused. For a look at a table; requests are served by [`Table::find_index`].
-    pub fn find(&self, listener: &ListenerName, authority: &str, request: &request::Parts) -> Option<&Route> {
+    pub fn find(&self, listener: &ListenerName, authority: &str, request: &RequestHead) -> Option<&Route> {
         let authority = match authority {
             "" => String::new(),
             text => authority::canonical(text.as_bytes())?,
@@ -162,9 +163,9 @@ impl Table {
         listener: &ListenerName,
         host: Host<'_>,
         path: Reading<'_>,
-        request: &request::Parts,
+        request: &RequestHead,
     ) -> Option<usize> {
-        let asked = Asked { listener, parts: request, path };
+        let asked = Asked { listener, head: request, path };
         self.find_by_host(host.as_str().as_bytes(), &asked).or_else(|| self.any_host.find(&asked))
     }
 

@@ -5,10 +5,10 @@
 
 use std::borrow::Cow;
 
-use http::request::Parts;
 use http::uri::PathAndQuery;
 
 use crate::config::{PathRule, PathsConfig, PathsKey};
+use crate::exchange::RequestHead;
 use crate::target::path::{has_dots, matched};
 use crate::target::sent::AsSent;
 
@@ -108,22 +108,22 @@ pub(super) fn without_dots(text: &str) -> Option<String> {
 ///
 /// # Errors
 /// It is too long.
-pub fn replace(parts: &mut Parts, path: &str) -> Result<(), &'static str> {
-    let mut target = Vec::with_capacity(path.len() + 1 + parts.uri.query().map_or(0, str::len));
+pub fn replace(head: &mut RequestHead, path: &str) -> Result<(), &'static str> {
+    let mut target = Vec::with_capacity(path.len() + 1 + head.uri.query().map_or(0, str::len));
     target.extend_from_slice(path.as_bytes());
-    if let Some(query) = parts.uri.query() {
+    if let Some(query) = head.uri.query() {
         target.push(b'?');
         target.extend_from_slice(query.as_bytes());
     }
     let target = PathAndQuery::from_maybe_shared(bytes::Bytes::from(target));
-    put(parts, target.map_err(|_| "the path is too long")?);
+    put(head, target.map_err(|_| "the path is too long")?);
     Ok(())
 }
 
 /// Puts another target with the same query in the place of a request's.
-pub fn put(parts: &mut Parts, target: PathAndQuery) {
-    parts.uri = target.into();
-    if let Some(sent) = parts.extensions.get_mut::<AsSent>() {
+pub fn put(head: &mut RequestHead, target: PathAndQuery) {
+    head.uri = target.into();
+    if let Some(sent) = head.extensions.get_mut::<AsSent>() {
         sent.path = None;
     }
 }
@@ -134,6 +134,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::exchange::RequestHead;
     use crate::target::path::tidy;
 
     fn all(rule: PathRule) -> PathsConfig {
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn another_path_takes_the_place() {
-        let (mut parts, ()) = Request::get("/a?b=%2F").body(()).unwrap().into_parts();
+        let mut parts = RequestHead::from(Request::get("/a?b=%2F").body(()).unwrap().into_parts().0);
         parts.extensions.insert(AsSent { path: Some("/a".into()), query: Some("b=%2F".into()) });
         replace(&mut parts, "/c").unwrap();
         assert_eq!(parts.uri, "/c?b=%2F");

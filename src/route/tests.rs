@@ -1,4 +1,4 @@
-use http::{HeaderName, Method, Request};
+use http::{HeaderName, Method};
 use proptest::prelude::*;
 
 use super::*;
@@ -60,15 +60,15 @@ fn table(routes: &[Arc<RouteConfig>]) -> Table {
 
 /// A request from a line such as `POST a.example:80 /x?q=1 x-a=1 @main`; the method may be left out, the host is `-` for
 /// none.
-fn request(line: &str) -> (ListenerName, String, request::Parts) {
-    let (mut listener, mut host, mut parts) = ("main", "", Request::new(()).into_parts().0);
+fn request(line: &str) -> (ListenerName, String, RequestHead) {
+    let (mut listener, mut host, mut parts) = ("main", "", RequestHead::default());
     for word in line.split_whitespace() {
         if let Some(name) = word.strip_prefix('@') {
             listener = name;
         } else if word.starts_with('/') || word == "*" {
             parts.uri = word.parse().unwrap();
         } else if let Some((name, value)) = word.split_once('=') {
-            parts.headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+            parts.headers().append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
         } else if let Some(method) = [Method::GET, Method::POST, Method::OPTIONS].into_iter().find(|m| m == word) {
             parts.method = method;
         } else if word != "-" {
@@ -334,10 +334,10 @@ fn actions_are_resolved() {
 /// The rules of the module's head, applied to every route in turn.
 fn find_naively(
     routes: &[Arc<RouteConfig>],
-    (listener, host, parts): &(ListenerName, String, request::Parts),
+    (listener, host, head): &(ListenerName, String, RequestHead),
 ) -> Option<usize> {
-    let path = parts.uri.path();
-    let asked = Asked { listener, parts, path: Reading::plain(path) };
+    let path = head.uri.path();
+    let asked = Asked { listener, head, path: Reading::plain(path) };
     let mut best: Option<(_, usize)> = None;
     for (index, route) in routes.iter().enumerate() {
         let hosts: Vec<Option<&HostPattern>> = match route.hosts.as_slice() {

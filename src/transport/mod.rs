@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::request::Parts;
 use http::{StatusCode, response};
 
 use crate::backend::{BackendId, BackendState, Connected};
@@ -19,8 +18,9 @@ use crate::config::{PoolConfig, Protocol};
 use crate::descriptors::{Room, Seats};
 use crate::exchange::body::{RequestBody, Source};
 use crate::exchange::watch::Clock;
+use crate::http1::head::RequestHead;
+use crate::http1::pass_through::PassThrough;
 use crate::http1::space::Space;
-use crate::http1::untouched::{Lines, Untouched};
 
 pub mod connect;
 pub mod link;
@@ -215,11 +215,12 @@ impl Connection {
         Self { line: Line::Http2(stream), resumed: None, reused, transport, slot: backend.id, pool, released: false }
     }
 
-    /// Takes a request. It is sent by [`Connection::poll_response`].
-    pub fn begin(&self, parts: &Parts, body: &RequestBody, lines: Lines<'_>) {
+    /// Takes a request. It is sent by [`Connection::poll_response`]. With `lets_pass`, pass-through headers of the response are
+    /// left as lines.
+    pub fn begin(&self, head: &RequestHead, body: &RequestBody, lets_pass: bool) {
         match &self.line {
-            Line::Http1(link) => link.begin(parts, body, lines),
-            Line::Http2(stream) => stream.begin(parts, body, lines),
+            Line::Http1(link) => link.begin(head, body, lets_pass),
+            Line::Http2(stream) => stream.begin(head, body),
         }
     }
 
@@ -240,12 +241,11 @@ impl Connection {
         }
     }
 
-    /// Puts the head of the response whose status is known into `parts`, but for the fields that nobody looks at, which are given
-    /// back.
+    /// Puts the head of the response whose status is known into `parts`, but for pass-through headers, which are given back.
     ///
     /// # Errors
     /// When a field is malformed.
-    pub fn response(&self, parts: &mut response::Parts) -> io::Result<Untouched> {
+    pub fn response(&self, parts: &mut response::Parts) -> io::Result<PassThrough> {
         match &self.line {
             Line::Http1(link) => link.response(parts),
             Line::Http2(stream) => stream.response(parts),

@@ -11,17 +11,17 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
+use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Uri, Version, response};
 use http_body::{Body as _, Frame};
 
 use crate::exchange::body::{RequestBody, Source};
+use crate::http1::head::RequestHead;
 use crate::http1::outgoing::{is_sayable, may_trail};
+use crate::http1::pass_through::PassThrough;
 use crate::http1::pipe::Pipe;
 use crate::http1::request::number;
-use crate::http1::untouched::{Lines, Untouched};
 
 use super::multiplex::Session;
 use super::{Failed, Informed};
@@ -117,11 +117,11 @@ impl Stream {
         self.0.borrow().alone
     }
 
-    pub(super) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Lines<'_>) {
+    pub(super) fn begin(&self, head: &RequestHead, body: &RequestBody) {
         let state = &mut *self.0.borrow_mut();
         let ends = body.is_end_stream();
         let length = body.size_hint().exact().filter(|_| !ends);
-        match state.session.sender().send_request(request(parts, lines, length, state.session.secure()), ends) {
+        match state.session.sender().send_request(request(head, length, state.session.secure()), ends) {
             Ok((response, send)) => {
                 state.exchange = Some(Handles { response: Some(response), send, receive: None });
                 state.upload = if ends { Upload::Over } else { Upload::Open };
@@ -205,7 +205,7 @@ impl Stream {
         }
     }
 
-    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<Untouched> {
+    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<PassThrough> {
         let head = self.0.borrow_mut().head.take().ok_or_else(closed)?;
         if !head.headers().keys().all(is_sayable) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a field whose name is none"));
@@ -213,7 +213,7 @@ impl Stream {
         (*parts, ()) = head.into_parts();
         // How it came is no matter of the client's.
         parts.version = Version::HTTP_11;
-        Ok(Untouched::default())
+        Ok(PassThrough::default())
     }
 
     /// HTTP/2 has no fields for this hop alone: h2 takes a response with one for malformed.
@@ -547,20 +547,8 @@ impl std::fmt::Debug for Stream {
 }
 
 /// The request as HTTP/2 has it: the host in `:authority`, and no fields for one hop alone (RFC 9113 §8.2.2).
-fn request(parts: &Parts, lines: Lines<'_>, length: Option<u64>, secure: bool) -> Request<()> {
-    let mut headers = parts.headers.clone();
-    if let Some(untouched) = lines.untouched {
-        untouched.copy_to(&mut headers);
-    }
-    for line in lines.made.unwrap_or_default().split(|byte| *byte == b'\n') {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if let Some(colon) = memchr::memchr(b':', line)
-            && let Ok(name) = HeaderName::from_bytes(&line[..colon])
-            && let Ok(value) = HeaderValue::from_bytes(line[colon + 1..].trim_ascii())
-        {
-            headers.append(name, value);
-        }
-    }
+fn request(head: &RequestHead, length: Option<u64>, secure: bool) -> Request<()> {
+    let mut headers = head.all_headers();
     let host = headers.remove(header::HOST);
     let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
     let alone = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::CONTENT_LENGTH];
@@ -578,9 +566,9 @@ fn request(parts: &Parts, lines: Lines<'_>, length: Option<u64>, secure: bool) -
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
     uri.authority = Some(authority.unwrap_or(Authority::from_static("backend")));
-    uri.path_and_query = Some(target(&parts.uri));
+    uri.path_and_query = Some(target(&head.uri));
     let mut request = Request::new(());
-    *request.method_mut() = parts.method.clone();
+    *request.method_mut() = head.method.clone();
     *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
     *request.headers_mut() = headers;
     *request.version_mut() = Version::HTTP_2;

@@ -63,7 +63,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "descriptors",
         ],
     ),
-    ("route", &["middleware", "upstream", "config", "telemetry", "target", "fields"]),
+    ("route", &["middleware", "upstream", "exchange", "config", "telemetry", "target", "fields"]),
     ("middleware", &["exchange", "backend", "config", "telemetry", "fields"]),
     // Of the transport only what TLS its backends are spoken to with.
     ("upstream", &["strategy", "transport", "backend", "config", "telemetry"]),

@@ -23,7 +23,7 @@ use super::{Open, Shared};
 use crate::config::LingeringConfig;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
-use crate::exchange::{ClientSide, Expects};
+use crate::exchange::{ClientSide, Expects, RequestHead};
 use crate::http1;
 use crate::http1::pipe::Pipe;
 use crate::http1::request::number;
@@ -88,7 +88,7 @@ pub(super) struct Begun {
 /// Serves a stream to its end.
 pub(super) async fn serve(Begun { open, request, respond }: Begun) {
     let shared = &open.shared;
-    let (mut parts, recv) = request.into_parts();
+    let (asked, recv) = take(request, shared.client.listener.max_headers);
     let whole = recv.is_end_stream();
     let stream = Rc::new(Stream {
         watch: Rc::clone(&open.watch),
@@ -108,10 +108,10 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
         alarm: RefCell::new(None),
         min_rate: shared.client.listener.min_bytes_per_second,
     });
-    let head = parts.method == Method::HEAD;
-    let ended = match request::check(&mut parts, whole, shared.client.listener.max_headers) {
-        Err(fault) => stream.refuse(fault, &parts, shared),
-        Ok(ask) => {
+    let ended = match asked {
+        Err(refused) => stream.refuse(refused.0, &refused.1, shared),
+        Ok((mut head, ask)) => {
+            let bodiless = head.method == Method::HEAD;
             if let Ask::Response { expects, length } = ask {
                 stream.expects.set(if expects { Expects::Word } else { Expects::Nothing });
                 stream.left.set(length);
@@ -122,7 +122,7 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
             let mut handled = Handled::default();
             let answered = {
                 let proxy = Rc::clone(&shared.proxy);
-                let exchange = pin!(proxy.handle::<true>(side, (&mut parts, None), upload, &mut handled));
+                let exchange = pin!(proxy.handle::<true>(side, &mut head, upload, &mut handled));
                 stream.answered(exchange).await
             };
             let response = Response::from_parts(handled.head, handled.body);
@@ -133,7 +133,7 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
             match (answered, handled.tunnel) {
                 (Err(cut), _) => Err(cut),
                 (Ok(()), Some(tunnel)) if websocket => stream.tunnel(response, tunnel).await,
-                (Ok(()), _) => stream.respond(response, head, websocket).await,
+                (Ok(()), _) => stream.respond(response, bodiless, websocket).await,
             }
         }
     };
@@ -147,6 +147,19 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
             }
         }
     }
+}
+
+/// A request that is none. In a box: few are.
+type NoRequest = Box<(Fault, Parts)>;
+
+/// Takes a request apart, and makes of it what it would be by HTTP/1.1.
+fn take(request: Request<RecvStream>, max_headers: usize) -> (Result<(RequestHead, Ask), NoRequest>, RecvStream) {
+    let (mut parts, recv) = request.into_parts();
+    let asked = match request::check(&mut parts, recv.is_end_stream(), max_headers) {
+        Ok(ask) => Ok((RequestHead::from(parts), ask)),
+        Err(fault) => Err(Box::new((fault, parts))),
+    };
+    (asked, recv)
 }
 
 impl Stream {

@@ -176,7 +176,7 @@ impl Wire {
     }
 
     /// Waits for the next request, and puts its head into `slot`: it is large, and so moved once.
-    /// With `lets_pass`, fields that nobody looks at are left as they are.
+    /// With `lets_pass`, pass-through headers are left as lines.
     pub fn poll_request(&self, cx: &mut Context<'_>, slot: &mut Option<Head>, lets_pass: bool) -> Poll<Asked> {
         while self.heads.get() == 0 {
             if !matches!(ready!(self.poll_fill(cx, None)), Ok(1..)) {

@@ -15,10 +15,10 @@ use crate::backend::Connected;
 use crate::descriptors::{Held, Seat};
 use crate::exchange::body::RequestBody;
 use crate::http1::outgoing::Outgoing;
+use crate::http1::pass_through::PassThrough;
 use crate::http1::pipe::Pipe;
 use crate::http1::response::Head;
 use crate::http1::space::Space;
-use crate::http1::untouched::Untouched;
 use crate::socket::Socket;
 
 mod send;
@@ -151,7 +151,7 @@ impl Link {
     }
 
     /// Puts the head of the response that has come into `parts`.
-    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<Untouched> {
+    pub(super) fn response(&self, parts: &mut response::Parts) -> io::Result<PassThrough> {
         let inner = &mut *self.0.borrow_mut();
         let head_bytes = std::mem::take(&mut inner.head_bytes);
         inner.head.response(&head_bytes, parts).map_err(malformed)

@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use http::Method;
 use http::header::HeaderMap;
-use http::request::Parts;
 use http_body::Body as _;
 use tokio::io::AsyncWrite as _;
 
 use super::receive::Incoming;
 use super::{Failed, Inner, Link, malformed};
 use crate::exchange::body::RequestBody;
-use crate::http1::untouched::Lines;
+use crate::http1::head::RequestHead;
 use crate::http1::{Framing, request};
 
 /// After so many bytes of one body the others have their turn.
@@ -41,7 +40,7 @@ pub(super) enum Upload {
 
 impl Link {
     /// Takes a request. Nothing is written yet.
-    pub(in crate::transport) fn begin(&self, parts: &Parts, body: &RequestBody, lines: Lines<'_>) {
+    pub(in crate::transport) fn begin(&self, head: &RequestHead, body: &RequestBody, lets_pass: bool) {
         let inner = &mut *self.0.borrow_mut();
         let framing = match (body.is_end_stream(), body.size_hint().exact()) {
             (true, _) => Framing::None,
@@ -49,15 +48,15 @@ impl Link {
             (false, None) => Framing::Chunked,
         };
         let mut buffer = inner.space.buffer();
-        request::write(&mut buffer, parts, framing, lines);
+        request::write(&mut buffer, head, framing);
         inner.head_length = buffer.len();
-        inner.head.lets_pass = lines.untouched.is_some();
+        inner.head.lets_pass = lets_pass;
         inner.out.begin(buffer, framing);
         inner.upload = if framing == Framing::None { Upload::Over } else { Upload::Open };
         inner.written = false;
         inner.intact = true;
         inner.answered = false;
-        inner.bodiless = parts.method == Method::HEAD;
+        inner.bodiless = head.method == Method::HEAD;
         inner.informational = 0;
         inner.body = Incoming::Head;
     }

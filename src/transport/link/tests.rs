@@ -13,7 +13,6 @@ use crate::backend::BackendState;
 use crate::config::Address;
 use crate::descriptors::Room;
 use crate::exchange::body::Source;
-use crate::http1::untouched::Lines;
 
 /// A client that has sent its body, all of it.
 struct Sent(Cell<Option<Bytes>>);
@@ -117,7 +116,7 @@ async fn answered_early() -> (TcpStream, Rc<Link>, RequestBody) {
     let sent = Rc::new(Sent(Cell::new(Some(Bytes::from(vec![b'u'; BODY])))));
     let mut body = RequestBody::streamed(sent, Rc::new(()));
     let (parts, ()) = http::Request::post("/").header("host", "a").body(()).unwrap().into_parts();
-    link.begin(&parts, &body, Lines::default());
+    link.begin(&parts.into(), &body, false);
     backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
     let status = poll_fn(|cx| link.poll_response(cx, &mut body, &Nobody)).await.unwrap();
     assert_eq!((status, link.whole()), (StatusCode::OK, Some(Bytes::new())));
@@ -135,7 +134,7 @@ async fn a_body_in_crumbs_takes_turns() {
     let crumbs = Rc::new(Crumbs { left: Cell::new(CRUMBS), pause: None });
     let mut body = RequestBody::streamed(Rc::clone(&crumbs) as Rc<dyn Source>, Rc::new(()));
     let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
-    link.begin(&parts, &body, Lines::default());
+    link.begin(&parts.into(), &body, false);
     let mut most = 0;
     poll_fn(|cx| {
         let before = crumbs.left.get();
@@ -156,7 +155,7 @@ async fn an_upload_in_chunks_that_goes_on_is_not_given_up() {
     let crumbs = Rc::new(Crumbs { left: Cell::new(CRUMBS), pause });
     let mut body = RequestBody::streamed(crumbs, Rc::new(()));
     let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
-    link.begin(&parts, &body, Lines::default());
+    link.begin(&parts.into(), &body, false);
     backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
     poll_fn(|cx| link.poll_response(cx, &mut body, &Nobody)).await.unwrap();
     // It takes a second, more than twice as long as it may stand still.

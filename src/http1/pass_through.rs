@@ -1,21 +1,21 @@
-//! Fields that nobody looks at.
+//! Pass-through headers: lines of a head that go on as they came.
 //!
-//! Most of what a browser says of itself is for whoever answers, most of what that says is for the browser, and neither is a
-//! concern of a proxy's. To make each such field a name and a value, put it into a map and write it out again costs 970
-//! instructions; to let its line pass costs half of that. A line passes if its name is one that nothing but a configuration can
-//! ask for, and who serves a request by such a configuration has them put into the map after all.
+//! Most of what a browser says of itself is for the backend, most of what a backend says is for the browser, and neither is a
+//! concern of a proxy's. To make each such header a name and a value, put it into a map and write it out again costs 970
+//! instructions; to let its line pass costs half of that. A line passes if its name is one that only a configuration can
+//! ask for. Where one does, the headers are put into the map after all ([`RequestHead::headers`](super::head::RequestHead::headers)).
 
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::field::{self, Line, Name};
 use super::name::every;
 
-/// Lines of a head that pass as they came: each a name that is no concern of ours, a value that could stand in a map, and CRLF.
+/// Headers that pass through as lines: each a name that is no concern of ours, a value that could stand in a map, and CRLF.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Untouched {
+pub struct PassThrough {
     /// What they were found in.
     bytes: Bytes,
     /// Where they are: lines that follow each other are one run.
@@ -26,7 +26,7 @@ pub struct Untouched {
 /// Browsers send two or three: the fields that are looked at stand in between.
 const RUNS: usize = 4;
 
-impl Untouched {
+impl PassThrough {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.used == 0
@@ -76,7 +76,12 @@ impl Untouched {
         })
     }
 
-    /// Puts the fields into a map, for somebody who may look at them, or who needs them as such.
+    /// Whether a header of that name is among them.
+    pub(super) fn has(&self, name: &HeaderName) -> bool {
+        self.fields(&self.bytes).any(|(it, _)| it.is(name))
+    }
+
+    /// Puts the fields into a map, for a look at them, or where they are needed as such.
     pub fn copy_to(&self, headers: &mut HeaderMap) {
         for (name, place) in self.fields(&self.bytes) {
             let value = HeaderValue::from_maybe_shared(self.bytes.slice(place));
@@ -93,15 +98,6 @@ impl Untouched {
             *self = Self::default();
         }
     }
-}
-
-/// Lines of a request's head beside the fields in its map.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Lines<'a> {
-    /// To be put in behind the request line.
-    pub made: Option<&'a [u8]>,
-    /// To be put behind the fields of the map. Where this is not `None`, such fields of the response may be left as lines too.
-    pub untouched: Option<&'a Untouched>,
 }
 
 /// Whether a value holds nothing but what values may: what [`HeaderValue`] takes.
@@ -128,28 +124,28 @@ mod tests {
 
     use super::*;
 
-    fn found(text: &'static str) -> Untouched {
+    fn found(text: &'static str) -> PassThrough {
         let bytes = Bytes::from_static(text.as_bytes());
-        let (mut untouched, mut at) = (Untouched::default(), 0);
+        let (mut pass_through, mut at) = (PassThrough::default(), 0);
         while let Ok(Line::Field(name, _)) = field::line(&bytes, &mut { at }) {
             let start = at;
             let _ = field::line(&bytes, &mut at);
             if name.passes() {
-                assert!(untouched.add(&bytes, start, at), "{text:?}");
+                assert!(pass_through.add(&bytes, start, at), "{text:?}");
             }
         }
-        untouched.found_in(&bytes);
-        untouched
+        pass_through.found_in(&bytes);
+        pass_through
     }
 
     #[test]
     fn lines_that_follow_each_other_are_one_run() {
-        let untouched = found("Accept: a\r\ncookie:b\r\nHost: h\r\nCookie: \tc \r\nTE: x\r\n\r\n");
-        let runs: Vec<_> = untouched.lines().map(|run| str::from_utf8(run).unwrap()).collect();
+        let pass_through = found("Accept: a\r\ncookie:b\r\nHost: h\r\nCookie: \tc \r\nTE: x\r\n\r\n");
+        let runs: Vec<_> = pass_through.lines().map(|run| str::from_utf8(run).unwrap()).collect();
         assert_eq!(runs, ["Accept: a\r\ncookie:b\r\n", "Cookie: \tc \r\n"]);
         let mut headers = HeaderMap::new();
         headers.insert("host", HeaderValue::from_static("h"));
-        untouched.clone().give_to(&mut headers);
+        pass_through.clone().give_to(&mut headers);
         assert_eq!(headers.len(), 4);
         assert_eq!(headers["accept"], "a");
         assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["b", "c"]);
@@ -157,16 +153,16 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_not_taken() {
-        let mut untouched = Untouched::default();
+        let mut pass_through = PassThrough::default();
         let bytes = b"accept: a\r\n".repeat(2 * RUNS);
         for run in 0..RUNS {
-            assert!(untouched.add(&bytes, 22 * run, 22 * run + 11));
+            assert!(pass_through.add(&bytes, 22 * run, 22 * run + 11));
         }
-        assert!(!untouched.add(&bytes, 22 * RUNS, 22 * RUNS), "no further run");
-        assert!(!Untouched::default().add(b"accept: a\n", 0, 10), "another end");
-        assert!(Untouched::default().is_empty() && Untouched::default().lines().next().is_none());
-        untouched.give_to(&mut HeaderMap::new());
-        assert!(untouched.is_empty());
+        assert!(!pass_through.add(&bytes, 22 * RUNS, 22 * RUNS), "no further run");
+        assert!(!PassThrough::default().add(b"accept: a\n", 0, 10), "another end");
+        assert!(PassThrough::default().is_empty() && PassThrough::default().lines().next().is_none());
+        pass_through.give_to(&mut HeaderMap::new());
+        assert!(pass_through.is_empty());
     }
 
     proptest! {
