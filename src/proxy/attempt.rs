@@ -1,311 +1,317 @@
-//! A request at its backends: attempt after attempt, until one answers or none may be made.
+//! One attempt at a backend: connect, send, await the head of the response.
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use http::header::{self, HeaderValue};
-use http_body::Body as _;
 
-use crate::config::{Expect, Protocol, RetryConfig};
+use crate::config::RetryConfig;
 use crate::descriptors;
 use crate::exchange::RequestHead;
-use crate::exchange::body::{Body, Progress, RequestBody, Source};
-use crate::exchange::watch::{Phase, Watch, Way};
-use crate::route::{Forward, Route, path, rewrite};
-use crate::telemetry::metrics::{BackendMetrics, RetryCause};
+use crate::exchange::body::RequestBody;
+use crate::exchange::watch::{Phase, Watch};
+use crate::telemetry::metrics::RetryCause;
 use crate::transport::connect::{self, Dialling, NoConnection};
 use crate::transport::{Connection, Failed};
-use crate::upstream::Upstream;
 
-use super::expect;
+use super::ProxyError;
+use super::ending::Ending;
 use super::grpc::{Call, Head};
-use super::hedge::{self, Raced};
+use super::hedge;
 use super::place::Place;
-use super::retry::{self, Attempts, Held};
-use super::running::{Running, SWITCHING, Upload};
-use super::upgrade::Tunnel;
-use super::{Handled, Proxy, ProxyError, headers, outcome};
+use super::retry::{Attempts, Held};
+use super::running::{Running, Upload};
 
-/// A request that is to be forwarded.
-pub(super) struct Asked<'a> {
-    pub(super) route: &'a Route,
-    pub(super) forward: &'a Forward,
-    pub(super) head: &'a mut RequestHead,
-    /// The protocol that the client asks to switch to.
-    pub(super) upgrade: Option<HeaderValue>,
+/// An attempt that has no connection yet.
+pub(super) struct Start {
+    pub(super) place: Place,
+    pub(super) begun: Instant,
+    /// Whether no idle connection will do.
+    pub(super) fresh: bool,
 }
 
-/// Has a backend of the route's upstream answer.
-pub(super) async fn forward(
-    proxy: &Rc<Proxy>,
-    running: &Rc<Running>,
-    Asked { route, forward, head: request, mut upgrade }: Asked<'_>,
-    upload: Option<Rc<dyn Source>>,
-    handled: &mut Handled,
-) -> Result<(), ProxyError> {
-    let has_body = upload.is_some();
-    if let Some(body) = &upload
-        && running.limit_body(forward.max_body.unwrap_or(running.exchange.client.listener.max_body), body.left())
-    {
-        return Err(ProxyError::BodyTooLarge);
+/// An attempt under way.
+pub(super) struct Attempt {
+    pub(super) connection: Connection,
+    pub(super) place: Place,
+    /// When it began, as the time of a backend to answer counts.
+    pub(super) begun: Instant,
+}
+
+/// Why an attempt came to no response for the client.
+pub(super) enum Failure {
+    /// Its idle connection was of no use, and it is made once more.
+    Stale {
+        /// Whether another idle connection would be of no use either.
+        fresh: bool,
+    },
+    /// It is over.
+    Over(Next),
+}
+
+/// What follows an attempt that failed.
+pub(super) enum Next {
+    /// An attempt at this place, which was taken before the one that failed was given up.
+    At(Place),
+    /// Another attempt, if there is a place for it. Otherwise it is this error.
+    Retry(RetryCause, ProxyError),
+    /// No attempt: it is this error.
+    Nothing(ProxyError),
+}
+
+impl From<Next> for Failure {
+    fn from(next: Next) -> Self {
+        Self::Over(next)
     }
-    if upgrade.is_some() && forward.upstream.config.protocol == Protocol::Http2 {
-        if !has_body {
-            return Err(ProxyError::CannotSwitch);
-        }
-        // Its client wants an answer in any case.
-        request.remove(&header::UPGRADE);
-        request.remove(&header::CONNECTION);
-        upgrade = None;
+}
+
+/// What came of waiting for the head of a response; `None` when the time for it is over.
+pub(super) type Heard = Option<Result<StatusCode, Failed>>;
+
+impl Start {
+    /// At a place that was just taken.
+    pub(super) fn now(place: Place) -> Self {
+        Self { place, begun: Instant::now(), fresh: false }
     }
-    if let Some(host) = &forward.host {
-        request.insert(header::HOST, host.clone());
-    } else if headers::host(request.in_map()).is_none() {
-        // A client need not say which host it means, in HTTP/1.0 not at all; HTTP/1.1, in which the backend is asked, has to
-        // (RFC 9112 §3.2). The upstream's name is what nginx says.
-        request.insert(header::HOST, upstream_host(forward));
+
+    /// By that connection.
+    pub(super) fn with(self, connection: Connection) -> Attempt {
+        Attempt { connection, place: self.place, begun: self.begun }
     }
-    if let Some(target) = rewrite::backend_target(&forward.path, &route.config.path, &request.uri) {
-        path::put(request, target);
-    }
-    let measured = upload.as_ref().is_some_and(|body| body.left().is_some());
-    running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over }, measured)?;
-    let upload = match upload {
-        Some(source) if forward.expect == Expect::Pass => Some(expect::pass(running, forward, request, source)),
-        upload => upload,
-    };
-    let mut body = match upload {
-        Some(source) => RequestBody::streamed(source, Rc::clone(running) as Rc<dyn Progress>),
-        None => RequestBody::empty(),
-    };
-    let upstream = &*forward.upstream;
-    let retries = &*forward.retries;
-    // What may be sent again after a backend has perhaps seen it.
-    let repeatable = upgrade.is_none() && retry::is_repeatable(request);
-    // A call that a backend refuses by its status may be sent again too, where the file says so.
-    let refusable = running.call().is_some() && !retries.grpc_statuses.is_empty();
-    if has_body && (repeatable || refusable) && keeps(retries, &body) {
-        body.keep(retries.body_buffer);
-    }
-    let mut attempts = Attempts::new((proxy, running), upstream, retries, repeatable);
-    let mut place = match attempts.first()? {
-        Some(place) => place,
-        None => attempts.in_line().await?,
-    };
-    // Middleware wants to see all of the response too, and HTTP/2 has no lines.
-    let lets_pass = route.chain.is_empty() && !running.http2();
-    let mut fresh = false;
-    // Connections that may turn out to be of no use before it is the backend's fault.
-    let mut spare = 4_u8;
-    // When the attempt began: for the first one when the head was read, which is a moment before and saves a look at the clock.
-    let mut begun = running.exchange.started;
-    loop {
+
+    /// Takes the idle connection used last, or makes a new one.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub(super) async fn connect(
+        &mut self,
+        attempts: &Attempts<'_>,
+        request: &mut RequestHead,
+    ) -> Result<Connection, Next> {
         // Before a connection is taken for it: one that is not used would have to be closed.
-        if let Some(call) = running.call() {
-            call.tell(request.in_map_mut()).map_err(|error| attempts.failed(error))?;
-        }
-        let idle = if fresh {
-            None
-        } else {
-            proxy.transport.checkout(
-                place.backend(),
-                upstream.manner(upgrade.is_some()),
-                &running.exchange.client.seats,
-            )
-        };
-        let connected = match idle {
-            Some(connection) => Ok(connection),
-            None => {
-                let dialled = dial(proxy, running, (upstream, upgrade.is_some()), &place).await;
-                // Of what it takes to answer, connecting is no part.
-                begun = Instant::now();
-                dialled
-            }
-        };
-        let mut connection = match connected {
-            Ok(connection) => connection,
-            Err(error) => {
-                // That the time of the whole exchange is over says nothing of the backend: a client may have given it none. Nor does what
-                // this process has not.
-                if !matches!(error, ProxyError::ExchangeTimeout | ProxyError::Exhausted { .. }) {
-                    place.failed(proxy, upstream);
-                }
-                outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
-                // Nothing was sent: any request may try elsewhere. It may have to wait for that, and not with a place that
-                // others wait for.
-                drop(place);
-                if let ProxyError::Exhausted { error: cause, .. } = &error
-                    && cause.kind() != std::io::ErrorKind::AddrNotAvailable
-                {
-                    // It has waited for that already, and there is none of it for another backend either.
-                    return Err(attempts.failed(error));
-                }
-                place = again(&mut attempts, RetryCause::ConnectFailure, request, error).await?;
-                begun = Instant::now();
-                fresh = false;
-                continue;
-            }
-        };
-        let head = running.head_limit(&forward.timeouts);
-        let mut limit = attempts.limit(head);
-        running.await_head(limit.unwrap_or(head));
-        body.rewind();
-        if let Some(call) = running.call() {
-            call.tell(request.in_map_mut()).map_err(|error| attempts.failed(error))?;
-        }
-        connection.begin(request, &body, lets_pass);
-        let mut ended = match attempts.hedge_delay() {
-            None => in_time(&running.exchange.watch, response(&connection, &mut body, running)).await,
-            Some(delay) => {
-                let first = (&connection, &mut body);
-                let raced = hedge::race(proxy, &mut attempts, (&mut *request, lets_pass), first, delay);
-                match Box::pin(raced).await {
-                    Raced::First(ended) => {
-                        running.serve(place.backend());
-                        ended
-                    }
-                    Raced::Second(second) => {
-                        upstream.state.metrics.of(proxy.worker).hedges_won.add(1);
-                        let status = second.status;
-                        (place, connection, body) = (second.place, second.connection, second.body);
-                        begun = second.begun;
-                        Some(Ok(status))
-                    }
-                }
-            }
-        };
-        if ended.is_none()
-            && let Some(limit) = limit.take()
-            && running.upload() == Upload::Over
-            && !running.exchange.watch.is_capped()
+        attempts.tell_time_left(request)?;
+        if !self.fresh
+            && let Some(idle) = attempts.idle(&self.place)
         {
-            // Given up only for another attempt: otherwise it has all the time that the route allows.
-            let next = match attempts.may_repeat(&body) {
-                true => Box::pin(attempts.next(RetryCause::Timeout, None, Held::Attempt)).await,
-                false => None,
-            };
-            if let Some(next) = next {
-                place.backend().metrics.of(proxy.worker).timeouts.add(1);
-                place.failed(proxy, upstream);
-                outcome::slow(upstream, place.lease(), proxy.worker, begun);
-                attempts.number(request);
-                place = next;
-                begun = Instant::now();
-                fresh = false;
-                continue;
-            }
-            running.await_head(head.saturating_sub(limit));
-            ended = in_time(&running.exchange.watch, response(&connection, &mut body, running)).await;
+            return Ok(idle);
         }
-        let failed = match ended {
-            None => {
-                let error = late(running, &place);
-                let lost = matches!(error, ProxyError::ResponseTimeout { .. });
-                if lost {
-                    place.failed(proxy, upstream);
-                }
-                outcome::late(upstream, place.lease(), running, &error, begun);
-                // That is the time of an attempt. What bounds all of them together is the exchange's.
-                if !lost || running.upload() != Upload::Over || !attempts.may_repeat(&body) {
-                    return Err(attempts.failed(error));
-                }
-                drop((connection, place));
-                place = again(&mut attempts, RetryCause::Timeout, request, error).await?;
-                begun = Instant::now();
-                fresh = false;
-                continue;
+        let dialled = dial(attempts, &self.place).await;
+        // Of what it takes to answer, connecting is no part.
+        self.begun = Instant::now();
+        dialled.map_err(|error| self.unconnected(attempts, error))
+    }
+
+    #[cold]
+    fn unconnected(&mut self, attempts: &Attempts<'_>, error: ProxyError) -> Next {
+        Ending::NoConnection(&error).report(attempts, &mut self.place, self.begun);
+        match &error {
+            // It has waited for that already, and there is none of it for another backend either.
+            ProxyError::Exhausted { error: cause, .. } if cause.kind() != std::io::ErrorKind::AddrNotAvailable => {
+                Next::Nothing(attempts.failed(error))
             }
-            Some(Ok(status)) => {
-                let said = running.head(status, &connection);
-                if attempts.is_unwanted(status, said)
-                    && attempts.may_repeat_after(said, &body)
-                    && !(said != Head::Http && Call::pushes_back(&connection))
-                {
-                    let asked = connection.field("retry-after");
-                    if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked, Held::Attempt)).await {
-                        place.backend().metrics.of(proxy.worker).responses[class(status)].add(1);
-                        let seen = said.seen(status);
-                        place.answered(proxy, upstream, seen);
-                        outcome::answered(upstream, place.lease(), proxy.worker, seen, running.sent_since(begun));
-                        connection.discard();
-                        attempts.number(request);
-                        place = next;
-                        begun = Instant::now();
-                        fresh = false;
-                        continue;
-                    }
-                }
-                // A small answer is held back until it is whole: of one that breaks off the client has seen nothing then.
-                if retries.max > 0
-                    && retries.on.reset
-                    && connection.gathers(retries.response_buffer)
-                    && attempts.may_repeat(&body)
-                    && let Err(error) = Box::pin(gathered(&connection)).await
-                {
-                    place.backend().metrics.of(proxy.worker).broken.add(1);
-                    place.failed(proxy, upstream);
-                    let error = ProxyError::Broken { backend: place.backend().address.clone(), error };
-                    outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
-                    drop((connection, place));
-                    place = again(&mut attempts, RetryCause::Reset, request, error).await?;
-                    begun = Instant::now();
-                    fresh = false;
-                    continue;
-                }
-                let (seen, sent) = (said.seen(status), running.sent_since(begun));
-                place.answered(proxy, upstream, seen);
-                match running.call() {
-                    Some(call) if said == Head::Open => call.awaits(place.backend(), sent.elapsed()),
-                    _ => outcome::answered(upstream, place.lease(), proxy.worker, seen, sent),
-                }
-                attempts.answered(place.backend(), status, said);
-                running.answered(said);
-                return answer(running, forward, upgrade, place, connection, body, (request, handled));
-            }
-            Some(Err(failed)) => failed,
+            // Nothing was sent: any request may try elsewhere.
+            _ => Next::Retry(RetryCause::ConnectFailure, error),
+        }
+    }
+}
+
+impl Attempt {
+    /// Sends the request, and awaits the head of a response that goes to the client.
+    ///
+    /// # Errors
+    /// What is to be done where none has come.
+    pub(super) async fn await_answer(
+        &mut self,
+        attempts: &mut Attempts<'_>,
+        request: &mut RequestHead,
+        body: &mut RequestBody,
+    ) -> Result<(), Failure> {
+        match self.await_head(attempts, request, body).await? {
+            Some(Ok(status)) => self.take_or_retry(attempts, body, status).await,
+            Some(Err(failed)) => Err(self.broke(attempts, body, failed)),
+            None => Err(self.late(attempts, body).into()),
+        }
+    }
+
+    /// The same attempt once more, without this connection.
+    pub(super) fn once_more(self, fresh: bool) -> Start {
+        Start { place: self.place, begun: self.begun, fresh }
+    }
+
+    async fn await_head(
+        &mut self,
+        attempts: &mut Attempts<'_>,
+        request: &mut RequestHead,
+        body: &mut RequestBody,
+    ) -> Result<Heard, Next> {
+        let running = attempts.running;
+        let watch = &running.exchange.watch;
+        let most = running.head_limit(&attempts.forward.timeouts);
+        let limit = attempts.limit(most);
+        running.await_head(limit.unwrap_or(most));
+        body.rewind();
+        attempts.tell_time_left(request)?;
+        self.connection.begin(request, body, attempts.lets_pass);
+        let heard = match attempts.hedge_delay() {
+            None => in_time(watch, response(&self.connection, body, running)).await,
+            Some(delay) => Box::pin(hedge::race(self, attempts, request, body, delay)).await,
         };
-        match running.upload() {
-            Upload::TooLarge => return Err(ProxyError::BodyTooLarge),
-            Upload::Broken => return Err(ProxyError::BadRequest("the request body is malformed or was cut short")),
+        match limit {
+            Some(limit) if heard.is_none() && running.upload() == Upload::Over && !watch.is_capped() => {
+                // Given up only for another attempt: otherwise it has all the time that the route allows.
+                if attempts.may_repeat(body)
+                    && let Some(next) = Box::pin(attempts.next(RetryCause::Timeout, None, Held::Attempt)).await
+                {
+                    Ending::Slow.report(attempts, &mut self.place, self.begun);
+                    return Err(Next::At(next));
+                }
+                running.await_head(most.saturating_sub(limit));
+                Ok(in_time(watch, response(&self.connection, body, running)).await)
+            }
+            _ => Ok(heard),
+        }
+    }
+
+    /// The head of a response has come: it goes to the client, unless another attempt is made in its place.
+    async fn take_or_retry(
+        &mut self,
+        attempts: &mut Attempts<'_>,
+        body: &RequestBody,
+        status: StatusCode,
+    ) -> Result<(), Failure> {
+        let head = attempts.running.head(status, &self.connection);
+        if attempts.is_unwanted(status, head)
+            && attempts.may_repeat_after(head, body)
+            && !(head != Head::Http && Call::pushes_back(&self.connection))
+        {
+            let asked = self.connection.field("retry-after");
+            if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked, Held::Attempt)).await {
+                Ending::Unwanted(status, head).report(attempts, &mut self.place, self.begun);
+                self.connection.discard();
+                return Err(Next::At(next).into());
+            }
+        }
+        // A small answer is held back until it is whole: of one that breaks off the client has seen nothing then.
+        if holds_back(attempts.config, &self.connection)
+            && attempts.may_repeat(body)
+            && let Err(error) = Box::pin(gathered(&self.connection)).await
+        {
+            Ending::Broken.report(attempts, &mut self.place, self.begun);
+            let error = ProxyError::Broken { backend: self.place.backend().address.clone(), error };
+            return Err(Next::Retry(RetryCause::Reset, error).into());
+        }
+        Ending::Answered(status, head).report(attempts, &mut self.place, self.begun);
+        Ok(())
+    }
+
+    /// The connection broke before the head of a response had come.
+    #[cold]
+    fn broke(&mut self, attempts: &mut Attempts<'_>, body: &RequestBody, failed: Failed) -> Failure {
+        match attempts.running.upload() {
+            Upload::TooLarge => return Next::Nothing(ProxyError::BodyTooLarge).into(),
+            Upload::Broken => {
+                let why = "the request body is malformed or was cut short";
+                return Next::Nothing(ProxyError::BadRequest(why)).into();
+            }
             _ => {}
         }
-        let metrics = place.backend().metrics.of(proxy.worker);
-        let answered = connection.answered();
-        let may_repeat = failed.unsent || (attempts.may_repeat(&body) && !answered);
-        // A connection that had been idle may have been closed by the backend just before: that says nothing about the
-        // backend, and is no attempt.
-        let stale = spare > 0 && connection.was_stale(&failed);
-        if !stale {
-            metrics.broken.add(1);
-            place.failed(proxy, upstream);
-        }
-        let error = ProxyError::Broken { backend: place.backend().address.clone(), error: failed.error };
-        if !stale {
-            outcome::failed(upstream, place.lease(), proxy.worker, &error, begun);
-        }
-        if !may_repeat {
-            return Err(attempts.failed(error));
-        }
-        if stale {
-            spare -= 1;
+        let may_repeat = failed.unsent || (attempts.may_repeat(body) && !self.connection.answered());
+        let stale = attempts.take_for_stale(&self.connection, &failed);
+        let ending = if stale { Ending::Stale } else { Ending::Broken };
+        ending.report(attempts, &mut self.place, self.begun);
+        let unsent = failed.unsent;
+        let error = ProxyError::Broken { backend: self.place.backend().address.clone(), error: failed.error };
+        match (may_repeat, stale) {
+            (false, _) => Next::Nothing(attempts.failed(error)).into(),
             // Where a backend takes no more streams on a connection, there may be room on another that is there.
-            fresh = connection.link().is_some() || !failed.unsent;
-        } else {
-            drop((connection, place));
-            let cause = if failed.unsent { RetryCause::ConnectFailure } else { RetryCause::Reset };
-            place = again(&mut attempts, cause, request, error).await?;
-            begun = Instant::now();
-            fresh = false;
+            (true, true) => Failure::Stale { fresh: self.connection.link().is_some() || !unsent },
+            (true, false) => {
+                Next::Retry(if unsent { RetryCause::ConnectFailure } else { RetryCause::Reset }, error).into()
+            }
         }
     }
+
+    /// The time for the head of a response is over.
+    #[cold]
+    fn late(&mut self, attempts: &Attempts<'_>, body: &RequestBody) -> Next {
+        let running = attempts.running;
+        let error = if running.exchange.watch.is_capped() {
+            ProxyError::ExchangeTimeout
+        } else if running.upload() == Upload::Waiting {
+            ProxyError::ClientTooSlow
+        } else {
+            ProxyError::ResponseTimeout { backend: self.place.backend().address.clone() }
+        };
+        Ending::Late(&error).report(attempts, &mut self.place, self.begun);
+        // That is the time of an attempt. What bounds all of them together is the exchange's.
+        let is_attempts = matches!(error, ProxyError::ResponseTimeout { .. });
+        if is_attempts && running.upload() == Upload::Over && attempts.may_repeat(body) {
+            return Next::Retry(RetryCause::Timeout, error);
+        }
+        Next::Nothing(attempts.failed(error))
+    }
+}
+
+/// Makes a new connection, within the time that the upstream allows for it.
+async fn dial(attempts: &Attempts<'_>, place: &Place) -> Result<Connection, ProxyError> {
+    let Attempts { proxy, running, upstream, .. } = *attempts;
+    let watch = &running.exchange.watch;
+    watch.enter(Phase::Connect, upstream.config.connect_timeout);
+    let began = running.now();
+    let dialling = Dialling::new(&running.exchange.client.seats);
+    let dialled = connect::connect(&proxy.transport, place.backend(), attempts.manner(), &dialling);
+    let dialled = in_time(watch, dialled).await;
+    let connection = connected(attempts, place, dialled, &dialling, watch.is_capped())?;
+    running.connected(began);
+    Ok(connection)
+}
+
+/// What came of making a new connection; `dialled` is `None` when the time for it is over, and with `capped` so is that of the exchange.
+///
+/// # Errors
+/// Why there is none.
+#[cold]
+pub(super) fn connected(
+    attempts: &Attempts<'_>,
+    place: &Place,
+    dialled: Option<Result<Connection, NoConnection>>,
+    dialling: &Dialling<'_>,
+    capped: bool,
+) -> Result<Connection, ProxyError> {
+    let metrics = place.backend().metrics.of(attempts.proxy.worker);
+    let backend = || place.backend().address.clone();
+    let failed = match dialled {
+        Some(Ok(connection)) => {
+            metrics.connects.add(1);
+            if let Some(resumed) = connection.resumed() {
+                let counter = if resumed { &metrics.handshakes_resumed } else { &metrics.handshakes_full };
+                counter.add(1);
+            }
+            return Ok(connection);
+        }
+        Some(Err(NoConnection::Ours(error))) => return Err(ProxyError::Exhausted { backend: backend(), error }),
+        None if dialling.is_short() && capped => return Err(ProxyError::ExchangeTimeout),
+        None if dialling.is_short() => {
+            return Err(ProxyError::Exhausted { backend: backend(), error: descriptors::no_room() });
+        }
+        Some(Err(NoConnection::Tcp(error))) => ProxyError::Connect { backend: backend(), error },
+        Some(Err(NoConnection::Tls(error))) => ProxyError::Handshake { backend: backend(), error },
+        None if capped => ProxyError::ExchangeTimeout,
+        None => ProxyError::ConnectTimeout { backend: backend() },
+    };
+    metrics.connect_failures.add(1);
+    Err(failed)
 }
 
 /// How long a small answer is held back at most: one that trickles is passed on as it comes.
 const HELD_BACK: Duration = Duration::from_millis(100);
+
+/// Whether the response at a connection is so small that it is held back until it is whole.
+fn holds_back(retries: &RetryConfig, connection: &Connection) -> bool {
+    retries.max > 0 && retries.on.reset && connection.gathers(retries.response_buffer)
+}
 
 /// Waits for the rest of a small answer, for a while.
 async fn gathered(connection: &Connection) -> std::io::Result<()> {
@@ -314,184 +320,12 @@ async fn gathered(connection: &Connection) -> std::io::Result<()> {
 }
 
 /// The answer at a connection, as it comes.
-fn response<'a>(
+pub(super) fn response<'a>(
     connection: &'a Connection,
     body: &'a mut RequestBody,
     running: &'a Running,
 ) -> impl Future<Output = Result<StatusCode, Failed>> + use<'a> {
     poll_fn(move |cx| connection.poll_response(cx, body, running))
-}
-
-/// Whether a body may be kept to be sent again, going by what is known of its length.
-fn keeps(retries: &RetryConfig, body: &RequestBody) -> bool {
-    let length = body.size_hint().exact().unwrap_or(0);
-    (retries.max > 0 || retries.hedge.is_some()) && retries.body_buffer > 0 && length <= retries.body_buffer as u64
-}
-
-/// Where a request goes after an attempt that failed, or else what it comes to.
-#[cold]
-fn again<'a>(
-    attempts: &'a mut Attempts<'_>,
-    cause: RetryCause,
-    request: &'a mut RequestHead,
-    error: ProxyError,
-) -> impl Future<Output = Result<Place, ProxyError>> {
-    Box::pin(async move {
-        match attempts.next(cause, None, Held::Nothing).await {
-            Some(next) => {
-                attempts.number(request);
-                Ok(next)
-            }
-            None => Err(attempts.failed(error)),
-        }
-    })
-}
-
-fn upstream_host(forward: &Forward) -> HeaderValue {
-    HeaderValue::from_str(forward.upstream.name().as_str()).unwrap_or(HeaderValue::from_static("upstream"))
-}
-
-/// Makes a new connection.
-async fn dial(
-    proxy: &Rc<Proxy>,
-    running: &Running,
-    (upstream, switches): (&Upstream, bool),
-    place: &Place,
-) -> Result<Connection, ProxyError> {
-    let watch = &running.exchange.watch;
-    watch.enter(Phase::Connect, upstream.config.connect_timeout);
-    let backend = place.backend();
-    let metrics = backend.metrics.of(proxy.worker);
-    let began = running.now();
-    let dialling = Dialling::new(&running.exchange.client.seats);
-    let dialled = connect::connect(&proxy.transport, backend, upstream.manner(switches), &dialling);
-    match in_time(watch, dialled).await {
-        Some(Ok(connection)) => {
-            metrics.connects.add(1);
-            handshakes(metrics, &connection);
-            running.connected(began);
-            Ok(connection)
-        }
-        Some(Err(NoConnection::Ours(error))) => Err(ProxyError::Exhausted { backend: backend.address.clone(), error }),
-        Some(Err(error)) => {
-            metrics.connect_failures.add(1);
-            let backend = backend.address.clone();
-            Err(match error {
-                NoConnection::Tcp(error) | NoConnection::Ours(error) => ProxyError::Connect { backend, error },
-                NoConnection::Tls(error) => ProxyError::Handshake { backend, error },
-            })
-        }
-        None if dialling.is_short() => Err(match watch.is_capped() {
-            true => ProxyError::ExchangeTimeout,
-            false => ProxyError::Exhausted { backend: backend.address.clone(), error: descriptors::no_room() },
-        }),
-        None => {
-            metrics.connect_failures.add(1);
-            Err(match watch.is_capped() {
-                true => ProxyError::ExchangeTimeout,
-                false => ProxyError::ConnectTimeout { backend: backend.address.clone() },
-            })
-        }
-    }
-}
-
-/// Counts the handshake of a new connection, where there was one.
-pub(super) fn handshakes(metrics: &BackendMetrics, connection: &Connection) {
-    if let Some(resumed) = connection.resumed() {
-        let counter = if resumed { &metrics.handshakes_resumed } else { &metrics.handshakes_full };
-        counter.add(1);
-    }
-}
-
-/// Who was too slow.
-fn late(running: &Running, place: &Place) -> ProxyError {
-    let backend = place.backend();
-    if running.exchange.watch.is_capped() {
-        return ProxyError::ExchangeTimeout;
-    }
-    if running.upload() == Upload::Waiting {
-        if running.exchange.watch.is_slow() {
-            running.slow(Way::Up);
-        }
-        return ProxyError::ClientTooSlow;
-    }
-    backend.metrics.of(running.worker()).timeouts.add(1);
-    ProxyError::ResponseTimeout { backend: backend.address.clone() }
-}
-
-/// Where responses of that status are counted.
-fn class(status: StatusCode) -> usize {
-    usize::from(status.as_u16() / 100 - 1).min(4)
-}
-
-/// Makes a backend's response the client's. What is left of the request's `body` goes on beside it.
-fn answer(
-    running: &Rc<Running>,
-    forward: &Forward,
-    upgrade: Option<HeaderValue>,
-    place: Place,
-    connection: Connection,
-    body: RequestBody,
-    (request, handled): (&mut RequestHead, &mut Handled),
-) -> Result<(), ProxyError> {
-    let lease = place.into_lease();
-    let head = &mut handled.head;
-    // The request is sent and not sent again: there is room for its answer.
-    std::mem::swap(&mut head.headers, request.in_map_mut());
-    handled.pass_through = match connection.response(head) {
-        Ok(pass_through) => pass_through,
-        Err(error) => return Err(ProxyError::Broken { backend: lease.backend().address.clone(), error }),
-    };
-    let whole = running.upload() == Upload::Over;
-    let closes = connection.uploads() && early(running, &connection, body);
-    let status = head.status;
-    lease.backend().metrics.of(running.worker()).responses[class(status)].add(1);
-    let client = &running.exchange.client;
-    handled.dated =
-        headers::to_client((&mut head.headers, &mut handled.pass_through), client, status, connection.tells());
-    if closes {
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    if status != SWITCHING {
-        handled.body = match connection.whole() {
-            Some(bytes) => {
-                if running.call().is_none() || !connection.uploads() {
-                    connection.release();
-                }
-                Body::whole(bytes, lease)
-            }
-            None => {
-                let source = connection.source();
-                running.lend(connection);
-                Body::leased(source, lease)
-            }
-        };
-        return Ok(());
-    }
-    // What follows a request belongs to another protocol only when all of the request is there.
-    let (Some(protocol), Some(link), true) = (upgrade, connection.link(), whole && !connection.uploads()) else {
-        return Err(ProxyError::UnaskedUpgrade { backend: lease.backend().address.clone() });
-    };
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    head.headers.entry(header::UPGRADE).or_insert(protocol);
-    head.extensions.clear();
-    let tunnel = Tunnel::new(Rc::clone(link), lease, Rc::clone(running), forward.timeouts.tunnel_idle);
-    handled.tunnel = Some(Box::new(tunnel));
-    handled.dated = true;
-    Ok(())
-}
-
-/// The answer has come before all of the request was sent. What is left of that goes on beside it, as long as the backend takes it. Whether
-/// the client's connection is to end too: the backend says of its own that it does, so that the rest goes nowhere.
-#[cold]
-fn early(running: &Running, connection: &Connection, body: RequestBody) -> bool {
-    if running.exchange.side.holds() {
-        // Nobody has asked for the body, and now nobody wants it. Its client may leave it out or not, and says nowhere which.
-        connection.forgo();
-        return true;
-    }
-    connection.upload(body, running.upload_idle());
-    connection.closes() && running.upload() != Upload::Over
 }
 
 /// Waits for `future`, but not beyond the watch's deadline. Costs a look at a flag.

@@ -4,48 +4,63 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use crate::backend::outlier::Outcome;
 use crate::exchange::RequestHead;
 use crate::exchange::body::RequestBody;
-use crate::transport::connect::{self, Dialling, NoConnection};
-use crate::transport::{Connection, Failed, Informed};
+use crate::transport::Informed;
+use crate::transport::connect::{self, Dialling};
 
-use super::Proxy;
-use super::attempt::{handshakes, in_time};
-use super::place::Place;
+use super::attempt::{Attempt, Heard, Start, connected, in_time, response};
+use super::ending::Ending;
 use super::retry::Attempts;
 
 /// What came of it.
-pub(super) enum Raced {
-    /// What came of the first attempt; `None` when its time is over.
-    First(Option<Result<StatusCode, Failed>>),
+enum Raced {
+    /// What came of the first attempt.
+    First(Heard),
     /// The second was answered first.
     Second(Box<Second>),
 }
 
 /// A second attempt that was answered.
-pub(super) struct Second {
-    pub(super) place: Place,
-    pub(super) connection: Connection,
-    pub(super) body: RequestBody,
-    pub(super) status: StatusCode,
-    /// When it was sent.
-    pub(super) begun: Instant,
+struct Second {
+    attempt: Attempt,
+    body: RequestBody,
+    status: StatusCode,
 }
 
-/// Goes on with the attempt at `connection`, and makes a second one if there is no answer after `delay`.
+/// Goes on with the `first` attempt, and makes a second one if there is no answer after `delay`. Where the second is answered first, it
+/// takes the first one's place.
 pub(super) async fn race(
-    proxy: &Rc<Proxy>,
+    first: &mut Attempt,
     attempts: &mut Attempts<'_>,
-    (request, lets_pass): (&mut RequestHead, bool),
-    (connection, body): (&Connection, &mut RequestBody),
+    request: &mut RequestHead,
+    body: &mut RequestBody,
+    delay: Duration,
+) -> Heard {
+    match both(first, attempts, request, body, delay).await {
+        Raced::First(heard) => {
+            attempts.running.serve(first.place.backend());
+            heard
+        }
+        Raced::Second(second) => {
+            attempts.upstream.state.metrics.of(attempts.proxy.worker).hedges_won.add(1);
+            let Second { attempt, body: sent, status } = *second;
+            (*first, *body) = (attempt, sent);
+            Some(Ok(status))
+        }
+    }
+}
+
+async fn both(
+    Attempt { connection, .. }: &Attempt,
+    attempts: &mut Attempts<'_>,
+    request: &mut RequestHead,
+    body: &mut RequestBody,
     delay: Duration,
 ) -> Raced {
     let running = attempts.running;
@@ -63,17 +78,15 @@ pub(super) async fn race(
     if let Some(outcome) = early.await {
         return Raced::First(outcome);
     }
-    let second = body.copy().and_then(|copy| Some((attempts.hedge()?, copy)));
-    let Some((place, copy)) = second else {
-        return Raced::First(in_time(watch, poll_fn(|cx| connection.poll_response(cx, body, running))).await);
+    let second = body.copy().and_then(|copy| Some((Start::now(attempts.hedge()?), copy)));
+    let Some((start, copy)) = second else {
+        return Raced::First(in_time(watch, response(connection, body, running)).await);
     };
     attempts.number(request);
-    if let Some(call) = running.call() {
-        // Where no time is left, the watch says so before an answer comes.
-        let _ = call.tell(request.in_map_mut());
-    }
+    // Where no time is left, the watch says so before an answer comes.
+    let _ = attempts.tell_time_left(request);
     let attempts = &*attempts;
-    let mut second = pin!(ask(proxy, attempts, place, copy, (request, lets_pass)));
+    let mut second = pin!(ask(attempts, start, copy, request));
     let mut second_over = false;
     let mut first = None;
     poll_fn(|cx| {
@@ -88,7 +101,7 @@ pub(super) async fn race(
             first = Some(outcome);
         }
         if !second_over && let Poll::Ready(answer) = second.as_mut().poll(cx) {
-            if let Some(answer) = answer.filter(|it| !attempts.is_unwanted_at(&it.connection, it.status)) {
+            if let Some(answer) = answer.filter(|it| !attempts.is_unwanted_at(&it.attempt.connection, it.status)) {
                 return Poll::Ready(Raced::Second(Box::new(answer)));
             }
             second_over = true;
@@ -103,51 +116,36 @@ pub(super) async fn race(
 
 /// Makes the second attempt; `None` where it failed.
 async fn ask(
-    proxy: &Rc<Proxy>,
     attempts: &Attempts<'_>,
-    mut place: Place,
+    mut start: Start,
     mut body: RequestBody,
-    (request, lets_pass): (&RequestHead, bool),
+    request: &RequestHead,
 ) -> Option<Second> {
-    let config = &attempts.upstream.config;
-    let backend = Arc::clone(place.backend());
-    let metrics = backend.metrics.of(proxy.worker);
-    let seats = &attempts.running.exchange.client.seats;
-    let connection = match proxy.transport.checkout(place.backend(), attempts.upstream.manner(false), seats) {
+    let connection = match attempts.idle(&start.place) {
         Some(connection) => connection,
         None => {
-            let (began, dialling) = (Instant::now(), Dialling::new(seats));
+            let dialling = Dialling::new(&attempts.running.exchange.client.seats);
+            let transport = &attempts.proxy.transport;
+            let dialled = connect::connect(transport, start.place.backend(), attempts.manner(), &dialling);
             // The watch has the deadline of the first attempt.
-            let dialled =
-                connect::connect(&proxy.transport, place.backend(), attempts.upstream.manner(false), &dialling);
-            match tokio::time::timeout(config.connect_timeout, dialled).await {
-                Ok(Ok(connection)) => {
-                    metrics.connects.add(1);
-                    handshakes(metrics, &connection);
-                    connection
-                }
-                // It is not the backend that kept it from being made.
-                Ok(Err(NoConnection::Ours(_))) => return None,
-                Err(_) if dialling.is_short() => return None,
-                Ok(Err(_)) | Err(_) => {
-                    metrics.connect_failures.add(1);
-                    place.failed(proxy, attempts.upstream);
-                    attempts.upstream.note(&backend, proxy.worker, Outcome::Connect, began.elapsed());
+            let dialled = tokio::time::timeout(attempts.upstream.config.connect_timeout, dialled).await.ok();
+            match connected(attempts, &start.place, dialled, &dialling, false) {
+                Ok(connection) => connection,
+                Err(error) => {
+                    Ending::NoConnection(&error).report(attempts, &mut start.place, start.begun);
                     return None;
                 }
             }
         }
     };
-    connection.begin(request, &body, lets_pass);
-    let begun = Instant::now();
-    match poll_fn(|cx| connection.poll_response(cx, &mut body, &Silent)).await {
-        Ok(status) => Some(Second { place, connection, body, status, begun }),
+    connection.begin(request, &body, attempts.lets_pass);
+    start.begun = Instant::now();
+    let mut attempt = start.with(connection);
+    match poll_fn(|cx| attempt.connection.poll_response(cx, &mut body, &Silent)).await {
+        Ok(status) => Some(Second { attempt, body, status }),
         Err(failed) => {
-            if !connection.was_stale(&failed) {
-                metrics.broken.add(1);
-                place.failed(proxy, attempts.upstream);
-                attempts.upstream.note(&backend, proxy.worker, Outcome::Reset, begun.elapsed());
-            }
+            let ending = if attempt.connection.was_stale(&failed) { Ending::Stale } else { Ending::Broken };
+            ending.report(attempts, &mut attempt.place, attempt.begun);
             None
         }
     }

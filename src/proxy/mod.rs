@@ -25,12 +25,14 @@ use crate::telemetry::process::Process;
 use crate::telemetry::seldom::Seldom;
 use crate::transport::Transport;
 
+mod forward;
 mod attempt;
+mod ending;
+mod answer;
 mod expect;
 mod retry;
 mod hedge;
 mod place;
-mod outcome;
 mod grpc;
 mod headers;
 mod spelled;
@@ -160,8 +162,8 @@ impl Proxy {
         match chosen {
             Ok(Choice::Answer(response)) => *handled = response.into(),
             Ok(Choice::Forward(route, forward, upgrade)) => {
-                let asked = attempt::Asked { route, forward, head, upgrade };
-                match attempt::forward(&self, &running, asked, upload, handled).await {
+                let asked = forward::Asked { route, forward, head, upgrade };
+                match forward::forward(&self, &running, asked, upload, handled).await {
                     Ok(()) => running.finish(route, handled),
                     Err(error) => *handled = running.failed(&error),
                 }

@@ -56,11 +56,6 @@ impl Place {
         }
     }
 
-    /// What is held for it.
-    pub(super) fn lease(&self) -> &Lease {
-        &self.lease
-    }
-
     /// What is held until the end of the response.
     pub(super) fn into_lease(self) -> Lease {
         self.lease

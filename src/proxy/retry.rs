@@ -11,22 +11,24 @@ use crate::config::RetryConfig;
 use crate::exchange::RequestHead;
 use crate::exchange::body::RequestBody;
 use crate::exchange::watch::Phase;
+use crate::route::Forward;
 use crate::strategy::Tried;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::RetryCause;
-use crate::transport::Connection;
+use crate::transport::{Connection, Failed, Manner};
 use crate::upstream::backoff::{BackoffSettings, retry_after};
 use crate::upstream::percentile::HedgingSettings;
 use crate::upstream::retry_budget::BudgetSettings;
 use crate::upstream::{Reach, Upstream};
 
-use super::attempt::in_time;
+use super::attempt::{Next, in_time};
+use super::forward::Asked;
 use super::grpc::Head;
 use super::place::{self, Place};
 use super::running::Running;
 use super::{Proxy, ProxyError};
 
-/// Tells a backend the how manyth attempt it gets. Only from the second on: the first is what nobody asks about.
+/// Tells a backend the number of the attempt, from the second on.
 const ATTEMPT: HeaderName = HeaderName::from_static("x-isobar-attempt");
 /// Says that a request may be repeated whose method is not idempotent.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -38,8 +40,13 @@ const SLACK: Duration = Duration::from_secs(1);
 pub(super) struct Attempts<'a> {
     pub(super) proxy: &'a Proxy,
     pub(super) running: &'a Running,
+    pub(super) forward: &'a Forward,
     pub(super) upstream: &'a Upstream,
-    config: &'a RetryConfig,
+    pub(super) config: &'a RetryConfig,
+    /// Whether pass-through headers of a response may be left as lines.
+    pub(super) lets_pass: bool,
+    /// Whether the client asks to switch to another protocol.
+    switches: bool,
     tried: Tried,
     /// Further attempts; hedges are not counted.
     further: u8,
@@ -47,6 +54,8 @@ pub(super) struct Attempts<'a> {
     last_resort: bool,
     /// Whether it may be sent again after a backend has perhaps seen it, as long as its body is kept.
     repeatable: bool,
+    /// Connections that may turn out to be of no use before it is the backend's fault.
+    spare: u8,
 }
 
 /// What whoever asks for a further attempt still has.
@@ -66,18 +75,29 @@ pub(super) fn is_repeatable(head: &RequestHead) -> bool {
 impl<'a> Attempts<'a> {
     /// None yet. In place: what is tried is a list that is not worth a move.
     #[inline]
-    pub(super) fn new(
-        (proxy, running): (&'a Proxy, &'a Running),
-        upstream: &'a Upstream,
-        config: &'a RetryConfig,
-        repeatable: bool,
-    ) -> Self {
+    pub(super) fn new(proxy: &'a Proxy, running: &'a Running, asked: &Asked<'a>, repeatable: bool) -> Self {
+        let forward = asked.forward;
+        let (upstream, config) = (&*forward.upstream, &*forward.retries);
         if config.max > 0 {
             // Set when the request came.
             let now_ms = running.exchange.watch.clock().shared_ms();
             upstream.state.retry_budget.deposit(proxy.worker, &BudgetSettings::RETRIES, now_ms);
         }
-        Self { proxy, running, upstream, config, tried: Tried::default(), further: 0, last_resort: false, repeatable }
+        Self {
+            proxy,
+            running,
+            forward,
+            upstream,
+            config,
+            // Middleware wants to see all of the response too, and HTTP/2 has no lines.
+            lets_pass: asked.route.chain.is_empty() && !running.http2(),
+            switches: asked.upgrade.is_some(),
+            tried: Tried::default(),
+            further: 0,
+            last_resort: false,
+            repeatable,
+            spare: 4,
+        }
     }
 
     /// Where the first attempt goes; `None` where all are full: then [`Attempts::in_line`].
@@ -140,6 +160,35 @@ impl<'a> Attempts<'a> {
     fn note(&mut self, place: &Place) {
         self.tried.push(place.backend().id);
         self.running.attempt(place.backend());
+    }
+
+    /// The idle connection to a backend that was used last.
+    pub(super) fn idle(&self, place: &Place) -> Option<Connection> {
+        let seats = &self.running.exchange.client.seats;
+        self.proxy.transport.checkout(place.backend(), self.manner(), seats)
+    }
+
+    /// How connections to its backends are made.
+    pub(super) fn manner(&self) -> Manner<'a> {
+        self.upstream.manner(self.switches)
+    }
+
+    /// Tells the backend how much time is left, if it is a call of gRPC.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn tell_time_left(&self, head: &mut RequestHead) -> Result<(), Next> {
+        match self.running.call() {
+            None => Ok(()),
+            Some(call) => call.tell(head.in_map_mut()).map_err(|error| Next::Nothing(self.failed(error))),
+        }
+    }
+
+    /// Whether an idle connection that failed had been closed by the backend just before. So many are taken for that.
+    pub(super) fn take_for_stale(&mut self, connection: &Connection, failed: &Failed) -> bool {
+        let stale = self.spare > 0 && connection.was_stale(failed);
+        self.spare -= u8::from(stale);
+        stale
     }
 
     /// Whether the request may be sent again after a backend has perhaps seen it.
@@ -238,7 +287,7 @@ impl<'a> Attempts<'a> {
         BackoffSettings::from(self.config).wait(self.further.into(), asked, bits)
     }
 
-    /// Tells the backend the how manyth attempt this is.
+    /// Tells the backend the number of the attempt.
     pub(super) fn number(&self, head: &mut RequestHead) {
         head.insert(ATTEMPT, HeaderValue::from(u16::from(self.running.attempts())));
     }

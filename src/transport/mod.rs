@@ -297,9 +297,9 @@ impl Connection {
 
     /// The response whose status is known is not wanted. Where all of it is there, the connection may take its next request;
     /// else it is closed.
-    pub fn discard(self) {
+    pub fn discard(&mut self) {
         if self.whole().is_some() {
-            self.release();
+            self.give_back();
         }
     }
 
@@ -399,6 +399,10 @@ impl Connection {
 
     /// The response has been read: the connection may take its next request, once all of this one has been sent.
     pub fn release(mut self) {
+        self.give_back();
+    }
+
+    fn give_back(&mut self) {
         self.released = true;
         if let Line::Http1(link) = &self.line
             && !link.uploading()
