@@ -21,9 +21,9 @@ use crate::exchange::watch::{Clock, Phase, Watch};
 use crate::exchange::{Client, ClientSide};
 use crate::http1::request::{Head, Malformed, Terms};
 use crate::proxy::upgrade::Tunnel;
-use crate::proxy::{Handled, Proxy};
+use crate::proxy::{Handled, Proxy, Refusal};
 
-use super::guard::{NOT_HTTP, Refusal};
+use super::guard::{LONG_TARGET, NOT_HTTP};
 use super::http2::{self, Tasks};
 use super::refused::{self, Known, Who};
 use super::wire::{Asked, Wire};
@@ -148,14 +148,13 @@ async fn finish(end: End, wire: &Rc<Wire>, client: &Client, proxy: &Proxy) -> bo
 
 /// What is said to a head that is none.
 fn malformed_head(malformed: Malformed) -> Refusal {
-    let (status, reason) = match malformed {
-        Malformed::Line => (400, "the request line is not one of HTTP/1.1"),
-        Malformed::Target => (400, "the request target is not one of HTTP"),
-        Malformed::Fragment => (400, "the request target has a fragment"),
-        Malformed::LongTarget => (414, "the request target is longer than this listener takes"),
-        Malformed::Field => (400, "a header field holds a forbidden character"),
-    };
-    Refusal { status, reason }
+    match malformed {
+        Malformed::Line => Refusal::bad_request("the request line is not one of HTTP/1.1"),
+        Malformed::Target => Refusal::bad_request("the request target is not one of HTTP"),
+        Malformed::Fragment => Refusal::bad_request("the request target has a fragment"),
+        Malformed::LongTarget => LONG_TARGET,
+        Malformed::Field => Refusal::bad_request("a header field holds a forbidden character"),
+    }
 }
 
 /// Speaks HTTP/1.1 until the connection ends or becomes a tunnel: one request after the other.
@@ -334,14 +333,14 @@ const LINGER_READS: usize = 1024;
 
 /// A whole response that ends its connection.
 fn refusal_text(refusal: Refusal) -> String {
-    let status = http::StatusCode::from_u16(refusal.status).unwrap_or_default();
+    let status = refusal.status();
     let title = status.canonical_reason().unwrap_or("Error");
-    let body = refused::told(refusal);
-    let retry = if refusal.status == 503 { "retry-after: 1\r\n" } else { "" };
+    let body = refusal.told();
+    let retry = if refusal.is_worth_a_retry() { "retry-after: 1\r\n" } else { "" };
     format!(
         "HTTP/1.1 {} {title}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\
          {retry}date: {}\r\n\r\n{body}",
-        refusal.status,
+        status.as_u16(),
         body.len(),
         httpdate::fmt_http_date(std::time::SystemTime::now()),
     )

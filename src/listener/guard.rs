@@ -11,19 +11,7 @@
 use memchr::memchr;
 
 use crate::config::ListenerConfig;
-
-/// A request, or what should have been one, that is answered with an error and the end of the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The status.
-    pub status: u16,
-    /// What was wrong.
-    pub reason: &'static str,
-}
-
-const fn refuse(status: u16, reason: &'static str) -> Refusal {
-    Refusal { status, reason }
-}
+use crate::proxy::{Refusal, RefusalKind};
 
 /// Follows the framing of one client connection.
 #[derive(Debug)]
@@ -94,14 +82,15 @@ pub struct Passed {
     pub mid_head: bool,
 }
 
-const LONG_TARGET: Refusal = refuse(414, "the request target is longer than this listener takes");
+pub(super) const LONG_TARGET: Refusal =
+    Refusal::new(RefusalKind::UriTooLong, "the request target is longer than this listener takes");
 
 /// What the first line of HTTP/2's preface comes to where HTTP/2 is not spoken.
-const HTTP2: Refusal = refuse(505, "this listener speaks HTTP/1.1 here");
+const HTTP2: Refusal = Refusal::new(RefusalKind::VersionUnsupported, "this listener speaks HTTP/1.1 here");
 
 /// Something else than HTTP, whose sender would take an answer in HTTP for who knows what: a frame of HTTP/2, for one, with a length
 /// of megabytes (RFC 9113 §3.4). The connection ends without one.
-pub(super) const NOT_HTTP: Refusal = refuse(400, "this is not HTTP");
+pub(super) const NOT_HTTP: Refusal = Refusal::new(RefusalKind::NotHttp, "this is not HTTP");
 
 /// Bytes of a chunk's extension at most: nobody uses them but attackers.
 const EXTENSION_BYTES: u16 = 1024;
@@ -237,7 +226,7 @@ impl Guard {
         if self.head.bytes > self.max_head_bytes {
             return Err(match self.head.lines {
                 0 => LONG_TARGET,
-                _ => refuse(431, "the header section is larger than this listener takes"),
+                _ => Refusal::new(RefusalKind::HeaderTooLarge, "the header section is larger than this listener takes"),
             });
         }
         if ended {
@@ -256,13 +245,16 @@ impl Guard {
         let taken = end.map_or(rest.len(), |end| end + 1);
         self.head.bytes += taken;
         if self.head.bytes > self.max_head_bytes {
-            return Err(refuse(431, "the trailer section is larger than this listener takes"));
+            return Err(Refusal::new(
+                RefusalKind::HeaderTooLarge,
+                "the trailer section is larger than this listener takes",
+            ));
         }
         self.partial.extend_from_slice(&rest[..taken]);
         if end.is_some() {
             let line = std::mem::take(&mut self.partial);
             if !line.ends_with(b"\r\n") {
-                return Err(refuse(400, "a line of the trailer section ends without CR"));
+                return Err(Refusal::bad_request("a line of the trailer section ends without CR"));
             }
             if line.len() == 2 {
                 self.head = Head::default();
@@ -278,23 +270,23 @@ impl Guard {
         self.state = match self.state {
             State::ChunkSize { size, digits } => match (byte as char).to_digit(16) {
                 // 15 digits are an exabyte: more cannot be meant, and a sum cannot overflow.
-                Some(_) if digits == 15 => return Err(refuse(400, "a chunk's size has too many digits")),
+                Some(_) if digits == 15 => return Err(Refusal::bad_request("a chunk's size has too many digits")),
                 Some(digit) => State::ChunkSize { size: size << 4 | u64::from(digit), digits: digits + 1 },
-                None if digits == 0 => return Err(refuse(400, "a chunk has no size")),
+                None if digits == 0 => return Err(Refusal::bad_request("a chunk has no size")),
                 None if byte == b'\r' => State::ChunkSizeLf { size },
                 None if byte == b';' => State::ChunkExtension { size, bytes: 0 },
-                None => return Err(refuse(400, "a chunk's size is not a hexadecimal number")),
+                None => return Err(Refusal::bad_request("a chunk's size is not a hexadecimal number")),
             },
             State::ChunkExtension { size, bytes } => match byte {
                 b'\r' => State::ChunkSizeLf { size },
-                b'\n' | 0 => return Err(refuse(400, "a chunk's extension holds a forbidden character")),
-                _ if bytes == EXTENSION_BYTES => return Err(refuse(400, "a chunk's extension is too long")),
+                b'\n' | 0 => return Err(Refusal::bad_request("a chunk's extension holds a forbidden character")),
+                _ if bytes == EXTENSION_BYTES => return Err(Refusal::bad_request("a chunk's extension is too long")),
                 _ => State::ChunkExtension { size, bytes: bytes + 1 },
             },
             State::ChunkSizeLf { size } => match (byte, size) {
                 (b'\n', 0) => State::Trailers,
                 (b'\n', size) => State::ChunkData(size),
-                _ => return Err(refuse(400, "a chunk's size ends without LF")),
+                _ => return Err(Refusal::bad_request("a chunk's size ends without LF")),
             },
             State::ChunkData(left) => {
                 let taken = left.min(rest.len() as u64);
@@ -303,7 +295,7 @@ impl Guard {
             }
             State::ChunkEnd { cr: true } if byte == b'\r' => State::ChunkEnd { cr: false },
             State::ChunkEnd { cr: false } if byte == b'\n' => State::ChunkSize { size: 0, digits: 0 },
-            State::ChunkEnd { .. } => return Err(refuse(400, "a chunk is longer than its size")),
+            State::ChunkEnd { .. } => return Err(Refusal::bad_request("a chunk is longer than its size")),
             state => state,
         };
         Ok(1)
@@ -314,7 +306,7 @@ impl Head {
     /// Reads a whole line with its end. `true` at the end of the head.
     fn line(&mut self, line: &[u8], max_headers: usize) -> Result<bool, Refusal> {
         let Some(line) = line.strip_suffix(b"\r\n") else {
-            return Err(refuse(400, "a line of the head ends without CR"));
+            return Err(Refusal::bad_request("a line of the head ends without CR"));
         };
         if self.lines == 0 {
             // RFC 9112 §2.2: empty lines before a request are skipped.
@@ -329,7 +321,10 @@ impl Head {
         }
         self.lines += 1;
         if self.lines > max_headers + 1 {
-            return Err(refuse(431, "the request has more header fields than this listener takes"));
+            return Err(Refusal::new(
+                RefusalKind::HeaderTooLarge,
+                "the request has more header fields than this listener takes",
+            ));
         }
         // Told apart by the place of the colon first: of the fields that matter here there is one for each.
         match line[0] | 0x20 {
@@ -342,7 +337,10 @@ impl Head {
                 if let Some(value) = field(line, b"transfer-encoding:") {
                     self.codings = self.codings.saturating_add(1);
                     if self.codings > 1 || !value.eq_ignore_ascii_case(b"chunked") {
-                        return Err(refuse(501, "no transfer coding but chunked is understood"));
+                        return Err(Refusal::new(
+                            RefusalKind::CodingUnsupported,
+                            "no transfer coding but chunked is understood",
+                        ));
                     }
                 }
             }
@@ -351,7 +349,7 @@ impl Head {
             b'u' if line.get(7) == Some(&b':') => self.upgrade |= field(line, b"upgrade:").is_some(),
             // A space, as above, or a tab.
             b' ' | b')' if line[0] == b' ' || line[0] == b'\t' => {
-                return Err(refuse(400, "a header field is folded over two lines"));
+                return Err(Refusal::bad_request("a header field is folded over two lines"));
             }
             _ => {}
         }
@@ -366,9 +364,9 @@ impl Head {
             let named = line.rsplit(|&byte| byte == b' ').next().is_some_and(|last| last.starts_with(b"HTTP/"));
             return Err(match named {
                 _ if line == b"PRI * HTTP/2.0" => HTTP2,
-                true => refuse(505, "this listener speaks HTTP/1.1"),
+                true => Refusal::new(RefusalKind::VersionUnsupported, "this listener speaks HTTP/1.1"),
                 false if !has_target(line) => NOT_HTTP,
-                false => refuse(400, "the request line is not one of HTTP/1.1"),
+                false => Refusal::bad_request("the request line is not one of HTTP/1.1"),
             });
         }
         Ok(())
@@ -378,7 +376,7 @@ impl Head {
         self.lengths = self.lengths.saturating_add(1);
         // 18 digits cannot overflow, and nothing that long was ever sent.
         if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-            return Err(refuse(400, "the Content-Length field is not a number"));
+            return Err(Refusal::bad_request("the Content-Length field is not a number"));
         }
         self.length = value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
         Ok(())
@@ -387,19 +385,19 @@ impl Head {
     /// What follows the head, once all of it is known.
     fn body(self) -> Result<State, Refusal> {
         if self.lengths > 1 {
-            return Err(refuse(400, "the request has several Content-Length fields"));
+            return Err(Refusal::bad_request("the request has several Content-Length fields"));
         }
         if self.lengths == 1 && self.codings == 1 {
-            return Err(refuse(400, "the request has both Content-Length and Transfer-Encoding"));
+            return Err(Refusal::bad_request("the request has both Content-Length and Transfer-Encoding"));
         }
         if self.codings == 1 && self.http10 {
-            return Err(refuse(400, "HTTP/1.0 knows no Transfer-Encoding"));
+            return Err(Refusal::bad_request("HTTP/1.0 knows no Transfer-Encoding"));
         }
         if self.hosts > 1 {
-            return Err(refuse(400, "the request has several Host fields"));
+            return Err(Refusal::bad_request("the request has several Host fields"));
         }
         if self.hosts == 0 && !self.http10 {
-            return Err(refuse(400, "the request has no Host field"));
+            return Err(Refusal::bad_request("the request has no Host field"));
         }
         Ok(if self.codings == 1 {
             State::ChunkSize { size: 0, digits: 0 }
@@ -517,24 +515,24 @@ mod tests {
             (chunked(&format!("5;{}\r\nhello\r\n", "a".repeat(2000))), 400),
         ] {
             let (_, refusal, _) = pass(text.as_bytes());
-            assert_eq!(refusal.map(|refusal| refusal.status), Some(status), "{text:?}");
+            assert_eq!(refusal.map(|refusal| refusal.status().as_u16()), Some(status), "{text:?}");
         }
     }
 
     #[test]
     fn counts_the_head() {
         let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(2000));
-        assert_eq!(pass(long.as_bytes()).1.map(|refusal| refusal.status), Some(414));
+        assert_eq!(pass(long.as_bytes()).1.map(|refusal| refusal.status().as_u16()), Some(414));
         let large = format!("GET / HTTP/1.1\r\nHost: a\r\nB: {}\r\n\r\n", "b".repeat(2000));
-        assert_eq!(pass(large.as_bytes()).1.map(|refusal| refusal.status), Some(431));
+        assert_eq!(pass(large.as_bytes()).1.map(|refusal| refusal.status().as_u16()), Some(431));
         let fields = |n: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "B: c\r\n".repeat(n - 1));
         assert_eq!(pass(fields(10).as_bytes()).1, None);
-        assert_eq!(pass(fields(11).as_bytes()).1.map(|refusal| refusal.status), Some(431));
+        assert_eq!(pass(fields(11).as_bytes()).1.map(|refusal| refusal.status().as_u16()), Some(431));
         let trailers = format!(
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nB: {}\r\n\r\n",
             "b".repeat(2000)
         );
-        assert_eq!(pass(trailers.as_bytes()).1.map(|refusal| refusal.status), Some(431));
+        assert_eq!(pass(trailers.as_bytes()).1.map(|refusal| refusal.status().as_u16()), Some(431));
     }
 
     #[test]

@@ -12,56 +12,33 @@ use http::request::Parts;
 
 use crate::config::{Config, ListenerName};
 use crate::exchange::Client;
-use crate::proxy::{Blame, Proxy};
+use crate::proxy::{Proxy, Refusal, RefusalKind};
 use crate::telemetry::access_log::Record;
 
 use super::Listener;
-use super::guard::{NOT_HTTP, Refusal};
 
 /// What a client is told that speaks HTTP in the clear where TLS is spoken.
-pub(super) const PLAIN: Refusal = Refusal { status: 400, reason: "this port speaks TLS: use https" };
+pub(super) const PLAIN: Refusal = Refusal::new(RefusalKind::PlainHttp, "this port speaks TLS: use https");
 
 /// What is said of a connection above `max_connections`.
-pub const FULL: Refusal = Refusal { status: 503, reason: "this listener has as many connections as it takes" };
+pub const FULL: Refusal =
+    Refusal::new(RefusalKind::ConnectionLimit, "this listener has as many connections as it takes");
 
 /// What is said of a connection that comes while the process has no room for it.
-pub const OVERLOADED: Refusal = Refusal { status: 503, reason: "there is too much to do at the moment" };
+pub const OVERLOADED: Refusal = Refusal::new(RefusalKind::Overloaded, "there is too much to do at the moment");
 
 /// By HTTP/2 a client asks for a protocol that is not carried.
-pub(super) const NOT_CARRIED: Refusal = Refusal { status: 501, reason: "no protocol but websocket is carried" };
+pub(super) const NOT_CARRIED: Refusal =
+    Refusal::new(RefusalKind::UpgradeUnsupported, "no protocol but websocket is carried");
 
 /// A request of HTTP/2 that is malformed (RFC 9113 §8.1.1): its client is told by a reset of the stream.
-pub(super) const MALFORMED: Refusal = Refusal { status: 400, reason: "the request is malformed" };
+pub(super) const MALFORMED: Refusal = Refusal::bad_request("the request is malformed");
 
 /// A connection that began as one of HTTP/2 and went on as something else.
-pub(super) const PREFACE: Refusal = Refusal { status: 400, reason: "the preface is not that of HTTP/2" };
+pub(super) const PREFACE: Refusal = Refusal::bad_request("the preface is not that of HTTP/2");
 
 /// What did not come in time.
-pub(super) const LATE: Refusal = Refusal { status: 408, reason: "the request head did not arrive in time" };
-
-/// A word for the access log.
-fn word(refusal: Refusal) -> &'static str {
-    match refusal {
-        NOT_HTTP => "not_http",
-        PLAIN => "plain_http",
-        OVERLOADED => "overloaded",
-        NOT_CARRIED => "upgrade_unsupported",
-        Refusal { status: 408, .. } => "head_timeout",
-        Refusal { status: 414, .. } => "uri_too_long",
-        Refusal { status: 431, .. } => "header_too_large",
-        Refusal { status: 501, .. } => "coding_unsupported",
-        Refusal { status: 503, .. } => "connection_limit",
-        Refusal { status: 505, .. } => "version_unsupported",
-        Refusal { .. } => "bad_request",
-    }
-}
-
-/// What a client that is answered is told.
-pub(super) fn told(refusal: Refusal) -> String {
-    let status = http::StatusCode::from_u16(refusal.status).unwrap_or_default();
-    let title = status.canonical_reason().unwrap_or("Error");
-    format!("{} {title}: {}\n", refusal.status, refusal.reason)
-}
+pub(super) const LATE: Refusal = Refusal::new(RefusalKind::HeadTimeout, "the request head did not arrive in time");
 
 /// Who was refused.
 #[derive(Clone, Copy)]
@@ -173,9 +150,9 @@ pub(super) fn log(proxy: &Proxy, who: Who<'_>, refusal: Refusal, answered: bool,
         target: &known.target,
         host: known.host.as_deref(),
         protocol: &known.protocol,
-        status: refusal.status,
+        status: refusal.status().as_u16(),
         bytes_in: 0,
-        bytes_out: if answered { told(refusal).len() as u64 } else { 0 },
+        bytes_out: if answered { refusal.told().len() as u64 } else { 0 },
         duration: Duration::ZERO,
         connect: None,
         first_byte: None,
@@ -187,9 +164,9 @@ pub(super) fn log(proxy: &Proxy, who: Who<'_>, refusal: Refusal, answered: bool,
         user_agent: None,
         referer: None,
         grpc_status: None,
-        reason: word(refusal),
-        ended_by: Some(if refusal.status == 503 { Blame::Proxy } else { Blame::Client }.as_str()),
-        detail: Some(refusal.reason),
+        reason: refusal.reason(),
+        ended_by: Some(refusal.blame().as_str()),
+        detail: Some(refusal.why),
         left_out: times - 1,
     });
 }
@@ -244,27 +221,5 @@ mod tests {
             assert_eq!(Known::read(begun.as_bytes()), asked, "{begun:?}");
         }
         assert_eq!(Known::read(b"GET /\xff HTTP/1.1\r\n").target, "/\u{fffd}");
-    }
-
-    #[test]
-    fn every_kind_has_its_word() {
-        let refusal = |status| Refusal { status, reason: "" };
-        for (refusal, expected) in [
-            (refusal(400), "bad_request"),
-            (MALFORMED, "bad_request"),
-            (PREFACE, "bad_request"),
-            (NOT_HTTP, "not_http"),
-            (PLAIN, "plain_http"),
-            (LATE, "head_timeout"),
-            (refusal(414), "uri_too_long"),
-            (refusal(431), "header_too_large"),
-            (refusal(501), "coding_unsupported"),
-            (NOT_CARRIED, "upgrade_unsupported"),
-            (FULL, "connection_limit"),
-            (OVERLOADED, "overloaded"),
-            (refusal(505), "version_unsupported"),
-        ] {
-            assert_eq!(word(refusal), expected, "{refusal:?}");
-        }
     }
 }

@@ -1,4 +1,5 @@
-//! What can go wrong with an exchange.
+//! What can go wrong with a request. The only place that decides an error's status: of an exchange ([`ProxyError`]), and of what is refused
+//! before there is one ([`Refusal`]).
 
 use std::fmt;
 use std::io;
@@ -250,6 +251,121 @@ impl ProxyError {
             Self::ResponseTimeout { .. } => "the backend did not answer in time",
             Self::ExchangeTimeout => "the exchange took longer than this route allows",
         }
+    }
+}
+
+/// Why a request, or what should have been one, is refused before there is an exchange. The client is answered with an error and the end of
+/// the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What kind of refusal it is, which decides the status.
+    pub kind: RefusalKind,
+    /// What was wrong, as the client is told.
+    pub why: &'static str,
+}
+
+/// A kind of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// What came is not HTTP.
+    NotHttp,
+    /// What came is plain HTTP, and the listener speaks TLS.
+    PlainHttp,
+    /// The request is malformed, or can be read in more than one way.
+    BadRequest,
+    /// The head did not arrive in time.
+    HeadTimeout,
+    /// The target is longer than the listener takes.
+    UriTooLong,
+    /// The head, or the trailer section, is larger than the listener takes.
+    HeaderTooLarge,
+    /// A transfer coding that is not understood.
+    CodingUnsupported,
+    /// A protocol to switch to that is not carried.
+    UpgradeUnsupported,
+    /// A version of HTTP that is not spoken.
+    VersionUnsupported,
+    /// The listener has as many connections as it takes.
+    ConnectionLimit,
+    /// The process has more to do than it can.
+    Overloaded,
+}
+
+impl RefusalKind {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::NotHttp,
+        Self::PlainHttp,
+        Self::BadRequest,
+        Self::HeadTimeout,
+        Self::UriTooLong,
+        Self::HeaderTooLarge,
+        Self::CodingUnsupported,
+        Self::UpgradeUnsupported,
+        Self::VersionUnsupported,
+        Self::ConnectionLimit,
+        Self::Overloaded,
+    ];
+}
+
+impl Refusal {
+    /// Of that kind, for that reason.
+    pub const fn new(kind: RefusalKind, why: &'static str) -> Self {
+        Self { kind, why }
+    }
+
+    /// Of a request that is malformed.
+    pub const fn bad_request(why: &'static str) -> Self {
+        Self::new(RefusalKind::BadRequest, why)
+    }
+
+    /// The status that the client is answered with.
+    pub fn status(self) -> StatusCode {
+        match self.kind {
+            RefusalKind::NotHttp | RefusalKind::PlainHttp | RefusalKind::BadRequest => StatusCode::BAD_REQUEST,
+            RefusalKind::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
+            RefusalKind::UriTooLong => StatusCode::URI_TOO_LONG,
+            RefusalKind::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            RefusalKind::CodingUnsupported | RefusalKind::UpgradeUnsupported => StatusCode::NOT_IMPLEMENTED,
+            RefusalKind::VersionUnsupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            RefusalKind::ConnectionLimit | RefusalKind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn blame(self) -> Blame {
+        match self.kind {
+            RefusalKind::ConnectionLimit | RefusalKind::Overloaded => Blame::Proxy,
+            _ => Blame::Client,
+        }
+    }
+
+    /// Whether the client may ask again, a second later.
+    pub fn is_worth_a_retry(self) -> bool {
+        self.status() == StatusCode::SERVICE_UNAVAILABLE
+    }
+
+    /// A word for the access log.
+    pub fn reason(self) -> &'static str {
+        match self.kind {
+            RefusalKind::NotHttp => "not_http",
+            RefusalKind::PlainHttp => "plain_http",
+            RefusalKind::BadRequest => "bad_request",
+            RefusalKind::HeadTimeout => "head_timeout",
+            RefusalKind::UriTooLong => "uri_too_long",
+            RefusalKind::HeaderTooLarge => "header_too_large",
+            RefusalKind::CodingUnsupported => "coding_unsupported",
+            RefusalKind::UpgradeUnsupported => "upgrade_unsupported",
+            RefusalKind::VersionUnsupported => "version_unsupported",
+            RefusalKind::ConnectionLimit => "connection_limit",
+            RefusalKind::Overloaded => "overloaded",
+        }
+    }
+
+    /// What a client that is answered is told: a line of text.
+    pub fn told(self) -> String {
+        let status = self.status();
+        format!("{} {}: {}\n", status.as_u16(), status.canonical_reason().unwrap_or("Error"), self.why)
     }
 }
 

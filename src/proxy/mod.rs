@@ -48,7 +48,7 @@ pub mod error;
 mod snapshot;
 pub mod upgrade;
 
-pub use error::{Blame, ProxyError};
+pub use error::{Blame, ProxyError, Refusal, RefusalKind};
 use grpc::Call;
 use headers::Cleaning;
 use running::Running;

@@ -1,4 +1,4 @@
-//! Responses of the proxy's own. The only place that chooses an error's status and words.
+//! Responses of the proxy's own. An error's status and words are those of [`ProxyError`](super::error).
 
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};

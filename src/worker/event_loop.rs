@@ -18,11 +18,10 @@ use crate::backend::BackendId;
 use crate::backend::queue::Order;
 use crate::exchange::watch::{Clock, Watch};
 use crate::listener::connection::{serve, tell};
-use crate::listener::guard::Refusal;
 use crate::listener::refused::turned_away;
 use crate::listener::{Listener, Open, Tasks, covers, owner};
 use crate::overload::Cause;
-use crate::proxy::{Proxy, Published, Snapshot};
+use crate::proxy::{Proxy, Published, Refusal, Snapshot};
 use crate::telemetry::process::Process;
 
 use super::accept::{self, Acceptor};

@@ -10,8 +10,8 @@ use http::{Method, Uri};
 
 use crate::http1::outgoing::is_sayable;
 use crate::http1::request::number;
-use crate::listener::guard::Refusal;
 use crate::listener::refused::NOT_CARRIED;
+use crate::proxy::{Refusal, RefusalKind};
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,10 @@ pub(super) enum Fault {
     Malformed,
 }
 
-const fn refuse(status: u16, reason: &'static str) -> Fault {
-    Fault::Refused(Refusal { status, reason })
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 const WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
@@ -43,7 +45,11 @@ const WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 /// Why it is none.
 pub(super) fn check(parts: &mut Parts, whole: bool, max_headers: usize) -> Result<Ask, Fault> {
     if parts.headers.len() > max_headers {
-        return Err(refuse(431, "the request has more header fields than this listener takes"));
+        return Err(Refusal::new(
+            RefusalKind::HeaderTooLarge,
+            "the request has more header fields than this listener takes",
+        )
+        .into());
     }
     let (mut hosts, mut cookies, mut lengths, mut expects) = (0, 0, 0, false);
     let mut length = None;
@@ -68,7 +74,7 @@ pub(super) fn check(parts: &mut Parts, whole: bool, max_headers: usize) -> Resul
         }
     }
     if lengths > 1 || (lengths == 1 && length.is_none()) {
-        return Err(refuse(400, "the Content-Length field is not a number"));
+        return Err(Refusal::bad_request("the Content-Length field is not a number").into());
     }
     if whole && length.is_some_and(|length| length > 0) {
         return Err(Fault::Malformed);
@@ -87,7 +93,7 @@ pub(super) fn check(parts: &mut Parts, whole: bool, max_headers: usize) -> Resul
     let all = target == "*" && parts.method == Method::OPTIONS;
     // "#fragment" alone is read as nothing, which would go on as "/".
     if !all && (!target.starts_with('/') || parts.uri.path().is_empty()) {
-        return Err(refuse(400, "the request target is not one of HTTP"));
+        return Err(Refusal::bad_request("the request target is not one of HTTP").into());
     }
     let Some(protocol) = protocol else { return Ok(Ask::Response { expects, length }) };
     if protocol.as_str() != "websocket" {
@@ -103,22 +109,22 @@ pub(super) fn check(parts: &mut Parts, whole: bool, max_headers: usize) -> Resul
 
 /// Has the `Host` field say what `:authority` does, and the target be a path.
 fn name_host(parts: &mut Parts, hosts: usize) -> Result<(), Fault> {
-    const NO_HOST: Fault = refuse(400, "the request has no proper host");
+    const NO_HOST: Refusal = Refusal::bad_request("the request has no proper host");
     if hosts > 1 {
-        return Err(refuse(400, "the request has several Host fields"));
+        return Err(Refusal::bad_request("the request has several Host fields").into());
     }
     let field = parts.headers.get(header::HOST);
     let Some(authority) = parts.uri.authority() else {
         // What it says is looked at with those of HTTP/1.1, by one grammar.
-        return if field.is_some() { Ok(()) } else { Err(NO_HOST) };
+        return if field.is_some() { Ok(()) } else { Err(NO_HOST.into()) };
     };
     if !matches!(parts.uri.scheme_str(), Some("http" | "https")) {
-        return Err(refuse(400, "the scheme is not one of HTTP"));
+        return Err(Refusal::bad_request("the scheme is not one of HTTP").into());
     }
     let authority = authority.as_str();
     match field {
         Some(field) if field.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {}
-        Some(_) => return Err(refuse(400, "the Host field and the authority differ")),
+        Some(_) => return Err(Refusal::bad_request("the Host field and the authority differ").into()),
         None => {
             let host = HeaderValue::from_str(authority).map_err(|_| NO_HOST)?;
             parts.headers.insert(header::HOST, host);
@@ -169,7 +175,7 @@ mod tests {
     fn status(method: &str, uri: &str, headers: &[(&str, &str)]) -> u16 {
         match check(&mut parts(method, uri, headers), true, 20) {
             Ok(_) => 200,
-            Err(Fault::Refused(refusal)) => refusal.status,
+            Err(Fault::Refused(refusal)) => refusal.status().as_u16(),
             Err(Fault::Malformed) => 0,
         }
     }
@@ -229,7 +235,7 @@ mod tests {
         assert_eq!(head.headers["sec-websocket-key"].len(), 24);
         let mut head = parts("CONNECT", "https://a/chat", &[]);
         head.extensions.insert(h2::ext::Protocol::from_static("connect-udp"));
-        assert!(matches!(check(&mut head, false, 20), Err(Fault::Refused(Refusal { status: 501, .. }))));
+        assert!(matches!(check(&mut head, false, 20), Err(Fault::Refused(NOT_CARRIED))));
     }
 
     #[test]

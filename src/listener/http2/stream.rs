@@ -175,9 +175,9 @@ impl Stream {
         if !answered {
             return Err(Cut::Reset(Reason::PROTOCOL_ERROR));
         }
-        let text = Bytes::from(refused::told(refusal));
+        let text = Bytes::from(refusal.told());
         let mut response = Response::new(());
-        *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
+        *response.status_mut() = refusal.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));

@@ -22,7 +22,8 @@ use crate::http1::outgoing::Outgoing;
 use crate::http1::pipe::Pipe;
 use crate::http1::request::{self, Head, Malformed};
 use crate::http1::space::{Space, join};
-use crate::listener::guard::{Guard, Refusal};
+use crate::listener::guard::Guard;
+use crate::proxy::Refusal;
 use crate::socket::Socket;
 
 mod upload;
