@@ -20,7 +20,7 @@ RUN touch src/lib.rs src/main.rs \
     && strip --strip-debug -o /isobar target/release/isobar
 
 FROM debian:bookworm-slim
-# Whom the system trusts: what certificates of backends are verified against where no ca is given.
+# The issuers that the system trusts: what certificates of backends are verified against where no ca is given.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 LABEL org.opencontainers.image.title="isobar" \
       org.opencontainers.image.description="A reverse-proxy load balancer and gateway: one binary, one file, reloads without loss" \

@@ -1,6 +1,6 @@
 # The user service, for trying isobar in front of it. From the top of the repository:
 #   docker build -f examples/compose/users.Dockerfile -t isobar-users .
-# Not a stage of the Dockerfile there: without BuildKit every stage is built, and who wants isobar need not wait for this.
+# Not a stage of the Dockerfile there: without BuildKit every stage is built, and a build of isobar need not wait for this.
 
 FROM rust:1-slim-bookworm AS build
 WORKDIR /build
