@@ -7,6 +7,7 @@ WORKDIR /build
 # The dependencies, in a layer of their own that lasts until a manifest changes: with an empty library, an empty binary, and
 # empty files for the benches that the manifest names.
 COPY Cargo.toml Cargo.lock ./
+COPY derive derive
 RUN mkdir src benches \
     && touch src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \

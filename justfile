@@ -6,8 +6,8 @@ default:
 
 # What a change is checked with while working: the quick part of the gate
 check: test
-    cargo fmt --check
-    cargo clippy --all-targets -- -D warnings
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
 # All tests but the slow ones; `just test NAME` for some

@@ -196,6 +196,11 @@ fn the_page_of_malformed_ones_is_up_to_date() {
 }
 
 #[test]
+fn the_page_of_every_key_is_up_to_date() {
+    assert!(matches("docs/reference.md", &isobar::config::reference()), "differs, see UPDATE_EXPECT");
+}
+
+#[test]
 fn all_problems_are_reported_at_once_in_the_order_of_the_file() {
     let problems = parse_here(
         "worker = 2\nshutdown_grace = 5\n[[listener]]\naddress = 80\nbacklog = \"x\"\nvia = 1\n\

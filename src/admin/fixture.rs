@@ -1,7 +1,6 @@
 //! A process to look at, without one.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,13 +12,12 @@ use http::{Method, StatusCode};
 
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
-    Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyLimit,
-    BodyMatch, BreakerConfig, ClientCertificateConfig, Config, Expect, Forward, ForwardedHeader, HeaderEdits,
-    HeaderMatch, HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig, LingeringConfig,
-    ListenerConfig, LocationPart, LogConfig, LogFormat, NamedFile, OutlierConfig, OverloadConfig, PathOverrides,
-    PathPattern, PathRewrite, PathRule, PathsConfig, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect,
-    Respond, RetryBudgetConfig, RetryConfig, RouteConfig, Spot, StrategyConfig, TiersConfig, Timeouts, UpstreamConfig,
-    ValueMatch, Vocabulary,
+    Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyMatch,
+    BreakerConfig, ClientCertificateConfig, Config, Expect, Forward, ForwardedHeader, HeaderEdits, HeaderMatch,
+    HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig, ListenerConfig, LocationPart,
+    LogConfig, LogFormat, NamedFile, OutlierConfig, PathOverrides, PathPattern, PathRewrite, PathRule, Place,
+    PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig, RouteConfig, Spot,
+    StrategyConfig, Table as _, TiersConfig, Timeouts, UpstreamConfig, ValueMatch, Vocabulary,
 };
 use crate::descriptors::Plan;
 use crate::listener::Listener;
@@ -199,50 +197,26 @@ impl Control for Process {
 }
 
 pub(super) fn config() -> Config {
-    let admin: SocketAddr = ([127, 0, 0, 1], 9900).into();
+    let admin = AdminConfig {
+        token: Some("a token of the fixture".into()),
+        unix_socket: Some("/run/isobar.sock".into()),
+        ..AdminConfig::of_defaults()
+    };
     Config {
-        workers: None,
-        shutdown_delay: Duration::ZERO,
-        shutdown_grace: Duration::from_secs(30),
-        drain_limit: Duration::from_secs(60),
-        admin: Some(AdminConfig {
-            address: Some(admin),
-            token: Some("a token of the fixture".into()),
-            unix_socket: Some("/run/isobar.sock".into()),
-        }),
-        zone: None,
-        log: LogConfig { level: "info".into(), format: LogFormat::Text },
-        access_log: None,
-        overload: OverloadConfig::default(),
-        tells_identity: false,
+        admin: Some(admin),
         listeners: vec![Arc::new(listener())],
         routes: routes().into_iter().map(Arc::new).collect(),
         upstreams: vec![Arc::new(upstream())],
+        ..Config::default()
     }
 }
 
 fn listener() -> ListenerConfig {
     ListenerConfig {
-        name: "main".into(),
-        address: ([0, 0, 0, 0], 8080).into(),
-        backlog: 4096,
-        max_connections: 10_000,
         max_connections_per_address: Some(200),
-        max_header_bytes: 65_536,
-        max_headers: 100,
-        max_body: BodyLimit::Unlimited,
-        lingering: LingeringConfig::default(),
-        header_timeout: Duration::from_secs(10),
-        idle_timeout: Duration::from_secs(75),
-        min_bytes_per_second: 240,
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
-        forwarded: false,
         forwarded_headers: vec![ForwardedHeader::RealIp],
-        via: false,
-        paths: PathsConfig::default(),
-        redirect_to_https: None,
-        tls: None,
-        http2: Some(crate::config::Http2Config::default()),
+        ..ListenerConfig::new("main", ([0, 0, 0, 0], 8080))
     }
 }
 

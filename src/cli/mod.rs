@@ -14,6 +14,7 @@ pub mod ctl;
 pub mod demo;
 pub mod healthcheck;
 pub mod place;
+mod schema;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,6 +60,8 @@ enum Command {
     Run(Run),
     /// Look for mistakes in the file and start nothing
     Check(File),
+    /// Print the JSON schema of the file, for editors
+    Schema,
     /// Show it working: three copies of a small service, three strategies, live counts
     Demo(demo::Options),
     /// Look into a running isobar and steer it: drain a backend, change a weight, follow events
@@ -99,6 +102,7 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Run(cli.run)) {
         Command::Run(Run { file: File { config }, replace }) => run::run(&config, replace),
         Command::Check(File { config }) => check::run(&config, &Vocabulary::default()),
+        Command::Schema => schema::run(),
         Command::Demo(options) => demo::run(&options),
         Command::Ctl(options) => ctl::run(options),
         Command::Healthcheck(options) => match options.place() {

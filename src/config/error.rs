@@ -37,7 +37,7 @@ pub struct Problem {
 
 impl Problem {
     /// Something that refuses the configuration. Where it is gets known when it is reported.
-    pub(super) fn error(what: impl Into<String>) -> Self {
+    pub(crate) fn error(what: impl Into<String>) -> Self {
         Self {
             severity: Severity::Error,
             file: String::new(),
@@ -51,7 +51,7 @@ impl Problem {
     }
 
     /// Something that does not refuse the configuration.
-    pub(super) fn warning(what: impl Into<String>) -> Self {
+    pub(crate) fn warning(what: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(what) }
     }
 
@@ -62,7 +62,7 @@ impl Problem {
     }
 
     /// Says that one of some names would be right, and which of them is nearest to `given`.
-    pub(super) fn one_of<'n>(self, given: &str, names: impl IntoIterator<Item = &'n str>) -> Self {
+    pub(crate) fn one_of<'n>(self, given: &str, names: impl IntoIterator<Item = &'n str>) -> Self {
         let names: Vec<&str> = names.into_iter().collect();
         let suggestion = nearest(given, &names).map(str::to_owned);
         let expected = match names.as_slice() {
@@ -76,7 +76,7 @@ impl Problem {
     }
 
     /// Offers a way to write it.
-    pub(super) fn suggest(mut self, suggestion: Option<String>) -> Self {
+    pub(crate) fn suggest(mut self, suggestion: Option<String>) -> Self {
         self.suggestion = suggestion;
         self
     }

@@ -10,7 +10,7 @@ use super::report::Place;
 
 /// What a key holds. Reading one never fails: what is wrong with it is reported, and the rest of the file is read on.
 #[derive(Debug, Default)]
-pub(super) enum Field<T> {
+pub(crate) enum Field<T> {
     /// The file does not have it.
     #[default]
     Absent,
@@ -22,7 +22,7 @@ pub(super) enum Field<T> {
 
 impl<T> Field<T> {
     /// The value and its place.
-    pub(super) fn given(&self) -> Option<(Place, &T)> {
+    pub(crate) fn given(&self) -> Option<(Place, &T)> {
         match self {
             Self::Given(place, value) => Some((*place, value)),
             Self::Absent | Self::Wrong(_) => None,
@@ -30,12 +30,12 @@ impl<T> Field<T> {
     }
 
     /// The value.
-    pub(super) fn value(&self) -> Option<&T> {
+    pub(crate) fn value(&self) -> Option<&T> {
         self.given().map(|(_, value)| value)
     }
 
     /// Where it is, right or wrong.
-    pub(super) fn place(&self) -> Option<Place> {
+    pub(crate) fn place(&self) -> Option<Place> {
         match self {
             Self::Absent => None,
             Self::Wrong(place) | Self::Given(place, _) => Some(*place),
@@ -45,7 +45,7 @@ impl<T> Field<T> {
 
 impl<T> Field<Vec<Field<T>>> {
     /// The members that could be read, with their places.
-    pub(super) fn members(&self) -> impl Iterator<Item = (Place, &T)> {
+    pub(crate) fn members(&self) -> impl Iterator<Item = (Place, &T)> {
         self.value().into_iter().flatten().filter_map(Field::given)
     }
 }
@@ -76,22 +76,22 @@ impl<'de, T: Deserialize<'de> + OfKind> Deserialize<'de> for Field<T> {
 
 /// A table whose keys the user chooses, in the order of the file.
 #[derive(Debug)]
-pub(super) struct Named<T>(pub(super) Vec<Entry<T>>);
+pub(crate) struct Named<T>(pub(crate) Vec<Entry<T>>);
 
 /// A key and what it holds.
 #[derive(Debug)]
-pub(super) struct Entry<T> {
+pub(crate) struct Entry<T> {
     /// The key.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Where the key is.
-    pub(super) place: Place,
+    pub(crate) place: Place,
     /// What it holds.
-    pub(super) value: Field<T>,
+    pub(crate) value: Field<T>,
 }
 
 impl<T> Field<Named<T>> {
     /// The entries, with those whose value could not be read.
-    pub(super) fn entries(&self) -> &[Entry<T>] {
+    pub(crate) fn entries(&self) -> &[Entry<T>] {
         self.value().map_or(&[], |named| &named.0)
     }
 }

@@ -2,42 +2,29 @@
 
 use http::HeaderName;
 
+use super::form::Word;
+
 /// One of `forwarded_headers`. Frameworks believe them, so clients that are not trusted never get one through, whether it is sent or not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Word)]
 pub enum ForwardedHeader {
     /// `X-Real-IP`: the client's address, as the access log has it.
+    #[word = "x-real-ip"]
     RealIp,
     /// `X-Forwarded-Prefix`: what the route has taken off the path, or replaced.
+    #[word = "x-forwarded-prefix"]
     Prefix,
     /// `X-Forwarded-Scheme`: the same as `X-Forwarded-Proto`.
+    #[word = "x-forwarded-scheme"]
     Scheme,
     /// `X-Forwarded-Ssl`: `on` or `off`.
+    #[word = "x-forwarded-ssl"]
     Ssl,
     /// `X-Forwarded-Server`: the name of the machine.
+    #[word = "x-forwarded-server"]
     Server,
 }
 
 impl ForwardedHeader {
-    /// Each with its name.
-    pub const NAMES: [(&str, Self); 5] = [
-        ("x-real-ip", Self::RealIp),
-        ("x-forwarded-prefix", Self::Prefix),
-        ("x-forwarded-scheme", Self::Scheme),
-        ("x-forwarded-ssl", Self::Ssl),
-        ("x-forwarded-server", Self::Server),
-    ];
-
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::RealIp => "x-real-ip",
-            Self::Prefix => "x-forwarded-prefix",
-            Self::Scheme => "x-forwarded-scheme",
-            Self::Ssl => "x-forwarded-ssl",
-            Self::Server => "x-forwarded-server",
-        }
-    }
-
     /// Its name, as messages have it.
     pub fn name(self) -> HeaderName {
         HeaderName::from_static(self.as_str())

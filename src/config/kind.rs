@@ -49,7 +49,7 @@ impl Kind {
     }
 
     /// The same as a problem has it: quoted where it is from the value.
-    pub(super) fn quote(self, value: &str) -> String {
+    pub(crate) fn quote(self, value: &str) -> String {
         match self {
             Self::File if value.contains(['\n', '\r']) => self.show(value).into_owned(),
             Self::Plain | Self::Location | Self::File => quote(&self.show(value)),
@@ -58,12 +58,12 @@ impl Kind {
     }
 
     /// Whether a value of another type than the key's may be shown: it is no secret whatever the key was meant to hold.
-    pub(super) fn shows_other_types(self) -> bool {
+    pub(crate) fn shows_other_types(self) -> bool {
         matches!(self, Self::Plain | Self::Location | Self::File)
     }
 
     /// The name by which a [`Field`] of this kind asks its deserializer for a place and a value.
-    pub(super) fn marker(self) -> &'static str {
+    pub(crate) fn marker(self) -> &'static str {
         match self {
             Self::Plain => "$isobar::Plain",
             Self::Location => "$isobar::Location",
@@ -75,7 +75,7 @@ impl Kind {
     }
 
     /// The kind that has this marker.
-    pub(super) fn marked(marker: &str) -> Option<Self> {
+    pub(crate) fn marked(marker: &str) -> Option<Self> {
         let all = [Self::Plain, Self::Location, Self::File, Self::Sensitive, Self::Secret, Self::Table];
         all.into_iter().find(|kind| kind.marker() == marker)
     }
@@ -123,7 +123,7 @@ fn is_login(text: &str) -> bool {
 }
 
 /// A type that a key of the file can have.
-pub(super) trait OfKind {
+pub(crate) trait OfKind {
     /// What of the key's value may be shown.
     const KIND: Kind;
 }
@@ -144,7 +144,7 @@ macro_rules! of_kind {
         }
     )+)+};
 }
-pub(super) use of_kind;
+pub(crate) use of_kind;
 
 /// Makes the texts that a key can have.
 macro_rules! texts {
@@ -152,9 +152,15 @@ macro_rules! texts {
         $(#[$doc])*
         #[derive(Deserialize)]
         #[serde(transparent)]
-        pub(super) struct $name(String);
+        pub(crate) struct $name(String);
 
         of_kind!($kind: $name;);
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.to_owned())
+            }
+        }
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -180,7 +186,7 @@ texts! {
 macro_rules! readable {
     ($($name:ident),+) => {$(
         impl $name {
-            pub(super) fn as_str(&self) -> &str {
+            pub(crate) fn as_str(&self) -> &str {
                 &self.0
             }
         }
@@ -199,14 +205,14 @@ readable!(Word, Location, FilePath);
 
 impl Sensitive {
     /// The text, for checking and using it.
-    pub(super) fn reveal(&self) -> &str {
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }
 
 impl Secret {
     /// The text, for checking and using it.
-    pub(super) fn reveal(&self) -> &str {
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }

@@ -1,4 +1,4 @@
-//! How much may be asked of backends, and of this process.
+//! How much may be asked of backends.
 
 use std::time::Duration;
 
@@ -98,29 +98,4 @@ pub struct AdaptiveLimitConfig {
     pub window: Duration,
     /// Fewer responses than this say nothing.
     pub min_samples: u32,
-}
-
-/// `[overload]`: new requests are refused while the process has more to do than it can. `None`: that is not looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OverloadConfig {
-    /// How late a worker's timers may run before that worker refuses.
-    pub lag: Option<Duration>,
-    /// How many of a hundred file descriptors that the process may open may be.
-    pub descriptors_percent: Option<u8>,
-    /// How many hundredths of the memory that the process may use may be in use.
-    pub memory_percent: Option<u8>,
-}
-
-impl OverloadConfig {
-    /// Nothing is looked at.
-    pub const OFF: Self = Self { lag: None, descriptors_percent: None, memory_percent: None };
-}
-
-impl Default for OverloadConfig {
-    /// Late enough that a busy machine does not come to it, and early enough that refusing still works. Lag is measured
-    /// in the worker itself: one that saturates its core with ten thousand clients runs its timers a tenth of a second late
-    /// and serves them all; half a second is a worker that stands.
-    fn default() -> Self {
-        Self { lag: Some(Duration::from_millis(500)), descriptors_percent: Some(95), memory_percent: Some(95) }
-    }
 }

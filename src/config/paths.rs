@@ -1,40 +1,48 @@
 //! What is done with paths that servers read differently.
 
-/// `paths`: what becomes of what one server takes for a part of a name and another for a step between folders. Routes are found by how
-/// a backend reads the path that takes all of it for steps; this says what the backend is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use super::form::{OneOf, Word};
+use super::table::Table;
+
+/// What becomes of what one server takes for a part of a name and another for a step between folders. Routes are found by how a backend reads
+/// the path that takes all of it for steps; this says what the backend is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Table)]
+#[table(reload = Connections)]
 pub struct PathsConfig {
-    /// `.` and `..` as segments, also encoded (`%2e`) and with parameters (`..;x`). Refused by default.
+    /// `.` and `..` as segments, also encoded (`%2e`) and with parameters (`..;x`).
+    #[key(OneOf, default = "refuse")]
     pub dot_segments: PathRule,
-    /// `%2f`. Kept by default: package registries, GitLab and object stores put names with slashes into paths.
+    /// `%2f`. Package registries, GitLab and object stores put names with slashes into paths.
+    #[key(OneOf, default = "keep")]
     pub encoded_slashes: PathRule,
-    /// `//`. Kept by default.
+    /// `//`.
+    #[key(OneOf, default = "keep")]
     pub duplicate_slashes: PathRule,
-    /// `\` and `%5c`. Refused by default.
+    /// `\` and `%5c`.
+    #[key(OneOf, default = "refuse")]
     pub backslashes: PathRule,
 }
 
 impl Default for PathsConfig {
     fn default() -> Self {
-        Self {
-            dot_segments: PathRule::Refuse,
-            encoded_slashes: PathRule::Keep,
-            duplicate_slashes: PathRule::Keep,
-            backslashes: PathRule::Refuse,
-        }
+        Self::of_defaults()
     }
 }
 
-/// `paths` of a route: what it says goes before what its listener says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What becomes of what servers read differently, for this route: what it says goes before what its listener says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Table)]
+#[table(reload = Requests)]
 pub struct PathOverrides {
-    /// In place of [`PathsConfig::dot_segments`].
+    /// `.` and `..` as segments.
+    #[key(OneOf, otherwise = "as the listener has it")]
     pub dot_segments: Option<PathRule>,
-    /// In place of [`PathsConfig::encoded_slashes`].
+    /// `%2f`.
+    #[key(OneOf, otherwise = "as the listener has it")]
     pub encoded_slashes: Option<PathRule>,
-    /// In place of [`PathsConfig::duplicate_slashes`].
+    /// `//`.
+    #[key(OneOf, otherwise = "as the listener has it")]
     pub duplicate_slashes: Option<PathRule>,
-    /// In place of [`PathsConfig::backslashes`].
+    /// `\` and `%5c`.
+    #[key(OneOf, otherwise = "as the listener has it")]
     pub backslashes: Option<PathRule>,
 }
 
@@ -79,7 +87,7 @@ impl PathsKey {
 }
 
 /// What is done with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Word)]
 pub enum PathRule {
     /// The request is answered 400.
     Refuse,
@@ -87,19 +95,4 @@ pub enum PathRule {
     Normalize,
     /// The backend is sent it as the client sent it.
     Keep,
-}
-
-impl PathRule {
-    /// Each with its name.
-    pub const NAMES: [(&str, Self); 3] =
-        [("refuse", Self::Refuse), ("normalize", Self::Normalize), ("keep", Self::Keep)];
-
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Refuse => "refuse",
-            Self::Normalize => "normalize",
-            Self::Keep => "keep",
-        }
-    }
 }

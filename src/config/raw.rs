@@ -7,42 +7,25 @@
 use serde::Deserialize;
 
 use super::field::{Field, Named};
-use super::kind::{FilePath, Location, Secret, Sensitive, Word, of_kind};
+use super::kind::{FilePath, Location, Sensitive, Word, of_kind};
+use super::paths::WrittenPathOverrides;
+pub(crate) use super::whole::WrittenConfig as File;
 
 // What of their values may be shown. Those of keys that are texts have it by their types.
 of_kind! {
     Plain: Workers, Duration, Size, Limit, Retries, Condition, Statuses;
     Location: Backend;
     Sensitive: ValueMatch;
-    Table: Admin, Log, AccessLog, Overload, Listener, Lingering, Paths, Tls, ClientCertificates, Certificate, Http2, Route,
-        Redirect, Respond, Timeouts, HeaderEdits, Upstream, Backoff, Hedge, RetryBudget, Pool, BackendTls,
+    Table: Route, Redirect, Respond, Timeouts, HeaderEdits, Upstream, Backoff, Hedge, RetryBudget, Pool, BackendTls,
         ClientCertificate, HealthCheck, Queue, CircuitBreaker, AdaptiveLimit, OutlierDetection, SlowStart, ZonePreference;
 }
 
-/// The file.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct File {
-    pub(super) workers: Field<Workers>,
-    pub(super) shutdown_delay: Field<Duration>,
-    pub(super) shutdown_grace: Field<Duration>,
-    pub(super) drain_limit: Field<Duration>,
-    pub(super) zone: Field<Word>,
-    pub(super) admin: Field<Admin>,
-    pub(super) log: Field<Log>,
-    pub(super) access_log: Field<AccessLog>,
-    pub(super) overload: Field<Overload>,
-    pub(super) listener: Field<Tables<Listener>>,
-    pub(super) route: Field<Tables<Route>>,
-    pub(super) upstream: Field<Named<Upstream>>,
-}
-
 /// Tables under the same name: `[[listener]]`.
-pub(super) type Tables<T> = Vec<Field<T>>;
+pub(crate) type Tables<T> = Vec<Field<T>>;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a whole number or \"auto\"", rename_all = "snake_case")]
-pub(super) enum Workers {
+pub(crate) enum Workers {
     Integer(i64),
     String(String),
 }
@@ -50,256 +33,127 @@ pub(super) enum Workers {
 /// A duration as written.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a duration with its unit, such as \"5s\" or \"500ms\"")]
-pub(super) struct Duration(pub(super) String);
+pub(crate) struct Duration(pub(crate) String);
 
 /// A number of bytes as written.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a size, such as \"64KiB\", \"10MB\" or 1024", rename_all = "snake_case")]
-pub(super) enum Size {
+pub(crate) enum Size {
     Integer(i64),
     String(String),
-}
-
-/// `[admin]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Admin {
-    pub(super) enabled: Field<bool>,
-    pub(super) address: Field<Location>,
-    pub(super) token: Field<Secret>,
-    pub(super) unix_socket: Field<FilePath>,
-}
-
-/// `[log]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Log {
-    pub(super) level: Field<Word>,
-    pub(super) format: Field<Word>,
-}
-
-/// `[access_log]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct AccessLog {
-    pub(super) enabled: Field<bool>,
-    pub(super) format: Field<Word>,
-    pub(super) output: Field<FilePath>,
-    pub(super) buffer: Field<i64>,
-}
-
-/// `[overload]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Overload {
-    pub(super) enabled: Field<bool>,
-    pub(super) lag: Field<Duration>,
-    pub(super) descriptors_percent: Field<i64>,
-    pub(super) memory_percent: Field<i64>,
-}
-
-/// `[[listener]]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Listener {
-    pub(super) name: Field<Word>,
-    pub(super) address: Field<Location>,
-    pub(super) backlog: Field<i64>,
-    pub(super) max_connections: Field<i64>,
-    pub(super) max_connections_per_address: Field<Limit>,
-    pub(super) max_header_bytes: Field<Size>,
-    pub(super) max_headers: Field<i64>,
-    pub(super) max_body: Field<Size>,
-    pub(super) lingering: Field<Lingering>,
-    pub(super) header_timeout: Field<Duration>,
-    pub(super) idle_timeout: Field<Duration>,
-    pub(super) min_bytes_per_second: Field<i64>,
-    pub(super) trusted_proxies: Field<Vec<Field<Location>>>,
-    pub(super) forwarded: Field<bool>,
-    pub(super) forwarded_headers: Field<Vec<Field<Word>>>,
-    pub(super) via: Field<bool>,
-    pub(super) paths: Field<Paths>,
-    pub(super) redirect_to_https: Field<bool>,
-    pub(super) https_port: Field<i64>,
-    pub(super) tls: Field<Tls>,
-    pub(super) http2: Field<Http2>,
-}
-
-/// `lingering = { .. }`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Lingering {
-    pub(super) bytes: Field<Size>,
-    pub(super) time: Field<Duration>,
-    pub(super) idle: Field<Duration>,
-}
-
-/// `paths = { .. }`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Paths {
-    pub(super) dot_segments: Field<Word>,
-    pub(super) encoded_slashes: Field<Word>,
-    pub(super) duplicate_slashes: Field<Word>,
-    pub(super) backslashes: Field<Word>,
-}
-
-/// `[listener.tls]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Tls {
-    pub(super) certificates: Field<Tables<Certificate>>,
-    pub(super) unknown_names: Field<Word>,
-    pub(super) misdirected: Field<Word>,
-    pub(super) profile: Field<Word>,
-    pub(super) handshake_timeout: Field<Duration>,
-    pub(super) max_handshakes: Field<i64>,
-    pub(super) handshakes_per_second_per_address: Field<Limit>,
-    pub(super) hsts: Field<Duration>,
-    pub(super) client_certificates: Field<ClientCertificates>,
-}
-
-/// `client_certificates = { .. }`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct ClientCertificates {
-    pub(super) ca: Field<FilePath>,
-    pub(super) mode: Field<Word>,
-    pub(super) crl: Field<Vec<Field<FilePath>>>,
-}
-
-/// `certificates = [{ .. }]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Certificate {
-    pub(super) certificate: Field<FilePath>,
-    pub(super) key: Field<FilePath>,
-    pub(super) ocsp: Field<FilePath>,
-}
-
-/// `http2` of a listener.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Http2 {
-    pub(super) enabled: Field<bool>,
-    pub(super) max_concurrent_streams: Field<i64>,
-    pub(super) stream_window: Field<Size>,
-    pub(super) connection_window: Field<Size>,
-    pub(super) resets_per_second: Field<i64>,
-    pub(super) control_frames_per_second: Field<i64>,
 }
 
 /// `[[route]]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Route {
-    pub(super) name: Field<Word>,
-    pub(super) listeners: Field<Vec<Field<Word>>>,
-    pub(super) hosts: Field<Vec<Field<Location>>>,
-    pub(super) path: Field<Location>,
-    pub(super) path_prefix: Field<Location>,
-    pub(super) path_regex: Field<Word>,
-    pub(super) methods: Field<Vec<Field<Word>>>,
-    pub(super) headers: Field<Named<ValueMatch>>,
-    pub(super) query: Field<Named<ValueMatch>>,
-    pub(super) paths: Field<Paths>,
-    pub(super) upstream: Field<Word>,
-    pub(super) redirect: Field<Redirect>,
-    pub(super) respond: Field<Respond>,
-    pub(super) strip_prefix: Field<bool>,
-    pub(super) replace_prefix: Field<Location>,
-    pub(super) host: Field<Location>,
-    pub(super) max_body: Field<Size>,
-    pub(super) expect: Field<Word>,
-    pub(super) timeouts: Field<Timeouts>,
-    pub(super) retries: Field<Retries>,
-    pub(super) request_headers: Field<HeaderEdits>,
-    pub(super) response_headers: Field<HeaderEdits>,
+pub(crate) struct Route {
+    pub(crate) name: Field<Word>,
+    pub(crate) listeners: Field<Vec<Field<Word>>>,
+    pub(crate) hosts: Field<Vec<Field<Location>>>,
+    pub(crate) path: Field<Location>,
+    pub(crate) path_prefix: Field<Location>,
+    pub(crate) path_regex: Field<Word>,
+    pub(crate) methods: Field<Vec<Field<Word>>>,
+    pub(crate) headers: Field<Named<ValueMatch>>,
+    pub(crate) query: Field<Named<ValueMatch>>,
+    pub(crate) paths: Field<WrittenPathOverrides>,
+    pub(crate) upstream: Field<Word>,
+    pub(crate) redirect: Field<Redirect>,
+    pub(crate) respond: Field<Respond>,
+    pub(crate) strip_prefix: Field<bool>,
+    pub(crate) replace_prefix: Field<Location>,
+    pub(crate) host: Field<Location>,
+    pub(crate) max_body: Field<Size>,
+    pub(crate) expect: Field<Word>,
+    pub(crate) timeouts: Field<Timeouts>,
+    pub(crate) retries: Field<Retries>,
+    pub(crate) request_headers: Field<HeaderEdits>,
+    pub(crate) response_headers: Field<HeaderEdits>,
 }
 
 /// What a header or query parameter must be.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a string, { regex = \"..\" }, { present = true } or { present = false }", rename_all = "snake_case")]
-pub(super) enum ValueMatch {
+pub(crate) enum ValueMatch {
     String(Sensitive),
     Table(ValueMatchTable),
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct ValueMatchTable {
-    pub(super) present: Field<bool>,
-    pub(super) regex: Field<Sensitive>,
+pub(crate) struct ValueMatchTable {
+    pub(crate) present: Field<bool>,
+    pub(crate) regex: Field<Sensitive>,
 }
 
 /// `redirect = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Redirect {
-    pub(super) to: Field<Location>,
-    pub(super) status: Field<i64>,
+pub(crate) struct Redirect {
+    pub(crate) to: Field<Location>,
+    pub(crate) status: Field<i64>,
 }
 
 /// `respond = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Respond {
-    pub(super) status: Field<i64>,
-    pub(super) body: Field<Sensitive>,
-    pub(super) content_type: Field<Word>,
+pub(crate) struct Respond {
+    pub(crate) status: Field<i64>,
+    pub(crate) body: Field<Sensitive>,
+    pub(crate) content_type: Field<Word>,
 }
 
 /// `timeouts = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Timeouts {
-    pub(super) response_head: Field<Duration>,
-    pub(super) body_idle: Field<Duration>,
-    pub(super) expect: Field<Duration>,
-    pub(super) exchange: Field<Duration>,
-    pub(super) tunnel_idle: Field<Duration>,
-    pub(super) grpc_idle: Field<Duration>,
-    pub(super) grpc_timeout_max: Field<Duration>,
+pub(crate) struct Timeouts {
+    pub(crate) response_head: Field<Duration>,
+    pub(crate) body_idle: Field<Duration>,
+    pub(crate) expect: Field<Duration>,
+    pub(crate) exchange: Field<Duration>,
+    pub(crate) tunnel_idle: Field<Duration>,
+    pub(crate) grpc_idle: Field<Duration>,
+    pub(crate) grpc_timeout_max: Field<Duration>,
 }
 
 /// `request_headers = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct HeaderEdits {
-    pub(super) set: Field<Named<Sensitive>>,
-    pub(super) add: Field<Named<Sensitive>>,
-    pub(super) remove: Field<Vec<Field<Word>>>,
+pub(crate) struct HeaderEdits {
+    pub(crate) set: Field<Named<Sensitive>>,
+    pub(crate) add: Field<Named<Sensitive>>,
+    pub(crate) remove: Field<Vec<Field<Word>>>,
 }
 
 /// `[upstream.NAME]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Upstream {
-    pub(super) strategy: Field<Word>,
-    pub(super) backends: Field<Vec<Field<Backend>>>,
-    pub(super) connect_timeout: Field<Duration>,
-    pub(super) retries: Field<Retries>,
-    pub(super) retry_budget: Field<RetryBudget>,
-    pub(super) pool: Field<Pool>,
-    pub(super) protocol: Field<Word>,
-    pub(super) tls: Field<BackendTls>,
-    pub(super) health_check: Field<HealthCheck>,
-    pub(super) outlier_detection: Field<OutlierDetection>,
-    pub(super) slow_start: Field<SlowStart>,
-    pub(super) panic_threshold: Field<i64>,
-    pub(super) overprovisioning: Field<f64>,
-    pub(super) zone_preference: Field<ZonePreference>,
-    pub(super) max_in_flight: Field<Limit>,
-    pub(super) max_connections: Field<Limit>,
-    pub(super) queue: Field<Queue>,
-    pub(super) circuit_breaker: Field<CircuitBreaker>,
-    pub(super) adaptive_limit: Field<AdaptiveLimit>,
+pub(crate) struct Upstream {
+    pub(crate) strategy: Field<Word>,
+    pub(crate) backends: Field<Vec<Field<Backend>>>,
+    pub(crate) connect_timeout: Field<Duration>,
+    pub(crate) retries: Field<Retries>,
+    pub(crate) retry_budget: Field<RetryBudget>,
+    pub(crate) pool: Field<Pool>,
+    pub(crate) protocol: Field<Word>,
+    pub(crate) tls: Field<BackendTls>,
+    pub(crate) health_check: Field<HealthCheck>,
+    pub(crate) outlier_detection: Field<OutlierDetection>,
+    pub(crate) slow_start: Field<SlowStart>,
+    pub(crate) panic_threshold: Field<i64>,
+    pub(crate) overprovisioning: Field<f64>,
+    pub(crate) zone_preference: Field<ZonePreference>,
+    pub(crate) max_in_flight: Field<Limit>,
+    pub(crate) max_connections: Field<Limit>,
+    pub(crate) queue: Field<Queue>,
+    pub(crate) circuit_breaker: Field<CircuitBreaker>,
+    pub(crate) adaptive_limit: Field<AdaptiveLimit>,
 }
 
 /// A number of things at a time as written.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a whole number or \"unlimited\"", rename_all = "snake_case")]
-pub(super) enum Limit {
+pub(crate) enum Limit {
     Integer(i64),
     String(String),
 }
@@ -307,48 +161,48 @@ pub(super) enum Limit {
 /// A backend: its address, or a table with it.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "an address, or { address = \"..\", weight = 1 }", rename_all = "snake_case")]
-pub(super) enum Backend {
+pub(crate) enum Backend {
     String(Location),
     Table(BackendTable),
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct BackendTable {
-    pub(super) address: Field<Location>,
-    pub(super) weight: Field<i64>,
-    pub(super) priority: Field<i64>,
-    pub(super) backup: Field<bool>,
-    pub(super) zone: Field<Word>,
-    pub(super) max_in_flight: Field<Limit>,
-    pub(super) max_connections: Field<Limit>,
+pub(crate) struct BackendTable {
+    pub(crate) address: Field<Location>,
+    pub(crate) weight: Field<i64>,
+    pub(crate) priority: Field<i64>,
+    pub(crate) backup: Field<bool>,
+    pub(crate) zone: Field<Word>,
+    pub(crate) max_in_flight: Field<Limit>,
+    pub(crate) max_connections: Field<Limit>,
 }
 
 /// Further attempts: how many, or a table with more.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a whole number, or a table such as { max = 2 }", rename_all = "snake_case")]
-pub(super) enum Retries {
+pub(crate) enum Retries {
     Integer(i64),
     Table(Box<RetriesTable>),
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct RetriesTable {
-    pub(super) max: Field<i64>,
-    pub(super) on: Field<Vec<Field<Condition>>>,
-    pub(super) grpc_statuses: Field<Vec<Field<Word>>>,
-    pub(super) attempt_timeout: Field<Duration>,
-    pub(super) backoff: Field<Backoff>,
-    pub(super) body_buffer: Field<Size>,
-    pub(super) response_buffer: Field<Size>,
-    pub(super) hedge: Field<Hedge>,
+pub(crate) struct RetriesTable {
+    pub(crate) max: Field<i64>,
+    pub(crate) on: Field<Vec<Field<Condition>>>,
+    pub(crate) grpc_statuses: Field<Vec<Field<Word>>>,
+    pub(crate) attempt_timeout: Field<Duration>,
+    pub(crate) backoff: Field<Backoff>,
+    pub(crate) body_buffer: Field<Size>,
+    pub(crate) response_buffer: Field<Size>,
+    pub(crate) hedge: Field<Hedge>,
 }
 
 /// Why there may be a further attempt.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "\"connect_failure\", \"reset\", \"timeout\" or a status such as 503", rename_all = "snake_case")]
-pub(super) enum Condition {
+pub(crate) enum Condition {
     Integer(i64),
     String(String),
 }
@@ -356,176 +210,176 @@ pub(super) enum Condition {
 /// `backoff = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Backoff {
-    pub(super) base: Field<Duration>,
-    pub(super) max: Field<Duration>,
-    pub(super) retry_after_max: Field<Duration>,
+pub(crate) struct Backoff {
+    pub(crate) base: Field<Duration>,
+    pub(crate) max: Field<Duration>,
+    pub(crate) retry_after_max: Field<Duration>,
 }
 
 /// `hedge = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Hedge {
-    pub(super) enabled: Field<bool>,
-    pub(super) percentile: Field<i64>,
-    pub(super) min_delay: Field<Duration>,
-    pub(super) budget_percent: Field<i64>,
+pub(crate) struct Hedge {
+    pub(crate) enabled: Field<bool>,
+    pub(crate) percentile: Field<i64>,
+    pub(crate) min_delay: Field<Duration>,
+    pub(crate) budget_percent: Field<i64>,
 }
 
 /// `retry_budget = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct RetryBudget {
-    pub(super) percent: Field<i64>,
-    pub(super) per_second: Field<i64>,
+pub(crate) struct RetryBudget {
+    pub(crate) percent: Field<i64>,
+    pub(crate) per_second: Field<i64>,
 }
 
 /// `pool = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Pool {
-    pub(super) max_idle: Field<i64>,
-    pub(super) idle_timeout: Field<Duration>,
+pub(crate) struct Pool {
+    pub(crate) max_idle: Field<i64>,
+    pub(crate) idle_timeout: Field<Duration>,
 }
 
 /// `[upstream.NAME.tls]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct BackendTls {
-    pub(super) enabled: Field<bool>,
-    pub(super) ca: Field<FilePath>,
-    pub(super) server_name: Field<Location>,
-    pub(super) client_certificate: Field<ClientCertificate>,
-    pub(super) insecure_skip_verify: Field<bool>,
+pub(crate) struct BackendTls {
+    pub(crate) enabled: Field<bool>,
+    pub(crate) ca: Field<FilePath>,
+    pub(crate) server_name: Field<Location>,
+    pub(crate) client_certificate: Field<ClientCertificate>,
+    pub(crate) insecure_skip_verify: Field<bool>,
 }
 
 /// `client_certificate = { .. }`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct ClientCertificate {
-    pub(super) certificate: Field<FilePath>,
-    pub(super) key: Field<FilePath>,
+pub(crate) struct ClientCertificate {
+    pub(crate) certificate: Field<FilePath>,
+    pub(crate) key: Field<FilePath>,
 }
 
 /// `[upstream.NAME.health_check]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct HealthCheck {
-    pub(super) enabled: Field<bool>,
+pub(crate) struct HealthCheck {
+    pub(crate) enabled: Field<bool>,
     #[serde(rename = "type")]
-    pub(super) kind: Field<Word>,
-    pub(super) path: Field<Location>,
-    pub(super) service: Field<Word>,
-    pub(super) host: Field<Location>,
-    pub(super) method: Field<Word>,
-    pub(super) headers: Field<Named<Sensitive>>,
-    pub(super) statuses: Field<Vec<Field<Statuses>>>,
-    pub(super) body: Field<Sensitive>,
-    pub(super) body_limit: Field<Size>,
-    pub(super) port: Field<i64>,
-    pub(super) interval: Field<Duration>,
-    pub(super) interval_in_doubt: Field<Duration>,
-    pub(super) jitter_percent: Field<i64>,
-    pub(super) timeout: Field<Duration>,
-    pub(super) unhealthy_after: Field<i64>,
-    pub(super) healthy_after: Field<i64>,
-    pub(super) initial: Field<Word>,
+    pub(crate) kind: Field<Word>,
+    pub(crate) path: Field<Location>,
+    pub(crate) service: Field<Word>,
+    pub(crate) host: Field<Location>,
+    pub(crate) method: Field<Word>,
+    pub(crate) headers: Field<Named<Sensitive>>,
+    pub(crate) statuses: Field<Vec<Field<Statuses>>>,
+    pub(crate) body: Field<Sensitive>,
+    pub(crate) body_limit: Field<Size>,
+    pub(crate) port: Field<i64>,
+    pub(crate) interval: Field<Duration>,
+    pub(crate) interval_in_doubt: Field<Duration>,
+    pub(crate) jitter_percent: Field<i64>,
+    pub(crate) timeout: Field<Duration>,
+    pub(crate) unhealthy_after: Field<i64>,
+    pub(crate) healthy_after: Field<i64>,
+    pub(crate) initial: Field<Word>,
 }
 
 /// `[upstream.NAME.queue]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Queue {
-    pub(super) length: Field<i64>,
-    pub(super) timeout: Field<Duration>,
-    pub(super) order: Field<Word>,
-    pub(super) target: Field<Duration>,
-    pub(super) interval: Field<Duration>,
+pub(crate) struct Queue {
+    pub(crate) length: Field<i64>,
+    pub(crate) timeout: Field<Duration>,
+    pub(crate) order: Field<Word>,
+    pub(crate) target: Field<Duration>,
+    pub(crate) interval: Field<Duration>,
 }
 
 /// `[upstream.NAME.circuit_breaker]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct CircuitBreaker {
-    pub(super) enabled: Field<bool>,
-    pub(super) window: Field<Duration>,
-    pub(super) min_calls: Field<i64>,
-    pub(super) failure_percent: Field<i64>,
-    pub(super) slow_after: Field<Duration>,
-    pub(super) slow_percent: Field<i64>,
-    pub(super) open_for: Field<Duration>,
-    pub(super) open_max: Field<Duration>,
-    pub(super) probes: Field<i64>,
+pub(crate) struct CircuitBreaker {
+    pub(crate) enabled: Field<bool>,
+    pub(crate) window: Field<Duration>,
+    pub(crate) min_calls: Field<i64>,
+    pub(crate) failure_percent: Field<i64>,
+    pub(crate) slow_after: Field<Duration>,
+    pub(crate) slow_percent: Field<i64>,
+    pub(crate) open_for: Field<Duration>,
+    pub(crate) open_max: Field<Duration>,
+    pub(crate) probes: Field<i64>,
 }
 
 /// `[upstream.NAME.adaptive_limit]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct AdaptiveLimit {
-    pub(super) enabled: Field<bool>,
-    pub(super) initial: Field<i64>,
-    pub(super) min: Field<i64>,
-    pub(super) max: Field<i64>,
-    pub(super) tolerance_percent: Field<i64>,
-    pub(super) smoothing_percent: Field<i64>,
-    pub(super) headroom: Field<i64>,
-    pub(super) long_windows: Field<i64>,
-    pub(super) window: Field<Duration>,
-    pub(super) min_samples: Field<i64>,
+pub(crate) struct AdaptiveLimit {
+    pub(crate) enabled: Field<bool>,
+    pub(crate) initial: Field<i64>,
+    pub(crate) min: Field<i64>,
+    pub(crate) max: Field<i64>,
+    pub(crate) tolerance_percent: Field<i64>,
+    pub(crate) smoothing_percent: Field<i64>,
+    pub(crate) headroom: Field<i64>,
+    pub(crate) long_windows: Field<i64>,
+    pub(crate) window: Field<Duration>,
+    pub(crate) min_samples: Field<i64>,
 }
 
 /// `[upstream.NAME.outlier_detection]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct OutlierDetection {
-    pub(super) enabled: Field<bool>,
-    pub(super) consecutive_gateway_errors: Field<i64>,
-    pub(super) consecutive_local_errors: Field<i64>,
-    pub(super) count_server_errors: Field<bool>,
-    pub(super) interval: Field<Duration>,
-    pub(super) window: Field<Duration>,
-    pub(super) failure_percent: Field<i64>,
-    pub(super) failure_volume: Field<i64>,
-    pub(super) success_deviations: Field<f64>,
-    pub(super) success_gap_percent: Field<i64>,
-    pub(super) success_volume: Field<i64>,
-    pub(super) success_intervals: Field<i64>,
-    pub(super) latency_deviations: Field<f64>,
-    pub(super) latency_ratio: Field<f64>,
-    pub(super) latency_excess: Field<Duration>,
-    pub(super) latency_volume: Field<i64>,
-    pub(super) latency_intervals: Field<i64>,
-    pub(super) backends_min: Field<i64>,
-    pub(super) ejection_time: Field<Duration>,
-    pub(super) ejection_time_max: Field<Duration>,
-    pub(super) jitter_percent: Field<i64>,
-    pub(super) forgive_after: Field<Duration>,
-    pub(super) max_ejected_percent: Field<i64>,
+pub(crate) struct OutlierDetection {
+    pub(crate) enabled: Field<bool>,
+    pub(crate) consecutive_gateway_errors: Field<i64>,
+    pub(crate) consecutive_local_errors: Field<i64>,
+    pub(crate) count_server_errors: Field<bool>,
+    pub(crate) interval: Field<Duration>,
+    pub(crate) window: Field<Duration>,
+    pub(crate) failure_percent: Field<i64>,
+    pub(crate) failure_volume: Field<i64>,
+    pub(crate) success_deviations: Field<f64>,
+    pub(crate) success_gap_percent: Field<i64>,
+    pub(crate) success_volume: Field<i64>,
+    pub(crate) success_intervals: Field<i64>,
+    pub(crate) latency_deviations: Field<f64>,
+    pub(crate) latency_ratio: Field<f64>,
+    pub(crate) latency_excess: Field<Duration>,
+    pub(crate) latency_volume: Field<i64>,
+    pub(crate) latency_intervals: Field<i64>,
+    pub(crate) backends_min: Field<i64>,
+    pub(crate) ejection_time: Field<Duration>,
+    pub(crate) ejection_time_max: Field<Duration>,
+    pub(crate) jitter_percent: Field<i64>,
+    pub(crate) forgive_after: Field<Duration>,
+    pub(crate) max_ejected_percent: Field<i64>,
 }
 
 /// `[upstream.NAME.slow_start]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct SlowStart {
-    pub(super) enabled: Field<bool>,
-    pub(super) window: Field<Duration>,
-    pub(super) aggression: Field<f64>,
-    pub(super) minimum_percent: Field<i64>,
+pub(crate) struct SlowStart {
+    pub(crate) enabled: Field<bool>,
+    pub(crate) window: Field<Duration>,
+    pub(crate) aggression: Field<f64>,
+    pub(crate) minimum_percent: Field<i64>,
 }
 
 /// `[upstream.NAME.zone_preference]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct ZonePreference {
-    pub(super) enabled: Field<bool>,
-    pub(super) backends_min: Field<i64>,
-    pub(super) load: Field<Named<i64>>,
+pub(crate) struct ZonePreference {
+    pub(crate) enabled: Field<bool>,
+    pub(crate) backends_min: Field<i64>,
+    pub(crate) load: Field<Named<i64>>,
 }
 
 /// A status or a range of them.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a status such as 200, or a range such as \"200-299\"", rename_all = "snake_case")]
-pub(super) enum Statuses {
+pub(crate) enum Statuses {
     Integer(i64),
     String(String),
 }

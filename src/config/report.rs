@@ -10,11 +10,11 @@ use super::kind::Kind;
 
 /// A place in the file: a key's path and a position. Cheap to carry about; means something only to its [`Report`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place(pub(super) usize);
+pub(crate) struct Place(pub(crate) usize);
 
 impl Place {
     /// The start of the file, and no key.
-    pub(super) const FILE: Self = Self(0);
+    pub(crate) const FILE: Self = Self(0);
 }
 
 /// What is known of a place.
@@ -32,7 +32,7 @@ struct Noted {
 
 /// The problems found so far.
 #[derive(Debug)]
-pub(super) struct Report<'a> {
+pub(crate) struct Report<'a> {
     file: &'a str,
     text: &'a str,
     line_starts: Vec<usize>,
@@ -44,7 +44,7 @@ pub(super) struct Report<'a> {
 
 impl<'a> Report<'a> {
     /// An empty one about a file.
-    pub(super) fn new(file: &'a str, text: &'a str) -> Self {
+    pub(crate) fn new(file: &'a str, text: &'a str) -> Self {
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(index, _)| index + 1)).collect();
         let (places, problems, meant) = Default::default();
         let report = Self { file, text, line_starts, places, problems, meant };
@@ -53,22 +53,22 @@ impl<'a> Report<'a> {
     }
 
     /// Its name.
-    pub(super) fn file(&self) -> &'a str {
+    pub(crate) fn file(&self) -> &'a str {
         self.file
     }
 
     /// The whole file.
-    pub(super) fn text(&self) -> &'a str {
+    pub(crate) fn text(&self) -> &'a str {
         self.text
     }
 
     /// Notes a place: the path of a key, and a byte offset.
-    pub(super) fn place(&self, path: &str, offset: usize) -> Place {
+    pub(crate) fn place(&self, path: &str, offset: usize) -> Place {
         self.place_of(path, offset, Kind::Plain, None)
     }
 
     /// Notes the place of a value: of which kind its key is, and what the file has there if it is a string.
-    pub(super) fn place_of(&self, path: &str, offset: usize, kind: Kind, string: Option<&str>) -> Place {
+    pub(crate) fn place_of(&self, path: &str, offset: usize, kind: Kind, string: Option<&str>) -> Place {
         let written = string.filter(|string| interpolate::variables(string).next().is_some()).map(str::to_owned);
         let shown = written.is_none() && string.is_none_or(|string| kind.show(string) == string);
         let mut places = self.places.borrow_mut();
@@ -82,35 +82,35 @@ impl<'a> Report<'a> {
     }
 
     /// The path of the key at a place.
-    pub(super) fn path(&self, place: Place) -> String {
+    pub(crate) fn path(&self, place: Place) -> String {
         self.noted(place).path
     }
 
     /// Whether variables of the environment are in the value at a place.
-    pub(super) fn is_filled(&self, place: Place) -> bool {
+    pub(crate) fn is_filled(&self, place: Place) -> bool {
         self.noted(place).written.is_some()
     }
 
     /// The text that stands at a place, as a problem may have it.
-    pub(super) fn quote(&self, place: Place, text: &str) -> String {
+    pub(crate) fn quote(&self, place: Place, text: &str) -> String {
         let Noted { kind, written, .. } = self.noted(place);
         written.map_or_else(|| kind.quote(text), |written| quote_written(kind, &written))
     }
 
     /// The same of what is no text, or needs no quotes: a number, an address.
-    pub(super) fn show(&self, place: Place, value: impl Display) -> String {
+    pub(crate) fn show(&self, place: Place, value: impl Display) -> String {
         let Noted { kind, written, .. } = self.noted(place);
         written.map_or_else(|| kind.show(&value.to_string()).into_owned(), |written| quote_written(kind, &written))
     }
 
     /// Adds a problem.
-    pub(super) fn add(&self, place: Place, problem: Problem) {
+    pub(crate) fn add(&self, place: Place, problem: Problem) {
         let problem = self.locate(place, problem);
         self.problems.borrow_mut().push(problem);
     }
 
     /// The same problem with the place in it, and not added.
-    pub(super) fn locate(&self, place: Place, mut problem: Problem) -> Problem {
+    pub(crate) fn locate(&self, place: Place, mut problem: Problem) -> Problem {
         let Noted { path, offset, shown, .. } = self.noted(place);
         (problem.line, problem.column) = self.position(offset);
         problem.file = self.file.to_owned();
@@ -121,7 +121,7 @@ impl<'a> Report<'a> {
     }
 
     /// Adds a problem of a key that is missing from the table at `place`. What stands there under another name is not missing.
-    pub(super) fn add_missing(&self, place: Place, key: &str, problem: Problem) {
+    pub(crate) fn add_missing(&self, place: Place, key: &str, problem: Problem) {
         let Noted { path, offset, .. } = self.noted(place);
         let path = within(&path, key);
         if !self.meant.borrow().contains(&path) {
@@ -130,22 +130,22 @@ impl<'a> Report<'a> {
     }
 
     /// Notes that a key of the table at `path` has another name than the one that was meant.
-    pub(super) fn note_meant(&self, path: &str, key: &str) {
+    pub(crate) fn note_meant(&self, path: &str, key: &str) {
         self.meant.borrow_mut().insert(within(path, key));
     }
 
     /// Whether a key that is missing from the table at `place` stands there under another name.
-    pub(super) fn is_meant(&self, place: Place, key: &str) -> bool {
+    pub(crate) fn is_meant(&self, place: Place, key: &str) -> bool {
         self.meant.borrow().contains(&within(&self.path(place), key))
     }
 
     /// How many problems there are so far.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.problems.borrow().len()
     }
 
     /// Everything that was found.
-    pub(super) fn finish(self) -> Problems {
+    pub(crate) fn finish(self) -> Problems {
         Problems::new(self.problems.into_inner())
     }
 
@@ -176,7 +176,7 @@ fn quote_written(kind: Kind, written: &str) -> String {
 }
 
 /// A text as it is quoted in a problem: escaped, and not longer than a line bears. Of a key; a value is for [`Report::quote`].
-pub(super) fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     const LONGEST: usize = 60;
     match text.char_indices().nth(LONGEST) {
         None => format!("{text:?}"),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
-use super::{Kind, ListenerName, PathOverrides, RetryConfig, RouteName, UpstreamName};
+use super::{BodyLimit, Kind, ListenerName, PathOverrides, RetryConfig, RouteName, UpstreamName};
 
 /// `[[route]]`: which requests match and where they go.
 #[derive(Clone, Debug, PartialEq)]
@@ -149,24 +149,6 @@ pub struct Forward {
     pub timeouts: Timeouts,
     /// When it is tried again: the upstream's rules, with those of the route in their place.
     pub retries: Arc<RetryConfig>,
-}
-
-/// How large the body of a request may be, and of a gRPC call each of its messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyLimit {
-    /// Of any size.
-    Unlimited,
-    /// So many bytes, or it is answered 413.
-    Bytes(u64),
-}
-
-impl fmt::Display for BodyLimit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unlimited => f.write_str("unlimited"),
-            Self::Bytes(bytes) => bytes.fmt(f),
-        }
-    }
 }
 
 /// Who tells a client to go on that sends `Expect: 100-continue`.

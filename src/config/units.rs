@@ -34,9 +34,23 @@ pub fn duration(text: &str) -> Option<Duration> {
 }
 
 /// `1024`, `64KiB`, `10MB`: a whole number of bytes, or of a unit of them.
-pub(super) fn size(text: &str) -> Option<u64> {
+pub(crate) fn size(text: &str) -> Option<u64> {
     let (number, unit) = number(text)?;
     number.checked_mul(factor(&SIZES, unit.trim_start())?)
+}
+
+/// `1m30s`, in whole milliseconds like all durations of the file.
+pub(crate) fn written(duration: Duration) -> String {
+    const UNITS: [(&str, u128); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+    let mut rest = duration.as_millis();
+    let mut text = String::new();
+    for (unit, length) in UNITS {
+        if rest >= length {
+            text += &format!("{}{unit}", rest / length);
+            rest %= length;
+        }
+    }
+    if text.is_empty() { "0s".into() } else { text }
 }
 
 fn number(text: &str) -> Option<(u64, &str)> {

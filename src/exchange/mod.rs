@@ -186,7 +186,7 @@ impl std::fmt::Debug for Exchange {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
-    use crate::config::{BodyLimit, LingeringConfig, ListenerConfig, PathsConfig};
+    use crate::config::ListenerConfig;
     use watch::Clock;
 
     struct Nowhere;
@@ -213,26 +213,10 @@ pub(crate) mod testing {
     /// A client at 192.0.2.1 of a listener on port 8080.
     pub(crate) fn client(trusted: bool, change: impl FnOnce(&mut ListenerConfig)) -> Rc<Client> {
         let mut listener = ListenerConfig {
-            name: "main".into(),
-            address: ([127, 0, 0, 1], 8080).into(),
-            backlog: 1,
-            max_connections: 1,
-            max_connections_per_address: None,
             max_header_bytes: 8192,
-            max_headers: 100,
-            max_body: BodyLimit::Unlimited,
-            lingering: LingeringConfig::default(),
             header_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
-            min_bytes_per_second: 240,
-            trusted_proxies: Vec::new(),
-            forwarded: false,
-            forwarded_headers: Vec::new(),
-            via: false,
-            paths: PathsConfig::default(),
-            redirect_to_https: None,
-            tls: None,
-            http2: Some(crate::config::Http2Config::default()),
+            ..ListenerConfig::new("main", ([127, 0, 0, 1], 8080))
         };
         change(&mut listener);
         Rc::new(Client {

@@ -202,7 +202,7 @@ impl Proxy {
         }
         name_host(head)?;
         agree_on_host(self, running, head)?;
-        if let Some(redirect) = &client.listener.redirect_to_https
+        if let Some(redirect) = &client.listener.redirect
             && exchange.scheme != "https"
         {
             return to_https(redirect, client, head).map(Choice::Answer);

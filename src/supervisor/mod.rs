@@ -219,7 +219,7 @@ impl Supervisor {
         let workers = &self.shared.workers;
         let before = workers.snapshot();
         let mut plan = plan::plan(&before.config, &config);
-        plan::keep_what_needs_a_restart(&before.config, &mut config);
+        config.keep_the_running(&before.config);
         if plan.is_empty() && reopen == Reopen::Changed {
             return Ok(Applied { generation: before.generation, plan, warnings, took: started.elapsed() });
         }

@@ -1,25 +1,22 @@
 //! `/config`: the configuration in force, under the keys that `lb.toml` has for it.
 //!
-//! Written out by hand, because [`Config`] says what the file means, not what it says: a header match is a key of a map there
-//! and a struct here, a duration a text there and a number here. All of it is written ([`Shown`]), and what may be a secret is then
-//! hidden by the kind of its key ([`hidden`]): whoever reads metrics need not know it.
+//! A table of `config` says itself how it is shown ([`Table::entries`]); routes and upstreams are written out here. All of it is written
+//! ([`Shown`]), and what may be a secret is then hidden by the kind of its key ([`hidden`]): what reads metrics need not know it.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{ReloadFailed, Status};
-use crate::config::{Config, OverloadConfig};
+use crate::config::{Config, Table};
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
 
-mod process;
-mod listener;
 mod route;
 mod upstream;
 mod value;
 mod hidden;
 
 use hidden::Hidden;
-use value::{entry_if, shown};
+use value::shown;
 
 /// The whole answer.
 #[derive(Debug, serde::Serialize)]
@@ -63,38 +60,11 @@ pub(super) struct Shown<T>(pub(super) T);
 
 impl Serialize for Shown<&Config> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Config {
-            workers,
-            shutdown_delay,
-            shutdown_grace,
-            drain_limit,
-            admin,
-            zone,
-            log,
-            access_log,
-            overload,
-            listeners,
-            tells_identity: _,
-            routes,
-            upstreams,
-        } = self.0;
         let mut map = serializer.serialize_map(None)?;
-        match workers {
-            Some(workers) => map.serialize_entry("workers", &workers)?,
-            None => map.serialize_entry("workers", "auto")?,
+        for (key, value) in self.0.entries() {
+            map.serialize_entry(&key, &value)?;
         }
-        map.serialize_entry("shutdown_delay", &Shown(*shutdown_delay))?;
-        map.serialize_entry("shutdown_grace", &Shown(*shutdown_grace))?;
-        map.serialize_entry("drain_limit", &Shown(*drain_limit))?;
-        entry_if(&mut map, "zone", zone.as_deref().map(str::to_owned).as_ref())?;
-        map.serialize_entry("admin", &Switched { on: admin.as_ref().map(Shown) })?;
-        map.serialize_entry("log", &Shown(log))?;
-        map.serialize_entry("access_log", &Switched { on: access_log.as_ref().map(Shown) })?;
-        map.serialize_entry(
-            "overload",
-            &Switched { on: (*overload != OverloadConfig::OFF).then_some(Shown(overload)) },
-        )?;
-        map.serialize_entry("listener", &shown(listeners.iter().map(|it| &**it)))?;
+        let Config { routes, upstreams, .. } = self.0;
         map.serialize_entry("route", &shown(routes.iter().map(|it| &**it)))?;
         let upstreams = upstreams.iter().map(|it| (it.name.to_string(), Shown(&**it)));
         map.serialize_entry("upstream", &Entries(upstreams.collect()))?;

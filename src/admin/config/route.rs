@@ -9,7 +9,7 @@ use super::Shown;
 use super::value::{duration, entries, entry_if, lossy, some, texts};
 use crate::config::{
     Action, Forward, HeaderEdits, HostPattern, PathOverrides, PathPattern, PathRewrite, PathRule, RouteConfig,
-    Timeouts, ValueMatch,
+    Timeouts, Tree, ValueMatch,
 };
 
 impl Serialize for Shown<&RouteConfig> {
@@ -85,7 +85,7 @@ fn forward_keys<M: SerializeMap>(map: &mut M, forward: &Forward) -> Result<(), M
         PathRewrite::ReplacePrefix(prefix) => map.serialize_entry("replace_prefix", prefix)?,
     }
     map.serialize_entry("host", &forward.host.as_ref().map_or_else(|| "preserve".into(), lossy))?;
-    entry_if(map, "max_body", forward.max_body.map(Shown).as_ref())?;
+    entry_if(map, "max_body", forward.max_body.map(Tree::from).as_ref())?;
     map.serialize_entry("expect", forward.expect.as_str())?;
     map.serialize_entry("timeouts", &Shown(&forward.timeouts))?;
     map.serialize_entry("retries", &Shown(&*forward.retries))

@@ -13,19 +13,7 @@ impl Serialize for Shown<Duration> {
     }
 }
 
-/// `1m30s`, in whole milliseconds like all durations of the file.
-pub(super) fn duration(duration: Duration) -> String {
-    const UNITS: [(&str, u128); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
-    let mut rest = duration.as_millis();
-    let mut text = String::new();
-    for (unit, length) in UNITS {
-        if rest >= length {
-            text += &format!("{}{unit}", rest / length);
-            rest %= length;
-        }
-    }
-    if text.is_empty() { "0s".into() } else { text }
-}
+pub(super) use crate::config::written_duration as duration;
 
 pub(super) fn entries<T>(entries: impl Iterator<Item = (String, T)>) -> Option<Entries<T>> {
     some(entries.collect()).map(Entries)

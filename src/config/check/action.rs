@@ -8,18 +8,18 @@ use http::header::HeaderValue;
 
 use super::Check;
 use super::header::{Direction, edits, header_value};
-use super::listener::max_body;
 use super::retries::{retries, warn_of_too_many};
 use super::route::path_text;
 use super::upstream::is_host_name;
 use super::value::{choice, number_in, optional_timeout, timeout, timeout_or_none};
 use crate::config::error::Problem;
 use crate::config::field::{Field, Named};
+use crate::config::form::Form;
 use crate::config::kind::{Location, Sensitive};
 use crate::config::raw;
 use crate::config::report::Place;
 use crate::config::{
-    Action, Address, Expect, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts,
+    Action, Address, BodySize, Expect, Forward, HeaderEdits, LocationPart, PathRewrite, Redirect, Respond, Timeouts,
     UpstreamConfig, UpstreamName,
 };
 
@@ -85,8 +85,10 @@ fn forward(
     known: &[UpstreamConfig],
 ) -> Option<Forward> {
     let (path, host, timeouts) = (rewrite(check, raw), given_host(check, &raw.host), timeouts(check, &raw.timeouts));
-    let (max_body, expect) =
-        (max_body(check, &raw.max_body), choice(check, &raw.expect, Expect::Answer, &Expect::NAMES));
+    let (max_body, expect) = (
+        raw.max_body.given().and_then(|(place, size)| BodySize.read(check, place, size)),
+        choice(check, &raw.expect, Expect::Answer, &Expect::NAMES),
+    );
     let upstream = raw.upstream.value().and_then(|name| known.iter().find(|it| it.name.as_str() == name.as_str()));
     warn_of_host(check, raw, upstream);
     if let Some(upstream) = upstream {

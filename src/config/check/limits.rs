@@ -1,5 +1,4 @@
-//! How much may be asked of backends, and of this process: the limits of `[upstream.NAME]` with the tables `queue`,
-//! `circuit_breaker` and `adaptive_limit`, and `[overload]`.
+//! How much may be asked of backends: the limits of `[upstream.NAME]` with the tables `queue`, `circuit_breaker` and `adaptive_limit`.
 
 use std::time::Duration;
 
@@ -9,8 +8,7 @@ use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::raw;
 use crate::config::{
-    AdaptiveLimitConfig, BackendConfig, BackendLimits, BreakerConfig, LimitsConfig, OverloadConfig, QueueConfig,
-    QueueOrder,
+    AdaptiveLimitConfig, BackendConfig, BackendLimits, BreakerConfig, LimitsConfig, QueueConfig, QueueOrder,
 };
 
 const MOST: i64 = 1_000_000;
@@ -164,24 +162,6 @@ fn adaptive(check: &Check<'_>, field: &Field<raw::AdaptiveLimit>) -> Option<Adap
         min_samples: count(check, &raw.min_samples, 10, 1, MOST),
     };
     raw.enabled.value().copied().unwrap_or(true).then_some(config)
-}
-
-/// `[overload]`
-pub(super) fn overload(check: &Check<'_>, field: &Field<raw::Overload>) -> OverloadConfig {
-    let default = OverloadConfig::default();
-    let Some(raw) = field.value() else { return default };
-    let part = |field| Some(percent(check, field, 95)).filter(|&part| part < 100);
-    let lag = match raw.lag.given() {
-        Some((_, raw::Duration(text))) if text == "none" => None,
-        Some(_) => Some(timeout(check, &raw.lag, "500ms")),
-        None => default.lag,
-    };
-    let config = OverloadConfig {
-        lag,
-        descriptors_percent: part(&raw.descriptors_percent),
-        memory_percent: part(&raw.memory_percent),
-    };
-    if raw.enabled.value().copied().unwrap_or(true) { config } else { OverloadConfig::OFF }
 }
 
 fn within_a_day(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {

@@ -15,15 +15,15 @@ use super::Config;
 use super::access::Access;
 use super::error::{Problem, Problems, Severity};
 use super::file::ReadFile;
+use super::form::{self, Form, Literal, OnPart};
 use super::raw;
 use super::reader::{self, Env};
 use super::report::{Place, Report, quote};
+use super::table::Table;
 use super::unquoted;
 use super::{AdminConfig, Secured};
 
-mod process;
 mod listener;
-mod tls;
 mod route;
 mod action;
 mod header;
@@ -36,7 +36,7 @@ mod retries;
 mod health_check;
 mod limits;
 mod picking;
-mod value;
+pub(crate) mod value;
 
 /// The names that a configuration may use beside isobar's own.
 #[derive(Clone, Debug, Default)]
@@ -114,7 +114,7 @@ pub fn load_admin(path: &Path) -> Result<Option<AdminConfig>, Problems> {
     let env: &Env<'_> = &|name| std::env::var(name).ok();
     let admin = read_toml(&text, &report).map(|root| {
         let raw: raw::File = reader::read(&root, &report, env);
-        process::admin(&check, &raw.admin)
+        form::read(&check, &OnPart, &raw.admin, None, || OnPart.absent(&check, Literal::Nothing))
     });
     let problems = report.finish();
     let Some(admin) = admin else { return Err(problems) };
@@ -164,7 +164,10 @@ fn parse_file(
 ) -> Result<Loaded, Refused> {
     let report = Report::new(file, text);
     let check = Check { report: &report, vocabulary, access };
-    let config = read_toml(text, &report).map(|root| config(&check, reader::read(&root, &report, env)));
+    let config = read_toml(text, &report).and_then(|root| {
+        let file: raw::File = reader::read(&root, &report, env);
+        Config::read(&check, Place::FILE, &file)
+    });
     let problems = report.finish();
     match config {
         Some(config) if !problems.refuse() => Ok(Loaded { config, warnings: problems.into_vec() }),
@@ -212,56 +215,44 @@ fn one_line(message: &str) -> String {
 
 /// What the checks share.
 #[derive(Clone, Copy)]
-struct Check<'a> {
-    report: &'a Report<'a>,
-    vocabulary: &'a Vocabulary,
+pub(crate) struct Check<'a> {
+    pub(crate) report: &'a Report<'a>,
+    pub(crate) vocabulary: &'a Vocabulary,
     /// Who may read the file; `None` where it is none.
-    access: Option<Access>,
+    pub(crate) access: Option<Access>,
 }
 
 impl Check<'_> {
     /// Adds a problem.
-    fn add(&self, place: Place, problem: Problem) {
+    pub(crate) fn add(&self, place: Place, problem: Problem) {
         self.report.add(place, problem);
     }
 
     /// The text that stands at a place, as a problem may have it.
-    fn quote(&self, place: Place, text: &str) -> String {
+    pub(crate) fn quote(&self, place: Place, text: &str) -> String {
         self.report.quote(place, text)
     }
 
     /// The same of what is no text, or needs no quotes.
-    fn show(&self, place: Place, value: impl Display) -> String {
+    pub(crate) fn show(&self, place: Place, value: impl Display) -> String {
         self.report.show(place, value)
     }
 
     /// The same of what another key says, or its default where it says nothing.
-    fn show_other(&self, place: Option<Place>, value: impl Display) -> String {
+    pub(crate) fn show_other(&self, place: Option<Place>, value: impl Display) -> String {
         place.map_or_else(|| value.to_string(), |place| self.show(place, &value))
     }
 }
 
-fn config(check: &Check<'_>, file: raw::File) -> Config {
-    let admin = process::admin(check, &file.admin);
-    let listeners = listener::listeners(check, &file.listener, admin.as_ref().and_then(|admin| admin.address));
-    let zone = picking::zone(check, &file.zone);
-    let upstreams = upstream::upstreams(check, &file, &listeners, zone.as_ref());
-    let routes = route::routes(check, &file, &listeners, &upstreams);
-    let tells_identity =
+/// What looks at several tables of the file together.
+pub(crate) fn whole(check: &Check<'_>, _: Place, file: &raw::File, mut config: Config) -> Option<Config> {
+    let listeners = listener::listeners(check, &file.listeners, config.admin.as_ref().and_then(|admin| admin.address));
+    let upstreams = upstream::upstreams(check, file, &listeners, config.zone.as_ref());
+    let routes = route::routes(check, file, &listeners, &upstreams);
+    config.tells_identity =
         listeners.iter().filter_map(|it| it.config.tls.as_ref()).any(|it| it.client_certificates.is_some());
-    Config {
-        workers: process::workers(check, &file.workers),
-        shutdown_delay: value::duration(check, &file.shutdown_delay, "0s"),
-        shutdown_grace: value::duration(check, &file.shutdown_grace, "30s"),
-        drain_limit: value::duration(check, &file.drain_limit, "60s"),
-        admin,
-        zone,
-        log: process::log(check, &file.log),
-        access_log: process::access_log(check, &file.access_log),
-        overload: limits::overload(check, &file.overload),
-        tells_identity,
-        listeners: listeners.into_iter().map(|it| Arc::new(it.config)).collect(),
-        routes: routes.into_iter().map(Arc::new).collect(),
-        upstreams: upstreams.into_iter().map(Arc::new).collect(),
-    }
+    config.listeners = listeners.into_iter().map(|it| Arc::new(it.config)).collect();
+    config.routes = routes.into_iter().map(Arc::new).collect();
+    config.upstreams = upstreams.into_iter().map(Arc::new).collect();
+    Some(config)
 }

@@ -34,7 +34,7 @@ pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Check
 pub(super) fn to_https(check: &Check<'_>, places: &[Option<Place>], listeners: &[Checked]) {
     let secure = listeners.iter().any(|listener| listener.config.tls.is_some());
     for (place, Checked { config: listener, .. }) in places.iter().zip(listeners) {
-        let Some(place) = place.filter(|_| listener.redirect_to_https.is_some()) else { continue };
+        let Some(place) = place.filter(|_| listener.redirect_to_https) else { continue };
         if secure || !listener.trusted_proxies.is_empty() {
             continue;
         }
@@ -122,7 +122,7 @@ impl<'r> Target<'r> {
         match self.scheme {
             None => true,
             Some("https") => listener.tls.is_some() || !listener.trusted_proxies.is_empty(),
-            Some("http") => listener.tls.is_none() && listener.redirect_to_https.is_none(),
+            Some("http") => listener.tls.is_none() && !listener.redirect_to_https,
             Some(_) => false,
         }
     }

@@ -6,16 +6,17 @@ use std::net::Ipv6Addr;
 use http::Method;
 use regex::Regex;
 
-use super::listener::paths;
 use super::upstream::is_host_name;
 use super::value::{name, pattern, written};
 use super::{Check, action, header, listener, overlap, redirect_loop, unreachable};
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::form::{self, Part};
 use crate::config::kind::{Location, Word};
 use crate::config::raw;
 use crate::config::report::Place;
-use crate::config::{HostPattern, ListenerName, PathPattern, RouteConfig, RouteName, UpstreamConfig};
+use crate::config::whole::WrittenListeners;
+use crate::config::{HostPattern, ListenerName, PathOverrides, PathPattern, RouteConfig, RouteName, UpstreamConfig};
 use crate::target::{self, authority};
 
 /// The routes, in the order of the file.
@@ -25,13 +26,13 @@ pub(super) fn routes(
     listeners: &[listener::Checked],
     upstreams: &[UpstreamConfig],
 ) -> Vec<RouteConfig> {
-    if file.route.place().is_none() {
+    if file.routes.place().is_none() {
         let problem = Problem::warning("there is no route: every request is answered 404");
         check.report.add_missing(Place::FILE, "route", problem.expected("[[route]] with an upstream"));
     }
-    let mut names = given_names(check, &file.route);
+    let mut names = given_names(check, &file.routes);
     let mut routes = Vec::new();
-    for (place, raw) in file.route.members() {
+    for (place, raw) in file.routes.members() {
         let problems = check.report.len();
         let Some(route) = route(check, place, raw, file, (listeners, upstreams), &mut names) else { continue };
         // What a route with a problem would match is not known; saying that it matches too much would be a guess.
@@ -74,16 +75,16 @@ fn route(
     names: &mut HashSet<String>,
 ) -> Option<RouteConfig> {
     let given_name = raw.name.given().map(|(place, text)| name(check, place, text).unwrap_or_default().to_owned());
-    let bound = bound(check, &raw.listeners, &file.listener, listeners);
+    let bound = bound(check, &raw.listeners, &file.listeners, listeners);
     let hosts = hosts(check, &raw.hosts);
     let path = path(check, raw);
     let methods = methods(check, &raw.methods);
     let headers = header::header_matches(check, &raw.headers);
     let query = header::query_matches(check, &raw.query);
-    let paths = paths(check, &raw.paths);
+    let paths = form::read(check, &Part, &raw.paths, None, PathOverrides::default);
     let response_headers = header::edits(check, &raw.response_headers, header::Direction::Response);
     // Everything is looked at before anything is given up.
-    let action = action::action(check, place, raw, &file.upstream, upstreams);
+    let action = action::action(check, place, raw, &file.upstreams, upstreams);
     let (path, (action, request_headers)) = (path?, action?);
     let name = given_name.unwrap_or_else(|| make_name(&hosts, &path, &methods, names));
     Some(RouteConfig {
@@ -129,7 +130,7 @@ fn make_name(hosts: &[HostPattern], path: &PathPattern, methods: &[Method], name
 fn bound(
     check: &Check<'_>,
     field: &Field<Vec<Field<Word>>>,
-    raw: &Field<raw::Tables<raw::Listener>>,
+    raw: &WrittenListeners,
     listeners: &[listener::Checked],
 ) -> Vec<ListenerName> {
     refuse_empty(check, field, "listeners");

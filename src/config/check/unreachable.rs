@@ -47,9 +47,8 @@ pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Check
 /// The first of a route's listeners, where all of them send every request to https and are never asked by https.
 fn redirecting<'l>(route: &RouteConfig, listeners: &'l [Checked]) -> Option<&'l Checked> {
     let mut bound = listeners.iter().filter(|it| route.listeners.contains(&it.config.name));
-    let redirects = |it: &Checked| {
-        it.config.redirect_to_https.is_some() && it.config.tls.is_none() && it.config.trusted_proxies.is_empty()
-    };
+    let redirects =
+        |it: &Checked| it.config.redirect_to_https && it.config.tls.is_none() && it.config.trusted_proxies.is_empty();
     let first = bound.next().filter(|it| redirects(it))?;
     bound.all(redirects).then_some(first)
 }

@@ -29,7 +29,7 @@ pub(super) fn upstreams(
     zone: Option<&Arc<str>>,
 ) -> Vec<UpstreamConfig> {
     warn_of_unused(check, file);
-    let entries = file.upstream.entries().iter();
+    let entries = file.upstreams.entries().iter();
     let mut upstreams: Vec<_> = entries.filter_map(|entry| upstream(check, entry, listeners, zone)).collect();
     upstreams.sort_by(|a, b| a.name.cmp(&b.name));
     upstreams
@@ -37,12 +37,12 @@ pub(super) fn upstreams(
 
 /// Warns of upstreams that no route uses, unless a route that has a problem may have been meant to use them.
 fn warn_of_unused(check: &Check<'_>, file: &raw::File) {
-    if matches!(file.route, Field::Wrong(_)) {
+    if matches!(file.routes, Field::Wrong(_)) {
         return;
     }
-    let names: HashSet<&str> = file.upstream.entries().iter().map(|entry| entry.name.as_str()).collect();
+    let names: HashSet<&str> = file.upstreams.entries().iter().map(|entry| entry.name.as_str()).collect();
     let mut used = HashSet::new();
-    for route in file.route.value().into_iter().flatten() {
+    for route in file.routes.value().into_iter().flatten() {
         let Field::Given(_, route) = route else { return };
         match &route.upstream {
             Field::Given(_, name) if names.contains(name.as_str()) => drop(used.insert(name.as_str())),
@@ -50,7 +50,7 @@ fn warn_of_unused(check: &Check<'_>, file: &raw::File) {
             _ => return,
         }
     }
-    for entry in file.upstream.entries().iter().filter(|entry| !used.contains(entry.name.as_str())) {
+    for entry in file.upstreams.entries().iter().filter(|entry| !used.contains(entry.name.as_str())) {
         check.add(entry.place, Problem::warning("no route uses this upstream"));
     }
 }

@@ -14,17 +14,18 @@ use crate::config::report::Place;
 use crate::config::units;
 
 /// What a size looks like.
-pub(super) const SIZE: &str = "a size, such as \"64KiB\", \"10MB\" or 1024";
-const DURATION: &str = "a duration with its unit, such as \"500ms\", \"5s\", \"1m30s\" or \"1h\", of at most 365 days";
+pub(crate) const SIZE: &str = "a size, such as \"64KiB\", \"10MB\" or 1024";
+pub(crate) const DURATION: &str =
+    "a duration with its unit, such as \"500ms\", \"5s\", \"1m30s\" or \"1h\", of at most 365 days";
 
 /// A whole number.
-pub(super) fn number(check: &Check<'_>, field: &Field<i64>, default: i64, range: RangeInclusive<i64>) -> i64 {
+pub(crate) fn number(check: &Check<'_>, field: &Field<i64>, default: i64, range: RangeInclusive<i64>) -> i64 {
     let Some((place, number)) = field.given() else { return default };
     number_in(check, place, *number, range).unwrap_or(default)
 }
 
 /// A whole number, if it is in the range.
-pub(super) fn number_in(check: &Check<'_>, place: Place, number: i64, range: RangeInclusive<i64>) -> Option<i64> {
+pub(crate) fn number_in(check: &Check<'_>, place: Place, number: i64, range: RangeInclusive<i64>) -> Option<i64> {
     if range.contains(&number) {
         return Some(number);
     }
@@ -34,19 +35,19 @@ pub(super) fn number_in(check: &Check<'_>, place: Place, number: i64, range: Ran
 }
 
 /// A duration that may be zero.
-pub(super) fn duration(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
+pub(crate) fn duration(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
     let default = units::duration(default).unwrap_or_default();
     let Some((place, raw::Duration(text))) = field.given() else { return default };
     written_duration(check, place, text, DURATION).unwrap_or(default)
 }
 
 /// A duration that may be zero, where the default is no text.
-pub(super) fn zero_or_more(check: &Check<'_>, field: &Field<raw::Duration>, default: Duration) -> Duration {
+pub(crate) fn zero_or_more(check: &Check<'_>, field: &Field<raw::Duration>, default: Duration) -> Duration {
     let Some((place, raw::Duration(text))) = field.given() else { return default };
     written_duration(check, place, text, DURATION).unwrap_or(default)
 }
 
-fn written_duration(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
+pub(crate) fn written_duration(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
     let duration = units::duration(text);
     if duration.is_none() {
         check.add(place, Problem::error(format!("{} is not a duration", check.quote(place, text))).expected(expected));
@@ -55,14 +56,14 @@ fn written_duration(check: &Check<'_>, place: Place, text: &str, expected: &str)
 }
 
 /// A duration to wait at most, which at zero would end what it is for before it starts.
-pub(super) fn timeout(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
+pub(crate) fn timeout(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
     let default = units::duration(default).unwrap_or_default();
     let Some((place, raw::Duration(text))) = field.given() else { return default };
     written_timeout(check, place, text, DURATION).unwrap_or(default)
 }
 
 /// A duration to wait at most, where it may also be `"none"`: any time, which is the default.
-pub(super) fn optional_timeout(check: &Check<'_>, field: &Field<raw::Duration>) -> Option<Duration> {
+pub(crate) fn optional_timeout(check: &Check<'_>, field: &Field<raw::Duration>) -> Option<Duration> {
     match field.given() {
         Some((place, raw::Duration(text))) if text != "none" => {
             written_timeout(check, place, text, &format!("\"none\", or {DURATION}"))
@@ -72,11 +73,11 @@ pub(super) fn optional_timeout(check: &Check<'_>, field: &Field<raw::Duration>) 
 }
 
 /// The same with a default.
-pub(super) fn timeout_or_none(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Option<Duration> {
+pub(crate) fn timeout_or_none(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Option<Duration> {
     if field.given().is_some() { optional_timeout(check, field) } else { units::duration(default) }
 }
 
-fn written_timeout(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
+pub(crate) fn written_timeout(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
     let duration = written_duration(check, place, text, expected)?;
     if duration.is_zero() {
         check.add(place, Problem::error("a timeout of zero").expected("more than zero"));
@@ -86,7 +87,7 @@ fn written_timeout(check: &Check<'_>, place: Place, text: &str, expected: &str) 
 }
 
 /// A number of bytes.
-pub(super) fn size(check: &Check<'_>, place: Place, size: &raw::Size, expected: &str) -> Option<u64> {
+pub(crate) fn size(check: &Check<'_>, place: Place, size: &raw::Size, expected: &str) -> Option<u64> {
     let (bytes, written) = match size {
         raw::Size::Integer(number) => (u64::try_from(*number).ok(), check.show(place, number)),
         raw::Size::String(text) => (units::size(text), check.quote(place, text)),
@@ -98,13 +99,24 @@ pub(super) fn size(check: &Check<'_>, place: Place, size: &raw::Size, expected: 
 }
 
 /// A number of bytes, if it is in the range.
-pub(super) fn size_in(
+pub(crate) fn size_in(
     check: &Check<'_>,
     field: &Field<raw::Size>,
     range: RangeInclusive<u64>,
     expected: &str,
 ) -> Option<u64> {
     let (place, written) = field.given()?;
+    size_within(check, place, written, range, expected)
+}
+
+/// A number of bytes, if it is in the range.
+pub(crate) fn size_within(
+    check: &Check<'_>,
+    place: Place,
+    written: &raw::Size,
+    range: RangeInclusive<u64>,
+    expected: &str,
+) -> Option<u64> {
     let bytes = size(check, place, written, SIZE)?;
     if range.contains(&bytes) {
         return Some(bytes);
@@ -116,27 +128,29 @@ pub(super) fn size_in(
 }
 
 /// One of some words.
-pub(super) fn choice<T: Copy>(check: &Check<'_>, field: &Field<Word>, default: T, choices: &[(&str, T)]) -> T {
-    let Some((place, text)) = field.given() else { return default };
-    match choices.iter().find(|(name, _)| *name == text.as_str()) {
-        Some((_, choice)) => *choice,
-        None => {
-            let problem = Problem::error(format!("unknown value {}", check.quote(place, text)));
-            check.add(place, problem.one_of(text, choices.iter().map(|(name, _)| *name)));
-            default
-        }
+pub(crate) fn choice<T: Copy>(check: &Check<'_>, field: &Field<Word>, default: T, choices: &[(&str, T)]) -> T {
+    field.given().and_then(|(place, text)| chosen(check, place, text, choices)).unwrap_or(default)
+}
+
+/// One of some words, if it is one.
+pub(crate) fn chosen<T: Copy>(check: &Check<'_>, place: Place, text: &Word, choices: &[(&str, T)]) -> Option<T> {
+    let choice = choices.iter().find(|(name, _)| *name == text.as_str());
+    if choice.is_none() {
+        let problem = Problem::error(format!("unknown value {}", check.quote(place, text)));
+        check.add(place, problem.one_of(text, choices.iter().map(|(name, _)| *name)));
     }
+    choice.map(|(_, choice)| *choice)
 }
 
 /// A pattern that matches a whole text.
-pub(super) fn pattern(check: &Check<'_>, place: Place, text: &str) -> Option<Regex> {
+pub(crate) fn pattern(check: &Check<'_>, place: Place, text: &str) -> Option<Regex> {
     // Compiled as written too, or `a)|(b` would pass for two halves of something.
     let compiled = Regex::new(text).and_then(|_| Regex::new(&format!("^(?:{text})$")));
     compiled.map_err(|error| not_a_pattern(check, place, text, &error)).ok()
 }
 
 /// A pattern that is looked for within bytes.
-pub(super) fn pattern_within(check: &Check<'_>, place: Place, text: &str) -> Option<regex::bytes::Regex> {
+pub(crate) fn pattern_within(check: &Check<'_>, place: Place, text: &str) -> Option<regex::bytes::Regex> {
     regex::bytes::Regex::new(text).map_err(|error| not_a_pattern(check, place, text, &error)).ok()
 }
 
@@ -148,18 +162,18 @@ fn not_a_pattern(check: &Check<'_>, place: Place, text: &str, error: &regex::Err
 }
 
 /// A pattern as the file has it.
-pub(super) fn written(pattern: &Regex) -> &str {
+pub(crate) fn written(pattern: &Regex) -> &str {
     let whole = pattern.as_str();
     whole.strip_prefix("^(?:").and_then(|text| text.strip_suffix(")$")).unwrap_or(whole)
 }
 
 /// Whether this could be the path of a file. One of more than a line is what should be in the file.
-pub(super) fn is_file_path(text: &str) -> bool {
+pub(crate) fn is_file_path(text: &str) -> bool {
     !text.is_empty() && !text.contains(['\0', '\n', '\r'])
 }
 
 /// The name of a listener, route or upstream: it appears in logs and metrics.
-pub(super) fn name<'n>(check: &Check<'_>, place: Place, text: &'n str) -> Option<&'n str> {
+pub(crate) fn name<'n>(check: &Check<'_>, place: Place, text: &'n str) -> Option<&'n str> {
     const LONGEST: usize = 128;
     if !text.is_empty() && text.len() <= LONGEST && !text.chars().any(char::is_control) {
         return Some(text);

@@ -7,16 +7,12 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::SocketAddr;
 
-use crate::config::{AdminConfig, Config, ListenerConfig, ListenerName, RouteName, UpstreamName};
+pub use crate::config::{Change, Listed};
+use crate::config::{Changes, Config, ListenerConfig, ListenerName, RouteName, Table, UpstreamName};
 
-mod change;
-mod listener;
 mod upstream;
 mod route;
 
-use change::Changes;
-pub use change::{Change, Listed};
-use listener::listener_changes;
 use route::route_changes;
 use upstream::upstream_changes;
 
@@ -63,10 +59,11 @@ pub enum Step {
     Added,
 }
 
-const ACCESS_LOG: &str = "access_log";
-
 /// Works out what leads from `old` to `new`.
 pub fn plan(old: &Config, new: &Config) -> Plan {
+    let mut changes = Changes::of("");
+    Config::compare(&mut changes, "", old, new);
+    let (settings, restart) = changes.found_and_restart();
     Plan {
         listeners: listeners(old, new),
         upstreams: Part::by_key(
@@ -75,8 +72,8 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
             upstream_changes,
         ),
         routes: routes(old, new),
-        settings: settings(old, new),
-        restart: restart(old, new),
+        settings,
+        restart,
     }
 }
 
@@ -101,7 +98,8 @@ impl Plan {
 
     /// Whether the access log is to be opened anew.
     pub(super) fn access_log_changes(&self) -> bool {
-        self.settings.iter().any(|change| change.key() == ACCESS_LOG)
+        let of_access_log = |key: &str| key == "access_log" || key.starts_with("access_log.");
+        self.settings.iter().any(|change| of_access_log(change.key()))
     }
 }
 
@@ -163,6 +161,12 @@ fn step<T: PartialEq>(from: usize, was: &T, is: &T, changes: impl Fn(&T, &T) -> 
     Step::Changed { from, changes }
 }
 
+fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
+    let mut changes = Changes::of("listener[]");
+    ListenerConfig::compare(&mut changes, "", old, new);
+    changes.found()
+}
+
 /// Addresses are unique but for port 0, which may be there more than once; among those the name tells which is which.
 fn listeners(old: &Config, new: &Config) -> Part<ListenerName> {
     let mut left: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
@@ -207,54 +211,6 @@ fn routes(old: &Config, new: &Config) -> Part<RouteName> {
         }
     }
     part
-}
-
-fn settings(old: &Config, new: &Config) -> Vec<Change> {
-    let mut changes = Changes::of("");
-    changes.time("shutdown_delay", old.shutdown_delay, new.shutdown_delay);
-    changes.time("shutdown_grace", old.shutdown_grace, new.shutdown_grace);
-    changes.time("drain_limit", old.drain_limit, new.drain_limit);
-    let zone = |config: &Config| config.zone.as_deref().unwrap_or("none").to_owned();
-    changes.value("zone", &zone(old), &zone(new));
-    if let (Some(old), Some(new)) = (&old.admin, &new.admin) {
-        changes.other("admin.token", &old.token, &new.token);
-    }
-    changes.value("log.level", &old.log.level, &new.log.level);
-    changes.switched(ACCESS_LOG, &old.access_log, &new.access_log);
-    changes.other("overload", &old.overload, &new.overload);
-    changes.found()
-}
-
-fn restart(old: &Config, new: &Config) -> Vec<Change> {
-    let mut changes = Changes::of("");
-    let workers = |config: &Config| config.workers.map_or_else(|| "one per core".into(), |count| count.to_string());
-    let admin = |config: &Config| match config.admin.as_ref().and_then(|admin| admin.address) {
-        Some(address) => address.to_string(),
-        None => "off".into(),
-    };
-    let socket = |config: &Config| match config.admin.as_ref().and_then(|admin| admin.unix_socket.as_ref()) {
-        Some(path) => path.display().to_string(),
-        None => "none".into(),
-    };
-    changes.value("workers", &workers(old), &workers(new));
-    changes.value_of("admin.address", "admin", &admin(old), &admin(new));
-    changes.value("admin.unix_socket", &socket(old), &socket(new));
-    changes.debug("log.format", &old.log.format, &new.log.format);
-    changes.found()
-}
-
-/// Puts in place of the values that need a restart those that the process runs with, so that what is shown is what is
-/// so, and so that the next reload warns of them again.
-pub(super) fn keep_what_needs_a_restart(old: &Config, new: &mut Config) {
-    new.workers = old.workers;
-    // The token is looked at with each request, so a new one holds at once. An address that the file has switched off is
-    // still served until the restart, and keeps its token.
-    let token = new.admin.take().map(|admin| admin.token);
-    new.admin = old.admin.clone().map(|admin| match token {
-        Some(token) => AdminConfig { token, ..admin },
-        None => admin,
-    });
-    new.log.format = old.log.format;
 }
 
 #[cfg(test)]

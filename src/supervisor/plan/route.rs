@@ -1,8 +1,7 @@
 //! What differs in a route.
 
-use super::change::{Change, Changes};
 use super::upstream::retry_changes;
-use crate::config::{Action, BodyLimit, Forward, RouteConfig};
+use crate::config::{Action, BodyLimit, Change, Changes, Forward, RouteConfig};
 
 pub(super) fn route_changes(old: &RouteConfig, new: &RouteConfig) -> Vec<Change> {
     let mut changes = Changes::of("route[]");

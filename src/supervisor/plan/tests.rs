@@ -5,56 +5,27 @@ use std::time::Duration;
 use super::upstream::health_check_changes;
 use super::*;
 use crate::config::{
-    AccessLogConfig, AccessLogFormat, AccessLogOutput, Action, Address, BackendConfig, BackendLimits, BackendTlsConfig,
-    BodyLimit, Expect, Forward, ForwardedHeader, HeaderEdits, HealthCheckConfig, InitialHealth, LimitsConfig,
-    LingeringConfig, LogConfig, LogFormat, OutlierConfig, OverloadConfig, PathOverrides, PathPattern, PathRewrite,
-    PathRule, PathsConfig, Place, PoolConfig, Probe, RetryBudgetConfig, RetryConfig, RouteConfig, SlowStartConfig,
-    StrategyConfig, Tier, TiersConfig, Timeouts, UpstreamConfig, ZonesConfig,
+    AccessLogConfig, Action, Address, BackendConfig, BackendLimits, BackendTlsConfig, BodyLimit, Expect, Forward,
+    ForwardedHeader, HeaderEdits, HealthCheckConfig, InitialHealth, LimitsConfig, LogFormat, OutlierConfig,
+    PathOverrides, PathPattern, PathRewrite, PathRule, Place, PoolConfig, Probe, RetryBudgetConfig, RetryConfig,
+    RouteConfig, SlowStartConfig, StrategyConfig, Tier, TiersConfig, Timeouts, UpstreamConfig, ZonesConfig,
 };
 
 const S: Duration = Duration::from_secs(1);
 
 fn config() -> Config {
     Config {
-        workers: None,
-        shutdown_delay: Duration::ZERO,
         shutdown_grace: 10 * S,
         drain_limit: 30 * S,
-        admin: Some(AdminConfig { address: Some(([127, 0, 0, 1], 9900).into()), token: None, unix_socket: None }),
-        zone: None,
-        log: LogConfig { level: "info".into(), format: LogFormat::Text },
-        access_log: None,
-        overload: OverloadConfig::default(),
-        tells_identity: false,
         listeners: vec![Arc::new(listener("web", 8080)), Arc::new(listener("api", 8081))],
         routes: ["a", "b", "c"].map(|name| Arc::new(route(name))).into(),
         upstreams: ["u", "v"].map(|name| Arc::new(upstream(name))).into(),
+        ..Config::default()
     }
 }
 
 fn listener(name: &str, port: u16) -> ListenerConfig {
-    ListenerConfig {
-        name: name.into(),
-        address: ([127, 0, 0, 1], port).into(),
-        backlog: 4096,
-        max_connections: 100,
-        max_connections_per_address: None,
-        max_header_bytes: 1,
-        max_headers: 1,
-        max_body: BodyLimit::Unlimited,
-        lingering: LingeringConfig::default(),
-        header_timeout: S,
-        idle_timeout: S,
-        min_bytes_per_second: 240,
-        trusted_proxies: vec![],
-        forwarded: false,
-        forwarded_headers: Vec::new(),
-        via: false,
-        paths: PathsConfig::default(),
-        redirect_to_https: None,
-        tls: None,
-        http2: Some(crate::config::Http2Config::default()),
-    }
+    ListenerConfig { max_connections: 100, idle_timeout: S, ..ListenerConfig::new(name, ([127, 0, 0, 1], port)) }
 }
 
 fn route(name: &str) -> RouteConfig {
@@ -437,7 +408,7 @@ fn routes_are_found_again_by_name_and_their_order_counts() {
 #[test]
 fn settings_say_whether_they_wait_for_a_restart() {
     fn log() -> AccessLogConfig {
-        AccessLogConfig { format: AccessLogFormat::Json, output: AccessLogOutput::Stdout, buffer: 1 }
+        AccessLogConfig { buffer: 1, ..AccessLogConfig::of_defaults() }
     }
     check(&[
         (
@@ -448,14 +419,14 @@ fn settings_say_whether_they_wait_for_a_restart() {
         ("log level", |it| it.log.level = "debug".into(), &["setting log.level info -> debug"]),
         ("access log", |it| it.access_log = Some(log()), &["setting access_log off -> on"]),
         ("workers", |it| it.workers = std::num::NonZero::new(3), &["restart workers one per core -> 3"]),
-        ("admin", |it| it.admin = None, &["restart admin 127.0.0.1:9900 -> off"]),
+        ("admin", |it| it.admin = None, &["restart admin on -> off"]),
         (
             "the address off beside a socket",
             |it| {
                 it.admin.as_mut().unwrap().address = None;
                 it.admin.as_mut().unwrap().unix_socket = Some("/run/i.sock".into());
             },
-            &["restart admin 127.0.0.1:9900 -> off", "restart admin.unix_socket none -> /run/i.sock"],
+            &["restart admin.address 127.0.0.1:9900 -> none", "restart admin.unix_socket none -> /run/i.sock"],
         ),
         (
             "admin socket",
@@ -481,7 +452,7 @@ fn what_needs_a_restart_is_told_again_at_the_next_reload() {
     let old = config();
     let mut new = Config { workers: std::num::NonZero::new(3), admin: None, ..config() };
     let wanted = new.clone();
-    keep_what_needs_a_restart(&old, &mut new);
+    new.keep_the_running(&old);
     assert_eq!(new, old);
     assert_eq!(plan(&new, &wanted).restart.len(), 2);
 }

@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::change::{Change, Changes, limit};
 use crate::config::{
-    BackendConfig, BackendLimits, BackendTlsConfig, HealthCheckConfig, NamedFile, OutlierConfig, RetryConfig, RetryOn,
-    TiersConfig, UpstreamConfig,
+    BackendConfig, BackendLimits, BackendTlsConfig, Change, Changes, HealthCheckConfig, NamedFile, OutlierConfig,
+    RetryConfig, RetryOn, TiersConfig, UpstreamConfig, limit,
 };
 
 pub(super) fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {

@@ -1,10 +1,13 @@
 //! One difference, in words, and how differences are found and told.
 
+use std::collections::HashSet;
 use std::fmt::{self, Display};
 use std::hash::Hash;
 use std::time::Duration;
 
-use crate::config::{Kind, keys};
+use super::keys;
+use super::kind::Kind;
+use super::table::Reload;
 
 /// One difference, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,48 +87,82 @@ fn write_members(f: &mut fmt::Formatter<'_>, sign: char, members: &[String]) -> 
 }
 
 /// Collects differences, key by key. What is told of a value is decided by its key.
-pub(super) struct Changes {
+pub(crate) struct Changes {
     /// The table that the keys are in, as [`keys`] names it.
     table: &'static str,
     found: Vec<Change>,
+    /// Those that have no effect before a restart.
+    restart: Vec<Change>,
+    /// When what is told now takes effect.
+    takes_effect: Reload,
 }
 
 impl Changes {
     /// In the keys of this table.
-    pub(super) fn of(table: &'static str) -> Self {
-        Self { table, found: Vec::new() }
+    pub(crate) fn of(table: &'static str) -> Self {
+        Self { table, found: Vec::new(), restart: Vec::new(), takes_effect: Reload::AtOnce }
     }
 
-    pub(super) fn found(self) -> Vec<Change> {
+    pub(crate) fn found(self) -> Vec<Change> {
         self.found
     }
 
-    pub(super) fn value<T: PartialEq + Display + ?Sized>(&mut self, key: &str, old: &T, new: &T) {
-        self.value_of(key, key, old, new);
+    /// Those that a reload applies, and those that have no effect before a restart.
+    pub(crate) fn found_and_restart(self) -> (Vec<Change>, Vec<Change>) {
+        (self.found, self.restart)
     }
 
-    /// A key that is told by other words.
-    pub(super) fn value_of<T: PartialEq + Display + ?Sized>(&mut self, key: &str, words: &str, old: &T, new: &T) {
-        if old != new {
-            self.push(key, words, &old.to_string(), &new.to_string());
+    /// Says when what is told from here on takes effect.
+    pub(crate) fn take_effect(&mut self, when: Reload) {
+        self.takes_effect = when;
+    }
+
+    fn add(&mut self, change: Change) {
+        match self.takes_effect {
+            Reload::Restart => self.restart.push(change),
+            Reload::AtOnce | Reload::Requests | Reload::Connections | Reload::NextStart => self.found.push(change),
         }
     }
 
-    pub(super) fn debug<T: PartialEq + fmt::Debug>(&mut self, key: &str, old: &T, new: &T) {
-        if old != new {
-            self.push(key, key, &format!("{old:?}").to_lowercase(), &format!("{new:?}").to_lowercase());
-        }
-    }
-
-    fn push(&mut self, key: &str, words: &str, from: &str, to: &str) {
-        let kind = self.kind(key);
+    /// Two values of a key, of which may be shown what `kind` allows.
+    pub(crate) fn told(&mut self, kind: Kind, words: &str, from: &str, to: &str) {
         let (from, to) = (kind.show(from), kind.show(to));
-        self.found.push(match kind {
+        self.add(match kind {
             Kind::Plain | Kind::Location | Kind::File if from != to => {
                 Change::Value { key: words.into(), from: from.into(), to: to.into() }
             }
             _ => Change::Other(words.into()),
         });
+    }
+
+    /// Two lists of a key, likewise. The same members in another order are a difference as well.
+    pub(crate) fn told_members(&mut self, kind: Kind, words: &str, old: &[String], new: &[String]) {
+        let without = |these: &[String], those: &[String]| {
+            let those: HashSet<_> = those.iter().collect();
+            these.iter().filter(|it| !those.contains(it)).map(|it| kind.show(it).into_owned()).collect::<Vec<_>>()
+        };
+        let (added, removed) = (without(new, old), without(old, new));
+        self.add(match (added.is_empty() && removed.is_empty(), old == new) {
+            // In what cannot be told in a word.
+            (true, true) => Change::Other(words.into()),
+            (true, false) => Change::Other(format!("order of {words}")),
+            (false, _) => Change::Members { key: words.into(), added, removed },
+        });
+    }
+
+    pub(crate) fn value<T: PartialEq + Display + ?Sized>(&mut self, key: &str, old: &T, new: &T) {
+        self.value_of(key, key, old, new);
+    }
+
+    /// A key that is told by other words.
+    pub(crate) fn value_of<T: PartialEq + Display + ?Sized>(&mut self, key: &str, words: &str, old: &T, new: &T) {
+        if old != new {
+            self.push(key, words, &old.to_string(), &new.to_string());
+        }
+    }
+
+    fn push(&mut self, key: &str, words: &str, from: &str, to: &str) {
+        self.told(self.kind(key), words, from, to);
     }
 
     /// One that is not in the file is a slip, and counts as a secret.
@@ -136,20 +173,20 @@ impl Changes {
     }
 
     /// A duration's `Debug` is how `lb.toml` writes it: `5s`, `1.5s`, `200ms`.
-    pub(super) fn time(&mut self, key: &str, old: Duration, new: Duration) {
+    pub(crate) fn time(&mut self, key: &str, old: Duration, new: Duration) {
         // Rust writes none in its smallest unit.
         let text = |time: Duration| if time.is_zero() { "0s".to_owned() } else { format!("{time:?}") };
         self.value(key, &text(old), &text(new));
     }
 
-    pub(super) fn other<T: PartialEq>(&mut self, key: &str, old: &T, new: &T) {
+    pub(crate) fn other<T: PartialEq>(&mut self, key: &str, old: &T, new: &T) {
         if old != new {
-            self.found.push(Change::Other(key.into()));
+            self.add(Change::Other(key.into()));
         }
     }
 
     /// A table that may be off.
-    pub(super) fn switched<T: PartialEq>(&mut self, key: &str, old: &Option<T>, new: &Option<T>) {
+    pub(crate) fn switched<T: PartialEq>(&mut self, key: &str, old: &Option<T>, new: &Option<T>) {
         match (old, new) {
             (Some(was), Some(is)) => self.other(key, was, is),
             (was, is) => self.switch(key, was.is_some(), is.is_some()),
@@ -157,20 +194,20 @@ impl Changes {
     }
 
     /// Whether a table is on.
-    pub(super) fn switch(&mut self, key: &str, was: bool, is: bool) {
+    pub(crate) fn switch(&mut self, key: &str, was: bool, is: bool) {
         let word = |on| if on { "on" } else { "off" }.to_owned();
         if was != is {
-            self.found.push(Change::Value { key: key.into(), from: word(was), to: word(is) });
+            self.add(Change::Value { key: key.into(), from: word(was), to: word(is) });
         }
     }
 
     /// The same members in another order are a difference as well: strategies number backends by it.
-    pub(super) fn members<T: PartialEq + Eq + Hash + Display>(&mut self, key: &str, old: &[T], new: &[T]) {
+    pub(crate) fn members<T: PartialEq + Eq + Hash + Display>(&mut self, key: &str, old: &[T], new: &[T]) {
         self.members_of(key, key, old, new);
     }
 
     /// A key that is told by other words.
-    pub(super) fn members_of<T: PartialEq + Eq + Hash + Display>(
+    pub(crate) fn members_of<T: PartialEq + Eq + Hash + Display>(
         &mut self,
         key: &str,
         words: &str,
@@ -180,22 +217,12 @@ impl Changes {
         if old == new {
             return;
         }
-        let kind = self.kind(key);
-        let without = |these: &[T], those: &[T]| {
-            let those: std::collections::HashSet<_> = those.iter().collect();
-            let shown = |it: &T| kind.show(&it.to_string()).into_owned();
-            these.iter().filter(|it| !those.contains(it)).map(shown).collect::<Vec<_>>()
-        };
-        let (added, removed) = (without(new, old), without(old, new));
-        if added.is_empty() && removed.is_empty() {
-            self.found.push(Change::Other(format!("order of {words}")));
-        } else {
-            self.found.push(Change::Members { key: words.into(), added, removed });
-        }
+        let texts = |members: &[T]| members.iter().map(T::to_string).collect::<Vec<_>>();
+        self.told_members(self.kind(key), words, &texts(old), &texts(new));
     }
 }
 
 /// As `lb.toml` writes it.
-pub(super) fn limit(limit: Option<u32>) -> String {
+pub(crate) fn limit(limit: Option<u32>) -> String {
     limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
 }

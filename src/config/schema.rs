@@ -1,0 +1,233 @@
+//! The file as a JSON schema and as a page for people, both made of what the tables say of themselves.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::form::{Inner, Literal, Many, variable};
+use super::keys;
+use super::table::{Key, Reload, Table};
+use super::whole::Config;
+
+/// The JSON schema (draft 7) of `lb.toml`, for editors: what they complete, explain and underline. It knows what can be seen of one key alone;
+/// `isobar check` knows the rest.
+pub fn schema() -> Value {
+    let mut schema = of_table(&whole());
+    if let Some(schema) = schema.as_object_mut() {
+        schema.insert("$schema".into(), "http://json-schema.org/draft-07/schema#".into());
+        schema.insert("title".into(), "isobar's lb.toml".into());
+    }
+    schema
+}
+
+fn whole() -> Inner {
+    Inner { many: Many::One, doc: Config::DOC, enabled: None, keys: Config::keys() }
+}
+
+/// The schema of a table.
+pub(crate) fn of_table(table: &Inner) -> Value {
+    let mut properties = Map::new();
+    if let Some(default) = table.enabled {
+        let schema = json!({ "anyOf": [{ "type": "boolean" }, variable()] });
+        properties.insert("enabled".into(), described(schema, ENABLED, Literal::Flag(default)));
+    }
+    for key in &table.keys {
+        properties.insert(key.name.into(), described(key.about.schema.clone(), key.doc, key.default));
+    }
+    let required: Vec<_> = table.keys.iter().filter(|key| key.is_needed).map(|key| key.name).collect();
+    let mut schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+    if let (Some(schema), false) = (schema.as_object_mut(), required.is_empty()) {
+        schema.insert("required".into(), json!(required));
+    }
+    schema
+}
+
+/// The sentence of the key `enabled`, which is the same in all tables that have it.
+const ENABLED: &str = "Whether the table is in force.";
+
+fn described(schema: Value, doc: &str, default: Literal) -> Value {
+    let Value::Object(mut schema) = schema else { return schema };
+    schema.insert("description".into(), doc.into());
+    if let Some(default) = default.json() {
+        schema.insert("default".into(), default);
+    }
+    Value::Object(schema)
+}
+
+/// The schema of what is told by names alone: the keys that [`keys`] knows below a path.
+pub(crate) fn by_names(path: &str) -> Value {
+    if keys::kind(&format!("{path}[]")).is_some() {
+        return json!({ "type": "array", "items": by_names(&format!("{path}[]")) });
+    }
+    if keys::kind(&format!("{path}.*")).is_some() {
+        return json!({ "type": "object", "additionalProperties": by_names(&format!("{path}.*")) });
+    }
+    let below: Vec<_> = keys::all().keys().filter_map(|key| key.strip_prefix(&format!("{path}."))).collect();
+    let names = below.iter().filter(|rest| !rest.contains(['.', '[']));
+    let properties: Map<_, _> = names.map(|name| ((*name).to_owned(), by_names(&format!("{path}.{name}")))).collect();
+    match properties.is_empty() {
+        true => json!({}),
+        false => json!({ "properties": properties, "additionalProperties": false }),
+    }
+}
+
+impl Literal {
+    /// As JSON.
+    fn json(self) -> Option<Value> {
+        Some(match self {
+            Self::Nothing | Self::Words(_) => return None,
+            Self::Text(text) => text.into(),
+            Self::Number(number) => number.into(),
+            Self::Flag(flag) => flag.into(),
+            Self::List(members) => members.iter().filter_map(|member| member.json()).collect(),
+        })
+    }
+
+    /// As the file writes it, or the words that stand for it.
+    fn words(self) -> String {
+        match self {
+            Self::Nothing => "none".into(),
+            Self::Words(words) => words.into(),
+            literal => format!("`{}`", literal.json().map(|json| json.to_string()).unwrap_or_default()),
+        }
+    }
+}
+
+const HEAD: &str = "\
+# Every key of `lb.toml`
+
+Written by `UPDATE_EXPECT=1 cargo test --test config` from what the code says of each key, and checked by the same test. Which keys work together
+is told in the pages about them: [forwarding](forwarding.md), [TLS](tls.md), [HTTP/2](http2.md), [limits](limits.md), [load balancing](picking.md),
+[health checks](health-checks.md), [backends](backends.md), [gRPC](grpc.md), [operations](operations.md) and [reload](reload.md).
+
+- **Strings** may hold variables of the environment: `\"${NAME}\"` must be set, `\"${NAME:-default}\"` need not be, and `\"$${\"` writes a plain `\"${\"`. A
+  variable may stand for a number, or for true or false, too: `weight = \"${WEIGHT:-1}\"`.
+- **Durations** are whole numbers with a unit (`ms`, `s`, `m`, `h`, `d`), such as `\"500ms\"` or `\"1m30s\"`, of at most 365 days.
+- **Sizes** are bytes, or have a unit (`KB`, `MB`, `GB`; `KiB`, `MiB`, `GiB`), such as `\"64KiB\"`.
+- **Unknown keys** are refused, with the name that was probably meant.
+- **Takes effect** says what a [reload](reload.md) does with another value.
+
+Editors complete and check the file by its JSON schema. `isobar schema` prints it; [taplo](https://taplo.tamasfe.dev), which is behind the
+TOML support of most editors, finds it by the first line of the file:
+
+```text
+$ isobar schema > /etc/isobar/lb.schema.json
+$ head -1 /etc/isobar/lb.toml
+#:schema ./lb.schema.json
+```
+
+";
+
+/// The page of every key: `docs/reference.md`.
+pub fn reference() -> String {
+    let mut page = HEAD.to_owned();
+    section(&mut page, "", &whole(), Reload::AtOnce);
+    page.truncate(page.trim_end().len());
+    page + "\n"
+}
+
+/// A table with a line for each key, and then the tables in it.
+fn section(page: &mut String, path: &str, table: &Inner, reload: Reload) {
+    let title = match (path, table.many) {
+        ("", _) => "At the top of the file".to_owned(),
+        (path, Many::One) => format!("`[{path}]`"),
+        (path, Many::Listed) => format!("`[[{path}]]`"),
+    };
+    let _ = write!(page, "## {title}\n\n{}\n\n", table.doc);
+    page.push_str("| Key | Value | Default | Takes effect | |\n|---|---|---|---|---|\n");
+    if let Some(default) = table.enabled {
+        line(page, "enabled", "true or false", &Literal::Flag(default).words(), reload, ENABLED);
+    }
+    for key in &table.keys {
+        let default = match (key.is_needed, key.about.inner.is_some()) {
+            (true, _) => "needed, such as ".to_owned() + &key.example.words(),
+            (false, true) => "below".into(),
+            (false, false) => key.default.words(),
+        };
+        line(page, key.name, &key.about.form, &default, key.reload, key.doc);
+    }
+    page.push('\n');
+    for key in &table.keys {
+        let below = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
+        match &key.about.inner {
+            Some(inner) => section(page, &below, inner, key.reload),
+            None => names(page, &below, key),
+        }
+    }
+}
+
+fn line(page: &mut String, key: &str, form: &str, default: &str, reload: Reload, doc: &str) {
+    let doc = doc.replace('|', "\\|");
+    let _ = writeln!(page, "| `{key}` | {form} | {default} | {} | {doc} |", reload.as_str());
+}
+
+/// The names of keys of which nothing else is known here; `lb.toml` shows them.
+fn names(page: &mut String, path: &str, key: &Key) {
+    let within = |name: &&String| {
+        let rest = name.strip_prefix(path);
+        rest.is_some_and(|rest| rest.starts_with(['[', '.'])) && !name.ends_with("[]") && !name.ends_with(".*")
+    };
+    let names: Vec<_> = keys::all().keys().filter(within).map(|name| format!("`{name}`")).collect();
+    if key.about.kind == super::Kind::Table && !names.is_empty() {
+        let _ = write!(
+            page,
+            "## `{path}`\n\n{} They are shown in [lb.toml](../lb.toml): {}.\n\n",
+            key.doc,
+            names.join(", ")
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The keys that a schema knows, named as [`keys`] names them.
+    fn collect(path: &str, schema: &Value, found: &mut Vec<String>) {
+        if let Some(properties) = schema["properties"].as_object() {
+            for (name, schema) in properties {
+                let path = keys::join(path, name);
+                collect(&path, schema, found);
+                found.push(path);
+            }
+        }
+        if schema["items"].is_object() {
+            let path = format!("{path}[]");
+            collect(&path, &schema["items"], found);
+            found.push(path);
+        }
+        if schema["additionalProperties"].is_object() {
+            let path = format!("{path}.*");
+            collect(&path, &schema["additionalProperties"], found);
+            found.push(path);
+        }
+        for schema in schema["anyOf"].as_array().into_iter().flatten() {
+            collect(path, schema, found);
+        }
+    }
+
+    #[test]
+    fn the_schema_has_every_key_and_no_other() {
+        let mut found = Vec::new();
+        collect("", &schema(), &mut found);
+        found.sort();
+        found.dedup();
+        let mut known: Vec<_> = keys::all().keys().filter(|key| !key.is_empty()).cloned().collect();
+        known.sort();
+        assert_eq!(found, known);
+    }
+
+    #[test]
+    fn every_key_has_a_sentence_without_links_of_rustdoc() {
+        fn look(path: &str, table: &Inner) {
+            assert!(!table.doc.is_empty(), "{path}");
+            for Key { name, doc, about, .. } in &table.keys {
+                assert!(doc.ends_with('.') && !doc.contains("[`") && !doc.contains("Self::"), "{path}.{name}: {doc}");
+                if let Some(inner) = &about.inner {
+                    look(&format!("{path}.{name}"), inner);
+                }
+            }
+        }
+        look("", &whole());
+    }
+}
