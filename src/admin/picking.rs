@@ -8,7 +8,7 @@ use serde::ser::{SerializeMap, Serializer};
 use super::config::{Entries, Shown};
 use crate::backend::Backend;
 use crate::backend::outlier::Ejection;
-use crate::config::{OutlierConfig, Place, SlowStartConfig, Tier, ZonesConfig};
+use crate::config::{Place, Tier, ZonesConfig};
 use crate::telemetry::calendar::rfc3339;
 use crate::upstream::{Roster, Seat, Source};
 
@@ -117,72 +117,6 @@ impl EjectionView {
     }
 }
 
-impl Serialize for Shown<&OutlierConfig> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let OutlierConfig {
-            consecutive_gateway,
-            consecutive_local,
-            count_server_errors,
-            interval,
-            window,
-            failure_rate,
-            failure_volume,
-            success_deviations,
-            success_gap,
-            success_volume,
-            success_intervals,
-            latency_deviations,
-            latency_ratio,
-            latency_excess,
-            latency_volume,
-            latency_intervals,
-            hosts,
-            base,
-            longest,
-            jitter,
-            forgive,
-            max_ejected_percent,
-        } = self.0;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("enabled", &true)?;
-        map.serialize_entry("consecutive_gateway_errors", consecutive_gateway)?;
-        map.serialize_entry("consecutive_local_errors", consecutive_local)?;
-        map.serialize_entry("count_server_errors", count_server_errors)?;
-        map.serialize_entry("interval", &Shown(*interval))?;
-        map.serialize_entry("window", &Shown(*window))?;
-        map.serialize_entry("failure_percent", &percent(*failure_rate))?;
-        map.serialize_entry("failure_volume", failure_volume)?;
-        map.serialize_entry("success_deviations", success_deviations)?;
-        map.serialize_entry("success_gap_percent", &percent(*success_gap))?;
-        map.serialize_entry("success_volume", success_volume)?;
-        map.serialize_entry("success_intervals", success_intervals)?;
-        map.serialize_entry("latency_deviations", latency_deviations)?;
-        map.serialize_entry("latency_ratio", latency_ratio)?;
-        map.serialize_entry("latency_excess", &Shown(*latency_excess))?;
-        map.serialize_entry("latency_volume", latency_volume)?;
-        map.serialize_entry("latency_intervals", latency_intervals)?;
-        map.serialize_entry("backends_min", hosts)?;
-        map.serialize_entry("ejection_time", &Shown(*base))?;
-        map.serialize_entry("ejection_time_max", &Shown(*longest))?;
-        map.serialize_entry("jitter_percent", &percent(*jitter))?;
-        map.serialize_entry("forgive_after", &Shown(*forgive))?;
-        map.serialize_entry("max_ejected_percent", max_ejected_percent)?;
-        map.end()
-    }
-}
-
-impl Serialize for Shown<&SlowStartConfig> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let SlowStartConfig { window, aggression, minimum } = self.0;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("enabled", &true)?;
-        map.serialize_entry("window", &Shown(*window))?;
-        map.serialize_entry("aggression", aggression)?;
-        map.serialize_entry("minimum_percent", &percent(*minimum))?;
-        map.end()
-    }
-}
-
 impl Serialize for Shown<&ZonesConfig> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         // The zone of the process stands at the top of the file.
@@ -209,8 +143,4 @@ pub(super) fn place_keys<M: SerializeMap>(map: &mut M, place: &Place) -> Result<
         Some(zone) => map.serialize_entry("zone", &**zone),
         None => Ok(()),
     }
-}
-
-fn percent(part: f64) -> u32 {
-    (part * 100.0).round() as u32
 }

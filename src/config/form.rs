@@ -116,6 +116,8 @@ pub(crate) enum Literal {
     Text(&'static str),
     /// A whole number.
     Number(i64),
+    /// A number with decimals.
+    Decimal(f64),
     /// True or false.
     Flag(bool),
     /// An array.
@@ -144,6 +146,7 @@ macro_rules! from_literal {
 from_literal! {
     i64: Literal::Number(number) => number,
     bool: Literal::Flag(flag) => flag,
+    f64: Literal::Decimal(number) => number,
     Text: Literal::Text(text) | Literal::Words(text) => text.into(),
     Location: Literal::Text(text) => text.into(),
     FilePath: Literal::Text(text) => text.into(),
@@ -184,6 +187,11 @@ pub(crate) fn read<V, F: Form<V>>(
 ) -> V {
     let read = field.given().and_then(|(place, written)| form.read_over(check, place, written, before));
     read.unwrap_or_else(absent)
+}
+
+/// Reads a table that stands in one that is not read by its form.
+pub(crate) fn table<V, F: Form<V>>(check: &Check<'_>, form: &F, field: &Field<F::Written>) -> V {
+    read(check, form, field, None, || form.absent(check, Literal::Nothing))
 }
 
 /// Reads a key without which its table means nothing.
@@ -259,6 +267,65 @@ impl<V: Number> Form<V> for Whole {
         let (least, most) = (self.0.start(), self.0.end());
         let schema = or_variable(json!({ "type": "integer", "minimum": least, "maximum": most }));
         About::new::<i64>(format!("a whole number, {least} to {most}"), schema)
+    }
+}
+
+/// Any number within bounds.
+pub(crate) struct Real(pub(crate) RangeInclusive<f64>);
+
+impl Form<f64> for Real {
+    type Written = f64;
+
+    fn read(&self, check: &Check<'_>, place: Place, written: &f64) -> Option<f64> {
+        if self.0.contains(written) {
+            return Some(*written);
+        }
+        let problem = Problem::error(format!("{} is out of range", check.show(place, written)));
+        check.add(place, problem.expected(format!("{} to {}", self.0.start(), self.0.end())));
+        None
+    }
+
+    fn show(&self, value: &f64) -> Option<Tree> {
+        Some((*value).into())
+    }
+
+    fn tell(&self, value: &f64) -> String {
+        value.to_string()
+    }
+
+    fn about(&self) -> About {
+        let (least, most) = (self.0.start(), self.0.end());
+        let schema = or_variable(json!({ "type": "number", "minimum": least, "maximum": most }));
+        About::new::<f64>(format!("a number, {least} to {most}"), schema)
+    }
+}
+
+/// A part of something, which the file has in whole hundredths.
+pub(crate) struct Percent(pub(crate) RangeInclusive<i64>);
+
+impl Percent {
+    fn of(part: f64) -> u32 {
+        (part * 100.0).round() as u32
+    }
+}
+
+impl Form<f64> for Percent {
+    type Written = i64;
+
+    fn read(&self, check: &Check<'_>, place: Place, written: &i64) -> Option<f64> {
+        value::number_in(check, place, *written, self.0.clone()).map(|percent| percent as f64 / 100.0)
+    }
+
+    fn show(&self, value: &f64) -> Option<Tree> {
+        Some(Self::of(*value).into())
+    }
+
+    fn tell(&self, value: &f64) -> String {
+        Self::of(*value).to_string()
+    }
+
+    fn about(&self) -> About {
+        <Whole as Form<u32>>::about(&Whole(self.0.clone()))
     }
 }
 
@@ -636,7 +703,7 @@ impl<V: Word> Form<Vec<V>> for Once {
 /// A table. As an `Option` it is none where the file does not have it, or says that it is off.
 pub(crate) struct Part;
 
-fn part_about<T: Table>() -> About {
+pub(crate) fn part_about<T: Table>() -> About {
     let inner = Inner { many: Many::One, doc: T::DOC, enabled: T::ENABLED, keys: T::keys() };
     let schema = super::schema::of_table(&inner);
     About { inner: Some(inner), ..About::new::<T::Written>("a table", schema) }
@@ -686,7 +753,7 @@ where
 }
 
 /// Compares tables that may be off.
-fn compare_switched<T: Table>(changes: &mut Changes, path: &str, old: Option<&T>, new: Option<&T>) {
+pub(crate) fn compare_switched<T: Table>(changes: &mut Changes, path: &str, old: Option<&T>, new: Option<&T>) {
     match (old, new) {
         (Some(old), Some(new)) => T::compare(changes, &format!("{path}."), old, new),
         (old, new) => changes.switch(path, old.is_some(), new.is_some()),
@@ -694,7 +761,7 @@ fn compare_switched<T: Table>(changes: &mut Changes, path: &str, old: Option<&T>
 }
 
 /// As `/config` has it: one that is off has `enabled` and nothing else.
-fn show_switched<T: Table>(value: Option<&T>) -> Option<Tree> {
+pub(crate) fn show_switched<T: Table>(value: Option<&T>) -> Option<Tree> {
     let off = || T::ENABLED.map(|_| Tree::Table(vec![("enabled".to_owned(), false.into())]));
     value.map(T::tree).or_else(off)
 }

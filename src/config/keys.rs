@@ -20,13 +20,21 @@ pub fn kind(key: &str) -> Option<Kind> {
 
 /// All of them with their kinds, members of arrays too.
 pub fn all() -> &'static BTreeMap<String, Kind> {
-    static ALL: LazyLock<BTreeMap<String, Kind>> = LazyLock::new(|| {
-        let mut kinds = BTreeMap::new();
-        let file = raw::File::deserialize(Walk { path: String::new(), kinds: &mut kinds });
-        debug_assert!(file.is_ok(), "{file:?}");
-        kinds
-    });
+    static ALL: LazyLock<BTreeMap<String, Kind>> = LazyLock::new(|| walk().0);
     &ALL
+}
+
+/// The types that a key's value may be of, as JSON has them: `integer`, `string`.
+pub(super) fn types(key: &str) -> &'static [&'static str] {
+    static TYPES: LazyLock<BTreeMap<String, Vec<&'static str>>> = LazyLock::new(|| walk().1);
+    TYPES.get(key).map_or(&[], Vec::as_slice)
+}
+
+fn walk() -> (BTreeMap<String, Kind>, BTreeMap<String, Vec<&'static str>>) {
+    let (mut kinds, mut types) = (BTreeMap::new(), BTreeMap::new());
+    let file = raw::File::deserialize(Walk { path: String::new(), kinds: &mut kinds, types: &mut types });
+    debug_assert!(file.is_ok(), "{file:?}");
+    (kinds, types)
 }
 
 /// The name of a key within a table.
@@ -38,24 +46,35 @@ pub fn join(table: &str, key: &str) -> String {
 struct Walk<'k> {
     path: String,
     kinds: &'k mut BTreeMap<String, Kind>,
+    types: &'k mut BTreeMap<String, Vec<&'static str>>,
+}
+
+impl Walk<'_> {
+    fn note(&mut self, of: &'static str) {
+        self.types.entry(self.path.clone()).or_default().push(of);
+    }
 }
 
 impl<'de> Deserializer<'de> for Walk<'_> {
     type Error = Error;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_any<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
+        self.note("string");
         visitor.visit_str("")
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_bool<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
+        self.note("boolean");
         visitor.visit_bool(true)
     }
 
-    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_i64<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
+        self.note("integer");
         visitor.visit_i64(1)
     }
 
-    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_f64<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Error> {
+        self.note("number");
         visitor.visit_f64(1.0)
     }
 
@@ -99,9 +118,11 @@ impl<'de> Deserializer<'de> for Walk<'_> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        // The table where there is one: it is the one with keys.
+        // Each by its type, which is its name. The table where there is one: it is the one with keys.
+        let mut walk = self;
+        variants.iter().filter(|variant| **variant != "table").for_each(|variant| walk.note(variant));
         let variant = variants.last().ok_or_else(|| Error::custom("an enum without variants"))?;
-        visitor.visit_enum(Variant(variant, self))
+        visitor.visit_enum(Variant(variant, walk))
     }
 
     forward_to_deserialize_any! {
@@ -142,7 +163,7 @@ impl<'de> de::MapAccess<'de> for Keys<'_> {
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
         let Some((key, others)) = self.keys.split_first() else { return Err(Error::custom("a value before its key")) };
         self.keys = others;
-        seed.deserialize(Walk { path: join(&self.walk.path, key), kinds: self.walk.kinds })
+        seed.deserialize(Walk { path: join(&self.walk.path, key), kinds: self.walk.kinds, types: self.walk.types })
     }
 }
 
@@ -162,8 +183,8 @@ impl<'de> Deserializer<'de> for Name {
         _: usize,
         visitor: V,
     ) -> Result<V::Value, Error> {
-        let (mut none, path) = (BTreeMap::new(), String::new());
-        visitor.visit_seq(Parts { place: Some(0), value: Some(Walk { path, kinds: &mut none }) })
+        let (mut kinds, mut types, path) = (BTreeMap::new(), BTreeMap::new(), String::new());
+        visitor.visit_seq(Parts { place: Some(0), value: Some(Walk { path, kinds: &mut kinds, types: &mut types }) })
     }
 
     forward_to_deserialize_any! {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::{AdaptiveLimitConfig, BreakerConfig};
+
 /// Limits of an upstream, and what is done with requests beyond them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LimitsConfig {
@@ -54,48 +56,4 @@ impl Default for QueueConfig {
     fn default() -> Self {
         Self { length: 1_024, timeout: Duration::from_secs(1), order: QueueOrder::Fifo }
     }
-}
-
-/// `[upstream.NAME.circuit_breaker]`: spares an upstream that fails, and tells clients at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BreakerConfig {
-    /// How far back attempts count.
-    pub window: Duration,
-    /// Fewer attempts than this say nothing.
-    pub min_calls: u32,
-    /// Opens when so many of a hundred attempts have failed.
-    pub failure_percent: u8,
-    /// An attempt whose response's head takes this long is slow; `None`: none is.
-    pub slow_after: Option<Duration>,
-    /// Opens when so many of a hundred attempts were slow.
-    pub slow_percent: u8,
-    /// How long it stays open the first time.
-    pub open_for: Duration,
-    /// The longest that it stays open.
-    pub open_max: Duration,
-    /// Attempts that are let through to find out whether it may close.
-    pub probes: u16,
-}
-
-/// `[upstream.NAME.adaptive_limit]`: requests in flight at an upstream, fewer when responses take longer than usual.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AdaptiveLimitConfig {
-    /// Where it begins.
-    pub initial: u32,
-    /// It never is below.
-    pub min: u32,
-    /// It never is above.
-    pub max: u32,
-    /// How long responses may take, in hundredths of what is usual, before it goes down. At least 100.
-    pub tolerance_percent: u32,
-    /// How much of what a window asks for is done at once, in hundredths.
-    pub smoothing_percent: u8,
-    /// By how many requests it goes up when all is well.
-    pub headroom: u32,
-    /// How many windows back count for what is usual.
-    pub long_windows: u32,
-    /// How long responses are gathered before it is looked at.
-    pub window: Duration,
-    /// Fewer responses than this say nothing.
-    pub min_samples: u32,
 }

@@ -50,39 +50,52 @@ mod picking;
 mod report;
 mod error;
 mod limits;
+mod pool;
+mod retry_budget;
+mod outlier;
+mod slow_start;
+mod breaker;
+mod adaptive;
 mod tls;
 mod access;
 mod file;
 
 pub use access::{Access, read};
 pub use access_log::{AccessLogConfig, AccessLogFormat, AccessLogOutput};
+pub use adaptive::AdaptiveLimitConfig;
 pub use admin::{AdminConfig, Secret};
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use body_limit::BodyLimit;
 pub(crate) use body_limit::BodySize;
+pub use breaker::BreakerConfig;
 pub use check::{Loaded, Refused, Vocabulary, load, load_admin, load_whole, parse, parse_whole};
 pub use difference::{Change, Listed};
 pub(crate) use difference::{Changes, limit};
 pub use error::{Problem, Problems, Severity, nearest};
 pub use file::{FILE_BYTES_MAX, ReadFile};
+pub(crate) use form::{compare_switched, show_switched};
 pub use forwarded::ForwardedHeader;
 pub use grpc::GrpcStatus;
 pub use health_check::{BodyMatch, GrpcProbe, HealthCheckConfig, HttpProbe, InitialHealth, Probe};
 pub use http2::Http2Config;
 pub use kind::Kind;
-pub use limits::{AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, QueueConfig, QueueOrder};
+pub use limits::{BackendLimits, LimitsConfig, QueueConfig, QueueOrder};
 pub use lingering::LingeringConfig;
 pub use listener::ListenerConfig;
 pub use log::{LogConfig, LogFormat, log_filter};
+pub use outlier::OutlierConfig;
 pub use overload::OverloadConfig;
 pub use paths::{PathOverrides, PathRule, PathsConfig, PathsKey};
-pub use picking::{OutlierConfig, Place, SlowStartConfig, Tier, TiersConfig, ZonesConfig};
-pub use retry::{HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
+pub use picking::{Place, Tier, TiersConfig, ZonesConfig};
+pub use pool::PoolConfig;
+pub use retry::{HedgeConfig, RetryConfig, RetryOn};
+pub use retry_budget::RetryBudgetConfig;
 pub use route::{
     Action, Expect, Forward, HeaderEdits, HeaderMatch, HostPattern, LocationPart, PathPattern, PathRewrite, QueryMatch,
     Redirect, Respond, RouteConfig, Timeouts, ValueMatch,
 };
 pub use schema::{reference, schema};
+pub use slow_start::SlowStartConfig;
 pub(crate) use table::Table;
 pub use tls::{
     CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, Misdirected, TlsConfig, TlsProfile,
@@ -91,7 +104,7 @@ pub use tls::{
 pub(crate) use tree::Tree;
 pub use units::duration;
 pub(crate) use units::written as written_duration;
-pub use upstream::{Address, BackendConfig, PoolConfig, Protocol, StrategyConfig, UpstreamConfig};
+pub use upstream::{Address, BackendConfig, Protocol, StrategyConfig, UpstreamConfig};
 pub use whole::Config;
 
 macro_rules! names {

@@ -6,9 +6,15 @@
 
 use serde::Deserialize;
 
+use super::adaptive::WrittenAdaptiveLimitConfig;
+use super::breaker::WrittenBreakerConfig;
 use super::field::{Field, Named};
 use super::kind::{FilePath, Location, Sensitive, Word, of_kind};
+use super::outlier::WrittenOutlierConfig;
 use super::paths::WrittenPathOverrides;
+use super::pool::WrittenPoolConfig;
+use super::retry_budget::WrittenRetryBudgetConfig;
+use super::slow_start::WrittenSlowStartConfig;
 pub(crate) use super::whole::WrittenConfig as File;
 
 // What of their values may be shown. Those of keys that are texts have it by their types.
@@ -16,8 +22,7 @@ of_kind! {
     Plain: Workers, Duration, Size, Limit, Retries, Condition, Statuses;
     Location: Backend;
     Sensitive: ValueMatch;
-    Table: Route, Redirect, Respond, Timeouts, HeaderEdits, Upstream, Backoff, Hedge, RetryBudget, Pool, BackendTls,
-        ClientCertificate, HealthCheck, Queue, CircuitBreaker, AdaptiveLimit, OutlierDetection, SlowStart, ZonePreference;
+    Table: Route, Redirect, Respond, Timeouts, HeaderEdits, Upstream, Backoff, Hedge, BackendTls, ClientCertificate, HealthCheck, Queue, ZonePreference;
 }
 
 /// Tables under the same name: `[[listener]]`.
@@ -133,21 +138,21 @@ pub(crate) struct Upstream {
     pub(crate) backends: Field<Vec<Field<Backend>>>,
     pub(crate) connect_timeout: Field<Duration>,
     pub(crate) retries: Field<Retries>,
-    pub(crate) retry_budget: Field<RetryBudget>,
-    pub(crate) pool: Field<Pool>,
+    pub(crate) retry_budget: Field<WrittenRetryBudgetConfig>,
+    pub(crate) pool: Field<WrittenPoolConfig>,
     pub(crate) protocol: Field<Word>,
     pub(crate) tls: Field<BackendTls>,
     pub(crate) health_check: Field<HealthCheck>,
-    pub(crate) outlier_detection: Field<OutlierDetection>,
-    pub(crate) slow_start: Field<SlowStart>,
+    pub(crate) outlier_detection: Field<WrittenOutlierConfig>,
+    pub(crate) slow_start: Field<WrittenSlowStartConfig>,
     pub(crate) panic_threshold: Field<i64>,
     pub(crate) overprovisioning: Field<f64>,
     pub(crate) zone_preference: Field<ZonePreference>,
     pub(crate) max_in_flight: Field<Limit>,
     pub(crate) max_connections: Field<Limit>,
     pub(crate) queue: Field<Queue>,
-    pub(crate) circuit_breaker: Field<CircuitBreaker>,
-    pub(crate) adaptive_limit: Field<AdaptiveLimit>,
+    pub(crate) circuit_breaker: Field<WrittenBreakerConfig>,
+    pub(crate) adaptive_limit: Field<WrittenAdaptiveLimitConfig>,
 }
 
 /// A number of things at a time as written.
@@ -226,22 +231,6 @@ pub(crate) struct Hedge {
     pub(crate) budget_percent: Field<i64>,
 }
 
-/// `retry_budget = { .. }`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct RetryBudget {
-    pub(crate) percent: Field<i64>,
-    pub(crate) per_second: Field<i64>,
-}
-
-/// `pool = { .. }`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct Pool {
-    pub(crate) max_idle: Field<i64>,
-    pub(crate) idle_timeout: Field<Duration>,
-}
-
 /// `[upstream.NAME.tls]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -295,76 +284,6 @@ pub(crate) struct Queue {
     pub(crate) order: Field<Word>,
     pub(crate) target: Field<Duration>,
     pub(crate) interval: Field<Duration>,
-}
-
-/// `[upstream.NAME.circuit_breaker]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct CircuitBreaker {
-    pub(crate) enabled: Field<bool>,
-    pub(crate) window: Field<Duration>,
-    pub(crate) min_calls: Field<i64>,
-    pub(crate) failure_percent: Field<i64>,
-    pub(crate) slow_after: Field<Duration>,
-    pub(crate) slow_percent: Field<i64>,
-    pub(crate) open_for: Field<Duration>,
-    pub(crate) open_max: Field<Duration>,
-    pub(crate) probes: Field<i64>,
-}
-
-/// `[upstream.NAME.adaptive_limit]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct AdaptiveLimit {
-    pub(crate) enabled: Field<bool>,
-    pub(crate) initial: Field<i64>,
-    pub(crate) min: Field<i64>,
-    pub(crate) max: Field<i64>,
-    pub(crate) tolerance_percent: Field<i64>,
-    pub(crate) smoothing_percent: Field<i64>,
-    pub(crate) headroom: Field<i64>,
-    pub(crate) long_windows: Field<i64>,
-    pub(crate) window: Field<Duration>,
-    pub(crate) min_samples: Field<i64>,
-}
-
-/// `[upstream.NAME.outlier_detection]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct OutlierDetection {
-    pub(crate) enabled: Field<bool>,
-    pub(crate) consecutive_gateway_errors: Field<i64>,
-    pub(crate) consecutive_local_errors: Field<i64>,
-    pub(crate) count_server_errors: Field<bool>,
-    pub(crate) interval: Field<Duration>,
-    pub(crate) window: Field<Duration>,
-    pub(crate) failure_percent: Field<i64>,
-    pub(crate) failure_volume: Field<i64>,
-    pub(crate) success_deviations: Field<f64>,
-    pub(crate) success_gap_percent: Field<i64>,
-    pub(crate) success_volume: Field<i64>,
-    pub(crate) success_intervals: Field<i64>,
-    pub(crate) latency_deviations: Field<f64>,
-    pub(crate) latency_ratio: Field<f64>,
-    pub(crate) latency_excess: Field<Duration>,
-    pub(crate) latency_volume: Field<i64>,
-    pub(crate) latency_intervals: Field<i64>,
-    pub(crate) backends_min: Field<i64>,
-    pub(crate) ejection_time: Field<Duration>,
-    pub(crate) ejection_time_max: Field<Duration>,
-    pub(crate) jitter_percent: Field<i64>,
-    pub(crate) forgive_after: Field<Duration>,
-    pub(crate) max_ejected_percent: Field<i64>,
-}
-
-/// `[upstream.NAME.slow_start]`
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct SlowStart {
-    pub(crate) enabled: Field<bool>,
-    pub(crate) window: Field<Duration>,
-    pub(crate) aggression: Field<f64>,
-    pub(crate) minimum_percent: Field<i64>,
 }
 
 /// `[upstream.NAME.zone_preference]`

@@ -90,18 +90,3 @@ impl Default for HedgeConfig {
         Self { percentile: 95, min_delay: Duration::from_millis(1), budget_percent: 5 }
     }
 }
-
-/// `retry_budget`: further attempts of an upstream's requests together, over all workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetryBudgetConfig {
-    /// For each hundred requests.
-    pub percent: u16,
-    /// A second, whatever was requested.
-    pub per_second: u32,
-}
-
-impl Default for RetryBudgetConfig {
-    fn default() -> Self {
-        Self { percent: 20, per_second: 10 }
-    }
-}

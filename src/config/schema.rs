@@ -4,10 +4,13 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::form::{Inner, Literal, Many, variable};
+use super::form::{About, Inner, Literal, Many, part_about, variable};
 use super::keys;
+use super::kind::Kind;
+use super::paths::PathOverrides;
 use super::table::{Key, Reload, Table};
 use super::whole::Config;
+use super::{AdaptiveLimitConfig, BreakerConfig, OutlierConfig, PoolConfig, RetryBudgetConfig, SlowStartConfig};
 
 /// The JSON schema (draft 7) of `lb.toml`, for editors: what they complete, explain and underline. It knows what can be seen of one key alone;
 /// `isobar check` knows the rest.
@@ -56,6 +59,9 @@ fn described(schema: Value, doc: &str, default: Literal) -> Value {
 
 /// The schema of what is told by names alone: the keys that [`keys`] knows below a path.
 pub(crate) fn by_names(path: &str) -> Value {
+    if let Some(About { schema, .. }) = within_raw(path) {
+        return schema;
+    }
     if keys::kind(&format!("{path}[]")).is_some() {
         return json!({ "type": "array", "items": by_names(&format!("{path}[]")) });
     }
@@ -65,10 +71,33 @@ pub(crate) fn by_names(path: &str) -> Value {
     let below: Vec<_> = keys::all().keys().filter_map(|key| key.strip_prefix(&format!("{path}."))).collect();
     let names = below.iter().filter(|rest| !rest.contains(['.', '[']));
     let properties: Map<_, _> = names.map(|name| ((*name).to_owned(), by_names(&format!("{path}.{name}")))).collect();
-    match properties.is_empty() {
-        true => json!({}),
-        false => json!({ "properties": properties, "additionalProperties": false }),
+    let mut types: Vec<_> = keys::types(path).to_vec();
+    if !properties.is_empty() {
+        types.push("object");
+    } else if !types.contains(&"string") {
+        // A variable of the environment may stand for it.
+        types.push("string");
     }
+    types.sort_unstable();
+    types.dedup();
+    match properties.is_empty() {
+        true => json!({ "type": types }),
+        false => json!({ "type": types, "properties": properties, "additionalProperties": false }),
+    }
+}
+
+/// The tables that describe themselves within those that are told by names.
+fn within_raw(path: &str) -> Option<About> {
+    Some(match path {
+        "upstream.*.retry_budget" => part_about::<RetryBudgetConfig>(),
+        "upstream.*.pool" => part_about::<PoolConfig>(),
+        "upstream.*.outlier_detection" => part_about::<OutlierConfig>(),
+        "upstream.*.slow_start" => part_about::<SlowStartConfig>(),
+        "upstream.*.circuit_breaker" => part_about::<BreakerConfig>(),
+        "upstream.*.adaptive_limit" => part_about::<AdaptiveLimitConfig>(),
+        "route[].paths" => part_about::<PathOverrides>(),
+        _ => return None,
+    })
 }
 
 impl Literal {
@@ -78,6 +107,7 @@ impl Literal {
             Self::Nothing | Self::Words(_) => return None,
             Self::Text(text) => text.into(),
             Self::Number(number) => number.into(),
+            Self::Decimal(number) => number.into(),
             Self::Flag(flag) => flag.into(),
             Self::List(members) => members.iter().filter_map(|member| member.json()).collect(),
         })
@@ -144,7 +174,11 @@ fn section(page: &mut String, path: &str, table: &Inner, reload: Reload) {
             (false, true) => "below".into(),
             (false, false) => key.default.words(),
         };
-        line(page, key.name, &key.about.form, &default, key.reload, key.doc);
+        let hidden = match key.about.kind {
+            Kind::Sensitive | Kind::Secret => format!("{} It is [not shown](secrets.md).", key.doc),
+            Kind::Plain | Kind::Location | Kind::File | Kind::Table => key.doc.to_owned(),
+        };
+        line(page, key.name, &key.about.form, &default, key.reload, &hidden);
     }
     page.push('\n');
     for key in &table.keys {
@@ -167,14 +201,17 @@ fn names(page: &mut String, path: &str, key: &Key) {
         let rest = name.strip_prefix(path);
         rest.is_some_and(|rest| rest.starts_with(['[', '.'])) && !name.ends_with("[]") && !name.ends_with(".*")
     };
-    let names: Vec<_> = keys::all().keys().filter(within).map(|name| format!("`{name}`")).collect();
-    if key.about.kind == super::Kind::Table && !names.is_empty() {
-        let _ = write!(
-            page,
-            "## `{path}`\n\n{} They are shown in [lb.toml](../lb.toml): {}.\n\n",
-            key.doc,
-            names.join(", ")
-        );
+    let tables: Vec<_> =
+        keys::all().keys().filter(within).filter_map(|name| Some((name, within_raw(name)?.inner?))).collect();
+    let is_told = |name: &&String| !tables.iter().any(|(table, _)| name.starts_with(table.as_str()));
+    let names: Vec<_> = keys::all().keys().filter(within).filter(is_told).map(|name| format!("`{name}`")).collect();
+    if names.is_empty() {
+        return;
+    }
+    let title = if path == "route" { "[[route]]" } else { "[upstream.NAME]" };
+    let _ = write!(page, "## `{title}`\n\n{} [lb.toml](../lb.toml) shows them: {}.\n\n", key.doc, names.join(", "));
+    for (table, inner) in tables {
+        section(page, &table.replace("*", "NAME").replace("[]", ""), &inner, key.reload);
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BackendLimits, BackendTlsConfig, HealthCheckConfig, LimitsConfig, OutlierConfig, Place, RetryBudgetConfig,
-    RetryConfig, SlowStartConfig, TiersConfig, UpstreamName,
+    BackendLimits, BackendTlsConfig, HealthCheckConfig, LimitsConfig, OutlierConfig, Place, PoolConfig,
+    RetryBudgetConfig, RetryConfig, SlowStartConfig, TiersConfig, UpstreamName,
 };
 
 /// `[upstream.NAME]`: a named pool of interchangeable backends under one policy.
@@ -144,13 +144,4 @@ impl serde::Serialize for Address {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
-}
-
-/// The idle connections to a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolConfig {
-    /// Kept at most, per backend and worker.
-    pub max_idle: usize,
-    /// Kept at most this long without use; below the backends' own limit.
-    pub idle_timeout: Duration,
 }

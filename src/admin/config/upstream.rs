@@ -6,9 +6,9 @@ use super::value::{duration, entries, entry_if, limit_entry, lossy, shown};
 use super::{Entries, Shown, Switched};
 use crate::admin::picking::place_keys;
 use crate::config::{
-    AdaptiveLimitConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyMatch, BreakerConfig, GrpcProbe,
-    HealthCheckConfig, HedgeConfig, HttpProbe, LimitsConfig, NamedFile, PoolConfig, Probe, QueueConfig, QueueOrder,
-    RetryBudgetConfig, RetryConfig, RetryOn, TiersConfig, UpstreamConfig,
+    BackendConfig, BackendLimits, BackendTlsConfig, BodyMatch, GrpcProbe, HealthCheckConfig, HedgeConfig, HttpProbe,
+    LimitsConfig, NamedFile, Probe, QueueConfig, QueueOrder, RetryConfig, RetryOn, Table, TiersConfig, UpstreamConfig,
+    show_switched,
 };
 
 impl Serialize for Shown<&UpstreamConfig> {
@@ -34,15 +34,15 @@ impl Serialize for Shown<&UpstreamConfig> {
         map.serialize_entry("backends", &shown(backends))?;
         map.serialize_entry("connect_timeout", &Shown(*connect_timeout))?;
         map.serialize_entry("retries", &Shown(&**retries))?;
-        map.serialize_entry("retry_budget", &Shown(retry_budget))?;
-        map.serialize_entry("pool", &Shown(pool))?;
+        map.serialize_entry("retry_budget", &retry_budget.tree())?;
+        map.serialize_entry("pool", &pool.tree())?;
         map.serialize_entry("protocol", protocol.as_str())?;
         map.serialize_entry("tls", &Switched { on: tls.as_deref().map(Shown) })?;
         map.serialize_entry("panic_threshold", panic_percent)?;
         map.serialize_entry("overprovisioning", &(f64::from(*overprovisioning_percent) / 100.0))?;
         map.serialize_entry("health_check", &Switched { on: health_check.as_deref().map(Shown) })?;
-        map.serialize_entry("outlier_detection", &Switched { on: outlier_detection.as_ref().map(Shown) })?;
-        map.serialize_entry("slow_start", &Switched { on: slow_start.as_ref().map(Shown) })?;
+        map.serialize_entry("outlier_detection", &show_switched(outlier_detection.as_ref()))?;
+        map.serialize_entry("slow_start", &show_switched(slow_start.as_ref()))?;
         map.serialize_entry("zone_preference", &Switched { on: zones.as_ref().map(Shown) })?;
         limits_keys(&mut map, limits, backends)?;
         map.end()
@@ -61,8 +61,8 @@ fn limits_keys<M: SerializeMap>(
     if limited || adaptive.is_some() {
         map.serialize_entry("queue", &Shown(queue))?;
     }
-    map.serialize_entry("circuit_breaker", &Switched { on: breaker.as_ref().map(Shown) })?;
-    map.serialize_entry("adaptive_limit", &Switched { on: adaptive.as_ref().map(Shown) })
+    map.serialize_entry("circuit_breaker", &show_switched(breaker.as_ref()))?;
+    map.serialize_entry("adaptive_limit", &show_switched(adaptive.as_ref()))
 }
 
 fn backend_limits_keys<M: SerializeMap>(map: &mut M, limits: &BackendLimits) -> Result<(), M::Error> {
@@ -85,52 +85,6 @@ impl Serialize for Shown<&QueueConfig> {
                 map.serialize_entry("interval", &Shown(*interval))?;
             }
         }
-        map.end()
-    }
-}
-
-impl Serialize for Shown<&BreakerConfig> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let BreakerConfig { window, min_calls, failure_percent, slow_after, slow_percent, open_for, open_max, probes } =
-            self.0;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("enabled", &true)?;
-        map.serialize_entry("window", &Shown(*window))?;
-        map.serialize_entry("min_calls", min_calls)?;
-        map.serialize_entry("failure_percent", failure_percent)?;
-        map.serialize_entry("slow_after", &slow_after.map_or_else(|| "none".into(), duration))?;
-        map.serialize_entry("slow_percent", slow_percent)?;
-        map.serialize_entry("open_for", &Shown(*open_for))?;
-        map.serialize_entry("open_max", &Shown(*open_max))?;
-        map.serialize_entry("probes", probes)?;
-        map.end()
-    }
-}
-
-impl Serialize for Shown<&AdaptiveLimitConfig> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let AdaptiveLimitConfig {
-            initial,
-            min,
-            max,
-            tolerance_percent,
-            smoothing_percent,
-            headroom,
-            long_windows,
-            window,
-            min_samples,
-        } = self.0;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("enabled", &true)?;
-        map.serialize_entry("initial", initial)?;
-        map.serialize_entry("min", min)?;
-        map.serialize_entry("max", max)?;
-        map.serialize_entry("tolerance_percent", tolerance_percent)?;
-        map.serialize_entry("smoothing_percent", smoothing_percent)?;
-        map.serialize_entry("headroom", headroom)?;
-        map.serialize_entry("long_windows", long_windows)?;
-        map.serialize_entry("window", &Shown(*window))?;
-        map.serialize_entry("min_samples", min_samples)?;
         map.end()
     }
 }
@@ -186,16 +140,6 @@ impl Serialize for Shown<&HedgeConfig> {
         map.serialize_entry("percentile", percentile)?;
         map.serialize_entry("min_delay", &Shown(*min_delay))?;
         map.serialize_entry("budget_percent", budget_percent)?;
-        map.end()
-    }
-}
-
-impl Serialize for Shown<&RetryBudgetConfig> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let RetryBudgetConfig { percent, per_second } = self.0;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("percent", percent)?;
-        map.serialize_entry("per_second", per_second)?;
         map.end()
     }
 }
@@ -266,16 +210,6 @@ impl Serialize for Shown<&BackendConfig> {
         map.serialize_entry("weight", weight)?;
         place_keys(&mut map, place)?;
         backend_limits_keys(&mut map, limits)?;
-        map.end()
-    }
-}
-
-impl Serialize for Shown<&PoolConfig> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let PoolConfig { max_idle, idle_timeout } = self.0;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("max_idle", max_idle)?;
-        map.serialize_entry("idle_timeout", &Shown(*idle_timeout))?;
         map.end()
     }
 }

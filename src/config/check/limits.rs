@@ -1,15 +1,12 @@
 //! How much may be asked of backends: the limits of `[upstream.NAME]` with the tables `queue`, `circuit_breaker` and `adaptive_limit`.
 
-use std::time::Duration;
-
 use super::Check;
-use super::value::{choice, number, number_in, optional_timeout, timeout};
+use super::value::{choice, number, number_in, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
+use crate::config::form::{self, Part};
 use crate::config::raw;
-use crate::config::{
-    AdaptiveLimitConfig, BackendConfig, BackendLimits, BreakerConfig, LimitsConfig, QueueConfig, QueueOrder,
-};
+use crate::config::{BackendConfig, BackendLimits, LimitsConfig, QueueConfig, QueueOrder};
 
 const MOST: i64 = 1_000_000;
 
@@ -23,8 +20,8 @@ pub(super) fn limits(
     let config = LimitsConfig {
         backend,
         queue: queue(check, &raw.queue),
-        breaker: breaker(check, &raw.circuit_breaker),
-        adaptive: adaptive(check, &raw.adaptive_limit),
+        breaker: form::table(check, &Part, &raw.circuit_breaker),
+        adaptive: form::table(check, &Part, &raw.adaptive_limit),
     };
     let limited = |limits: &BackendLimits| *limits != BackendLimits::default();
     let is_limited = config.adaptive.is_some() || backends.iter().any(|backend| limited(&backend.limits));
@@ -106,75 +103,6 @@ fn queue(check: &Check<'_>, field: &Field<raw::Queue>) -> QueueConfig {
         timeout: timeout(check, &raw.timeout, "1s"),
         order,
     }
-}
-
-fn breaker(check: &Check<'_>, field: &Field<raw::CircuitBreaker>) -> Option<BreakerConfig> {
-    let raw = field.value()?;
-    let open_for = timeout(check, &raw.open_for, "5s");
-    let config = BreakerConfig {
-        window: within_a_day(check, &raw.window, "10s"),
-        min_calls: count(check, &raw.min_calls, 20, 1, MOST),
-        failure_percent: percent(check, &raw.failure_percent, 50),
-        slow_after: optional_timeout(check, &raw.slow_after),
-        slow_percent: percent(check, &raw.slow_percent, 80),
-        open_for,
-        open_max: match raw.open_max.given() {
-            Some(_) => timeout(check, &raw.open_max, "60s"),
-            // An open_for above the default is no contradiction by itself.
-            None => open_for.max(Duration::from_secs(60)),
-        },
-        probes: u16::try_from(number(check, &raw.probes, 3, 1..=1_000)).unwrap_or(1),
-    };
-    if let (Some(place), true) = (raw.open_max.place(), config.open_max < config.open_for) {
-        check.add(place, Problem::error("less than open_for").expected("open_for at least"));
-    }
-    if let (Some((place, _)), Field::Absent) = (raw.slow_percent.given(), &raw.slow_after) {
-        let problem = Problem::error("no attempt is slow without slow_after");
-        check.add(place, problem.expected("slow_after = \"2s\" too, or not this key"));
-    }
-    raw.enabled.value().copied().unwrap_or(true).then_some(config)
-}
-
-fn adaptive(check: &Check<'_>, field: &Field<raw::AdaptiveLimit>) -> Option<AdaptiveLimitConfig> {
-    let raw = field.value()?;
-    let max = count(check, &raw.max, 200, 1, MOST);
-    let min = count(check, &raw.min, 20.min(max.into()), 1, MOST);
-    let initial = count(check, &raw.initial, 20.clamp(min.min(max).into(), max.into()), 1, MOST);
-    if let (Some(place), true) = (raw.min.place(), min > max) {
-        let shown = check.show_other(raw.max.place(), max);
-        check.add(place, Problem::error(format!("above max, which is {shown}")).expected("max at most"));
-    } else if let (Some(place), false) = (raw.initial.place(), (min..=max).contains(&initial)) {
-        let (min, max) = (check.show_other(raw.min.place(), min), check.show_other(raw.max.place(), max));
-        check.add(
-            place,
-            Problem::error("the limit would not begin here").expected(format!("min to max: {min} to {max}")),
-        );
-    }
-    let config = AdaptiveLimitConfig {
-        initial,
-        min,
-        max,
-        tolerance_percent: count(check, &raw.tolerance_percent, 150, 100, 1_000),
-        smoothing_percent: percent(check, &raw.smoothing_percent, 20),
-        headroom: count(check, &raw.headroom, 4, 1, 1_000),
-        long_windows: count(check, &raw.long_windows, 600, 10, MOST),
-        window: timeout(check, &raw.window, "100ms"),
-        min_samples: count(check, &raw.min_samples, 10, 1, MOST),
-    };
-    raw.enabled.value().copied().unwrap_or(true).then_some(config)
-}
-
-fn within_a_day(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
-    const DAY: Duration = Duration::from_secs(86_400);
-    let window = timeout(check, field, default);
-    if let (Some(place), true) = (field.place(), window > DAY) {
-        check.add(place, Problem::error("a window that is too long").expected("\"24h\" at most"));
-    }
-    window
-}
-
-fn percent(check: &Check<'_>, field: &Field<i64>, default: i64) -> u8 {
-    u8::try_from(number(check, field, default, 1..=100)).unwrap_or(100)
 }
 
 fn count(check: &Check<'_>, field: &Field<i64>, default: i64, least: i64, most: i64) -> u32 {

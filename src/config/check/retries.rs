@@ -1,4 +1,4 @@
-//! `retries` of upstreams and routes, and `retry_budget`.
+//! `retries` of upstreams and routes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::config::field::Field;
 use crate::config::kind::Word;
 use crate::config::raw;
 use crate::config::report::Place;
-use crate::config::{GrpcStatus, HedgeConfig, RetryBudgetConfig, RetryConfig, RetryOn};
+use crate::config::{GrpcStatus, HedgeConfig, RetryConfig, RetryOn};
 
 const CONDITIONS: [&str; 3] = ["connect_failure", "reset", "timeout"];
 /// Bodies are kept until the answer has begun, for each request under way.
@@ -172,17 +172,6 @@ fn hedge(check: &Check<'_>, field: &Field<raw::Hedge>, before: Option<HedgeConfi
         budget_percent: percent(check, &raw.budget_percent, before.budget_percent, 1..=100),
     };
     raw.enabled.value().copied().unwrap_or(true).then_some(config)
-}
-
-/// How many further attempts all requests of an upstream may get.
-pub(super) fn retry_budget(check: &Check<'_>, field: &Field<raw::RetryBudget>) -> RetryBudgetConfig {
-    let default = RetryBudgetConfig::default();
-    let Some(raw) = field.value() else { return default };
-    let per_second = number(check, &raw.per_second, default.per_second.into(), 0..=1_000_000);
-    RetryBudgetConfig {
-        percent: percent(check, &raw.percent, default.percent, 0..=1000),
-        per_second: u32::try_from(per_second).unwrap_or(default.per_second),
-    }
 }
 
 fn percent(check: &Check<'_>, field: &Field<i64>, default: u16, range: std::ops::RangeInclusive<i64>) -> u16 {

@@ -10,15 +10,16 @@ use super::health_check::health_check;
 use super::limits::{backend_limits, limits, upstream_limits};
 use super::listener::{self, reaches};
 use super::picking;
-use super::retries::{retries, retry_budget, warn_of_too_many};
+use super::retries::{retries, warn_of_too_many};
 use super::value::{choice, name, number, timeout};
 use crate::config::error::Problem;
 use crate::config::field::{Entry, Field};
+use crate::config::form::{self, OnPart, Part};
 use crate::config::kind::Word;
 use crate::config::raw;
 use crate::config::report::Place;
 use crate::config::{
-    self, Address, BackendConfig, BackendLimits, PoolConfig, Protocol, StrategyConfig, UpstreamConfig, UpstreamName,
+    self, Address, BackendConfig, BackendLimits, OutlierConfig, Protocol, StrategyConfig, UpstreamConfig, UpstreamName,
 };
 
 /// The upstreams, sorted by name.
@@ -75,7 +76,7 @@ fn upstream(
     // Those with a problem may be backends as well.
     if raw.backends.value().is_some_and(|members| members.len() == backends.len()) {
         warn_of_too_many(check, &raw.retries, backends.len());
-        picking::warn_of_no_ejections(check, &raw.outlier_detection, backends.len());
+        OutlierConfig::warn_of_no_ejections(check, &raw.outlier_detection, backends.len());
     }
     Some(UpstreamConfig {
         name: upstream_name?,
@@ -84,13 +85,13 @@ fn upstream(
         limits,
         connect_timeout: timeout(check, &raw.connect_timeout, "3s"),
         retries: retries(check, &raw.retries, &Arc::default()),
-        retry_budget: retry_budget(check, &raw.retry_budget),
-        pool: pool(check, &raw.pool),
+        retry_budget: form::table(check, &Part, &raw.retry_budget),
+        pool: form::table(check, &Part, &raw.pool),
         protocol,
         tls,
         health_check: health_check(check, &raw.health_check, http2),
-        outlier_detection: picking::outlier_detection(check, &raw.outlier_detection),
-        slow_start: picking::slow_start(check, &raw.slow_start),
+        outlier_detection: form::table(check, &OnPart, &raw.outlier_detection),
+        slow_start: form::table(check, &OnPart, &raw.slow_start),
         tiers,
     })
 }
@@ -264,15 +265,6 @@ fn weight(check: &Check<'_>, field: &Field<i64>, strategy: &StrategyConfig) -> u
         );
     }
     weight
-}
-
-fn pool(check: &Check<'_>, field: &Field<raw::Pool>) -> PoolConfig {
-    let default = raw::Pool::default();
-    let pool = field.value().unwrap_or(&default);
-    PoolConfig {
-        max_idle: usize::try_from(number(check, &pool.max_idle, 64, 0..=100_000)).unwrap_or_default(),
-        idle_timeout: timeout(check, &pool.idle_timeout, "60s"),
-    }
 }
 
 /// An IP address or a name, with a port.

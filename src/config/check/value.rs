@@ -34,13 +34,6 @@ pub(crate) fn number_in(check: &Check<'_>, place: Place, number: i64, range: Ran
     None
 }
 
-/// A duration that may be zero.
-pub(crate) fn duration(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
-    let default = units::duration(default).unwrap_or_default();
-    let Some((place, raw::Duration(text))) = field.given() else { return default };
-    written_duration(check, place, text, DURATION).unwrap_or(default)
-}
-
 /// A duration that may be zero, where the default is no text.
 pub(crate) fn zero_or_more(check: &Check<'_>, field: &Field<raw::Duration>, default: Duration) -> Duration {
     let Some((place, raw::Duration(text))) = field.given() else { return default };

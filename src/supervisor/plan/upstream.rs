@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::config::{
-    BackendConfig, BackendLimits, BackendTlsConfig, Change, Changes, HealthCheckConfig, NamedFile, OutlierConfig,
-    RetryConfig, RetryOn, TiersConfig, UpstreamConfig, limit,
+    BackendConfig, BackendLimits, BackendTlsConfig, Change, Changes, HealthCheckConfig, NamedFile, PoolConfig,
+    RetryBudgetConfig, RetryConfig, RetryOn, Table, TiersConfig, UpstreamConfig, compare_switched, limit,
 };
 
 pub(super) fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Vec<Change> {
@@ -25,10 +25,8 @@ pub(super) fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Ve
     }
     changes.time("connect_timeout", old.connect_timeout, new.connect_timeout);
     retry_changes(&mut changes, &old.retries, &new.retries);
-    changes.value("retry_budget.percent", &old.retry_budget.percent, &new.retry_budget.percent);
-    changes.value("retry_budget.per_second", &old.retry_budget.per_second, &new.retry_budget.per_second);
-    changes.value("pool.max_idle", &old.pool.max_idle, &new.pool.max_idle);
-    changes.time("pool.idle_timeout", old.pool.idle_timeout, new.pool.idle_timeout);
+    RetryBudgetConfig::compare(&mut changes, "retry_budget.", &old.retry_budget, &new.retry_budget);
+    PoolConfig::compare(&mut changes, "pool.", &old.pool, &new.pool);
     changes.value("protocol", old.protocol.as_str(), new.protocol.as_str());
     backend_tls_changes(&mut changes, old.tls.as_deref(), new.tls.as_deref());
     changes.switch("health_check", old.health_check.is_some(), new.health_check.is_some());
@@ -99,8 +97,8 @@ fn limits_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamCon
     changes.value("queue.length", &was.queue.length, &is.queue.length);
     changes.time("queue.timeout", was.queue.timeout, is.queue.timeout);
     changes.other("queue.order", &was.queue.order, &is.queue.order);
-    changes.switched("circuit_breaker", &was.breaker, &is.breaker);
-    changes.switched("adaptive_limit", &was.adaptive, &is.adaptive);
+    compare_switched(changes, "circuit_breaker", was.breaker.as_ref(), is.breaker.as_ref());
+    compare_switched(changes, "adaptive_limit", was.adaptive.as_ref(), is.adaptive.as_ref());
 }
 
 fn picking_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamConfig) {
@@ -108,46 +106,8 @@ fn picking_changes(changes: &mut Changes, old: &UpstreamConfig, new: &UpstreamCo
     let factor = |tiers: &TiersConfig| f64::from(tiers.overprovisioning_percent) / 100.0;
     changes.value("overprovisioning", &factor(&old.tiers), &factor(&new.tiers));
     changes.switched("zone_preference", &old.tiers.zones, &new.tiers.zones);
-    changes.switch("slow_start", old.slow_start.is_some(), new.slow_start.is_some());
-    if let (Some(was), Some(is)) = (&old.slow_start, &new.slow_start) {
-        changes.time("slow_start.window", was.window, is.window);
-        changes.value("slow_start.aggression", &was.aggression, &is.aggression);
-        changes.value("slow_start.minimum_percent", &percent(was.minimum), &percent(is.minimum));
-    }
-    changes.switch("outlier_detection", old.outlier_detection.is_some(), new.outlier_detection.is_some());
-    if let (Some(was), Some(is)) = (&old.outlier_detection, &new.outlier_detection) {
-        outlier_changes(changes, was, is);
-    }
-}
-
-fn outlier_changes(changes: &mut Changes, old: &OutlierConfig, new: &OutlierConfig) {
-    let key = |key: &str| format!("outlier_detection.{key}");
-    changes.value(&key("consecutive_gateway_errors"), &old.consecutive_gateway, &new.consecutive_gateway);
-    changes.value(&key("consecutive_local_errors"), &old.consecutive_local, &new.consecutive_local);
-    changes.value(&key("count_server_errors"), &old.count_server_errors, &new.count_server_errors);
-    changes.time(&key("interval"), old.interval, new.interval);
-    changes.time(&key("window"), old.window, new.window);
-    changes.value(&key("failure_percent"), &percent(old.failure_rate), &percent(new.failure_rate));
-    changes.value(&key("failure_volume"), &old.failure_volume, &new.failure_volume);
-    changes.value(&key("success_deviations"), &old.success_deviations, &new.success_deviations);
-    changes.value(&key("success_gap_percent"), &percent(old.success_gap), &percent(new.success_gap));
-    changes.value(&key("success_volume"), &old.success_volume, &new.success_volume);
-    changes.value(&key("success_intervals"), &old.success_intervals, &new.success_intervals);
-    changes.value(&key("latency_deviations"), &old.latency_deviations, &new.latency_deviations);
-    changes.value(&key("latency_ratio"), &old.latency_ratio, &new.latency_ratio);
-    changes.time(&key("latency_excess"), old.latency_excess, new.latency_excess);
-    changes.value(&key("latency_volume"), &old.latency_volume, &new.latency_volume);
-    changes.value(&key("latency_intervals"), &old.latency_intervals, &new.latency_intervals);
-    changes.value(&key("backends_min"), &old.hosts, &new.hosts);
-    changes.time(&key("ejection_time"), old.base, new.base);
-    changes.time(&key("ejection_time_max"), old.longest, new.longest);
-    changes.value(&key("jitter_percent"), &percent(old.jitter), &percent(new.jitter));
-    changes.time(&key("forgive_after"), old.forgive, new.forgive);
-    changes.value(&key("max_ejected_percent"), &old.max_ejected_percent, &new.max_ejected_percent);
-}
-
-fn percent(part: f64) -> u32 {
-    (part * 100.0).round() as u32
+    compare_switched(changes, "slow_start", old.slow_start.as_ref(), new.slow_start.as_ref());
+    compare_switched(changes, "outlier_detection", old.outlier_detection.as_ref(), new.outlier_detection.as_ref());
 }
 
 pub(super) fn health_check_changes(changes: &mut Changes, old: &HealthCheckConfig, new: &HealthCheckConfig) {
