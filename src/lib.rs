@@ -8,6 +8,7 @@
 //! | [`route`] | which route a request takes |
 //! | [`middleware`] | plug-ins around an exchange |
 //! | [`upstream`] | a named pool of interchangeable backends; leases |
+//! | [`discovery`] | finds the backends of upstreams; a program's own ways to |
 //! | [`health`] | asks backends by itself whether they are well |
 //! | [`strategy`] | the algorithms that pick a backend |
 //! | [`backend`] | one address, and what is known about it |
@@ -30,13 +31,15 @@
 //! | [`telemetry`] | metrics, access log, logs |
 //! | [`cli`] | one file per subcommand |
 //!
-//! A program may embed the library, with strategies of its own: see `examples/custom_strategy.rs`.
+//! A program may embed the library, with strategies of its own (see `examples/custom_strategy.rs`) and its own ways to find backends
+//! (see `examples/custom_discovery.rs`).
 
 pub mod admin;
 pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod descriptors;
+pub mod discovery;
 pub mod embed;
 pub mod exchange;
 pub mod fields;

@@ -504,7 +504,7 @@ impl Scrape {
     fn picking(&self, families: &mut Families<'_>) -> fmt::Result {
         let rosters: Vec<_> = self.snapshot.upstreams.iter().map(|it| (it.name().as_str(), it.roster())).collect();
         let tiers = rosters.iter().flat_map(|(upstream, roster)| {
-            let tiers: BTreeSet<_> = roster.backends().iter().map(|backend| backend.place.tier).collect();
+            let tiers: BTreeSet<_> = roster.backends().iter().map(|backend| backend.instance.place.tier).collect();
             let panics = |tier: &Tier| if roster.panic().contains(tier) { 1.0 } else { 0.0 };
             tiers.into_iter().map(move |tier| (*upstream, tier.to_string(), panics(&tier)))
         });

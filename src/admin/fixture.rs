@@ -70,6 +70,7 @@ impl Process {
             .map(|it| {
                 let state = UpstreamState::new(it.name.clone(), WORKERS);
                 let upstream = Upstream::build(Arc::clone(it), state, &Factories::default());
+                upstream.state.sources.file_says(upstream.listed());
                 upstream.enforce();
                 upstream
             })

@@ -139,7 +139,7 @@ fn notes(upstream: &Upstream, address: &Address, act: Act) -> Vec<String> {
     let roster = upstream.roster();
     let backend = roster.backends().iter().find(|backend| backend.state.address == *address);
     match (act, backend) {
-        (_, None) => notes.push("the backend is not in the file at present; this holds when it comes back".into()),
+        (_, None) => notes.push("the upstream has no such backend at present; this holds when it comes back".into()),
         (Act::Set(Setting::Weight(1..), _), Some(_)) if !upstream.config.strategy.uses_weights() => {
             notes.push(format!("{} ignores weights above 0", upstream.config.strategy.as_str()));
         }

@@ -77,7 +77,7 @@ impl LimitsView {
             }
         };
         Self {
-            queue: limits.bounded.then(|| QueueView {
+            queue: upstream.is_bounded().then(|| QueueView {
                 waiting: state.room.queue.len(),
                 length_max: limits.queue.max,
                 waited: metrics.iter().flat_map(|shard| shard.queue_waits.counts()).sum(),
@@ -134,7 +134,7 @@ fn those(
 }
 
 fn queues(snapshot: &Snapshot, families: &mut Families<'_>) -> fmt::Result {
-    let rows: Vec<_> = those(snapshot, |it| it.limits.bounded).collect();
+    let rows: Vec<_> = those(snapshot, Upstream::is_bounded).collect();
     let waiting = rows.iter().map(|(labels, it)| (&labels[..], it.state.room.queue.len().into()));
     families.gauge("upstream_queue_length", "Requests that wait for a backend with room", None, waiting)?;
     let waits = rows.iter().map(|(labels, it)| (&labels[..], Durations::sum(&it.state.metrics, |it| &it.queue_waits)));

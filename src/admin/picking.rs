@@ -88,8 +88,8 @@ impl StandingView {
         let streaks = outlier.streaks();
         let history = outlier.history();
         Self {
-            tier: backend.place.tier.to_string(),
-            zone: backend.place.zone.as_deref().map(str::to_owned),
+            tier: backend.instance.place.tier.to_string(),
+            zone: backend.instance.place.zone.as_deref().map(str::to_owned),
             effective_weight: seat.effective_weight(),
             slow_start_percent: seat.percent.get(),
             ejection: history.ejection().map(|ejection| EjectionView::of(ejection, now)),

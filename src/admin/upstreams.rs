@@ -1,5 +1,6 @@
 //! `/upstreams`: the upstreams and their backends, with what was counted of them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,13 +10,14 @@ use serde::Serialize;
 use super::limits::{BackendLimitsView, LimitsView};
 use super::picking::{self, SetView, StandingView};
 use super::refusal::Refusal;
-use crate::backend::Backend;
 use crate::backend::by_hand::{Lever, Mark, Marks, Setting};
 use crate::backend::health::Health;
+use crate::backend::{Backend, BackendSet};
 use crate::config::{Address, UpstreamConfig};
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
 use crate::telemetry::metrics::{BackendMetrics, Counter, Sharded, UpstreamMetrics};
+use crate::upstream::sources::{Condition, Report};
 use crate::upstream::{Readiness, Roster, Seat, Upstream};
 
 /// The whole answer.
@@ -39,18 +41,37 @@ pub(super) struct UpstreamView {
     panic: Vec<String>,
     /// Where requests go, in the order in which a retry looks for somebody.
     sets: Vec<SetView>,
+    /// Where its backends come from, the file first: of a backend that several know, the first says what it is.
+    sources: Vec<SourceView>,
     backends: Vec<BackendView>,
-    /// What is set by hand for addresses that are not in the file at present.
+    /// What is set by hand for addresses that it has no backend at, at present.
     absent: Vec<AbsentView>,
+}
+
+/// A source of backends.
+#[derive(Debug, Serialize)]
+struct SourceView {
+    name: String,
+    /// `awaited`, `current` or `failing`.
+    condition: &'static str,
+    /// Since when it is that.
+    since: String,
+    /// How many backends it has said last that there are; `null` where it has not said yet.
+    backends: Option<usize>,
+    /// What is wrong where it is failing; what it said last still counts.
+    error: Option<String>,
 }
 
 /// A backend.
 #[derive(Debug, Serialize)]
 pub(super) struct BackendView {
     address: String,
-    /// What it has: by hand, or as in the file.
+    /// What it has: by hand, or as its source says.
     weight: u16,
+    /// As its source says: the file, or discovery.
     weight_in_file: u16,
+    /// What its source says of it besides.
+    labels: BTreeMap<String, String>,
     ready: bool,
     /// In words, whether it may be picked and if not, why.
     readiness: &'static str,
@@ -161,6 +182,7 @@ impl UpstreamView {
             limits: LimitsView::of(upstream),
             panic: roster.panic().iter().map(ToString::to_string).collect(),
             sets: picking::sets(&roster),
+            sources: upstream.state.sources.look().iter().map(SourceView::of).collect(),
             backends: roster
                 .backends()
                 .iter()
@@ -171,9 +193,24 @@ impl UpstreamView {
                 .state
                 .set_by_hand()
                 .into_iter()
-                .filter(|(address, _)| upstream.config.backends.iter().all(|backend| backend.address != *address))
+                .filter(|(address, _)| roster.backends().iter().all(|backend| backend.state.address != *address))
                 .map(|(address, marks)| AbsentView { address: address.to_string(), by_hand: ByHandView::of(&marks) })
                 .collect(),
+        }
+    }
+}
+
+impl SourceView {
+    fn of(report: &Report) -> Self {
+        Self {
+            name: report.source.to_string(),
+            condition: report.condition.as_str(),
+            since: rfc3339(report.since),
+            backends: report.set.as_ref().map(BackendSet::len),
+            error: match &report.condition {
+                Condition::Failing { error } => Some(error.clone()),
+                Condition::Awaited | Condition::Current => None,
+            },
         }
     }
 }
@@ -192,11 +229,8 @@ impl BackendView {
         Self {
             address: backend.state.address.to_string(),
             weight: backend.weight,
-            weight_in_file: config
-                .backends
-                .iter()
-                .find(|it| it.address == backend.state.address)
-                .map_or(backend.weight, |it| it.weight),
+            weight_in_file: backend.instance.weight,
+            labels: backend.instance.labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
             ready: is_ready(backend, roster),
             readiness: Readiness::of(backend, config, now).as_str(),
             health: config.health_check.as_ref().map(|_| HealthView::of(&backend.state.health)),
@@ -287,7 +321,7 @@ pub(super) fn find<'s>(snapshot: &'s Snapshot, name: &str) -> Result<&'s Arc<Ups
     })
 }
 
-/// The address of a backend of the upstream, also of one that is not in the file at present and has something set by hand.
+/// The address of a backend of the upstream, also of one that is not there at present and has something set by hand.
 pub(super) fn find_address(upstream: &Upstream, written: &str) -> Result<Address, Refusal> {
     addresses(upstream)
         .into_iter()
@@ -304,7 +338,8 @@ pub(super) fn unknown_backend(upstream: &Upstream, written: &str) -> Refusal {
 }
 
 fn addresses(upstream: &Upstream) -> Vec<Address> {
-    let mut addresses: Vec<_> = upstream.config.backends.iter().map(|backend| backend.address.clone()).collect();
+    let roster = upstream.roster();
+    let mut addresses: Vec<_> = roster.backends().iter().map(|backend| backend.state.address.clone()).collect();
     addresses.extend(upstream.state.set_by_hand().into_iter().map(|(address, _)| address));
     addresses
 }

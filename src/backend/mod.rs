@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::config::{Address, Place, UpstreamName};
+use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
+pub mod set;
 pub mod by_hand;
 pub mod ewma;
 pub mod health;
@@ -25,6 +26,7 @@ pub mod slow_start;
 pub use connections::Connected;
 pub use lease::Lease;
 pub use room::Room;
+pub use set::{BackendSet, Instance};
 
 use by_hand::ByHand;
 use connections::Connections;
@@ -38,8 +40,9 @@ use slow_start::Ramp;
 pub struct Backend {
     /// 0 to 65 535. Strategies that ignore weights ignore it. A backend of weight 0 is in no candidate list.
     pub weight: u16,
-    /// Its tier and zone. By the time that a strategy sees it, these have been seen to.
-    pub place: Place,
+    /// What its source says of it. By the time that a strategy sees it, its tier and zone have been seen to, and `weight` is what
+    /// counts.
+    pub instance: Arc<Instance>,
     /// What is known about the address.
     pub state: Arc<BackendState>,
 }

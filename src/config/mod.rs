@@ -104,7 +104,7 @@ pub use tls::{
 pub(crate) use tree::Tree;
 pub use units::duration;
 pub(crate) use units::written as written_duration;
-pub use upstream::{Address, BackendConfig, Protocol, StrategyConfig, UpstreamConfig};
+pub use upstream::{Address, BackendConfig, NotAnAddress, Protocol, StrategyConfig, UpstreamConfig};
 pub use whole::Config;
 
 macro_rules! names {

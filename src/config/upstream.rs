@@ -131,6 +131,27 @@ pub enum Address {
     Name(Arc<str>, u16),
 }
 
+/// A text that is no address of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAnAddress;
+
+impl fmt::Display for NotAnAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not an address with a port")
+    }
+}
+
+impl std::error::Error for NotAnAddress {}
+
+impl std::str::FromStr for Address {
+    type Err = NotAnAddress;
+
+    /// As `lb.toml` writes it: `10.0.0.1:9001`, `[2001:db8::1]:9001` or `users.internal:9001`.
+    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
+        super::check::parse_address(text).ok_or(NotAnAddress)
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

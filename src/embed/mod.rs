@@ -27,6 +27,7 @@ use tracing::{debug, error, info};
 use crate::admin::Admin;
 use crate::config::{AdminConfig, Loaded};
 use crate::descriptors;
+use crate::discovery::{Discovery, Found};
 use crate::handover::{Inherited, Sockets};
 use crate::strategy::{Factories, Factory};
 use crate::supervisor::watch::{self, Stamp};
@@ -49,6 +50,7 @@ impl Isobar {
         Builder {
             source: Source::File("lb.toml".into()),
             factories: Factories::default(),
+            found: Vec::new(),
             watch: true,
             admin: true,
             signals: false,
@@ -65,6 +67,7 @@ impl Isobar {
 pub struct Builder {
     source: Source,
     factories: Factories,
+    found: Vec<Found>,
     watch: bool,
     admin: bool,
     signals: bool,
@@ -99,6 +102,19 @@ impl Builder {
     /// Lets the configuration use a strategy of this program's own by `name`.
     pub fn strategy(mut self, name: impl Into<String>, factory: Factory) -> Self {
         self.factories.add(name, factory);
+        self
+    }
+
+    /// Has `upstream` served by the backends that `discovery` finds too, beside those that the configuration lists for it, which
+    /// may be none. `name` is that of the source among those of the upstream, at the admin address and in the log. As long as the
+    /// configuration has no upstream of that name, what is found waits for it.
+    pub fn discovery(
+        mut self,
+        upstream: impl AsRef<str>,
+        name: impl Into<Arc<str>>,
+        discovery: impl Discovery,
+    ) -> Self {
+        self.found.push(Found::by(upstream.as_ref().into(), name.into(), discovery));
         self
     }
 
@@ -223,7 +239,7 @@ impl Builder {
         let signals = harmless.map(Signals::take).transpose().map_err(Error::Thread)?;
         let watched = file_to_watch(&self.source, self.watch);
 
-        let supervisor = Supervisor::start(config, self.factories, Inherited::new(inherited.listeners))
+        let supervisor = Supervisor::start(config, self.factories, self.found, Inherited::new(inherited.listeners))
             .map_err(|error| error.beside(warnings.clone()))?;
         if let Some(AdminConfig { unix_socket, .. }) = &admin_config {
             let (address, socket) =

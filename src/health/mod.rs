@@ -1,7 +1,7 @@
 //! Asks backends by itself whether they are well, or at least there.
 //!
-//! One [`Prober`] per process, on the control plane, with a task for each backend that is to be checked. A task goes on over
-//! reloads with the pace it has: other settings reach it on the way, so that a file that changes all the time neither starves
+//! One [`Prober`] per process, on the control plane, with a task for each backend that is to be checked. Backends come and go
+//! with reloads and by discovery. A task goes on over both with the pace it has: other settings reach it on the way, so that a file that changes all the time neither starves
 //! the checks nor multiplies them. What checks come to is worked out by [`Account`](crate::backend::health::Account), when
 //! they are made by `pace`; both are pure. Where no check would see that a backend which was ejected for want of an answer is
 //! there again, a `lookout` looks.
@@ -11,7 +11,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ::http::StatusCode;
@@ -133,6 +133,12 @@ pub struct Prober {
     events: Events,
     turns: Arc<Semaphore>,
     not_asked: Arc<Seldom>,
+    /// Control plane only.
+    tasks: Mutex<Tasks>,
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
     /// Tasks begun so far: where in its interval the next one starts.
     begun: u64,
     upstreams: HashMap<UpstreamName, Checked>,
@@ -179,33 +185,33 @@ impl Drop for Task {
 impl Prober {
     /// One that checks nothing yet, will tell `events` what it finds, and makes `turns` checks at a time: further ones wait.
     pub fn new(events: Events, turns: usize) -> Self {
-        let (upstreams, lookouts) = (HashMap::new(), HashMap::new());
         let (turns, not_asked) = (Arc::new(Semaphore::new(turns)), Arc::new(Seldom::new(1)));
-        Self { events, turns, not_asked, begun: 0, upstreams, lookouts }
+        Self { events, turns, not_asked, tasks: Mutex::default() }
     }
 
     /// Checks the backends of these upstreams from now on as their configuration says, and no others. Inside a runtime only.
     /// Does not wait.
-    pub fn follow(&mut self, upstreams: &[Arc<Upstream>]) {
-        let mut before = std::mem::take(&mut self.upstreams);
+    pub fn follow(&self, upstreams: &[Arc<Upstream>]) {
+        let tasks = &mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut tasks.upstreams);
         for upstream in upstreams {
             let Some(config) = &upstream.config.health_check else { continue };
-            let checked = match before.remove(upstream.name()) {
+            let mut checked = match before.remove(upstream.name()) {
                 Some(checked) => checked.under(config, upstream),
                 None => {
                     let settings = Arc::new(Settings::new(config, upstream));
                     Checked { settings: watch::Sender::new(settings), backends: HashMap::new() }
                 }
             };
-            let checked = self.with_backends(checked, upstream);
-            self.upstreams.insert(upstream.name().clone(), checked);
+            self.follow_backends(&mut checked, &mut tasks.begun, upstream);
+            tasks.upstreams.insert(upstream.name().clone(), checked);
         }
         // Of upstreams that are checked no more, or are gone.
         for task in before.values().flat_map(|checked| checked.backends.values()) {
             task.backend.health.forget();
         }
-        let mut before = std::mem::take(&mut self.lookouts);
-        self.lookouts.extend(upstreams.iter().map(|upstream| {
+        let mut before = std::mem::take(&mut tasks.lookouts);
+        tasks.lookouts.extend(upstreams.iter().map(|upstream| {
             let lookout = before
                 .remove(upstream.name())
                 .unwrap_or_else(|| Lookout::start(upstream, &self.turns, self.events.vital()));
@@ -214,28 +220,37 @@ impl Prober {
         }));
     }
 
+    /// Checks the backends that an upstream has now, and no others of it. One that [`Prober::follow`] was not told of is left
+    /// alone. Inside a runtime only. Does not wait.
+    pub fn follow_set(&self, upstream: &Upstream) {
+        let tasks = &mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(checked) = tasks.upstreams.get_mut(upstream.name()) {
+            self.follow_backends(checked, &mut tasks.begun, upstream);
+        }
+    }
+
     /// Begins with backends that are new, goes on with those that are known, and ends with those that are gone.
-    fn with_backends(&mut self, mut checked: Checked, upstream: &Upstream) -> Checked {
+    fn follow_backends(&self, checked: &mut Checked, begun: &mut u64, upstream: &Upstream) {
         let mut before = std::mem::take(&mut checked.backends);
         for backend in upstream.roster().backends() {
             let state = &backend.state;
-            let task = before.remove(&state.id).unwrap_or_else(|| self.begin(&checked.settings, upstream, state));
+            let begin = || self.begin(&checked.settings, begun, (&upstream.state, state));
+            let task = before.remove(&state.id).unwrap_or_else(begin);
             checked.backends.insert(state.id, task);
         }
-        checked
     }
 
     fn begin(
-        &mut self,
+        &self,
         settings: &watch::Sender<Arc<Settings>>,
-        upstream: &Upstream,
-        backend: &Arc<BackendState>,
+        begun: &mut u64,
+        (upstream, backend): (&Arc<UpstreamState>, &Arc<BackendState>),
     ) -> Task {
-        let first = pace::first(self.begun, backend.health.verdict(), settings.borrow().config.interval);
-        self.begun += 1;
+        let first = pace::first(*begun, backend.health.verdict(), settings.borrow().config.interval);
+        *begun += 1;
         let checking = Checking {
             backend: Arc::clone(backend),
-            upstream: Arc::clone(&upstream.state),
+            upstream: Arc::clone(upstream),
             settings: settings.subscribe(),
             turns: Arc::clone(&self.turns),
             events: self.events.clone(),

@@ -96,7 +96,7 @@ async fn only_so_many_ask_at_a_time_over_all_upstreams() {
     let at = silent.local_addr().unwrap();
     let hour = Duration::from_secs(3600);
     let upstreams = [upstream("u", 4, at, hour), upstream("v", 4, at, hour)];
-    let mut prober = Prober::new(Events::default(), TURNS);
+    let prober = Prober::new(Events::default(), TURNS);
     prober.follow(&upstreams);
     let mut asked = Vec::new();
     for _ in 0..TURNS {

@@ -125,7 +125,7 @@ fn at_hand(
 ) -> Result<Option<Place>, ProxyError> {
     let call = admit(proxy, upstream)?;
     // Who finds others waiting does not pass them.
-    if upstream.limits.bounded && !upstream.state.room.queue.is_empty() {
+    if upstream.is_bounded() && !upstream.state.room.queue.is_empty() {
         return Ok(None);
     }
     match lease() {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::{Config, Problem, Problems, RouteName, UpstreamName};
 use crate::descriptors;
+use crate::discovery::{Feeds, Found};
 use crate::handover::Inherited;
 use crate::health::Prober;
 use crate::listener::{self, Bound, Known, Listener, covers};
@@ -24,8 +25,8 @@ use crate::telemetry::metrics::{RouteMetrics, Sharded};
 use crate::telemetry::process::Process;
 use crate::tls::Tls;
 use crate::transport::tls::BackendTls;
-use crate::upstream::keeper::Keepers;
-use crate::upstream::{Upstream, UpstreamState};
+use crate::upstream::keeper::{self, Keepers};
+use crate::upstream::{Turnover, Upstream, UpstreamState};
 use crate::worker::Workers;
 
 mod certificates;
@@ -64,7 +65,8 @@ pub struct Supervisor {
     factories: Factories,
     lasting: Lasting,
     keepers: Keepers,
-    prober: Prober,
+    prober: Arc<Prober>,
+    feeds: Feeds,
     /// Of the start.
     warnings: Vec<Problem>,
     _gauge: Gauge,
@@ -148,10 +150,11 @@ pub struct Applied {
 impl Supervisor {
     /// Binds the listeners, builds what they need, starts the workers and accepts. Inside a runtime only: that of the
     /// control plane, on which runs what watches over the upstreams. Addresses that a process before has handed over are `inherited`.
+    /// The program around has the discovery `found`, which is followed for as long as this runs.
     ///
     /// # Errors
     /// When an address cannot be bound, a file not opened or a thread not started. Nothing is left running then.
-    pub fn start(config: Config, factories: Factories, inherited: Inherited) -> Result<Self, Error> {
+    pub fn start(config: Config, factories: Factories, found: Vec<Found>, inherited: Inherited) -> Result<Self, Error> {
         let workers = workers(&config);
         let config = Arc::new(config);
         let mut plan = plan::plan(&nothing_but_settings(&config), &config);
@@ -165,6 +168,7 @@ impl Supervisor {
                 factories: &factories,
                 lasting: &Lasting::default(),
                 before: &[],
+                feeds: None,
                 logs: false,
                 inherited,
             },
@@ -180,7 +184,13 @@ impl Supervisor {
         );
         let process = Process::with_descriptors(workers, plan);
         log.take_effect(&process);
-        snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
+        let feeds = Feeds::start(found, &snapshot.upstreams, &process.events);
+        for upstream in &snapshot.upstreams {
+            upstream.state.sources.file_says(upstream.listed());
+            // What is found already is served with from the first request on.
+            keeper::follow_sources(upstream, Instant::now());
+            upstream.enforce();
+        }
         let workers = Workers::start(workers, snapshot, &process).map_err(Error::Thread)?;
         for (listener, tls) in lasting.listeners.iter().zip(tls) {
             listener.tls.store(tls);
@@ -192,7 +202,8 @@ impl Supervisor {
         report::descriptors(&config, &process.descriptors.plan);
         let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone()));
         let (events, checks) = (&shared.process.events, shared.process.descriptors.plan.checks);
-        let (prober, keepers) = (Prober::new(events.clone(), checks), Keepers::new(events.clone()));
+        let prober = Arc::new(Prober::new(events.clone(), checks));
+        let keepers = Keepers::new(events.clone(), Arc::new(turning_over(&shared, &prober)));
         let (gauge, certificates) = (Gauge::start(&shared), Certificates::start(&shared));
         let pulse = Pulse::start(&shared);
         let mut supervisor = Self {
@@ -201,6 +212,7 @@ impl Supervisor {
             lasting,
             keepers,
             prober,
+            feeds,
             warnings,
             _gauge: gauge,
             _certificates: certificates,
@@ -235,6 +247,7 @@ impl Supervisor {
             factories: &self.factories,
             lasting: &self.lasting,
             before: &before.upstreams,
+            feeds: Some(&self.feeds),
             logs: before.config.access_log.is_some(),
             inherited: Inherited::default(),
         };
@@ -278,6 +291,10 @@ impl Supervisor {
 
     /// Has these upstreams kept and their backends checked from now on. Does not wait.
     fn watch_over(&mut self, upstreams: &[Arc<Upstream>]) {
+        for upstream in upstreams {
+            upstream.state.sources.file_says(upstream.listed());
+        }
+        self.feeds.follow(upstreams);
         self.keepers.follow(upstreams);
         self.prober.follow(upstreams);
     }
@@ -294,6 +311,18 @@ impl Supervisor {
     }
 }
 
+/// Tells workers and health checks of backends that come and go by discovery. A reload tells them itself.
+fn turning_over(
+    shared: &Arc<Shared>,
+    prober: &Arc<Prober>,
+) -> impl Fn(&Arc<Upstream>, &Turnover) + Send + Sync + 'static {
+    let (shared, prober) = (Arc::clone(shared), Arc::clone(prober));
+    move |upstream, turnover| {
+        shared.workers.turn_over(turnover);
+        prober.follow_set(upstream);
+    }
+}
+
 /// What a preparation builds upon and must not touch.
 struct Running<'a> {
     workers: usize,
@@ -301,6 +330,8 @@ struct Running<'a> {
     lasting: &'a Lasting,
     /// The upstreams of the snapshot that is served now.
     before: &'a [Arc<Upstream>],
+    /// What is found besides what the file lists; at the start none yet.
+    feeds: Option<&'a Feeds>,
     /// What the process before has handed over: at the start alone.
     inherited: Inherited,
     /// Whether there is an access log.
@@ -339,7 +370,11 @@ fn prepare(
     let steps = plan.upstreams.next.iter().zip(backend_tls);
     let upstreams = config.upstreams.iter().zip(steps).map(|(config, ((name, step), tls))| {
         let state = running.lasting.upstreams.get(name).cloned();
-        let state = state.unwrap_or_else(|| UpstreamState::new(name.clone(), running.workers));
+        let state = state.unwrap_or_else(|| {
+            let fresh = UpstreamState::new(name.clone(), running.workers);
+            running.feeds.iter().for_each(|feeds| feeds.introduce(&fresh));
+            fresh
+        });
         states.insert(name.clone(), Arc::clone(&state));
         match step {
             Step::Kept { from } => Arc::clone(&running.before[*from]),

@@ -111,6 +111,30 @@ pub enum EventKind {
         /// How many are ready and how many are picked from.
         evidence: String,
     },
+    /// Discovery has found other backends for an upstream.
+    Backends {
+        /// Whose.
+        upstream: UpstreamName,
+        /// Those that were not there.
+        came: Vec<Address>,
+        /// Those that are no longer there: what they serve goes on, for `drain_limit` at most.
+        gone: Vec<Address>,
+        /// Those of which something else is said: weight, tier, zone, limits, labels.
+        changed: Vec<Address>,
+        /// How many there are now.
+        backends: usize,
+    },
+    /// A source of discovery answers, or no longer.
+    Discovery {
+        /// Whose backends it finds.
+        upstream: UpstreamName,
+        /// Its name.
+        source: String,
+        /// `current` or `failing`.
+        to: &'static str,
+        /// What was found, or what went wrong and what holds meanwhile, in words.
+        evidence: String,
+    },
     /// A reload was applied.
     Reloaded {
         /// What is served now.
@@ -164,13 +188,15 @@ fn some_seconds<S: serde::Serializer>(time: &Option<Duration>, serializer: S) ->
 
 impl EventKind {
     /// The names of all kinds, as [`EventKind::as_str`] has them.
-    pub const NAMES: [&str; 10] = [
+    pub const NAMES: [&str; 12] = [
         "health",
         "ejected",
         "unejected",
         "panic",
         "breaker",
         "overload",
+        "backends",
+        "discovery",
         "reloaded",
         "reload_failed",
         "certificates",
@@ -186,6 +212,8 @@ impl EventKind {
             Self::Ejected { .. } => "ejected",
             Self::Unejected { .. } => "unejected",
             Self::Panic { .. } => "panic",
+            Self::Backends { .. } => "backends",
+            Self::Discovery { .. } => "discovery",
             Self::Reloaded { .. } => "reloaded",
             Self::ReloadFailed { .. } => "reload_failed",
             Self::Certificates { .. } => "certificates",
@@ -217,6 +245,16 @@ impl EventKind {
                 warn!(%upstream, tier, evidence, "panic: too few backends are ready");
             }
             Self::Panic { upstream, tier, on: false, evidence } => info!(%upstream, tier, evidence, "panic is over"),
+            Self::Backends { upstream, came, gone, changed, backends } => {
+                let (came, gone, changed) = (listed(came), listed(gone), listed(changed));
+                info!(%upstream, came, gone, changed, backends, "backends changed");
+            }
+            Self::Discovery { upstream, source, to: "failing", evidence } => {
+                warn!(%upstream, %source, evidence, "discovery fails");
+            }
+            Self::Discovery { upstream, source, to: _, evidence } => {
+                info!(%upstream, %source, evidence, "discovery answers");
+            }
             Self::ByHand { who, what, upstream, backend, from, to } => audit::changed(&audit::Entry {
                 who,
                 what,
@@ -228,6 +266,15 @@ impl EventKind {
             Self::Reloaded { .. } | Self::ReloadFailed { .. } | Self::Certificates { .. } => {}
         }
     }
+}
+
+/// The first of them, for a line of the log; `None` where there is none.
+fn listed(addresses: &[Address]) -> Option<String> {
+    const LISTED_MAX: usize = 8;
+    let first: Vec<_> = addresses.iter().take(LISTED_MAX).map(ToString::to_string).collect();
+    let further = addresses.len().saturating_sub(LISTED_MAX);
+    let further = if further > 0 { format!(", {further} more") } else { String::new() };
+    (!addresses.is_empty()).then(|| first.join(", ") + &further)
 }
 
 /// Where events are published and listened to. Cheap to clone.

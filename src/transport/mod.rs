@@ -195,6 +195,12 @@ impl Transport {
         self.pools.borrow_mut().retain(&keep);
         self.sessions.borrow_mut().retain(keep);
     }
+
+    /// Closes the idle connections to a backend that is gone.
+    pub fn let_go(&self, id: BackendId) {
+        self.pools.borrow_mut().let_go(id);
+        self.sessions.borrow_mut().let_go(id);
+    }
 }
 
 impl Connection {

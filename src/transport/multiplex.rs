@@ -207,6 +207,13 @@ impl Sessions {
         found.map(|place| slot.sessions.remove(place)).is_some()
     }
 
+    /// Begins no stream any more on the connections to that backend: their streams go on to their end.
+    pub(super) fn let_go(&mut self, id: BackendId) {
+        if let Some(slot) = self.0.get_mut(&id) {
+            slot.sessions.clear();
+        }
+    }
+
     /// Begins no stream any more on connections that are not to be kept: their streams go on to their end.
     pub(super) fn retain(&mut self, keep: impl Fn(BackendId) -> Option<u64>) {
         for (id, slot) in &mut self.0 {

@@ -94,6 +94,13 @@ impl Pools {
         }
     }
 
+    /// Closes the connections to that backend.
+    pub(super) fn let_go(&mut self, id: BackendId) {
+        if let Some(slot) = self.0.get_mut(id.slot as usize).filter(|slot| slot.epoch == id.epoch) {
+            slot.idle = Vec::new();
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.iter().map(|slot| slot.idle.len()).sum()
     }

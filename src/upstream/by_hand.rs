@@ -1,6 +1,6 @@
 //! Levers that operators pull, on a backend of an upstream.
 //!
-//! What is set is kept with the [`UpstreamState`], by address: through reloads, and also while the address is not in the file, or
+//! What is set is kept with the [`UpstreamState`], by address: through reloads, and also while no backend is at the address, or
 //! a backend under repair would get traffic again because an edit of the file, or a discovery that stumbled, had left it out
 //! for a moment. It is forgotten with the upstream.
 
@@ -8,18 +8,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Upstream, UpstreamState};
-use crate::backend::BackendState;
 use crate::backend::by_hand::{Act, ByHand, Change, Lever, Mark, Marks, Moment, Setting};
 use crate::backend::outlier::{By, Ejection, Reason};
-use crate::config::{Address, BackendConfig};
+use crate::backend::{BackendState, Instance};
+use crate::config::Address;
 use crate::telemetry::events::EventKind;
 
 /// Who changes something when its time is over.
 const CLOCK: &str = "its time is over";
 
-/// The weight a backend has: by hand, or as in the file.
-pub(super) fn weight(config: &BackendConfig, state: &BackendState) -> u16 {
-    state.by_hand.marks().weight().unwrap_or(config.weight)
+/// The weight a backend has: by hand, or as its source says.
+pub(super) fn weight(instance: &Instance, state: &BackendState) -> u16 {
+    state.by_hand.marks().weight().unwrap_or(instance.weight)
 }
 
 /// Nothing is known of that address in that upstream.

@@ -21,7 +21,7 @@ pub(super) fn judge(
         return backends.iter().filter_map(|backend| end_what_has_ended(backend, now)).collect();
     };
 
-    let peers: BTreeSet<_> = backends.iter().map(|backend| &backend.place).collect();
+    let peers: BTreeSet<_> = backends.iter().map(|backend| &backend.instance.place).collect();
     let in_service = |backend| Readiness::but_for_ejection(backend, &upstream.config) == Readiness::Ready;
     let warming = |backend: &Backend| {
         let ramp = *backend.state.ramp();
@@ -43,7 +43,7 @@ pub(super) fn judge(
             streaks: backend.state.outlier.streaks(),
             in_service: in_service(backend),
             warming: warming(backend),
-            peers: peers.iter().position(|place| **place == backend.place).unwrap_or_default() as u64,
+            peers: peers.iter().position(|place| **place == backend.instance.place).unwrap_or_default() as u64,
         })
         .collect();
     let actions = outlier::judge(&mut subjects, settings, occasion, now, random);

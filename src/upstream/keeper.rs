@@ -7,6 +7,7 @@
 //! [`UpstreamState::changed`]: super::UpstreamState::changed
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::pending;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
-use super::{Upstream, ejections, panic};
+use super::{Turnover, Upstream, ejections, panic};
 use crate::backend::outlier::Occasion;
 use crate::config::{Tier, UpstreamName};
 use crate::telemetry::events::{EventKind, Events};
@@ -23,8 +24,24 @@ use crate::telemetry::events::{EventKind, Events};
 /// The keepers of all upstreams. Dropped, they end.
 #[derive(Debug)]
 pub struct Keepers {
-    events: Events,
+    outside: Outside,
     keepers: HashMap<UpstreamName, Keeper>,
+}
+
+/// Whom a keeper tells.
+#[derive(Clone)]
+struct Outside {
+    events: Events,
+    told: Arc<Told>,
+}
+
+/// Is told, without waiting, that the backends of an upstream have changed and are served with from now on.
+pub type Told = dyn Fn(&Arc<Upstream>, &Turnover) + Send + Sync;
+
+impl fmt::Debug for Outside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outside").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -35,16 +52,17 @@ struct Keeper {
 }
 
 impl Keepers {
-    /// None yet. They will tell `events` what they find.
-    pub fn new(events: Events) -> Self {
-        Self { events, keepers: HashMap::new() }
+    /// None yet. They will tell `events` what they find, and `told` of backends that come, go and change otherwise than by a
+    /// reload.
+    pub fn new(events: Events, told: Arc<Told>) -> Self {
+        Self { outside: Outside { events, told }, keepers: HashMap::new() }
     }
 
     /// Keeps these upstreams from now on, and no others. Inside a runtime only. Does not wait.
     pub fn follow(&mut self, upstreams: &[Arc<Upstream>]) {
         let mut before = std::mem::take(&mut self.keepers);
         self.keepers.extend(upstreams.iter().map(|upstream| {
-            let keeper = before.remove(upstream.name()).unwrap_or_else(|| Keeper::start(upstream, &self.events));
+            let keeper = before.remove(upstream.name()).unwrap_or_else(|| Keeper::start(upstream, &self.outside));
             keeper.upstream.send_if_modified(|kept| {
                 let replaced = !Arc::ptr_eq(kept, upstream);
                 *kept = Arc::clone(upstream);
@@ -56,10 +74,10 @@ impl Keepers {
 }
 
 impl Keeper {
-    fn start(upstream: &Arc<Upstream>, events: &Events) -> Self {
+    fn start(upstream: &Arc<Upstream>, outside: &Outside) -> Self {
         let (sender, receiver) = watch::channel(Arc::clone(upstream));
-        let keeping = run(receiver, events.clone());
-        let keeping = events.vital().clone().watch(format!("keeper of upstream {}", upstream.name()), keeping);
+        let keeping = run(receiver, outside.clone());
+        let keeping = outside.events.vital().clone().watch(format!("keeper of upstream {}", upstream.name()), keeping);
         Self { upstream: sender, task: tokio::spawn(keeping) }
     }
 }
@@ -70,9 +88,13 @@ impl Drop for Keeper {
     }
 }
 
-async fn run(mut upstream: watch::Receiver<Arc<Upstream>>, events: Events) {
+async fn run(mut upstream: watch::Receiver<Arc<Upstream>>, Outside { events, told: tell }: Outside) {
     loop {
         let kept = Arc::clone(&upstream.borrow_and_update());
+        if let Some(turnover) = follow_sources(&kept, Instant::now()) {
+            tell(&kept, &turnover);
+            events.publish(told(&kept, &turnover));
+        }
         let (due, told) = keep(&kept, Instant::now(), &mut rand::random);
         told.into_iter().for_each(|kind| events.publish(kind));
         let due = async {
@@ -87,6 +109,22 @@ async fn run(mut upstream: watch::Receiver<Arc<Upstream>>, events: Events) {
             () = kept.state.changed.notified() => {}
             replaced = upstream.changed() => if replaced.is_err() { return },
         }
+    }
+}
+
+/// Serves with what the upstream's sources say now. Says what has changed by that.
+pub fn follow_sources(upstream: &Upstream, now: Instant) -> Option<Turnover> {
+    upstream.serve(&upstream.state.sources.set()?, now)
+}
+
+fn told(upstream: &Upstream, turnover: &Turnover) -> EventKind {
+    let Turnover { difference, .. } = turnover;
+    EventKind::Backends {
+        upstream: upstream.name().clone(),
+        came: difference.came.clone(),
+        gone: difference.gone.clone(),
+        changed: difference.changed.clone(),
+        backends: upstream.roster().backends().len(),
     }
 }
 

@@ -85,7 +85,7 @@ pub(super) struct LastResort(Box<[(Signs, Backend)]>);
 impl LastResort {
     pub(super) fn new(backends: impl Iterator<Item = (Signs, Backend)>) -> Self {
         let mut backends: Box<[_]> = backends.collect();
-        // Stable: equals stay in the order of the file.
+        // Stable: equals stay in the order of the set.
         backends.sort_by_key(|(signs, _)| *signs);
         Self(backends)
     }

@@ -1,11 +1,13 @@
 //! The settings of the machines that limit what is asked of an upstream, as its configuration has them.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Upstream;
 use super::breaker::BreakerSettings;
 use super::gradient::GradientSettings;
 use super::window::Span;
+use crate::backend::Backend;
 use crate::backend::permits::Permits;
 use crate::backend::queue::{Order, QueueSettings};
 use crate::config::{AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, QueueConfig, QueueOrder};
@@ -19,20 +21,28 @@ pub struct Limits {
     pub breaker: Option<BreakerSettings>,
     /// How the limit for all backends together moves; `None`: there is none.
     pub adaptive: Option<GradientSettings>,
-    /// Whether a backend, or all together, may be full: only then has anybody to look at the line.
-    pub bounded: bool,
+    /// Of a backend of which nothing else is said.
+    backend: BackendLimits,
 }
 
 impl Limits {
-    /// What `config` comes to for backends with the limits `backends`.
-    pub(super) fn new<'a>(config: &LimitsConfig, backends: impl IntoIterator<Item = &'a BackendLimits>) -> Self {
-        let limited = backends.into_iter().any(|limits| *limits != BackendLimits::default());
+    /// What `config` comes to.
+    pub(super) fn new(config: &LimitsConfig) -> Self {
         Self {
             queue: queue(&config.queue),
             breaker: config.breaker.as_ref().map(breaker),
             adaptive: config.adaptive.as_ref().map(gradient),
-            bounded: limited || config.adaptive.is_some(),
+            backend: config.backend,
         }
+    }
+
+    /// Whether one of these backends, or all together, may be full.
+    pub(super) fn bound<'b>(&self, backends: impl IntoIterator<Item = &'b Backend>) -> bool {
+        self.adaptive.is_some() || backends.into_iter().any(|backend| self.of(backend) != BackendLimits::default())
+    }
+
+    fn of(&self, backend: &Backend) -> BackendLimits {
+        backend.instance.limits.unwrap_or(self.backend)
     }
 }
 
@@ -41,18 +51,29 @@ impl Upstream {
     /// whoever asks. Whoever waits for room looks again. Does not wait. Control plane only; before requests are served with
     /// it.
     pub fn enforce(&self) {
-        let room = &self.state.room;
-        if self.limits.bounded {
-            room.bound();
+        self.enforce_at(self.roster().backends());
+        self.state.room.queue.widened();
+    }
+
+    /// The same for these backends, before requests are served with them. Who waits is not told.
+    pub(super) fn enforce_at(&self, backends: &[Backend]) {
+        let bounded = self.limits.bound(backends);
+        self.bounded.store(bounded, Ordering::Relaxed);
+        if bounded {
+            self.state.room.bound();
         }
-        // Both in the order of the file.
-        for (backend, config) in self.roster().backends().iter().zip(&self.config.backends) {
-            let BackendLimits { max_in_flight, max_connections } = config.limits;
+        for backend in backends {
+            let BackendLimits { max_in_flight, max_connections } = self.limits.of(backend);
             let connections = max_connections.unwrap_or(Permits::UNLIMITED);
             // Each request in flight has a connection to itself.
             backend.state.set_limits(max_in_flight.unwrap_or(Permits::UNLIMITED).min(connections), connections);
         }
-        room.queue.widened();
+    }
+
+    /// Whether a backend, or all together, may be full: only then has anybody to look at the line.
+    #[inline]
+    pub fn is_bounded(&self) -> bool {
+        self.bounded.load(Ordering::Relaxed)
     }
 }
 
@@ -106,10 +127,10 @@ mod tests {
         let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"u\"\n[upstream.u]\n\
                     backends = [\"10.0.0.1:80\"]\ncircuit_breaker = {}\nadaptive_limit = {}\n";
         let config = parse(text, "lb.toml", &|_| None, &Vocabulary::default()).unwrap().config;
-        let limits = Limits::new(&config.upstreams[0].limits, []);
+        let limits = Limits::new(&config.upstreams[0].limits);
         assert_eq!(limits.queue, QueueSettings::default());
         assert_eq!(limits.breaker, Some(BreakerSettings::default()));
         assert_eq!(limits.adaptive, Some(GradientSettings::default()));
-        assert!(limits.bounded);
+        assert!(limits.bound([]));
     }
 }

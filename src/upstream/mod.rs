@@ -1,12 +1,14 @@
 //! A named pool of interchangeable backends under one policy.
 //!
-//! An [`Upstream`] is built from its configuration and replaced when that changes. What must outlive it, the place in the
-//! round, the states of the backends and the metrics, lives in [`UpstreamState`], which is handed from the old to the new.
+//! An [`Upstream`] is a policy, its configuration, and is replaced when that changes. Its backends are a
+//! [`BackendSet`], which may change at any time. What must outlive both, the place in the round, the states of the backends and
+//! the metrics, lives in [`UpstreamState`], which is handed from the old to the new; so does what its [`sources`] say.
 //! The [`Roster`], the backends with the strategy built for them, is one value behind one swap, so that a pick never sees
-//! a strategy beside a list that it was not built for. It is built anew when the readiness of a backend changes: by
-//! [`Upstream::refresh`], which the upstream's [`keeper`] calls.
+//! a strategy beside a list that it was not built for. It is built anew when the set or the readiness of a backend changes: by
+//! [`Upstream::serve`] and [`Upstream::refresh`], which the upstream's [`keeper`] calls.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -17,8 +19,9 @@ use crate::backend::by_hand::ByHand;
 use crate::backend::health::{Account, Health, Verdict};
 use crate::backend::outlier::Outcome;
 use crate::backend::permits::Permits;
+use crate::backend::set::Difference;
 use crate::backend::slow_start::Ramp;
-use crate::backend::{Backend, BackendId, BackendState, Lease, Room};
+use crate::backend::{Backend, BackendId, BackendSet, BackendState, Lease, Room};
 use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
 use crate::strategy::{Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
@@ -29,6 +32,7 @@ pub mod by_hand;
 pub mod keeper;
 mod readiness;
 mod roster;
+pub mod sources;
 mod last_resort;
 mod limits;
 mod ejections;
@@ -50,6 +54,7 @@ use retry_budget::RetryBudget;
 pub use roster::{Cursors, Roster, Seat, Source};
 
 use roster::Layout;
+use sources::Sources;
 
 use breaker::Breaker;
 use gradient::Gradient;
@@ -66,7 +71,11 @@ pub struct Upstream {
     /// How its backends are spoken to by TLS; `None` is in the clear.
     pub tls: Option<Arc<BackendTls>>,
     factories: Factories,
+    /// The backends of its configuration: what its first source says.
+    listed: BackendSet,
     roster: ArcSwap<Roster>,
+    /// Whether a backend of the roster, or all together, may be full.
+    bounded: AtomicBool,
     /// Held while the roster is built anew. Control plane only.
     writer: Mutex<()>,
 }
@@ -85,24 +94,44 @@ impl Upstream {
         factories: &Factories,
         tls: Option<Arc<BackendTls>>,
     ) -> Arc<Self> {
-        let joins = state.has_backends();
-        let fresh = || {
-            let ramp = if joins { Ramp::joining() } else { Ramp::full() };
-            (first_health(&config, joins), ramp)
-        };
-        let backends = config.backends.iter().map(|backend| {
-            let state = state.backend(&backend.address, fresh);
-            Backend { weight: by_hand::weight(backend, &state), place: backend.place.clone(), state }
-        });
-        let backends: Vec<_> = backends.collect();
+        let listed = BackendSet::of_file(&config.backends);
+        let set = state.sources.set_with(&listed);
+        let backends = backends(&set, &config, &state);
+        let limits = Limits::new(&config.limits);
+        let bounded = AtomicBool::new(limits.bound(&backends));
         let layout = Layout::of(&backends, &config, Instant::now());
-        let roster = Roster::build(layout, backends, &config, &state.cursors, factories);
+        let roster = Roster::build((set, layout), backends, &config, &state.cursors, factories);
         let roster = ArcSwap::from_pointee(roster);
-        let limits = Limits::new(&config.limits, config.backends.iter().map(|backend| &backend.limits));
         if let Some(settings) = &limits.adaptive {
             state.adaptive.get_or_init(|| Gradient::new(state.shards, settings));
         }
-        Arc::new(Self { config, state, limits, tls, factories: factories.clone(), roster, writer: Mutex::new(()) })
+        let (factories, writer) = (factories.clone(), Mutex::new(()));
+        Arc::new(Self { config, state, limits, tls, factories, listed, roster, bounded, writer })
+    }
+
+    /// Serves from now on with the backends of `set`, and says in what they differ from those before; `None` where in nothing.
+    /// What is known of a backend that stays is kept; one that is gone gets nothing more, and what it serves goes on.
+    /// Control plane only.
+    pub fn serve(&self, set: &BackendSet, now: Instant) -> Option<Turnover> {
+        let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.roster.load_full();
+        if before.set() == set {
+            return None;
+        }
+        let bounded = self.is_bounded();
+        let backends = backends(set, &self.config, &self.state);
+        // Before the first request there: a backend never sees more than its limit.
+        self.enforce_at(&backends);
+        let ids = |backends: &[Backend]| backends.iter().map(|backend| backend.state.id).collect::<HashSet<_>>();
+        let (were, are) = (ids(before.backends()), ids(&backends));
+        let turnover = Turnover {
+            difference: set.difference(before.set()),
+            came: are.difference(&were).copied().collect(),
+            gone: were.difference(&are).copied().collect(),
+            becomes_bounded: self.is_bounded() && !bounded,
+        };
+        self.rebuild((set.clone(), backends), &before, now);
+        Some(turnover)
     }
 
     /// Builds the roster anew from what is known of the backends at `now`, and swaps it in if it differs from the one before.
@@ -111,9 +140,14 @@ impl Upstream {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster.load_full();
         let mut backends = before.backends().to_vec();
-        for (backend, config) in backends.iter_mut().zip(&self.config.backends) {
-            backend.weight = by_hand::weight(config, &backend.state);
+        for backend in &mut backends {
+            backend.weight = by_hand::weight(&backend.instance, &backend.state);
         }
+        self.rebuild((before.set().clone(), backends), &before, now)
+    }
+
+    /// Swaps in a roster of these backends, unless it would be the same as the one `before`. The writer's lock is held.
+    fn rebuild(&self, (set, backends): (BackendSet, Vec<Backend>), before: &Roster, now: Instant) -> bool {
         for backend in &backends {
             let readiness = Readiness::of(backend, &self.config, now);
             // Who was never checked was never used: that is a start and no return.
@@ -123,14 +157,20 @@ impl Upstream {
         }
         let layout = Layout::of(&backends, &self.config, now);
         let weights = |backends: &[Backend]| backends.iter().map(|backend| backend.weight).collect::<Vec<_>>();
-        let same = layout == *before.layout() && weights(&backends) == weights(before.backends());
+        let same =
+            set == *before.set() && layout == *before.layout() && weights(&backends) == weights(before.backends());
         if !same {
-            let roster = Roster::build(layout, backends, &self.config, &self.state.cursors, &self.factories);
+            let roster = Roster::build((set, layout), backends, &self.config, &self.state.cursors, &self.factories);
             self.roster.store(Arc::new(roster));
             // One that is ready again may have room.
             self.state.room.queue.widened();
         }
         !same
+    }
+
+    /// The backends of its configuration, to which those that discovery finds are added.
+    pub fn listed(&self) -> &BackendSet {
+        &self.listed
     }
 
     /// Whether there is a backend for a further attempt that may go so far.
@@ -270,6 +310,34 @@ impl Upstream {
     }
 }
 
+/// How the backends of an upstream have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turnover {
+    /// By address, and with those of which something else is said.
+    pub difference: Difference,
+    /// Those that were not there.
+    pub came: Box<[BackendId]>,
+    /// Those that are no longer there.
+    pub gone: Box<[BackendId]>,
+    /// Whether there are limits from now on and were none before.
+    pub becomes_bounded: bool,
+}
+
+/// The backends of a set, on what is known of them.
+fn backends(set: &BackendSet, config: &UpstreamConfig, state: &UpstreamState) -> Vec<Backend> {
+    let joins = state.has_backends();
+    let fresh = || {
+        let ramp = if joins { Ramp::joining() } else { Ramp::full() };
+        (first_health(config, joins), ramp)
+    };
+    state.forget_unused();
+    let backends = set.iter().map(|instance| {
+        let state = state.backend(&instance.address, fresh);
+        Backend { weight: by_hand::weight(instance, &state), instance: Arc::clone(instance), state }
+    });
+    backends.collect()
+}
+
 /// Why there is no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoLease {
@@ -291,7 +359,9 @@ pub struct UpstreamState {
     /// How many further attempts its requests may get.
     pub retry_budget: RetryBudget,
     hedging: OnceLock<Box<Hedging>>,
-    /// Called when the readiness of a backend may have changed: wakes the keeper.
+    /// Where its backends come from.
+    pub sources: Sources,
+    /// Called when the readiness of a backend may have changed, or what sources say: wakes the keeper.
     pub changed: Notify,
     /// How often detection has ejected one of its backends: wakes those who look whether it is there again.
     pub ejections: watch::Sender<u64>,
@@ -331,6 +401,7 @@ impl UpstreamState {
             metrics: Sharded::new(shards),
             retry_budget: RetryBudget::new(shards),
             hedging: OnceLock::new(),
+            sources: Sources::default(),
             changed: Notify::new(),
             ejections: watch::Sender::new(0),
             room: Arc::default(),
@@ -345,7 +416,6 @@ impl UpstreamState {
     /// The state of an address: the one somebody still holds, or a new one that begins as `fresh` says.
     pub fn backend(&self, address: &Address, fresh: impl FnOnce() -> (Health, Ramp)) -> Arc<BackendState> {
         let mut backends = self.lock();
-        backends.retain(|_, known| known.is_of_use());
         let known = backends.get(address);
         if let Some(state) = known.and_then(|known| known.state.upgrade()) {
             return state;
@@ -356,6 +426,11 @@ impl UpstreamState {
         let state = BackendState::with(self.name.clone(), address.clone(), self.shards, health, ramp, room, kept);
         backends.insert(address.clone(), Known { state: Arc::downgrade(&state), by_hand });
         state
+    }
+
+    /// Of addresses that nothing holds and nothing is set for, nothing need be known.
+    fn forget_unused(&self) {
+        self.lock().retain(|_, known| known.is_of_use());
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Address, Known>> {

@@ -19,7 +19,8 @@ pub(super) fn changes(upstream: &UpstreamName, before: &[Tier], roster: &Roster)
 
 /// `1 of 3 backends ready, 2 picked from`.
 fn evidence(tier: Tier, roster: &Roster) -> String {
-    let of_tier = || roster.backends().iter().zip(roster.seats()).filter(|(backend, _)| backend.place.tier == tier);
+    let of_tier =
+        || roster.backends().iter().zip(roster.seats()).filter(|(backend, _)| backend.instance.place.tier == tier);
     let all = of_tier().filter(|(_, seat)| seat.readiness != Readiness::NoWeight).count();
     let ready = of_tier().filter(|(_, seat)| seat.readiness == Readiness::Ready).count();
     let sources = roster.sources().filter(|source| source.place.tier == tier);

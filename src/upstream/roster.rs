@@ -6,8 +6,8 @@ use super::Readiness;
 use super::last_resort::{LastResort, Signs};
 use super::tiers::{self, Member, Plan, WHOLE};
 use super::weights;
-use crate::backend::Backend;
 use crate::backend::slow_start::Percent;
+use crate::backend::{Backend, BackendSet};
 use crate::config::{Place, Tier, UpstreamConfig};
 use crate::strategy::{self, Candidates, Cursor, Dice, Factories, Strategy, Tried};
 
@@ -16,6 +16,8 @@ use crate::strategy::{self, Candidates, Cursor, Dice, Factories, Strategy, Tried
 /// A strategy picks within a [`Set`](tiers::Set), and of these there is one in ordinary times: see [`tiers`].
 #[derive(Debug)]
 pub struct Roster {
+    /// What it was built for.
+    set: BackendSet,
     layout: Layout,
     backends: Vec<Backend>,
     ready: Vec<Backend>,
@@ -85,12 +87,12 @@ impl Layout {
         let members = backends.iter().zip(&seats).map(|(backend, seat)| Member {
             standing: seat.readiness.standing(config, any),
             weight: if config.strategy.uses_weights() { backend.weight } else { backend.weight.min(1) },
-            priority: match backend.place.tier {
+            priority: match backend.instance.place.tier {
                 Tier::Priority(priority) => priority,
                 Tier::Backup => 0,
             },
-            backup: backend.place.tier == Tier::Backup,
-            zone: backend.place.zone.clone(),
+            backup: backend.instance.place.tier == Tier::Backup,
+            zone: backend.instance.place.zone.clone(),
         });
         let plan = tiers::plan(&members.collect::<Vec<_>>(), &config.tiers);
         Self { backends: seats, plan, next: next.map(|next| next.max(now)) }
@@ -98,9 +100,9 @@ impl Layout {
 }
 
 impl Roster {
-    /// Builds the strategies for a layout of these backends.
+    /// Builds the strategies for a layout of these backends, which are those of `set` in its order.
     pub(super) fn build(
-        layout: Layout,
+        (set, layout): (BackendSet, Layout),
         backends: Vec<Backend>,
         config: &UpstreamConfig,
         cursors: &Cursors,
@@ -127,15 +129,20 @@ impl Roster {
         let ready = ready.map(|(backend, _)| backend.clone()).collect();
         let others = backends.iter().zip(&layout.backends);
         let last_resort = LastResort::new(others.filter_map(|(backend, seat)| Some((seat.signs?, backend.clone()))));
-        Self { layout, backends, ready, sets, retry, last_resort, panic }
+        Self { set, layout, backends, ready, sets, retry, last_resort, panic }
     }
 
-    /// All backends, in the order of the file.
+    /// What was found: the set that it was built for.
+    pub fn set(&self) -> &BackendSet {
+        &self.set
+    }
+
+    /// All backends, in the order of the set.
     pub fn backends(&self) -> &[Backend] {
         &self.backends
     }
 
-    /// Those that are ready, with the weights of the file. In panic others may be picked as well.
+    /// Those that are ready, with the weights of the set, or by hand. In panic others may be picked as well.
     pub fn ready(&self) -> &[Backend] {
         &self.ready
     }

@@ -180,7 +180,7 @@ fn limits_hold_from_when_they_are_enforced_and_for_requests_of_the_snapshot_befo
 async fn the_keeper_refreshes_what_is_there_now() {
     let state = UpstreamState::new("u".into(), 1);
     let first = build(config(&[1, 2], Some(InitialHealth::Healthy)), &state);
-    let mut keepers = keeper::Keepers::new(Events::default());
+    let mut keepers = keeper::Keepers::new(Events::default(), Arc::new(|_, _| {}));
     keepers.follow(std::slice::from_ref(&first));
     check(&first, 0, false);
     state.changed.notify_one();

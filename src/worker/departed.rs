@@ -1,14 +1,14 @@
-//! Since when backends are gone, so that what is under way there has the whole of `drain_limit`, however often they come and go.
+//! Which backends there are, and since when others are gone, so that what is under way there has the whole of `drain_limit`, however often they come and go.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use crate::backend::BackendId;
 
-/// Which backends the published snapshots have had, and which of them are gone.
+/// Which backends the upstreams have, and which they have had and are gone.
 ///
-/// Each reload looks again after the limit for what is served by backends that are gone by then. Without this it would cut what came
-/// to a backend that was back meanwhile and removed once more, before its time.
+/// Each reload, and each set of discovery, looks again after the limit for what is served by backends that are gone by then. Without
+/// this it would cut what came to a backend that was back meanwhile and removed once more, before its time.
 #[derive(Debug, Default)]
 pub(super) struct Departed {
     known: HashSet<BackendId>,
@@ -23,7 +23,26 @@ impl Departed {
         self.known = known;
     }
 
-    /// Whether `id` has been gone since the reload at `published`, at least. One that was never published counts as gone all the time.
+    /// Of the backends of an upstream, `came` are new and `gone` are gone.
+    pub(super) fn turn_over(&mut self, came: &[BackendId], gone: &[BackendId], now: Instant) {
+        for id in came {
+            self.since.remove(id);
+            self.known.insert(*id);
+        }
+        for id in gone {
+            // One that a snapshot was published without is gone since then.
+            if self.known.remove(id) {
+                self.since.insert(*id, now);
+            }
+        }
+    }
+
+    /// Whether an upstream has it.
+    pub(super) fn is_known(&self, id: BackendId) -> bool {
+        self.known.contains(&id)
+    }
+
+    /// Whether `id` has been gone since the change at `published`, at least. One that was never published counts as gone all the time.
     pub(super) fn was_gone(&self, id: BackendId, published: Instant) -> bool {
         !self.known.contains(&id) && self.since.get(&id).is_none_or(|&since| since <= published)
     }

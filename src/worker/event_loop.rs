@@ -23,6 +23,7 @@ use crate::listener::{Listener, Open, Tasks, covers, owner};
 use crate::overload::Cause;
 use crate::proxy::{Proxy, Published, Refusal, Snapshot};
 use crate::telemetry::process::Process;
+use crate::upstream::Turnover;
 
 use super::accept::{self, Acceptor};
 use super::departed::Departed;
@@ -183,6 +184,7 @@ impl Worker {
                     self.adopt(now);
                     self.cut_strays_after(limit, now);
                 }
+                Some(Command::TurnedOver(turnover, limit)) => self.turn_over(&turnover, limit),
                 Some(Command::Beat) => self.proxy.process.pulse.answer(self.index),
                 Some(Command::Spare(backend)) => self.proxy.transport.spare(backend),
                 Some(Command::Stop) => {
@@ -352,19 +354,35 @@ impl Worker {
         self.let_go();
     }
 
+    /// Takes in that an upstream has other backends.
+    fn turn_over(self: &Rc<Self>, turnover: &Turnover, limit: Duration) {
+        let now = Instant::now();
+        self.departed.borrow_mut().turn_over(&turnover.came, &turnover.gone, now);
+        if turnover.becomes_bounded {
+            // Requests may wait in its queue from now on.
+            self.clock.set_shortest(shortest_timeout(&self.proxy.current.get()));
+        }
+        if turnover.gone.is_empty() {
+            return;
+        }
+        turnover.gone.iter().for_each(|&id| self.proxy.transport.let_go(id));
+        // Those of requests that are still under way are found by the sweep.
+        self.strays.set(true);
+        self.cut_strays_after(limit, now);
+    }
+
     /// Closes idle connections to backends that no upstream has any more. Those of requests that are still under way are closed
     /// by a later call.
     fn let_go(&self) {
-        let known = backends(&self.proxy.current.get());
-        self.strays.set(self.strays(&known) > 0);
+        self.strays.set(self.strays() > 0);
         let identities = identities(&self.proxy.current.get());
         self.proxy.transport.retain(|id| identities.get(&id).copied());
     }
 
     /// Exchanges that are served by a backend that is not known.
-    fn strays(&self, known: &HashSet<BackendId>) -> usize {
-        let mut strays = 0;
-        self.clock.each(|watch| strays += usize::from(is_stray(watch, known)));
+    fn strays(&self) -> usize {
+        let (mut strays, departed) = (0, self.departed.borrow());
+        self.clock.each(|watch| strays += usize::from(is_stray(watch, &departed)));
         strays
     }
 
@@ -380,12 +398,11 @@ impl Worker {
         let worker = Rc::clone(self);
         self.spawn("drain limit", async move {
             tokio::time::sleep(limit).await;
-            let known = backends(&worker.proxy.current.get());
             let mut departed = worker.departed.borrow_mut();
             let mut cut = 0;
             worker.clock.each(|watch| {
                 // What came to a backend that was back meanwhile has the time of a later reload.
-                if is_stray(watch, &known) && watch.serving().is_some_and(|id| departed.was_gone(id, published)) {
+                if watch.serving().is_some_and(|id| departed.was_gone(id, published)) {
                     watch.cut();
                     cut += 1;
                 }
@@ -404,8 +421,8 @@ fn heir(address: SocketAddr, others: &[Arc<Listener>]) -> Option<&Arc<Listener>>
     same.or_else(|| others.iter().find(|it| covers(it.address, address)))
 }
 
-fn is_stray(watch: &Watch, known: &HashSet<BackendId>) -> bool {
-    watch.serving().is_some_and(|id| !known.contains(&id))
+fn is_stray(watch: &Watch, departed: &Departed) -> bool {
+    watch.serving().is_some_and(|id| !departed.is_known(id))
 }
 
 impl Accepting {
@@ -464,7 +481,7 @@ fn shortest_timeout(snapshot: &Snapshot) -> Duration {
     let config = &snapshot.config;
     let listeners = config.listeners.iter().flat_map(|listener| [listener.header_timeout, listener.idle_timeout]);
     let upstreams = snapshot.upstreams.iter().flat_map(|upstream| {
-        let queue = upstream.limits.bounded.then_some(upstream.limits.queue);
+        let queue = upstream.is_bounded().then_some(upstream.limits.queue);
         let queue = queue.map(|queue| match queue.order {
             Order::Adaptive { interval, .. } => queue.timeout.min(interval),
             Order::Fifo => queue.timeout,

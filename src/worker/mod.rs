@@ -19,6 +19,7 @@ use crate::listener::{Bound, Listener, Open};
 use crate::proxy::{Published, Snapshot};
 use crate::telemetry::process::Process;
 use crate::telemetry::pulse::Pulse;
+use crate::upstream::Turnover;
 
 mod accept;
 mod departed;
@@ -39,6 +40,9 @@ enum Command {
     Serve(TcpStream, SocketAddr, Arc<Listener>, Open),
     /// Another snapshot was published; let go of what it no longer names, and cut what is still served there after so long.
     Published(Duration),
+    /// Backends of an upstream have come or gone otherwise than with a snapshot; let go of those that are gone, and cut what is still
+    /// served there after so long.
+    TurnedOver(Arc<Turnover>, Duration),
     /// Another worker wants a connection to this backend and there may be no more: close one that is idle.
     Spare(BackendId),
     /// Say that it still runs.
@@ -133,6 +137,16 @@ impl Workers {
         let limit = snapshot.config.drain_limit;
         self.published.store(snapshot);
         self.tell(|| Command::Published(limit));
+    }
+
+    /// Backends of an upstream that is published have come or gone. Cannot fail and does not wait.
+    pub fn turn_over(&self, turnover: &Turnover) {
+        if turnover.came.is_empty() && turnover.gone.is_empty() && !turnover.becomes_bounded {
+            return;
+        }
+        let turnover = Arc::new(turnover.clone());
+        let limit = self.snapshot().config.drain_limit;
+        self.tell(|| Command::TurnedOver(Arc::clone(&turnover), limit));
     }
 
     /// Begins to accept on a bound listener. Cannot fail and does not wait.

@@ -13,7 +13,18 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // A program that embeds the library joins the admin address to the supervisor, and shows one what the other has.
     (
         "embed",
-        &["admin", "supervisor", "handover", "listener", "proxy", "strategy", "config", "telemetry", "descriptors"],
+        &[
+            "admin",
+            "supervisor",
+            "handover",
+            "discovery",
+            "listener",
+            "proxy",
+            "strategy",
+            "config",
+            "telemetry",
+            "descriptors",
+        ],
     ),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
     ("admin", &["listener", "proxy", "route", "upstream", "backend", "overload", "config", "telemetry", "descriptors"]),
@@ -22,6 +33,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "worker",
             "handover",
+            "discovery",
             "health",
             "listener",
             "proxy",
@@ -36,9 +48,14 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "descriptors",
         ],
     ),
+    // Says what backends there are, and wakes the keeper.
+    ("discovery", &["upstream", "backend", "config", "telemetry"]),
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
-    ("worker", &["listener", "proxy", "exchange", "backend", "overload", "config", "telemetry", "descriptors"]),
+    (
+        "worker",
+        &["listener", "proxy", "upstream", "exchange", "backend", "overload", "config", "telemetry", "descriptors"],
+    ),
     (
         "listener",
         &["handover", "proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target", "descriptors"],

@@ -14,6 +14,7 @@ mod early_answers;
 mod client_gone;
 mod ctl;
 mod descriptors;
+mod discovery;
 mod errors;
 mod faults;
 mod grpc;

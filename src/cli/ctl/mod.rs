@@ -150,7 +150,7 @@ enum Command {
     Reload,
     /// Show events as they happen: health, ejections, reloads, changes by hand
     Events {
-        /// Only these kinds, with commas between: health, ejected, unejected, panic, breaker, overload, reloaded, reload_failed, certificates, by_hand
+        /// Only these kinds, with commas between: health, ejected, unejected, panic, breaker, overload, backends, discovery, reloaded, reload_failed, certificates, by_hand
         #[arg(long, value_name = "KINDS")]
         kind: Option<String>,
         /// Begin with what has happened and is still known

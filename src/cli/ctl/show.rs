@@ -49,7 +49,7 @@ pub(super) fn backends(upstreams: &[Value]) -> String {
             table.line(vec![
                 text(&upstream["name"]),
                 text(&absent["address"]),
-                "not in the file".into(),
+                "not there".into(),
                 none(),
                 none(),
                 none(),

@@ -38,6 +38,8 @@ mod limits;
 mod picking;
 pub(crate) mod value;
 
+pub(super) use upstream::parse_address;
+
 /// The names that a configuration may use beside isobar's own.
 #[derive(Clone, Debug, Default)]
 pub struct Vocabulary {

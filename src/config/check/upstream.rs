@@ -281,7 +281,8 @@ fn address(check: &Check<'_>, place: Place, text: &str) -> Option<Address> {
     parsed
 }
 
-fn parse_address(text: &str) -> Option<Address> {
+/// `10.0.0.1:9001`, `[2001:db8::1]:9001` or `users.internal:9001`.
+pub(in crate::config) fn parse_address(text: &str) -> Option<Address> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return (address.port() != 0).then_some(Address::Ip(address));
     }

@@ -22,8 +22,8 @@ use std::time::Instant;
 
 use super::load::Load;
 use super::{Candidates, Dice, Factory, Strategy, Tried};
-use crate::backend::{Backend, BackendState, Lease};
-use crate::config::{Address, Place};
+use crate::backend::{Backend, BackendState, Instance, Lease};
+use crate::config::Address;
 
 #[cfg(test)]
 mod broken;
@@ -90,7 +90,8 @@ pub fn check(factory: &Factory, rules: &[Rule]) {
 pub fn backends(weights: &[u16]) -> Vec<Backend> {
     let backend = |(index, &weight): (usize, &u16)| {
         let address = Address::Name("backend.invalid".into(), index as u16);
-        Backend { weight, place: Place::default(), state: BackendState::new("conformance".into(), address, 1) }
+        let instance = Arc::new(Instance { weight, ..Instance::new(address.clone()) });
+        Backend { weight, instance, state: BackendState::new("conformance".into(), address, 1) }
     };
     weights.iter().enumerate().map(backend).collect()
 }
