@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use rustls::pki_types::ServerName;
+
 use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
@@ -76,6 +78,8 @@ pub struct BackendState {
     pub upstream: UpstreamName,
     /// Where it is.
     pub address: Address,
+    /// The name that its certificate must be for, where its source says one.
+    pub server_name: Option<ServerName<'static>>,
     /// What it has been asked and has answered, a shard per worker.
     pub metrics: Sharded<BackendMetrics>,
     /// What active checks have made of it.
@@ -93,17 +97,17 @@ pub struct BackendState {
 impl BackendState {
     /// The state of an address that nothing is known about yet. `shards` is the number of workers.
     pub fn new(upstream: UpstreamName, address: Address, shards: usize) -> Arc<Self> {
-        Self::with(upstream, address, shards, Health::default(), Ramp::full(), Arc::default(), Arc::default())
+        let fresh = (Health::default(), Ramp::full());
+        Self::with(upstream, (address, None), shards, fresh, Arc::default(), Arc::default())
     }
 
     /// The same where checks begin with this health, its slow start like that, others of the upstream share this room, and
     /// operators have set something already. An ejection by hand among it takes effect.
     pub fn with(
         upstream: UpstreamName,
-        address: Address,
+        (address, server_name): (Address, Option<ServerName<'static>>),
         shards: usize,
-        health: Health,
-        ramp: Ramp,
+        (health, ramp): (Health, Ramp),
         room: Arc<Room>,
         by_hand: Arc<ByHand>,
     ) -> Arc<Self> {
@@ -119,6 +123,7 @@ impl BackendState {
             id: hold.id,
             upstream,
             address,
+            server_name,
             metrics: Sharded::new(shards),
             health,
             connections: Connections::default(),

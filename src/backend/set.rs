@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use rustls::pki_types::ServerName;
+
 use crate::config::{Address, BackendConfig, BackendLimits, Place};
 
 /// What is said of one backend.
@@ -19,6 +21,9 @@ pub struct Instance {
     pub place: Place,
     /// How much may be asked of it at a time; `None`: what its upstream says.
     pub limits: Option<BackendLimits>,
+    /// The name that its certificate must be for, where its upstream speaks TLS; `None`: what the upstream says, else the host of
+    /// the address. Under another name it is another backend, of which nothing is known.
+    pub server_name: Option<ServerName<'static>>,
     /// What else is said of it, by name: shown at the admin address, and there for strategies of embedding programs.
     pub labels: Labels,
 }
@@ -29,14 +34,14 @@ pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 impl Instance {
     /// A backend of weight 1 in the first tier of which nothing else is said.
     pub fn new(address: Address) -> Self {
-        Self { address, weight: 1, place: Place::default(), limits: None, labels: Labels::new() }
+        Self { address, weight: 1, place: Place::default(), limits: None, server_name: None, labels: Labels::new() }
     }
 }
 
 impl From<&BackendConfig> for Instance {
     fn from(config: &BackendConfig) -> Self {
         let BackendConfig { address, weight, limits, place } = config.clone();
-        Self { address, weight, place, limits: Some(limits), labels: Labels::new() }
+        Self { address, weight, place, limits: Some(limits), server_name: None, labels: Labels::new() }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::http::{AbortOnDrop, USER_AGENT, in_time};
 use super::{CheckFailed, HealthCheck, connect};
 use crate::config::{Address, GrpcProbe, GrpcStatus};
-use crate::transport::tls::BackendTls;
+use crate::transport::tls::TlsOf;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -76,7 +76,7 @@ impl Grpc {
 }
 
 impl HealthCheck for Grpc {
-    async fn check(&self, address: &Address, tls: Option<&BackendTls>, deadline: Instant) -> Result<(), CheckFailed> {
+    async fn check(&self, address: &Address, tls: Option<TlsOf<'_>>, deadline: Instant) -> Result<(), CheckFailed> {
         let socket = connect(address, tls, deadline).await?;
         if tls.is_some() && socket.alpn() != Some(b"h2") {
             return Err(CheckFailed::Malformed("it does not speak HTTP/2"));

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{CheckFailed, HealthCheck, connect};
 use crate::config::{Address, BodyMatch, HttpProbe, Protocol};
 use crate::socket::Socket;
-use crate::transport::tls::BackendTls;
+use crate::transport::tls::TlsOf;
 
 pub(super) const USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("isobar/", env!("CARGO_PKG_VERSION"), " health-check"));
@@ -123,7 +123,7 @@ impl Http {
 }
 
 impl HealthCheck for Http {
-    async fn check(&self, address: &Address, tls: Option<&BackendTls>, deadline: Instant) -> Result<(), CheckFailed> {
+    async fn check(&self, address: &Address, tls: Option<TlsOf<'_>>, deadline: Instant) -> Result<(), CheckFailed> {
         let socket = connect(address, tls, deadline).await?;
         if self.http2 || socket.alpn() == Some(b"h2") {
             return self.check_by_http2(socket, address, deadline).await;

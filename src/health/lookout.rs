@@ -97,7 +97,8 @@ async fn look(
         let Ok(_turn) = turns.acquire().await else { break };
         let looked = Instant::now();
         let deadline = looked + upstream.config.connect_timeout;
-        let connected = connect(&backend.address, upstream.tls.as_deref(), deadline).await;
+        let tls = upstream.tls.as_deref().map(|tls| tls.of(backend.server_name.as_ref()));
+        let connected = connect(&backend.address, tls, deadline).await;
         let mut history = backend.outlier.history();
         let news = match &connected {
             Ok(_) => history.saw(Sight::Connected, looked.into_std()),

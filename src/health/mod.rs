@@ -28,7 +28,7 @@ use crate::socket::Socket;
 use crate::telemetry::events::{EventKind, Events};
 use crate::telemetry::seldom::Seldom;
 use crate::transport::connect::{self, NoConnection};
-use crate::transport::tls::{BackendTls, HandshakeFailed};
+use crate::transport::tls::{BackendTls, HandshakeFailed, TlsOf};
 use crate::upstream::{Upstream, UpstreamState};
 
 mod pace;
@@ -48,7 +48,7 @@ pub trait HealthCheck {
     fn check(
         &self,
         address: &Address,
-        tls: Option<&BackendTls>,
+        tls: Option<TlsOf<'_>>,
         deadline: Instant,
     ) -> impl Future<Output = Result<(), CheckFailed>> + Send;
 }
@@ -115,7 +115,7 @@ fn plain(error: &io::Error) -> String {
 }
 
 /// Connects as requests do: names are looked up each time, their addresses tried in turn, and TLS spoken where it is to be.
-async fn connect(address: &Address, tls: Option<&BackendTls>, deadline: Instant) -> Result<Socket, CheckFailed> {
+async fn connect(address: &Address, tls: Option<TlsOf<'_>>, deadline: Instant) -> Result<Socket, CheckFailed> {
     let connected = timeout_at(deadline, connect::open(address)).await;
     let tcp = connected.map_err(|_| CheckFailed::Timeout("connecting"))?.map_err(|error| match error {
         NoConnection::Ours(error) => CheckFailed::Ours(error),
@@ -294,13 +294,14 @@ impl Settings {
         Thresholds { unhealthy_after: self.config.unhealthy_after, healthy_after: self.config.healthy_after }
     }
 
-    async fn check(&self, address: &Address, deadline: Instant) -> Result<(), CheckFailed> {
+    async fn check(&self, backend: &BackendState, deadline: Instant) -> Result<(), CheckFailed> {
+        let BackendState { address, server_name, .. } = backend;
         let elsewhere = self.config.port.map(|port| match address {
             Address::Ip(address) => Address::Ip((address.ip(), port).into()),
             Address::Name(host, _) => Address::Name(Arc::clone(host), port),
         });
         let address = elsewhere.as_ref().unwrap_or(address);
-        let tls = self.tls.as_deref();
+        let tls = self.tls.as_deref().map(|tls| tls.of(server_name.as_ref()));
         match &self.kind {
             Kind::Http(http) => http.check(address, tls, deadline).await,
             Kind::Tcp => Tcp.check(address, tls, deadline).await,
@@ -365,7 +366,7 @@ impl Checking {
         let turn = self.turns.acquire().await.ok()?;
         let settings = Arc::clone(&self.settings.borrow_and_update());
         let started = Instant::now();
-        let outcome = settings.check(&self.backend.address, started + settings.config.timeout).await;
+        let outcome = settings.check(&self.backend, started + settings.config.timeout).await;
         let took = started.elapsed();
         drop(turn);
         // What was asked under other settings says nothing about these.

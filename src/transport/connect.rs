@@ -135,7 +135,7 @@ pub(super) async fn reach(
     tcp.set_nodelay(true)?;
     let Some(tls) = manner.tls else { return Ok((Socket::Plain(tcp), held)) };
     // Boxed, so that exchanges in the clear do not carry the room for it.
-    let secured = Box::pin(tls.handshake(&backend.address, tcp, manner.alone)).await;
+    let secured = Box::pin(tls.of(backend.server_name.as_ref()).handshake(&backend.address, tcp, manner.alone)).await;
     secured.map(|socket| (socket, held)).map_err(NoConnection::Tls)
 }
 

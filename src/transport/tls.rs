@@ -136,13 +136,23 @@ impl BackendTls {
         tls.map_or(0, |tls| tls.id)
     }
 
+    /// The TLS of a backend of the upstream.
+    pub fn of<'a>(&'a self, server_name: Option<&'a ServerName<'static>>) -> TlsOf<'a> {
+        TlsOf { tls: self, server_name }
+    }
+
     /// Makes a connection to the backend at `address` a secure one, by which what the upstream's protocol says is spoken, or
-    /// `http1`.
+    /// `http1`. Its certificate must be for `server_name`, where there is one.
     ///
     /// # Errors
     /// Why it cannot be. Nothing but the handshake was sent.
-    pub async fn handshake(&self, address: &Address, tcp: TcpStream, http1: bool) -> Result<Socket, HandshakeFailed> {
-        let name = self.server_name.clone().or_else(|| match address {
+    async fn handshake(
+        &self,
+        (address, server_name): (&Address, Option<&ServerName<'static>>),
+        tcp: TcpStream,
+        http1: bool,
+    ) -> Result<Socket, HandshakeFailed> {
+        let name = server_name.or(self.server_name.as_ref()).cloned().or_else(|| match address {
             Address::Ip(address) => Some(address.ip().into()),
             Address::Name(host, _) => named(host.trim_end_matches('.')),
         });
@@ -151,6 +161,28 @@ impl BackendTls {
         let connector = TlsConnector::from(Arc::clone(if http1 { &self.http1 } else { &self.client }));
         let stream = connector.connect(name, tcp).await.map_err(HandshakeFailed::new)?;
         Ok(Socket::Tls(Box::new(stream.into())))
+    }
+}
+
+/// The TLS of one backend: that of its upstream, and the name that its source says for its certificate.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsOf<'a> {
+    tls: &'a BackendTls,
+    server_name: Option<&'a ServerName<'static>>,
+}
+
+impl TlsOf<'_> {
+    /// Makes a connection to `address` a secure one, by which what the upstream's protocol says is spoken, or `http1`.
+    ///
+    /// # Errors
+    /// Why it cannot be. Nothing but the handshake was sent.
+    pub async fn handshake(
+        self,
+        address: &Address,
+        tcp: TcpStream,
+        http1: bool,
+    ) -> Result<Socket, HandshakeFailed> {
+        self.tls.handshake((address, self.server_name), tcp, http1).await
     }
 }
 

@@ -21,7 +21,7 @@ use crate::backend::outlier::Outcome;
 use crate::backend::permits::Permits;
 use crate::backend::set::Difference;
 use crate::backend::slow_start::Ramp;
-use crate::backend::{Backend, BackendId, BackendSet, BackendState, Lease, Room};
+use crate::backend::{Backend, BackendId, BackendSet, BackendState, Instance, Lease, Room};
 use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
 use crate::strategy::{Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
@@ -332,7 +332,7 @@ fn backends(set: &BackendSet, config: &UpstreamConfig, state: &UpstreamState) ->
     };
     state.forget_unused();
     let backends = set.iter().map(|instance| {
-        let state = state.backend(&instance.address, fresh);
+        let state = state.backend(instance, fresh);
         Backend { weight: by_hand::weight(instance, &state), instance: Arc::clone(instance), state }
     });
     backends.collect()
@@ -413,17 +413,19 @@ impl UpstreamState {
         })
     }
 
-    /// The state of an address: the one somebody still holds, or a new one that begins as `fresh` says.
-    pub fn backend(&self, address: &Address, fresh: impl FnOnce() -> (Health, Ramp)) -> Arc<BackendState> {
+    /// The state of an instance: the one of its address that somebody still holds, or a new one that begins as `fresh` says.
+    fn backend(&self, instance: &Instance, fresh: impl FnOnce() -> (Health, Ramp)) -> Arc<BackendState> {
+        let Instance { address, server_name, .. } = instance;
         let mut backends = self.lock();
         let known = backends.get(address);
-        if let Some(state) = known.and_then(|known| known.state.upgrade()) {
+        let of_that_name = |state: &Arc<BackendState>| state.server_name == *server_name;
+        if let Some(state) = known.and_then(|known| known.state.upgrade()).filter(of_that_name) {
             return state;
         }
         let by_hand = known.map(|known| Arc::clone(&known.by_hand)).unwrap_or_default();
-        let (health, ramp) = fresh();
         let (room, kept) = (Arc::clone(&self.room), Arc::clone(&by_hand));
-        let state = BackendState::with(self.name.clone(), address.clone(), self.shards, health, ramp, room, kept);
+        let identity = (address.clone(), server_name.clone());
+        let state = BackendState::with(self.name.clone(), identity, self.shards, fresh(), room, kept);
         backends.insert(address.clone(), Known { state: Arc::downgrade(&state), by_hand });
         state
     }

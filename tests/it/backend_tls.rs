@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
+use isobar::Isobar;
+use isobar::backend::{BackendSet, Instance};
+use isobar::config::Address;
+use isobar::discovery;
 use isobar::telemetry::metrics::{BackendMetrics, Counter};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::crypto::aws_lc_rs::default_provider;
@@ -487,4 +491,42 @@ async fn without_verification_any_certificate_will_do_and_a_warning_says_so() {
     let applied = proxy.apply(text).await.unwrap();
     let warnings: Vec<_> = applied.warnings.iter().map(ToString::to_string).collect();
     assert!(warnings.len() == 1 && warnings[0].contains("are not verified"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn a_source_may_say_the_name_of_each_certificate() {
+    let (scratch, ca) = (Scratch::new(), Ca::new());
+    let path = scratch.write("ca.pem", &ca.pem);
+    let backend = TestBackend::ok("ok");
+    let front = Front::new(&backend, &ca.issue("a.internal")).await;
+    let named = |name: &'static str| {
+        let server_name = Some(name.try_into().unwrap());
+        BackendSet::new([Instance { server_name, ..Instance::new(Address::Ip(front.address)) }])
+    };
+    let (pusher, pushed) = discovery::pushed();
+    pusher.push(named("a.internal"));
+    let text = format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"u\"\n[upstream.u]\nbackends = []\n\
+         tls = {{ ca = {path:?} }}\n\
+         health_check = {{ path = \"/\", interval = \"30ms\", interval_in_doubt = \"30ms\", initial = \"healthy\" }}\n"
+    );
+    let builder = Isobar::builder().config_text(text).admin(false);
+    let running = builder.discovery("u", "pushed", pushed).start().unwrap();
+    let mut client = Client::connect(running.listener_addresses()[0]).await;
+    assert_eq!(client.get("/").await.status(), 200);
+    // Under another name it is another backend: what was connected under the first is not used for it.
+    for (name, is_its) in [("b.internal", false), ("a.internal", true)] {
+        pusher.push(named(name));
+        let roster = || running.handle().snapshot().upstream("u").unwrap().roster();
+        eventually(|| *roster().set() == named(name)).await;
+        assert_eq!(client.get("/").await.status() == 200, is_its, "{name}");
+        // Health checks ask for it too.
+        let verdict = if is_its { "healthy" } else { "unhealthy" };
+        eventually(|| {
+            let roster = roster();
+            let health = &roster.backends()[0].state.health;
+            health.look().1.is_some() && health.verdict().as_str() == verdict
+        })
+        .await;
+    }
 }
