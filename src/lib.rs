@@ -16,6 +16,7 @@
 //! | [`exchange`] | one request with its response: identity, deadlines, bodies |
 //! | [`http1`] | HTTP/1.1: bytes to messages and back |
 //! | [`target`] | what a request asks for, in one form: its authority and its path |
+//! | [`fetch`] | HTTP that isobar speaks by itself: what `isobar ctl` asks |
 //! | [`fields`] | names of header fields, as everybody reads them |
 //! | [`socket`] | a connection's bytes, in the clear or by TLS |
 //! | [`tls`] | certificates and keys from their files to handshakes |
@@ -42,6 +43,7 @@ pub mod descriptors;
 pub mod discovery;
 pub mod embed;
 pub mod exchange;
+pub mod fetch;
 pub mod fields;
 pub mod handover;
 pub mod health;

@@ -1,20 +1,23 @@
 //! `isobar healthcheck`: asks a running isobar whether it is ready.
 //!
-//! For a container's health check, so that the image needs no curl. Blocking, with nothing but the standard library: it runs
-//! every few seconds beside the process it asks after.
+//! For a container's health check, so that the image needs no curl.
 
+use std::error::Error;
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::io;
+use std::time::Duration;
 
-use super::place::{Place, connect_socket, reachable};
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use tokio::time::timeout;
+
+use super::place::Place;
+use crate::fetch::{Fetch, FetchError, Limits};
 
 /// From the connection to the end of the answer: below the three seconds that an orchestrator usually waits.
-const LIMIT: Duration = Duration::from_secs(2);
-/// Bytes of an answer that are read.
-const ANSWER_BYTES_MAX: u64 = 4096;
+const LIMITS: Limits = Limits { time: Duration::from_secs(2), body: 64 << 10 };
 
 /// Asks `/readyz`. An address may be written as in `lb.toml`: `0.0.0.0:9900` is asked on loopback.
 ///
@@ -22,22 +25,30 @@ const ANSWER_BYTES_MAX: u64 = 4096;
 /// When there is no answer within two seconds, or it is not 200.
 pub fn run(place: &Place) -> Result<(), NotReady> {
     let unreachable = |error| NotReady::Unreachable { place: place.clone(), error };
-    let deadline = Instant::now() + LIMIT;
-    let answer = match place {
-        Place::Address(address) => connect(address, deadline).and_then(|stream| {
-            let host = stream.peer_addr()?.to_string();
-            ask(stream, &host, deadline)
-        }),
-        Place::Socket(path) => connect_socket(path, LIMIT).and_then(|stream| ask(stream, "localhost", deadline)),
-    };
-    let answer = answer.map_err(unreachable)?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let mut status_line = head.lines().next().unwrap_or_default().splitn(3, ' ');
-    match (status_line.next(), status_line.next()) {
-        (Some(version), Some("200")) if version.starts_with("HTTP/1.") => Ok(()),
-        (Some(version), Some(_)) if version.starts_with("HTTP/1.") => Err(NotReady::Says(body.trim().into())),
-        _ => Err(unreachable(io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))),
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| unreachable(error.into()))?;
+    let answer = runtime.block_on(async { timeout(LIMITS.time, ask(place)).await });
+    // A look-up of a name that hangs is not waited for.
+    runtime.shutdown_background();
+    let late = || FetchError::Late(LIMITS.time).into();
+    let answer = answer.unwrap_or_else(|_| Err(late())).map_err(unreachable)?;
+    match answer.status() {
+        StatusCode::OK => Ok(()),
+        _ => Err(NotReady::Says(String::from_utf8_lossy(answer.body()).trim().into())),
     }
+}
+
+/// Tries each address of a name.
+async fn ask(place: &Place) -> Result<Response<Bytes>, Box<dyn Error + Send + Sync>> {
+    let mut last: Box<dyn Error + Send + Sync> = io::Error::from(io::ErrorKind::NotFound).into();
+    for (to, host) in place.ways().await? {
+        let request = Request::get(format!("http://{host}/readyz")).header(HOST, host).header(CONNECTION, "close");
+        match Fetch::new(to, LIMITS).whole(request.body(Full::default())?).await {
+            Err(error @ FetchError::Connect(_)) => last = error.into(),
+            answer => return Ok(answer?),
+        }
+    }
+    Err(last)
 }
 
 /// Why isobar is not ready, as far as can be told.
@@ -48,7 +59,7 @@ pub enum NotReady {
         /// Where it was asked.
         place: Place,
         /// Why not.
-        error: io::Error,
+        error: Box<dyn Error + Send + Sync>,
     },
     /// It says so.
     Says(String),
@@ -64,73 +75,22 @@ impl fmt::Display for NotReady {
     }
 }
 
-impl std::error::Error for NotReady {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl Error for NotReady {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Unreachable { error, .. } => Some(error),
+            Self::Unreachable { error, .. } => Some(&**error),
             Self::Says(_) => None,
         }
     }
 }
 
-/// A connection whose reads and writes can be given a time.
-trait Timed: Read + Write {
-    fn give(&self, time: Duration) -> io::Result<()>;
-}
-
-impl Timed for TcpStream {
-    fn give(&self, time: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(time))?;
-        self.set_write_timeout(Some(time))
-    }
-}
-
-impl Timed for UnixStream {
-    fn give(&self, time: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(time))?;
-        self.set_write_timeout(Some(time))
-    }
-}
-
-fn ask(mut stream: impl Timed, host: &str, deadline: Instant) -> io::Result<String> {
-    stream.give(left(deadline)?)?;
-    // In one write: `write!` would send each piece on its own.
-    stream.write_all(format!("GET /readyz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes())?;
-    let mut answer = Vec::new();
-    let mut buffer = [0; 512];
-    // A read timeout starts anew with each byte, so each read gets what is left of the whole.
-    while (answer.len() as u64) < ANSWER_BYTES_MAX {
-        stream.give(left(deadline)?)?;
-        match stream.read(&mut buffer)? {
-            0 => break,
-            n => answer.extend_from_slice(&buffer[..n]),
-        }
-    }
-    Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
-/// Tries each address of a name.
-fn connect(admin: &str, deadline: Instant) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in admin.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&reachable(address), left(deadline)?) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::os::unix::net::UnixListener;
     use std::thread;
+    use std::time::Instant;
 
     use super::*;
 
@@ -200,6 +160,6 @@ mod tests {
     fn silence_is_not_waited_for() {
         let begun = Instant::now();
         assert!(run(&answering("", Duration::from_secs(10))).is_err());
-        assert!(begun.elapsed() < LIMIT * 2);
+        assert!(begun.elapsed() < LIMITS.time * 2);
     }
 }

@@ -7,9 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::net::lookup_host;
+
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::{self, AdminConfig, Problems, Secret};
+use crate::fetch::To;
 
 /// Where isobar is asked unless something says otherwise.
 pub const ADMIN_DEFAULT: &str = "127.0.0.1:9900";
@@ -50,6 +53,18 @@ impl Place {
             (None, None) => return Err(off()),
         };
         Ok((place, token))
+    }
+
+    /// The ways to connect there, in the order in which they are tried, each with what it wants for a `Host`. What listens on
+    /// every address listens on loopback.
+    pub(super) async fn ways(&self) -> io::Result<Vec<(To, String)>> {
+        let address = match self {
+            Self::Socket(path) => return Ok(vec![(To::Socket(path.clone()), "localhost".into())]),
+            Self::Address(address) => address,
+        };
+        let found = lookup_host(address).await?.map(reachable);
+        let ways: Vec<_> = found.map(|address| (To::Address(address), address.to_string())).collect();
+        if ways.is_empty() { Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address")) } else { Ok(ways) }
     }
 }
 
@@ -94,14 +109,14 @@ impl fmt::Display for Unknown {
 impl std::error::Error for Unknown {}
 
 /// A connection to a Unix socket, which a process that hangs does not hold up.
-pub(super) fn connect_socket(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+fn connect_socket(path: &Path, limit: Duration) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.connect_timeout(&SockAddr::unix(path)?, limit)?;
     Ok(socket.into())
 }
 
 /// What listens on every address listens on loopback.
-pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
+fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

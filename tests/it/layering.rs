@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module may name, itself apart. From the top down; whoever builds a thing may also name what it is made of.
 const MAY_NAME: &[(&str, &[&str])] = &[
-    ("cli", &["embed", "supervisor", "tls", "config"]),
+    ("cli", &["embed", "supervisor", "fetch", "tls", "config"]),
     // A program that embeds the library joins the admin address to the supervisor, and shows one what the other has.
     (
         "embed",
@@ -101,6 +101,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &["target", "fields"]),
     // What a request asks for, in one form, and names of fields, in any spelling: pure.
     ("target", &[]),
+    // What isobar asks others by itself.
+    ("fetch", &[]),
     // Numbers of the process and of its workers.
     ("descriptors", &[]),
     ("fields", &[]),

@@ -3,26 +3,22 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 
-use crate::cli::place::{Place, reachable};
+use crate::cli::place::Place;
 use crate::config::Secret;
+use crate::fetch::{Fetch, FetchError, Limits};
 
-/// From the connection to the head of the answer. A reload may take its time.
-const LIMIT: Duration = Duration::from_secs(30);
+/// A reload may take its time. Of ten thousand backends there are some fifteen megabytes to say.
+const LIMITS: Limits = Limits { time: Duration::from_secs(30), body: 64 << 20 };
 
 /// Who is asked, and with what right.
 #[derive(Debug)]
@@ -92,8 +88,8 @@ impl Error for Failed {
 impl Client {
     /// Asks, and reads the whole answer as JSON; of text, as a text.
     pub(super) async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failed> {
-        let response = self.send(method, path, body, &[]).await?;
-        self.read(response).await
+        let (response, fetch) = self.send(method, path, body, &[]).await?;
+        self.read(response, &fetch).await
     }
 
     /// Asks for an answer that goes on; one that refuses is read.
@@ -102,11 +98,11 @@ impl Client {
         path: &str,
         headers: &[(&'static str, &'static str)],
     ) -> Result<Incoming, Failed> {
-        let response = self.send("GET", path, None, headers).await?;
+        let (response, fetch) = self.send("GET", path, None, headers).await?;
         if response.status().is_success() {
             return Ok(response.into_body());
         }
-        let says = self.read(response).await?;
+        let says = self.read(response, &fetch).await?;
         Err(self.unreachable(io::Error::other(format!("an answer that is no stream: {says}"))))
     }
 
@@ -114,12 +110,11 @@ impl Client {
         Failed::Unreachable { place: self.place.clone(), source: source.into() }
     }
 
-    async fn read(&self, response: Response<Incoming>) -> Result<Value, Failed> {
-        let status = response.status();
-        let body = timeout(LIMIT, response.into_body().collect()).await.map_err(|late| self.unreachable(late))?;
-        let body = body.map_err(|error| self.unreachable(error))?.to_bytes();
+    async fn read(&self, response: Response<Incoming>, fetch: &Fetch) -> Result<Value, Failed> {
+        let (head, body) = fetch.read(response).await.map_err(|error| self.unreachable(error))?.into_parts();
         let text = || Value::String(String::from_utf8_lossy(&body).into_owned());
         let says = serde_json::from_slice(&body).unwrap_or_else(|_| text());
+        let status = head.status;
         if status.is_success() { Ok(says) } else { Err(Failed::Refused { status, says }) }
     }
 
@@ -129,23 +124,23 @@ impl Client {
         path: &str,
         body: Option<&Value>,
         headers: &[(&'static str, &'static str)],
-    ) -> Result<Response<Incoming>, Failed> {
-        let asked = async {
-            match &self.place {
-                Place::Socket(path_of) => {
-                    let stream = UnixStream::connect(path_of).await?;
-                    exchange(stream, self.request(method, path, "localhost", body, headers)?).await
-                }
-                Place::Address(address) => {
-                    let (stream, peer) = connect(address).await?;
-                    exchange(stream, self.request(method, path, &peer.to_string(), body, headers)?).await
-                }
+    ) -> Result<(Response<Incoming>, Fetch), Failed> {
+        let ways = timeout(LIMITS.time, self.place.ways()).await.map_err(|late| self.unreachable(late))?;
+        let mut last = None;
+        for (to, host) in ways.map_err(|error| self.unreachable(error))? {
+            let request = self.request(method, path, &host, body, headers).map_err(|error| self.unreachable(error))?;
+            let fetch = Fetch::new(to, LIMITS);
+            match fetch.begin(request).await {
+                Ok(response) => return Ok((response, fetch)),
+                // The next address of the name.
+                Err(error @ FetchError::Connect(_)) => last = Some(error),
+                Err(error) => return Err(self.unreachable(error)),
             }
-        };
-        match timeout(LIMIT, asked).await {
-            Ok(answer) => answer.map_err(|source| Failed::Unreachable { place: self.place.clone(), source }),
-            Err(late) => Err(self.unreachable(late)),
         }
+        Err(match last {
+            Some(error) => self.unreachable(error),
+            None => self.unreachable("the name has no address"),
+        })
     }
 
     fn request(
@@ -156,7 +151,7 @@ impl Client {
         body: Option<&Value>,
         headers: &[(&'static str, &'static str)],
     ) -> Result<Request<Full<Bytes>>, http::Error> {
-        let mut request = Request::builder().method(method).uri(path).header(HOST, host);
+        let mut request = Request::builder().method(method).uri(format!("http://{host}{path}")).header(HOST, host);
         if let Some(token) = &self.token {
             let mut value = HeaderValue::try_from(format!("Bearer {}", token.reveal()))?;
             value.set_sensitive(true);
@@ -172,30 +167,6 @@ impl Client {
             None => request.body(Full::default()),
         }
     }
-}
-
-/// A connection to the first address of a name that takes one. What listens on every address listens on loopback; and the
-/// address is what the admin address wants for a `Host`.
-async fn connect(address: &str) -> io::Result<(TcpStream, SocketAddr)> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in lookup_host(address).await? {
-        let address = reachable(address);
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok((stream, address)),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Full<Bytes>>,
-) -> Result<Response<Incoming>, Box<dyn Error + Send + Sync>> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Drives the connection for as long as the answer lasts; an error ends the answer, where it is seen.
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(sender.send_request(request).await?)
 }
 
 /// A part of a path, with percents for what would end it.
