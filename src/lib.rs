@@ -13,6 +13,7 @@
 //! | [`strategy`] | the algorithms that pick a backend |
 //! | [`backend`] | one address, and what is known about it |
 //! | [`transport`] | bytes to a backend and back: connections and their pools |
+//! | [`relay`] | bytes both ways between two streams |
 //! | [`exchange`] | one request with its response: identity, deadlines, bodies |
 //! | [`http1`] | HTTP/1.1: bytes to messages and back |
 //! | [`target`] | what a request asks for, in one form: its authority and its path |
@@ -52,6 +53,7 @@ pub mod listener;
 pub mod middleware;
 pub mod overload;
 pub mod proxy;
+pub mod relay;
 pub mod route;
 pub mod socket;
 pub mod strategy;

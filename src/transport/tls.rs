@@ -176,12 +176,7 @@ impl TlsOf<'_> {
     ///
     /// # Errors
     /// Why it cannot be. Nothing but the handshake was sent.
-    pub async fn handshake(
-        self,
-        address: &Address,
-        tcp: TcpStream,
-        http1: bool,
-    ) -> Result<Socket, HandshakeFailed> {
+    pub async fn handshake(self, address: &Address, tcp: TcpStream, http1: bool) -> Result<Socket, HandshakeFailed> {
         self.tls.handshake((address, self.server_name), tcp, http1).await
     }
 }

@@ -69,6 +69,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "upstream",
             "strategy",
             "transport",
+            "relay",
             "exchange",
             "backend",
             "tls",
@@ -86,6 +87,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("upstream", &["strategy", "transport", "backend", "config", "telemetry"]),
     ("strategy", &["backend", "config"]),
     ("transport", &["exchange", "backend", "http1", "socket", "config", "telemetry", "descriptors"]),
+    // Bytes both ways between two streams.
+    ("relay", &["exchange"]),
     ("exchange", &["backend", "http1", "config", "telemetry", "target", "fields", "descriptors"]),
     ("backend", &["config", "telemetry"]),
     // Bytes and messages.
