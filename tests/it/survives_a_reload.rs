@@ -1,4 +1,34 @@
-//! What survives a reload: a test for each cell of that table in ARCHITECTURE.md.
+//! What survives a reload, over real sockets: for an upstream that is as it was, changed, and gone.
+//!
+//! | What survives | Test |
+//! |---|---|
+//! | a request under way, and the client's connection | `a_request_in_flight_finishes_and_its_connection_stays` |
+//! | a tunnel | `a_tunnel_goes_on_and_ends_at_the_drain_limit_only_if_its_backend_is_gone` |
+//! | the whole `drain_limit`, however often a backend comes and goes | `a_backend_that_comes_and_goes_has_the_whole_drain_limit_each_time` |
+//! | connections of a removed listener, for a while | `connections_of_a_removed_listener_are_drained` |
+//! | requests in flight and picks | `counts_and_picks_are_kept_by_address` |
+//! | the place in the round | `round_robin_goes_on_where_it_stood` |
+//! | pooled connections | `pooled_connections_are_kept_by_address_and_closed_when_it_is_gone`, `a_connection_that_was_busy_when_its_backend_went_is_closed_after_its_request` |
+//! | the retry budget | `retry_budget::what_was_spent_is_spent_after_a_reload` |
+//! | metrics | `metrics_are_never_reset` |
+//! | the verdict of health checks and their pace | `health::verdicts_and_the_pace_outlive_a_file_that_changes_all_the_time`, `health::other_settings_reach_checks_that_run_and_keep_the_verdict`, `health::without_the_check_all_count_as_healthy_again` |
+//! | ejections, and the intervals of outlier detection | `outliers::an_ejection_survives_reloads_every_300_ms_and_ends_in_its_time`, `outliers::intervals_are_not_put_off_by_reloads`, `outliers::switched_off_it_takes_back_whom_it_has_ejected`, `outliers::a_backend_that_is_gone_for_a_while_begins_anew` |
+//! | slow starts | `picking::who_returns_to_health_starts_slowly_and_reloads_do_not_begin_it_anew`, `picking::a_backend_that_was_gone_begins_its_slow_start_anew` |
+//! | the place in the round of each tier | `picking::the_round_of_the_first_tier_goes_on_over_reloads` |
+//! | what is set by hand, also while the address is not in the file | `levers::what_is_set_survives_a_storm_of_reloads` |
+//! | connections of a renamed listener | `a_renamed_listener_keeps_its_connections_and_gets_its_routes` |
+//! | a listener's settings, for connections there are | `the_settings_of_a_listener_apply_to_new_connections` |
+//!
+//! Tests without sockets hold the rest, besides those of the plan itself in `supervisor/plan/tests.rs`:
+//!
+//! | Promise | Test |
+//! |---|---|
+//! | kept upstreams are the same, replaced ones stand on the same state, the round goes on | `supervisor::tests::what_is_kept_is_the_same_and_what_is_replaced_stands_on_the_same_state` |
+//! | a listener keeps its sockets under other settings | `supervisor::tests::a_listener_keeps_its_sockets_under_other_settings_and_another_name` |
+//! | listeners come and go | `supervisor::tests::listeners_come_and_go` |
+//! | what cannot be prepared changes nothing | `supervisor::tests::an_address_that_is_taken_changes_nothing` |
+//! | a broken file is not served | `supervisor::tests::a_file_is_followed_and_a_broken_one_is_not_served` |
+//! | every way of replacing the file is seen | `supervisor::watch::tests::each_way_of_editing_is_seen` |
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
