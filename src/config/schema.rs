@@ -127,7 +127,7 @@ const HEAD: &str = "\
 # Every key of `lb.toml`
 
 Written by `UPDATE_EXPECT=1 cargo test --test config` from what the code says of each key, and checked by the same test. Which keys work together
-is told in the pages about them: [forwarding](forwarding.md), [TLS](tls.md), [HTTP/2](http2.md), [limits](limits.md), [load balancing](picking.md),
+is told in the pages about them: [forwarding](forwarding.md), [TLS](tls.md), [HTTP/2](http2.md), [limits](limits.md), [load balancing](load-balancing.md),
 [health checks](health-checks.md), [backends](backends.md), [gRPC](grpc.md), [operations](operations.md) and [reload](reload.md).
 
 - **Strings** may hold variables of the environment: `\"${NAME}\"` must be set, `\"${NAME:-default}\"` need not be, and `\"$${\"` writes a plain `\"${\"`. A
