@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -197,6 +197,7 @@ impl Admin {
         // One for each entrance: what comes by the one leaves the other its room.
         let (mut at_address, mut at_socket) = (Room::new(most), Room::new(most));
         loop {
+            let now = Instant::now();
             let accepted = tokio::select! {
                 () = &mut stop => break,
                 Some(ended) = connections.join_next_with_id() => {
@@ -205,17 +206,17 @@ impl Admin {
                     at_socket.leave(id);
                     continue;
                 }
-                accepted = accept(listener.as_ref()), if at_address.admits() => accepted.map(|(stream, peer)| {
+                accepted = accept(listener.as_ref()), if at_address.admits(now) => accepted.map(|(stream, peer)| {
                     let context = context(site, Peer::Address(peer));
                     let progress = Arc::clone(&context.progress);
-                    at_address.enter(connections.spawn(serve_connection(stream, context)), progress);
+                    at_address.enter(connections.spawn(serve_connection(stream, context)), progress, Instant::now());
                 }),
-                accepted = accept_local(socket.as_ref()), if at_socket.admits() => accepted.map(|(stream, peer)| {
+                accepted = accept_local(socket.as_ref()), if at_socket.admits(now) => accepted.map(|(stream, peer)| {
                     let context = context(Site::Socket, peer);
                     let progress = Arc::clone(&context.progress);
-                    at_socket.enter(connections.spawn(serve_connection(stream, context)), progress);
+                    at_socket.enter(connections.spawn(serve_connection(stream, context)), progress, Instant::now());
                 }),
-                () = sleep(ROOM_PAUSE), if !at_address.admits() || !at_socket.admits() => continue,
+                () = sleep(ROOM_PAUSE), if !at_address.admits(now) || !at_socket.admits(now) => continue,
             };
             match accepted {
                 // Those that are there get their turn before they have to go for the next.

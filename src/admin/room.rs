@@ -1,11 +1,13 @@
 //! Connections to one entrance of the admin address, as many as there is room for; and which of them goes when there is none.
 //!
 //! A client that is waited for, because it says nothing or takes nothing, keeps no other out: it is the first to go when another comes, and
-//! of several the one that has been there longest. So a probe is answered at once, however many connections stand still.
+//! of several the one that has been there longest. So a probe is answered within a moment, however many connections stand still. None goes
+//! before it has been there for a moment itself: of a hundred clients that connect at the same time and ask, each is served.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use tokio::task::{AbortHandle, Id};
 
@@ -24,6 +26,9 @@ pub(super) enum Stage {
     /// For nothing: its answer goes on for as long as its client likes.
     Streaming,
 }
+
+/// How long a connection is there at least, for its request to arrive and to be read.
+const AT_LEAST: Duration = Duration::from_millis(100);
 
 /// Those that have to go, the first of these first.
 const EVICTED: [Stage; 3] = [Stage::Asking, Stage::Sending, Stage::Answering];
@@ -56,6 +61,7 @@ pub(super) struct Room {
 struct Place {
     task: AbortHandle,
     progress: Arc<Progress>,
+    since: Instant,
 }
 
 impl Room {
@@ -64,19 +70,19 @@ impl Room {
         Self { places: VecDeque::new(), most }
     }
 
-    /// Whether another may come in, perhaps for one that goes.
-    pub(super) fn admits(&self) -> bool {
-        self.places.len() < self.most || self.evicted().is_some()
+    /// Whether another may come in at `now`, perhaps for one that goes.
+    pub(super) fn admits(&self, now: Instant) -> bool {
+        self.places.len() < self.most || self.evicted(now).is_some()
     }
 
-    /// Another has come in, after those that are there. Where they are too many, one goes.
-    pub(super) fn enter(&mut self, task: AbortHandle, progress: Arc<Progress>) {
+    /// Another has come in at `now`, after those that are there. Where they are too many, one goes.
+    pub(super) fn enter(&mut self, task: AbortHandle, progress: Arc<Progress>, now: Instant) {
         if self.places.len() >= self.most
-            && let Some(place) = self.evicted().and_then(|index| self.places.remove(index))
+            && let Some(place) = self.evicted(now).and_then(|index| self.places.remove(index))
         {
             place.task.abort();
         }
-        self.places.push_back(Place { task, progress });
+        self.places.push_back(Place { task, progress, since: now });
     }
 
     /// The connection of that task is over.
@@ -85,8 +91,9 @@ impl Room {
     }
 
     /// Which is to go.
-    fn evicted(&self) -> Option<usize> {
-        EVICTED.iter().find_map(|&stage| self.places.iter().position(|place| place.progress.is(stage)))
+    fn evicted(&self, now: Instant) -> Option<usize> {
+        let may_go = |place: &Place| now.saturating_duration_since(place.since) >= AT_LEAST;
+        EVICTED.iter().find_map(|&stage| self.places.iter().position(|it| it.progress.is(stage) && may_go(it)))
     }
 }
 
@@ -96,11 +103,11 @@ mod tests {
 
     const MOST: usize = 64;
 
-    fn enter(room: &mut Room, stage: Stage) -> tokio::task::JoinHandle<()> {
+    fn enter(room: &mut Room, stage: Stage, now: Instant) -> tokio::task::JoinHandle<()> {
         let progress = Arc::<Progress>::default();
         progress.set(stage);
         let task = tokio::spawn(std::future::pending());
-        room.enter(task.abort_handle(), progress);
+        room.enter(task.abort_handle(), progress, now);
         task
     }
 
@@ -111,29 +118,31 @@ mod tests {
 
     #[tokio::test]
     async fn those_that_are_waited_for_go_first_and_others_stay() {
-        let mut room = Room::new(MOST);
-        let streams = enter(&mut room, Stage::Streaming);
-        let takes = enter(&mut room, Stage::Answering);
-        let sends = enter(&mut room, Stage::Sending);
-        let (first, second) = (enter(&mut room, Stage::Asking), enter(&mut room, Stage::Asking));
+        let (mut room, begun) = (Room::new(MOST), Instant::now());
+        let streams = enter(&mut room, Stage::Streaming, begun);
+        let takes = enter(&mut room, Stage::Answering, begun);
+        let sends = enter(&mut room, Stage::Sending, begun);
+        let (first, second) = (enter(&mut room, Stage::Asking, begun), enter(&mut room, Stage::Asking, begun));
         for _ in 5..MOST {
-            enter(&mut room, Stage::Working);
+            enter(&mut room, Stage::Working, begun);
         }
+        assert!(!room.admits(begun + AT_LEAST / 2), "they have just come");
+        let later = begun + AT_LEAST;
         for task in [first, second, sends, takes] {
-            assert!(!task.is_finished() && room.admits());
-            enter(&mut room, Stage::Working);
+            assert!(!task.is_finished() && room.admits(later));
+            enter(&mut room, Stage::Working, later);
             assert!(is_gone(task).await);
         }
-        assert!(!room.admits(), "all are worked for");
+        assert!(!room.admits(later + AT_LEAST), "all are worked for");
         assert!(!is_gone(streams).await);
     }
 
     #[tokio::test]
     async fn those_that_are_over_leave_their_place() {
-        let mut room = Room::new(MOST);
-        let tasks: Vec<_> = (0..MOST).map(|_| enter(&mut room, Stage::Working)).collect();
-        assert!(!room.admits());
+        let (mut room, begun) = (Room::new(MOST), Instant::now());
+        let tasks: Vec<_> = (0..MOST).map(|_| enter(&mut room, Stage::Working, begun)).collect();
+        assert!(!room.admits(begun));
         room.leave(tasks[7].id());
-        assert!(room.admits());
+        assert!(room.admits(begun));
     }
 }
