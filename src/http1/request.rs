@@ -398,8 +398,17 @@ mod tests {
                 (Ok(Some(head)), Ok(httparse::Status::Complete(end))) => {
                     prop_assert_eq!(text.len() - bytes.len(), end);
                     prop_assert_eq!(Some(head.head.method.as_str()), theirs.method);
-                    let target: Uri = theirs.path.unwrap().parse().unwrap();
-                    prop_assert_eq!(head.head.uri, target);
+                    let target = theirs.path.unwrap();
+                    match target.parse::<Uri>() {
+                        Ok(target) => prop_assert_eq!(head.head.uri, target),
+                        // With characters that `Uri` has escaped only, it stands beside it as it was sent.
+                        Err(_) => {
+                            let AsSent { path, query } = head.head.extensions.get().unwrap();
+                            let query = query.iter().flat_map(|query| [&b"?"[..], query]);
+                            let sent = [&path.as_ref().unwrap()[..]].into_iter().chain(query).collect::<Vec<_>>().concat();
+                            prop_assert_eq!(sent, target.as_bytes());
+                        }
+                    }
                     prop_assert_eq!(head.terms.http10, theirs.version == Some(0));
                     let mut expected = HeaderMap::new();
                     for field in &*theirs.headers {
