@@ -426,7 +426,13 @@ fn doc(attributes: &[Attribute]) -> String {
         Meta::NameValue(pair) if pair.path.is_ident("doc") => text(&pair.value).ok(),
         _ => None,
     });
-    lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>().join(" ").trim().to_owned()
+    lines
+        .map(|line| line.trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+        .trim()
+        .to_owned()
 }
 
 fn text(value: &Expr) -> syn::Result<String> {

@@ -16,7 +16,7 @@ use super::report::Place;
 use super::table::Table;
 use super::tree::Tree;
 
-/// An address, a socket, or both, to watch and steer the process; also by `isobar ctl`. On without the table too. `enabled = false` takes the
+/// An address, a socket, or both, to watch and steer the process; also by `isobar ctl`. Enabled by default. `enabled = false` takes the
 /// address away; a `unix_socket` is served all the same. Another value of `enabled` takes effect after a restart.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(enabled = true, is_enabled = Self::has_address, check = Self::check, reload = Restart)]

@@ -6,7 +6,7 @@ use super::form::{Size, Whole};
 use super::report::Place;
 use super::table::Table;
 
-/// HTTP/2, for clients that begin with it. On without the table too; without it a listener speaks HTTP/1.1 alone. Limits are those of one
+/// HTTP/2, for clients that begin with it. Enabled by default; with `enabled = false` the listener speaks HTTP/1.1 alone. Limits are those of one
 /// connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Table)]
 #[table(enabled = true, check = Self::check, reload = Connections)]

@@ -85,7 +85,7 @@ pub struct ListenerConfig {
     /// Answers every request 308, to the same host and path by https. For a listener without `tls`.
     #[key(Switch, default = false)]
     pub redirect_to_https: bool,
-    /// The port that `redirect_to_https` leads to; `None` where it is off.
+    /// The port that `redirect_to_https` leads to.
     #[key(Maybe(Whole(1..=65_535)), default = 443)]
     pub https_port: Option<u16>,
     /// How it speaks TLS; in the clear where there is no such table.

@@ -9,7 +9,7 @@ use super::form::{Percent, Real, Span, Switch, Timeout, Whole};
 use super::report::Place;
 use super::table::Table;
 
-/// Backends are ejected for a while by what comes of their requests. On without the table too. Where a number of 0 makes no sense as a limit, it
+/// Backends are ejected for a while by what comes of their requests. Enabled by default. Where a number of 0 makes no sense as a limit, it
 /// switches the rule off. A reload with other numbers applies at once and loses no state.
 #[derive(Clone, Debug, PartialEq, Table)]
 #[table(enabled = true, check = Self::check, reload = AtOnce)]

@@ -8,7 +8,7 @@ use super::report::Place;
 use super::table::Table;
 use super::tree::Tree;
 
-/// New requests are answered 503 while the process has more to do than it can; the admin address never is. On without the table too.
+/// New requests are answered 503 while the process has more to do than it can; the admin address never is. Enabled by default.
 ///
 /// The defaults are late enough that a busy machine does not come to them, and early enough that refusing still works. Lag is measured in the
 /// worker itself: one that saturates its core with ten thousand clients runs its timers a tenth of a second late and serves them all; half a

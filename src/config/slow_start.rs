@@ -8,7 +8,7 @@ use super::form::{Percent, Real, Span};
 use super::report::Place;
 use super::table::Table;
 
-/// A backend that joins or returns has a part of its weight at first. On without the table too.
+/// A backend that joins or returns has a part of its weight at first. Enabled by default.
 #[derive(Clone, Debug, PartialEq, Table)]
 #[table(enabled = true, check = Self::check, reload = Requests)]
 pub struct SlowStartConfig {

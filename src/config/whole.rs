@@ -24,7 +24,7 @@ use super::table::Table;
 use super::tree::Tree;
 use super::{RouteConfig, UpstreamConfig};
 
-/// What a whole `lb.toml` means. Cannot hold an invalid value.
+/// All of `lb.toml`, checked: the keys at its top, and its tables.
 #[derive(Clone, Debug, PartialEq, Table)]
 #[table(check = check::whole)]
 pub struct Config {
@@ -43,13 +43,13 @@ pub struct Config {
     /// Where the process is, for those upstreams that prefer backends of the same zone.
     #[key(Maybe(Name), example = "eu-1a")]
     pub zone: Option<Arc<str>>,
-    /// Where to watch and steer the process; `None` where it is nowhere.
+    /// Where operators watch and steer the process.
     #[key(OnPart, reload = Restart)]
     pub admin: Option<AdminConfig>,
     /// What is logged and how.
     #[key(Part)]
     pub log: LogConfig,
-    /// Where a line per exchange goes; `None` is nowhere.
+    /// Where a line for each exchange goes.
     #[key(Part)]
     pub access_log: Option<AccessLogConfig>,
     /// When the process refuses new requests because it has more to do than it can.
@@ -63,7 +63,7 @@ pub struct Config {
     /// Where requests go. In the order of the file, which decides only between patterns.
     #[key(Routes, name = "route", reload = Requests)]
     pub routes: Vec<Arc<RouteConfig>>,
-    /// Pools of backends. Sorted by name.
+    /// Pools of backends, each under its name.
     #[key(Upstreams, name = "upstream", reload = Requests)]
     pub upstreams: Vec<Arc<UpstreamConfig>>,
 }

@@ -1,10 +1,10 @@
 //! How much may be asked of backends: the limits of `[upstream.NAME]` with the tables `queue`, `circuit_breaker` and `adaptive_limit`.
 
 use super::Check;
-use super::value::{choice, number, number_in, timeout};
+use super::value::{choice, number, timeout};
 use crate::config::error::Problem;
 use crate::config::field::Field;
-use crate::config::form::{self, Part};
+use crate::config::form::{self, Form as _, Part};
 use crate::config::raw;
 use crate::config::{BackendConfig, BackendLimits, LimitsConfig, QueueConfig, QueueOrder};
 
@@ -67,19 +67,7 @@ fn warn_of_unreached(check: &Check<'_>, field: &Field<raw::Limit>, limits: Backe
 /// A limit, if there is a word on it: a number, or none at all.
 pub(super) fn limit(check: &Check<'_>, field: &Field<raw::Limit>) -> Option<Option<u32>> {
     let (place, written) = field.given()?;
-    match written {
-        raw::Limit::Integer(limit) => {
-            let limit = number_in(check, place, *limit, 1..=MOST)?;
-            Some(u32::try_from(limit).ok())
-        }
-        raw::Limit::String(text) if text == "unlimited" => Some(None),
-        raw::Limit::String(text) => {
-            let problem = Problem::error(format!("unknown value {}", check.quote(place, text)));
-            let suggestion = text.parse::<u32>().is_err().then(|| "unlimited".to_owned());
-            check.add(place, problem.expected("a whole number or \"unlimited\"").suggest(suggestion));
-            None
-        }
-    }
+    form::Limit(1..=MOST).read(check, place, written)
 }
 
 fn queue(check: &Check<'_>, field: &Field<raw::Queue>) -> QueueConfig {
