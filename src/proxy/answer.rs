@@ -4,12 +4,12 @@ use std::rc::Rc;
 
 use http::header::{self, HeaderValue};
 
+use crate::backend::Lease;
 use crate::exchange::RequestHead;
 use crate::exchange::body::{Body, RequestBody};
 use crate::route::Forward;
 use crate::transport::Connection;
 
-use super::attempt::Attempt;
 use super::running::{Running, SWITCHING, Upload};
 use super::upgrade::Tunnel;
 use super::{Handled, ProxyError, headers};
@@ -22,13 +22,11 @@ pub(super) fn answer(
     running: &Rc<Running>,
     forward: &Forward,
     upgrade: Option<HeaderValue>,
-    attempt: Attempt,
+    (connection, lease): (Connection, Lease),
     body: RequestBody,
     request: &mut RequestHead,
     handled: &mut Handled,
 ) -> Result<(), ProxyError> {
-    let Attempt { connection, place, .. } = attempt;
-    let lease = place.into_lease();
     let head = &mut handled.head;
     // The request is sent and not sent again: there is room for its answer.
     std::mem::swap(&mut head.headers, request.in_map_mut());

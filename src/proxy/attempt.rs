@@ -24,20 +24,14 @@ use super::place::Place;
 use super::retry::{Attempts, Held};
 use super::running::{Running, Upload};
 
-/// An attempt that has no connection yet.
-pub(super) struct Start {
-    pub(super) place: Place,
-    pub(super) begun: Instant,
-    /// Whether no idle connection will do.
-    pub(super) fresh: bool,
-}
-
-/// An attempt under way.
+/// An attempt, but for its connection: that goes to the client's side with the answer, and a move of both at each step would cost more
+/// than a second name does.
 pub(super) struct Attempt {
-    pub(super) connection: Connection,
     pub(super) place: Place,
     /// When it began, as the time of a backend to answer counts.
     pub(super) begun: Instant,
+    /// Whether no idle connection will do.
+    pub(super) fresh: bool,
 }
 
 /// Why an attempt came to no response for the client.
@@ -70,37 +64,105 @@ impl From<Next> for Failure {
 /// What came of waiting for the head of a response; `None` when the time for it is over.
 pub(super) type Heard = Option<Result<StatusCode, Failed>>;
 
-impl Start {
+impl Attempt {
     /// At a place that was just taken.
     pub(super) fn now(place: Place) -> Self {
         Self { place, begun: Instant::now(), fresh: false }
     }
 
-    /// By that connection.
-    pub(super) fn with(self, connection: Connection) -> Attempt {
-        Attempt { connection, place: self.place, begun: self.begun }
+    /// Sends the request by an idle connection or a new one, and awaits the head of a response that goes to the client. The response is
+    /// at the connection then.
+    ///
+    /// What few attempts need is awaited in a box: the future of all others is smaller for it.
+    ///
+    /// # Errors
+    /// What is to be done where none has come.
+    pub(super) async fn make(
+        &mut self,
+        attempts: &mut Attempts<'_>,
+        request: &mut RequestHead,
+        body: &mut RequestBody,
+    ) -> Result<Connection, Failure> {
+        // Before a connection is taken for it: one that is not used would have to be closed.
+        attempts.tell_time_left(request)?;
+        let mut connection = match self.idle(attempts) {
+            Some(idle) => idle,
+            None => Box::pin(self.connect(attempts, request)).await?,
+        };
+        let running = attempts.running;
+        let watch = &running.exchange.watch;
+        let most = running.head_limit(&attempts.forward.timeouts);
+        let limit = attempts.limit(most);
+        running.await_head(limit.unwrap_or(most));
+        body.rewind();
+        connection.begin(request, body, attempts.lets_pass);
+        let mut heard = match attempts.hedge_delay() {
+            None => in_time(watch, response(&connection, body, running)).await,
+            Some(delay) => Box::pin(hedge::race((&mut connection, self), attempts, request, body, delay)).await,
+        };
+        if let (None, Some(limit)) = (&heard, limit) {
+            heard = Box::pin(self.replace_or_go_on(&connection, attempts, body, most.saturating_sub(limit))).await?;
+        }
+        match heard {
+            Some(Ok(status)) => {
+                let head = running.head(status, &connection);
+                let replaced = attempts.is_unwanted(status, head) && attempts.may_repeat_after(head, body)
+                    || holds_back(attempts.config, &connection) && attempts.may_repeat(body);
+                if replaced {
+                    Box::pin(self.replace_or_gather(&mut connection, attempts, body, (status, head))).await?;
+                }
+                Ending::Answered(status, head).report(attempts, &mut self.place, self.begun);
+                Ok(connection)
+            }
+            Some(Err(failed)) => Err(self.broke(&connection, attempts, body, failed)),
+            None => Err(self.late(attempts, body).into()),
+        }
     }
 
-    /// Takes the idle connection used last, or makes a new one.
+    /// The time of this attempt is over: another is made, if there may be one. Otherwise this one has the `rest` of the time that the
+    /// route allows.
+    #[cold]
+    async fn replace_or_go_on(
+        &mut self,
+        connection: &Connection,
+        attempts: &mut Attempts<'_>,
+        body: &mut RequestBody,
+        rest: Duration,
+    ) -> Result<Heard, Next> {
+        let running = attempts.running;
+        let watch = &running.exchange.watch;
+        if running.upload() != Upload::Over || watch.is_capped() {
+            return Ok(None);
+        }
+        if attempts.may_repeat(body)
+            && let Some(next) = attempts.next(RetryCause::Timeout, None, Held::Attempt).await
+        {
+            Ending::Slow.report(attempts, &mut self.place, self.begun);
+            return Err(Next::At(next));
+        }
+        running.await_head(rest);
+        Ok(in_time(watch, response(connection, body, running)).await)
+    }
+
+    /// The idle connection used last, where one will do.
+    #[inline]
+    fn idle(&self, attempts: &Attempts<'_>) -> Option<Connection> {
+        if self.fresh { None } else { attempts.idle(&self.place) }
+    }
+
+    /// Makes a new connection.
     ///
     /// # Errors
     /// When there is none in time.
-    pub(super) async fn connect(
-        &mut self,
-        attempts: &Attempts<'_>,
-        request: &mut RequestHead,
-    ) -> Result<Connection, Next> {
-        // Before a connection is taken for it: one that is not used would have to be closed.
-        attempts.tell_time_left(request)?;
-        if !self.fresh
-            && let Some(idle) = attempts.idle(&self.place)
-        {
-            return Ok(idle);
-        }
+    #[cold]
+    async fn connect(&mut self, attempts: &Attempts<'_>, request: &mut RequestHead) -> Result<Connection, Next> {
         let dialled = dial(attempts, &self.place).await;
         // Of what it takes to answer, connecting is no part.
         self.begun = Instant::now();
-        dialled.map_err(|error| self.unconnected(attempts, error))
+        let connection = dialled.map_err(|error| self.unconnected(attempts, error))?;
+        // It took some of that.
+        attempts.tell_time_left(request)?;
+        Ok(connection)
     }
 
     #[cold]
@@ -115,100 +177,48 @@ impl Start {
             _ => Next::Retry(RetryCause::ConnectFailure, error),
         }
     }
-}
 
-impl Attempt {
-    /// Sends the request, and awaits the head of a response that goes to the client.
-    ///
-    /// # Errors
-    /// What is to be done where none has come.
-    pub(super) async fn await_answer(
+    /// The head of a response has come that may not go to the client: another attempt is made in its place, or the rest of it is awaited.
+    #[cold]
+    async fn replace_or_gather(
         &mut self,
-        attempts: &mut Attempts<'_>,
-        request: &mut RequestHead,
-        body: &mut RequestBody,
-    ) -> Result<(), Failure> {
-        match self.await_head(attempts, request, body).await? {
-            Some(Ok(status)) => self.take_or_retry(attempts, body, status).await,
-            Some(Err(failed)) => Err(self.broke(attempts, body, failed)),
-            None => Err(self.late(attempts, body).into()),
-        }
-    }
-
-    /// The same attempt once more, without this connection.
-    pub(super) fn once_more(self, fresh: bool) -> Start {
-        Start { place: self.place, begun: self.begun, fresh }
-    }
-
-    async fn await_head(
-        &mut self,
-        attempts: &mut Attempts<'_>,
-        request: &mut RequestHead,
-        body: &mut RequestBody,
-    ) -> Result<Heard, Next> {
-        let running = attempts.running;
-        let watch = &running.exchange.watch;
-        let most = running.head_limit(&attempts.forward.timeouts);
-        let limit = attempts.limit(most);
-        running.await_head(limit.unwrap_or(most));
-        body.rewind();
-        attempts.tell_time_left(request)?;
-        self.connection.begin(request, body, attempts.lets_pass);
-        let heard = match attempts.hedge_delay() {
-            None => in_time(watch, response(&self.connection, body, running)).await,
-            Some(delay) => Box::pin(hedge::race(self, attempts, request, body, delay)).await,
-        };
-        match limit {
-            Some(limit) if heard.is_none() && running.upload() == Upload::Over && !watch.is_capped() => {
-                // Given up only for another attempt: otherwise it has all the time that the route allows.
-                if attempts.may_repeat(body)
-                    && let Some(next) = Box::pin(attempts.next(RetryCause::Timeout, None, Held::Attempt)).await
-                {
-                    Ending::Slow.report(attempts, &mut self.place, self.begun);
-                    return Err(Next::At(next));
-                }
-                running.await_head(most.saturating_sub(limit));
-                Ok(in_time(watch, response(&self.connection, body, running)).await)
-            }
-            _ => Ok(heard),
-        }
-    }
-
-    /// The head of a response has come: it goes to the client, unless another attempt is made in its place.
-    async fn take_or_retry(
-        &mut self,
+        connection: &mut Connection,
         attempts: &mut Attempts<'_>,
         body: &RequestBody,
-        status: StatusCode,
+        (status, head): (StatusCode, Head),
     ) -> Result<(), Failure> {
-        let head = attempts.running.head(status, &self.connection);
         if attempts.is_unwanted(status, head)
             && attempts.may_repeat_after(head, body)
-            && !(head != Head::Http && Call::pushes_back(&self.connection))
+            && !(head != Head::Http && Call::pushes_back(connection))
         {
-            let asked = self.connection.field("retry-after");
-            if let Some(next) = Box::pin(attempts.next(RetryCause::Status, asked, Held::Attempt)).await {
+            let asked = connection.field("retry-after");
+            if let Some(next) = attempts.next(RetryCause::Status, asked, Held::Attempt).await {
                 Ending::Unwanted(status, head).report(attempts, &mut self.place, self.begun);
-                self.connection.discard();
+                connection.discard();
                 return Err(Next::At(next).into());
             }
         }
         // A small answer is held back until it is whole: of one that breaks off the client has seen nothing then.
-        if holds_back(attempts.config, &self.connection)
+        if holds_back(attempts.config, connection)
             && attempts.may_repeat(body)
-            && let Err(error) = Box::pin(gathered(&self.connection)).await
+            && let Err(error) = gathered(connection).await
         {
             Ending::Broken.report(attempts, &mut self.place, self.begun);
             let error = ProxyError::Broken { backend: self.place.backend().address.clone(), error };
             return Err(Next::Retry(RetryCause::Reset, error).into());
         }
-        Ending::Answered(status, head).report(attempts, &mut self.place, self.begun);
         Ok(())
     }
 
     /// The connection broke before the head of a response had come.
     #[cold]
-    fn broke(&mut self, attempts: &mut Attempts<'_>, body: &RequestBody, failed: Failed) -> Failure {
+    fn broke(
+        &mut self,
+        connection: &Connection,
+        attempts: &mut Attempts<'_>,
+        body: &RequestBody,
+        failed: Failed,
+    ) -> Failure {
         match attempts.running.upload() {
             Upload::TooLarge => return Next::Nothing(ProxyError::BodyTooLarge).into(),
             Upload::Broken => {
@@ -217,8 +227,8 @@ impl Attempt {
             }
             _ => {}
         }
-        let may_repeat = failed.unsent || (attempts.may_repeat(body) && !self.connection.answered());
-        let stale = attempts.take_for_stale(&self.connection, &failed);
+        let may_repeat = failed.unsent || (attempts.may_repeat(body) && !connection.answered());
+        let stale = attempts.take_for_stale(connection, &failed);
         let ending = if stale { Ending::Stale } else { Ending::Broken };
         ending.report(attempts, &mut self.place, self.begun);
         let unsent = failed.unsent;
@@ -226,7 +236,7 @@ impl Attempt {
         match (may_repeat, stale) {
             (false, _) => Next::Nothing(attempts.failed(error)).into(),
             // Where a backend takes no more streams on a connection, there may be room on another that is there.
-            (true, true) => Failure::Stale { fresh: self.connection.link().is_some() || !unsent },
+            (true, true) => Failure::Stale { fresh: connection.link().is_some() || !unsent },
             (true, false) => {
                 Next::Retry(if unsent { RetryCause::ConnectFailure } else { RetryCause::Reset }, error).into()
             }

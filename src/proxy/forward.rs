@@ -11,7 +11,7 @@ use crate::exchange::body::{Progress, RequestBody, Source};
 use crate::route::{Forward, Route, path, rewrite};
 
 use super::answer::answer;
-use super::attempt::{Failure, Next, Start};
+use super::attempt::{Attempt, Failure, Next};
 use super::place::Place;
 use super::retry::{self, Attempts, Held};
 use super::running::{Running, Upload};
@@ -45,30 +45,22 @@ pub(super) async fn forward(
         None => attempts.in_line().await?,
     };
     // The first attempt began when the head was read, which is a moment before and saves a look at the clock.
-    let mut start = Start { place, begun: running.exchange.started, fresh: false };
+    let mut attempt = Attempt { place, begun: running.exchange.started, fresh: false };
     loop {
-        let next = match start.connect(&attempts, request).await {
+        let next = match attempt.make(&mut attempts, request, &mut body).await {
             Ok(connection) => {
-                let mut attempt = start.with(connection);
-                match attempt.await_answer(&mut attempts, request, &mut body).await {
-                    Ok(()) => return answer(running, attempts.forward, upgrade, attempt, body, request, handled),
-                    Err(Failure::Stale { fresh }) => {
-                        start = attempt.once_more(fresh);
-                        continue;
-                    }
-                    Err(Failure::Over(next)) => {
-                        drop(attempt);
-                        next
-                    }
-                }
+                let answered = (connection, attempt.place.into_lease());
+                return answer(running, attempts.forward, upgrade, answered, body, request, handled);
             }
-            Err(next) => {
-                drop(start);
-                next
+            Err(Failure::Stale { fresh }) => {
+                attempt.fresh = fresh;
+                continue;
             }
+            Err(Failure::Over(next)) => next,
         };
         // It may have to wait for the next place, and does so without one that others wait for.
-        start = Start::now(next_place(&mut attempts, next, request).await?);
+        drop(attempt);
+        attempt = Attempt::now(next_place(&mut attempts, next, request).await?);
     }
 }
 

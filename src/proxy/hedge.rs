@@ -11,10 +11,10 @@ use http::StatusCode;
 
 use crate::exchange::RequestHead;
 use crate::exchange::body::RequestBody;
-use crate::transport::Informed;
 use crate::transport::connect::{self, Dialling};
+use crate::transport::{Connection, Informed};
 
-use super::attempt::{Attempt, Heard, Start, connected, in_time, response};
+use super::attempt::{Attempt, Heard, connected, in_time, response};
 use super::ending::Ending;
 use super::retry::Attempts;
 
@@ -28,6 +28,7 @@ enum Raced {
 
 /// A second attempt that was answered.
 struct Second {
+    connection: Connection,
     attempt: Attempt,
     body: RequestBody,
     status: StatusCode,
@@ -36,28 +37,28 @@ struct Second {
 /// Goes on with the `first` attempt, and makes a second one if there is no answer after `delay`. Where the second is answered first, it
 /// takes the first one's place.
 pub(super) async fn race(
-    first: &mut Attempt,
+    (connection, first): (&mut Connection, &mut Attempt),
     attempts: &mut Attempts<'_>,
     request: &mut RequestHead,
     body: &mut RequestBody,
     delay: Duration,
 ) -> Heard {
-    match both(first, attempts, request, body, delay).await {
+    match both(connection, attempts, request, body, delay).await {
         Raced::First(heard) => {
             attempts.running.serve(first.place.backend());
             heard
         }
         Raced::Second(second) => {
             attempts.upstream.state.metrics.of(attempts.proxy.worker).hedges_won.add(1);
-            let Second { attempt, body: sent, status } = *second;
-            (*first, *body) = (attempt, sent);
+            let Second { connection: answered, attempt, body: sent, status } = *second;
+            (*connection, *first, *body) = (answered, attempt, sent);
             Some(Ok(status))
         }
     }
 }
 
 async fn both(
-    Attempt { connection, .. }: &Attempt,
+    connection: &Connection,
     attempts: &mut Attempts<'_>,
     request: &mut RequestHead,
     body: &mut RequestBody,
@@ -78,15 +79,15 @@ async fn both(
     if let Some(outcome) = early.await {
         return Raced::First(outcome);
     }
-    let second = body.copy().and_then(|copy| Some((Start::now(attempts.hedge()?), copy)));
-    let Some((start, copy)) = second else {
+    let second = body.copy().and_then(|copy| Some((Attempt::now(attempts.hedge()?), copy)));
+    let Some((attempt, copy)) = second else {
         return Raced::First(in_time(watch, response(connection, body, running)).await);
     };
     attempts.number(request);
     // Where no time is left, the watch says so before an answer comes.
     let _ = attempts.tell_time_left(request);
     let attempts = &*attempts;
-    let mut second = pin!(ask(attempts, start, copy, request));
+    let mut second = pin!(ask(attempts, attempt, copy, request));
     let mut second_over = false;
     let mut first = None;
     poll_fn(|cx| {
@@ -101,7 +102,7 @@ async fn both(
             first = Some(outcome);
         }
         if !second_over && let Poll::Ready(answer) = second.as_mut().poll(cx) {
-            if let Some(answer) = answer.filter(|it| !attempts.is_unwanted_at(&it.attempt.connection, it.status)) {
+            if let Some(answer) = answer.filter(|it| !attempts.is_unwanted_at(&it.connection, it.status)) {
                 return Poll::Ready(Raced::Second(Box::new(answer)));
             }
             second_over = true;
@@ -117,34 +118,33 @@ async fn both(
 /// Makes the second attempt; `None` where it failed.
 async fn ask(
     attempts: &Attempts<'_>,
-    mut start: Start,
+    mut attempt: Attempt,
     mut body: RequestBody,
     request: &RequestHead,
 ) -> Option<Second> {
-    let connection = match attempts.idle(&start.place) {
+    let connection = match attempts.idle(&attempt.place) {
         Some(connection) => connection,
         None => {
             let dialling = Dialling::new(&attempts.running.exchange.client.seats);
             let transport = &attempts.proxy.transport;
-            let dialled = connect::connect(transport, start.place.backend(), attempts.manner(), &dialling);
+            let dialled = connect::connect(transport, attempt.place.backend(), attempts.manner(), &dialling);
             // The watch has the deadline of the first attempt.
             let dialled = tokio::time::timeout(attempts.upstream.config.connect_timeout, dialled).await.ok();
-            match connected(attempts, &start.place, dialled, &dialling, false) {
+            match connected(attempts, &attempt.place, dialled, &dialling, false) {
                 Ok(connection) => connection,
                 Err(error) => {
-                    Ending::NoConnection(&error).report(attempts, &mut start.place, start.begun);
+                    Ending::NoConnection(&error).report(attempts, &mut attempt.place, attempt.begun);
                     return None;
                 }
             }
         }
     };
     connection.begin(request, &body, attempts.lets_pass);
-    start.begun = Instant::now();
-    let mut attempt = start.with(connection);
-    match poll_fn(|cx| attempt.connection.poll_response(cx, &mut body, &Silent)).await {
-        Ok(status) => Some(Second { attempt, body, status }),
+    attempt.begun = Instant::now();
+    match poll_fn(|cx| connection.poll_response(cx, &mut body, &Silent)).await {
+        Ok(status) => Some(Second { connection, attempt, body, status }),
         Err(failed) => {
-            let ending = if attempt.connection.was_stale(&failed) { Ending::Stale } else { Ending::Broken };
+            let ending = if connection.was_stale(&failed) { Ending::Stale } else { Ending::Broken };
             ending.report(attempts, &mut attempt.place, attempt.begun);
             None
         }

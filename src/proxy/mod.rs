@@ -175,7 +175,7 @@ impl Proxy {
 
     /// Whether pass-through headers of the next request may be left as lines. Advice: a look for one finds it all the same.
     pub fn lets_pass(&self) -> bool {
-        !self.current.get().looks_at_headers()
+        !self.current.look(Snapshot::looks_at_headers)
     }
 
     /// There is too much to do: refused while that costs little.

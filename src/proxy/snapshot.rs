@@ -110,12 +110,31 @@ impl Current {
     }
 
     /// The snapshot to serve a request with.
+    #[inline]
     pub fn get(&self) -> Rc<Held> {
+        self.renew();
+        Rc::clone(&self.held.borrow().1)
+    }
+
+    /// Looks at the snapshot of the moment, without keeping it.
+    #[inline]
+    pub fn look<T>(&self, at: impl FnOnce(&Snapshot) -> T) -> T {
+        self.renew();
+        at(&self.held.borrow().1)
+    }
+
+    #[inline]
+    fn renew(&self) {
         let version = self.published.version.load(Ordering::Acquire);
-        let mut held = self.held.borrow_mut();
-        if held.0 != version {
-            *held = (version, Held::new(self.published.load()));
+        if self.held.borrow().0 != version {
+            self.hold(version);
         }
-        Rc::clone(&held.1)
+    }
+
+    #[cold]
+    fn hold(&self, version: u64) {
+        let held = Held::new(self.published.load());
+        let before = self.held.replace((version, held));
+        drop(before);
     }
 }

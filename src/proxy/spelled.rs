@@ -21,7 +21,10 @@ pub(super) fn find<'a>(
 
 fn find_index(running: &Running, snapshot: &Held, path: Reading<'_>, head: &RequestHead) -> Result<usize, ProxyError> {
     let listener = running.exchange.client.listener_name(snapshot.generation, &snapshot.config);
-    snapshot.routes.find_index(&listener, host(head), path, head).ok_or(ProxyError::NoRoute)
+    let routes = &snapshot.routes;
+    // To take it out of the field costs more than all else here.
+    let host = if routes.looks_at_hosts() { host(head) } else { Host::NONE };
+    routes.find_index(&listener, host, path, head).ok_or(ProxyError::NoRoute)
 }
 
 /// The route of a request whose path is not plain: that of how a server reads it which decodes everything. The path becomes what the

@@ -179,8 +179,14 @@ impl Table {
         &self.routes
     }
 
+    /// Whether a route is for requests to some hosts only. Otherwise it does not matter to [`Table::find_index`] which host it is given.
+    #[inline]
+    pub fn looks_at_hosts(&self) -> bool {
+        !(self.exact_hosts.is_empty() && self.wildcard_hosts.is_empty())
+    }
+
     fn find_by_host(&self, host: &[u8], asked: &Asked<'_>) -> Option<usize> {
-        if self.exact_hosts.is_empty() && self.wildcard_hosts.is_empty() {
+        if !self.looks_at_hosts() {
             return None;
         }
         let exact = self.exact_hosts.get(host).and_then(|paths| paths.find(asked));
