@@ -27,6 +27,7 @@ fn route(host: Option<HostPattern>, path: PathPattern) -> Arc<RouteConfig> {
         action: Action::Respond(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        middleware: Vec::new(),
     })
 }
 
@@ -36,7 +37,7 @@ fn prefix(text: impl Into<String>) -> PathPattern {
 
 fn table(routes: impl IntoIterator<Item = Arc<RouteConfig>>) -> Table {
     let routes: Vec<_> = routes.into_iter().collect();
-    Table::build(&routes, &[], &mut |_| Arc::new(Sharded::new(1)))
+    Table::build(&routes, &[], &[], &mut |_| Arc::new(Sharded::new(1)))
 }
 
 /// `hosts` × `prefixes` routes.

@@ -33,8 +33,8 @@
 //! | [`telemetry`] | metrics, access log, logs |
 //! | [`cli`] | one file per subcommand |
 //!
-//! A program may embed the library, with strategies of its own (see `examples/custom_strategy.rs`) and its own ways to find backends
-//! (see `examples/custom_discovery.rs`).
+//! A program may embed the library, with strategies of its own (see `examples/custom_strategy.rs`), its own ways to find backends
+//! (see `examples/custom_discovery.rs`) and middleware of its own (see `examples/own_middleware.rs`).
 
 pub mod admin;
 pub mod backend;

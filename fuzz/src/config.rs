@@ -57,7 +57,7 @@ fn is_of_use(config: &Config) {
         Upstream::build(Arc::clone(config), UpstreamState::new(config.name.clone(), 1), &Factories::default())
     };
     let upstreams: Vec<_> = config.upstreams.iter().map(build).collect();
-    let table = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(1)));
+    let table = Table::build(&config.routes, &upstreams, &[], &mut |_| Arc::new(Sharded::new(1)));
     assert_eq!(table.routes().len(), config.routes.len());
     let Some(listener) = config.listeners.first() else { return };
     for route in &config.routes {

@@ -64,12 +64,12 @@ impl Inside {
         };
         let upstreams: Vec<_> = config.upstreams.iter().map(build).collect();
         upstreams.iter().for_each(|upstream| upstream.enforce());
-        let routes = Table::build(&config.routes, &upstreams, &mut |_| Arc::new(Sharded::new(1)));
+        let routes = Table::build(&config.routes, &upstreams, &[], &mut |_| Arc::new(Sharded::new(1)));
         let known = Known { ours: &[], moved: &[], inherited: &mut Inherited::default() };
         let mut bound = listener::bind(&config.listeners[0], 1, known).expect("a listener");
         bound.listen().expect("a listening socket");
         let front = bound.sockets.pop().expect("a socket");
-        let snapshot = Snapshot { generation: 1, config, routes, upstreams };
+        let snapshot = Snapshot { generation: 1, config, routes, upstreams, middleware: Default::default() };
         let tasks = Rc::default();
         Self { runtime, backend, listener: bound.listener, front, snapshot: Arc::new(snapshot), tasks }
     }

@@ -39,7 +39,7 @@ fn table(input: &mut Unstructured<'_>) -> Result<()> {
     for index in 0..input.int_in_range(0..=12)? {
         routes.push(Arc::new(route(input, index)?));
     }
-    let table = Table::build(&routes, &[], &mut |_| Arc::new(Sharded::new(1)));
+    let table = Table::build(&routes, &[], &[], &mut |_| Arc::new(Sharded::new(1)));
     for _ in 0..input.int_in_range(1..=8)? {
         let host = asked_host(input)?;
         let Some(head) = request(input)? else { continue };
@@ -104,6 +104,7 @@ fn route(input: &mut Unstructured<'_>, index: usize) -> Result<RouteConfig> {
         action: Action::Respond(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        middleware: Vec::new(),
     })
 }
 

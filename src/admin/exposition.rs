@@ -31,8 +31,8 @@ use crate::proxy::Snapshot;
 use crate::telemetry::clock;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{
-    AddressLimit, BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, HandshakeFailure, Histogram, RetryCause,
-    Sharded, UpstreamMetrics, handshake_index,
+    AddressLimit, BUCKET_BOUNDS_US, BackendMetrics, Counter, FloodKind, HandshakeFailure, Histogram, MiddlewareMetrics,
+    RetryCause, Sharded, UpstreamMetrics, handshake_index,
 };
 use crate::telemetry::process::Process;
 use crate::telemetry::resources::Resources;
@@ -118,6 +118,7 @@ impl Collector for Scrape {
         self.reloads(&mut families)?;
         self.listeners(&mut families)?;
         self.routes(&mut families)?;
+        self.middleware(&mut families)?;
         self.upstreams(&mut families)?;
         self.backends(&mut families)?;
         self.health(&mut families)?;
@@ -331,6 +332,21 @@ impl Scrape {
         let series: Vec<_> = series.collect();
         let help = "Exchanges by the class of the status the client was answered with";
         families.counter("route_responses", help, None, series.iter().map(|(labels, count)| (&labels[..], *count)))
+    }
+
+    fn middleware(&self, families: &mut Families<'_>) -> fmt::Result {
+        let counted = |counter: fn(&MiddlewareMetrics) -> &Counter| {
+            let installed = self.snapshot.middleware.installed.iter();
+            let named = installed.filter_map(|it| Some((it.name()?, it.state.as_ref()?)));
+            named.map(|(name, state)| ([("middleware", name.as_str())], state.metrics.sum(counter))).collect::<Vec<_>>()
+        };
+        let mut family = |name, help, counter| {
+            let counted = counted(counter);
+            families.counter(name, help, None, counted.iter().map(|(labels, count)| (&labels[..], *count)))
+        };
+        family("middleware_answered", "Requests that it has answered", |it| &it.answered)?;
+        family("middleware_waited", "Requests that waited for it", |it| &it.waited)?;
+        family("middleware_timeouts", "Requests that waited for it in vain", |it| &it.timeouts)
     }
 
     fn upstreams(&self, families: &mut Families<'_>) -> fmt::Result {

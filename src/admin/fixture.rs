@@ -15,12 +15,14 @@ use crate::config::{
     Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyMatch,
     BreakerConfig, ClientCertificateConfig, Config, Expect, Forward, ForwardedHeader, HeaderEdits, HeaderMatch,
     HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig, ListenerConfig, LocationPart,
-    LogConfig, LogFormat, NamedFile, OutlierConfig, PathOverrides, PathPattern, PathRewrite, PathRule, Place,
-    PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig, RetryConfig, RouteConfig, Spot,
-    StrategyConfig, Table as _, TiersConfig, Timeouts, UpstreamConfig, ValueMatch, Vocabulary,
+    LogConfig, LogFormat, MiddlewareConfig, MiddlewareKind, NamedFile, OutlierConfig, PathOverrides, PathPattern,
+    PathRewrite, PathRule, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig,
+    RetryConfig, RouteConfig, Spot, StrategyConfig, Table as _, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
+    Vocabulary,
 };
 use crate::descriptors::Plan;
 use crate::listener::Listener;
+use crate::middleware::{Kinds, Set, State, TIMEOUT};
 use crate::proxy::Snapshot;
 use crate::route::Table;
 use crate::strategy::Factories;
@@ -76,8 +78,11 @@ impl Process {
             })
             .collect();
         let snapshot = |config: Arc<Config>, upstreams: &[Arc<Upstream>]| {
-            let routes = Table::build(&config.routes, upstreams, &mut |_| Arc::new(Sharded::new(WORKERS)));
-            Snapshot { generation: 7, config, routes, upstreams: upstreams.to_vec() }
+            let routes = Table::build(&config.routes, upstreams, &[], &mut |_| Arc::new(Sharded::new(WORKERS)));
+            let safe = Arc::new(safe());
+            let installed = Kinds::default().install(&safe, State::new(&safe, WORKERS)).unwrap();
+            let middleware = Set::new(vec![installed], &config.listeners);
+            Snapshot { generation: 7, config, routes, upstreams: upstreams.to_vec(), middleware }
         };
         let listener = Arc::new(Listener {
             tls: ArcSwapOption::from_pointee(tls()),
@@ -250,6 +255,7 @@ fn routes() -> [RouteConfig; 3] {
         }),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        middleware: Vec::new(),
     };
     let users = RouteConfig {
         hosts: vec![HostPattern::Exact("api.example.com".into()), HostPattern::Wildcard(".api.example.com".into())],
@@ -307,6 +313,7 @@ fn named(path: &str) -> NamedFile {
 
 fn upstream() -> UpstreamConfig {
     UpstreamConfig {
+        middleware: Vec::new(),
         name: "users".into(),
         strategy: StrategyConfig::LeastConnections,
         backends: vec![
@@ -358,6 +365,11 @@ fn upstream() -> UpstreamConfig {
 
 /// Of the first two backends.
 const LIMITS: BackendLimits = BackendLimits { max_in_flight: Some(4), max_connections: Some(8) };
+
+fn safe() -> MiddlewareConfig {
+    let kind = MiddlewareKind::Headers { request: HeaderEdits::default(), response: HeaderEdits::default() };
+    MiddlewareConfig { name: "safe".into(), timeout: TIMEOUT, kind }
+}
 
 fn limits() -> LimitsConfig {
     LimitsConfig {

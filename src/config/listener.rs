@@ -16,8 +16,8 @@ use super::report::Place;
 use super::table::Table;
 use super::tree::Tree;
 use super::{
-    BodyLimit, BodySize, ForwardedHeader, Http2Config, LingeringConfig, ListenerName, LocationPart, PathsConfig,
-    Redirect, TlsConfig,
+    BodyLimit, BodySize, ForwardedHeader, Http2Config, LingeringConfig, ListenerName, LocationPart, MiddlewareName,
+    PathsConfig, Redirect, TlsConfig,
 };
 
 /// What is said where a listener has no address, and what would be right.
@@ -94,6 +94,9 @@ pub struct ListenerConfig {
     /// HTTP/2, where it is spoken.
     #[key(OnPart)]
     pub http2: Option<Http2Config>,
+    /// Names of `[middleware.NAME.KIND]` that its requests go through, from the outside in, before those of their route.
+    #[key(List(Name), example = ["safe"], reload = Requests)]
+    pub middleware: Vec<MiddlewareName>,
     /// The answer of `redirect_to_https`; `None` where routes answer.
     pub redirect: Option<Redirect>,
 }

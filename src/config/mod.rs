@@ -50,6 +50,7 @@ mod picking;
 mod report;
 mod error;
 mod limits;
+mod middleware;
 mod pool;
 mod retry_budget;
 mod outlier;
@@ -83,6 +84,7 @@ pub use limits::{BackendLimits, LimitsConfig, QueueConfig, QueueOrder};
 pub use lingering::LingeringConfig;
 pub use listener::ListenerConfig;
 pub use log::{LogConfig, LogFormat, log_filter};
+pub use middleware::{MiddlewareConfig, MiddlewareKind, MiddlewareTable};
 pub use outlier::OutlierConfig;
 pub use overload::OverloadConfig;
 pub use paths::{PathOverrides, PathRule, PathsConfig, PathsKey};
@@ -153,6 +155,8 @@ names! {
     RouteName,
     /// The name of an upstream: the key under `[upstream]`.
     UpstreamName,
+    /// The name of a middleware: the key under `[middleware]`.
+    MiddlewareName,
 }
 
 /// The TLS of a configuration, whose files are read by those that use them.

@@ -74,6 +74,7 @@ pub(crate) struct Route {
     pub(crate) retries: Field<Retries>,
     pub(crate) request_headers: Field<HeaderEdits>,
     pub(crate) response_headers: Field<HeaderEdits>,
+    pub(crate) middleware: Field<Vec<Field<Word>>>,
 }
 
 /// What a header or query parameter must be.
@@ -153,6 +154,7 @@ pub(crate) struct Upstream {
     pub(crate) queue: Field<Queue>,
     pub(crate) circuit_breaker: Field<WrittenBreakerConfig>,
     pub(crate) adaptive_limit: Field<WrittenAdaptiveLimitConfig>,
+    pub(crate) middleware: Field<Vec<Field<Word>>>,
 }
 
 /// A number of things at a time as written.

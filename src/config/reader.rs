@@ -20,6 +20,9 @@ use super::interpolate::{self, Unfilled, Why};
 use super::kind::Kind;
 use super::report::{Place, Report, quote};
 
+/// Among the keys of a table: it has others as well, whose names are not known here.
+pub(super) const ANY_KEY: &str = "*";
+
 /// Looks up a variable of the environment.
 pub(super) type Env<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
@@ -302,8 +305,9 @@ impl<'a> Deserializer<'a> for Reader<'a> {
         visitor: V,
     ) -> Result<V::Value, GivenUp> {
         let DeValue::Table(table) = self.value else { return Err(self.no_table(fields)) };
+        let open = fields.contains(&ANY_KEY);
         let (known, unknown): (Vec<_>, Vec<_>) =
-            self.entries(table).into_iter().partition(|(key, _)| fields.contains(&&**key.get_ref()));
+            self.entries(table).into_iter().partition(|(key, _)| open || fields.contains(&&**key.get_ref()));
         for (key, _) in unknown {
             let place = self.report.place(&join(&self.path, key.get_ref()), key.span().start);
             let problem = Problem::error(format!("unknown key {}", quote(key.get_ref())));

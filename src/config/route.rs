@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
-use super::{BodyLimit, Kind, ListenerName, PathOverrides, RetryConfig, RouteName, UpstreamName};
+use super::{BodyLimit, Kind, ListenerName, MiddlewareName, PathOverrides, RetryConfig, RouteName, UpstreamName};
 
 /// `[[route]]`: which requests match and where they go.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,8 @@ pub struct RouteConfig {
     pub request_headers: HeaderEdits,
     /// Changes to the headers that go to the client.
     pub response_headers: HeaderEdits,
+    /// What its requests go through behind that of their listener; the outermost first.
+    pub middleware: Vec<MiddlewareName>,
 }
 
 /// Which hosts match. Lower case, without port or final dot.

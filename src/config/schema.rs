@@ -8,6 +8,7 @@ use super::form::{About, Inner, Literal, Many, part_about, variable};
 use super::keys;
 use super::kind::Kind;
 use super::paths::PathOverrides;
+use super::reader::ANY_KEY;
 use super::table::{Key, Reload, Table};
 use super::whole::Config;
 use super::{AdaptiveLimitConfig, BreakerConfig, OutlierConfig, PoolConfig, RetryBudgetConfig, SlowStartConfig};
@@ -65,12 +66,17 @@ pub(crate) fn by_names(path: &str) -> Value {
     if keys::kind(&format!("{path}[]")).is_some() {
         return json!({ "type": "array", "items": by_names(&format!("{path}[]")) });
     }
-    if keys::kind(&format!("{path}.*")).is_some() {
-        return json!({ "type": "object", "additionalProperties": by_names(&format!("{path}.*")) });
-    }
     let below: Vec<_> = keys::all().keys().filter_map(|key| key.strip_prefix(&format!("{path}."))).collect();
-    let names = below.iter().filter(|rest| !rest.contains(['.', '[']));
+    let names = below.iter().filter(|rest| !rest.contains(['.', '[']) && **rest != ANY_KEY);
     let properties: Map<_, _> = names.map(|name| ((*name).to_owned(), by_names(&format!("{path}.{name}")))).collect();
+    if keys::kind(&format!("{path}.*")).is_some() {
+        // Beside keys that are known, an embedding program may have tables of its own.
+        let others = match properties.is_empty() {
+            true => by_names(&format!("{path}.*")),
+            false => json!({ "type": "object" }),
+        };
+        return json!({ "type": "object", "properties": properties, "additionalProperties": others });
+    }
     let mut types: Vec<_> = keys::types(path).to_vec();
     if !properties.is_empty() {
         types.push("object");
@@ -208,7 +214,7 @@ fn names(page: &mut String, path: &str, key: &Key) {
     if names.is_empty() {
         return;
     }
-    let title = if path == "route" { "[[route]]" } else { "[upstream.NAME]" };
+    let title = if path == "route" { "[[route]]".to_owned() } else { format!("[{path}.NAME]") };
     let _ = write!(page, "## `{title}`\n\n{} [lb.toml](../lb.toml) shows them: {}.\n\n", key.doc, names.join(", "));
     for (table, inner) in tables {
         section(page, &table.replace("*", "NAME").replace("[]", ""), &inner, key.reload);

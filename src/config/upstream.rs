@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BackendLimits, BackendTlsConfig, HealthCheckConfig, LimitsConfig, OutlierConfig, Place, PoolConfig,
+    BackendLimits, BackendTlsConfig, HealthCheckConfig, LimitsConfig, MiddlewareName, OutlierConfig, Place, PoolConfig,
     RetryBudgetConfig, RetryConfig, SlowStartConfig, TiersConfig, UpstreamName,
 };
 
@@ -41,6 +41,8 @@ pub struct UpstreamConfig {
     pub slow_start: Option<SlowStartConfig>,
     /// Tiers, panic and zones.
     pub tiers: TiersConfig,
+    /// What requests to it go through behind that of their route; the outermost first.
+    pub middleware: Vec<MiddlewareName>,
 }
 
 /// How a backend is picked.

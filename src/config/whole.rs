@@ -16,13 +16,14 @@ use super::form::{About, Form, FromLiteral, Listed, Literal, Maybe, Name, OnPart
 use super::kind::OfKind;
 use super::listener::ListenerConfig;
 use super::log::LogConfig;
+use super::middleware::RawMiddleware;
 use super::overload::OverloadConfig;
 use super::raw;
 use super::report::Place;
 use super::schema;
 use super::table::Table;
 use super::tree::Tree;
-use super::{RouteConfig, UpstreamConfig};
+use super::{MiddlewareConfig, RouteConfig, UpstreamConfig};
 
 /// All of `lb.toml`, checked: the keys at its top, and its tables.
 #[derive(Clone, Debug, PartialEq, Table)]
@@ -66,6 +67,9 @@ pub struct Config {
     /// Pools of backends, each under its name.
     #[key(Upstreams, name = "upstream", reload = Requests)]
     pub upstreams: Vec<Arc<UpstreamConfig>>,
+    /// Plug-ins around requests and responses, which listeners, routes and upstreams name. Sorted by name.
+    #[key(Middlewares, reload = Requests)]
+    pub middleware: Vec<Arc<MiddlewareConfig>>,
 }
 
 impl Default for Config {
@@ -166,6 +170,8 @@ macro_rules! by_name {
 by_name! {
     /// `[[route]]`
     Routes: raw::Tables<raw::Route> => RouteConfig, "route", "tables `[[route]]`";
+    /// `[middleware.NAME]`
+    Middlewares: Named<RawMiddleware> => MiddlewareConfig, "middleware", "tables `[middleware.NAME]`";
     /// `[upstream.NAME]`
     Upstreams: Named<raw::Upstream> => UpstreamConfig, "upstream", "tables `[upstream.NAME]`";
 }

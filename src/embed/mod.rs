@@ -29,6 +29,7 @@ use crate::config::{AdminConfig, Loaded};
 use crate::descriptors;
 use crate::discovery::{Discovery, Found};
 use crate::handover::{Inherited, Sockets};
+use crate::middleware::{self, Kinds};
 use crate::strategy::{Factories, Factory};
 use crate::supervisor::watch::{self, Stamp};
 use crate::supervisor::{Control, Ended, Error, Handle, Harmless, Signals, Source, Successor, Supervisor, vocabulary};
@@ -51,6 +52,7 @@ impl Isobar {
             source: Source::File("lb.toml".into()),
             factories: Factories::default(),
             found: Vec::new(),
+            kinds: Kinds::default(),
             watch: true,
             admin: true,
             signals: false,
@@ -68,6 +70,7 @@ pub struct Builder {
     source: Source,
     factories: Factories,
     found: Vec<Found>,
+    kinds: Kinds,
     watch: bool,
     admin: bool,
     signals: bool,
@@ -115,6 +118,12 @@ impl Builder {
         discovery: impl Discovery,
     ) -> Self {
         self.found.push(Found::by(upstream.as_ref().into(), name.into(), discovery));
+        self
+    }
+
+    /// Lets the configuration use a kind of middleware of this program's own by `name`: `[middleware.NAME.KIND]`.
+    pub fn middleware(mut self, kind: impl Into<String>, factory: middleware::Factory) -> Self {
+        self.kinds.add(kind, factory);
         self
     }
 
@@ -215,7 +224,7 @@ impl Builder {
         // Signals register with the runtime they are made in.
         let inside = runtime.enter();
         let harmless = self.signals.then(Harmless::take).transpose().map_err(Error::Thread)?;
-        let vocabulary = vocabulary(&self.factories);
+        let vocabulary = vocabulary(&self.factories, &self.kinds);
         let Loaded { config, warnings } = self.source.load(&vocabulary)?;
         let logging = self.logging.then(|| logging::init(&config.log)).transpose().map_err(Error::Thread)?;
         let unwritten = Unwritten(logging.clone());
@@ -239,7 +248,8 @@ impl Builder {
         let signals = harmless.map(Signals::take).transpose().map_err(Error::Thread)?;
         let watched = file_to_watch(&self.source, self.watch);
 
-        let supervisor = Supervisor::start(config, self.factories, self.found, Inherited::new(inherited.listeners))
+        let extensions = (self.factories, self.kinds);
+        let supervisor = Supervisor::start(config, extensions, self.found, Inherited::new(inherited.listeners))
             .map_err(|error| error.beside(warnings.clone()))?;
         if let Some(AdminConfig { unix_socket, .. }) = &admin_config {
             let (address, socket) =

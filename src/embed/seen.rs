@@ -85,6 +85,7 @@ fn report(applied: &Applied) -> ReloadReport {
     });
     let mut others = told("listener", &plan.listeners);
     others.extend(told("route", &plan.routes));
+    others.extend(told("middleware", &plan.middleware));
     others.extend(lines(&plan.settings));
     others.extend(plan.restart.iter().map(|change| format!("{change} (takes effect after a restart)")));
     ReloadReport {

@@ -85,6 +85,7 @@ fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<
         outlier_detection: None,
         slow_start: None,
         tiers: TiersConfig::default(),
+        middleware: Vec::new(),
     };
     Upstream::build(Arc::new(config), UpstreamState::new(name.into(), 1), &Factories::default())
 }

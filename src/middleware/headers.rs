@@ -1,37 +1,58 @@
-use std::ops::ControlFlow;
+use http::HeaderMap;
 
-use http::{HeaderMap, Response, response};
-
-use super::Middleware;
+use super::{Middleware, Origin, RequestView, ResponseView, Step};
 use crate::config::HeaderEdits;
-use crate::exchange::body::Body;
-use crate::exchange::{Exchange, RequestHead};
 use crate::fields::{self, has_underscore, is_spelling_of};
 
-/// Removes, sets and adds headers, both ways.
+/// Removes, sets and adds headers, both ways: `[middleware.NAME.headers]`, and the header rules of a route.
 #[derive(Debug)]
 pub(super) struct Headers {
     request: HeaderEdits,
     response: HeaderEdits,
+    /// Whether the proxy's own errors are left as they are.
+    spares_errors: bool,
 }
 
 impl Headers {
+    /// Changes every response.
     pub(super) fn new(request: HeaderEdits, response: HeaderEdits) -> Self {
-        Self { request, response }
+        Self { request, response, spares_errors: false }
+    }
+
+    /// The rules of a route, which are for what its backends say and not for the proxy's errors.
+    pub(super) fn of_route(request: HeaderEdits, response: HeaderEdits) -> Self {
+        Self { request, response, spares_errors: true }
     }
 }
 
 impl Middleware for Headers {
-    fn on_request(&self, head: &mut RequestHead, _: &Exchange) -> ControlFlow<Response<Body>> {
+    fn on_request<'a>(&'a self, request: RequestView<'a>) -> Step<'a> {
         if !self.request.is_empty() {
-            apply(&self.request, head.headers());
+            apply(&self.request, request.head.headers());
         }
-        ControlFlow::Continue(())
+        Step::Continue
     }
 
-    fn on_response(&self, parts: &mut response::Parts, _: &Exchange) {
-        apply(&self.response, &mut parts.headers);
+    fn on_response(&self, response: &mut ResponseView<'_>) {
+        if !self.spares_errors || response.origin != Origin::Error {
+            apply(&self.response, &mut response.head.headers);
+        }
     }
+
+    fn on_request_trailers(&self, trailers: &mut HeaderMap) {
+        keep_to(&self.request, trailers);
+    }
+
+    fn on_response_trailers(&self, trailers: &mut HeaderMap) {
+        keep_to(&self.response, trailers);
+    }
+}
+
+/// Removes the trailers that a rule names, in any spelling: a recipient that puts trailers among the headers would otherwise see there what
+/// the rule has removed, or set otherwise.
+#[cold]
+fn keep_to(edits: &HeaderEdits, trailers: &mut HeaderMap) {
+    fields::remove(trailers, |name| edits.names().any(|it| is_spelling_of(it, name)));
 }
 
 fn apply(edits: &HeaderEdits, headers: &mut HeaderMap) {

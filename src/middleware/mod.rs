@@ -1,146 +1,310 @@
 //! Plug-ins around an exchange.
 //!
-//! A route's middleware is a [`Chain`], built with the route. Requests go through it first to last, responses last to first,
-//! so that what comes first in the chain is outermost both ways.
+//! A [`Middleware`] sees the head of a request before a backend is picked, and the head of every response before it goes to the client. It
+//! can let the request continue, answer it, or wait for something first.
+//!
+//! # Which ones, and in which order
+//!
+//! Requests go from the outside in: through the middleware of the listener, then of the route, then of the upstream, and last through the
+//! route's own header rules. Responses go out the opposite way. The answer of a middleware goes out through those outside of it. So do the
+//! proxy's own errors: every response goes through the middleware that its request came to, and one that came to no route goes through
+//! that of its listener.
+//!
+//! A route is chosen before any middleware runs, by what the client has sent: no middleware can move a request to another route, so that
+//! what was checked for one route is never served by another. A request for which there is no route still comes to the middleware of its
+//! listener before it is answered 404. A request that is refused before routes are looked at (400, 405, 421, 503 by overload) does not:
+//! only its response does.
+//!
+//! # How a middleware is made
+//!
+//! [`Kinds`] has a [`Factory`] for each kind of an embedding program; isobar's own kinds are built here. A table
+//! `[middleware.NAME.KIND]` of the file is one [`Installed`] middleware. A reload makes it anew where its keys have changed. What is to
+//! survive that lives in its state ([`Setup::state`]), which is found again by name and kind.
+//!
+//! # How what a gateway needs fits in
+//!
+//! | Middleware | How |
+//! |---|---|
+//! | authentication by another server | [`Step::Wait`] for a future that asks it; [`ControlFlow::Break`] with [`Answer::refuse`] if it says no, a header set in [`RequestView::head`] if it says yes |
+//! | rate limit, concurrency limit | counters in the state; [`Step::Answer`] with 429, or [`Step::Wait`] for a turn. A guard that is [kept](RequestView::keep) is dropped with the exchange |
+//! | CORS | [`Step::Answer`] to a preflight; the origin is kept, and `on_response` takes it and adds the fields, to errors too |
+//! | compression | `on_request` keeps what the client accepts; `on_response` changes the head and [wraps](ResponseView::wrap_body) the body |
+//! | cache | [`Step::Answer`] with what the state has; else the key is kept, and `on_response` wraps the body with one that also stores it |
+//! | checks of bodies | [`RequestView::wrap_body`] with a body that ends in [`BodyError::Middleware`](crate::exchange::body::BodyError) |
+//! | request signing | fields are set in `on_request`, last if it is the innermost |
+//! | IP lists, basic authentication, API keys | [`Step::Answer`], without waiting |
 
+use std::any::Any;
+use std::cell::{OnceCell, RefCell};
 use std::fmt;
 use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
-use http::{Response, response};
+use http::{HeaderMap, header, response};
 
-use crate::config::RouteConfig;
-use crate::exchange::body::Body;
+use crate::config::{MiddlewareName, RouteConfig};
+use crate::exchange::body::{Body, BoxBody, Progress, Wrap};
 use crate::exchange::{Exchange, RequestHead};
 
+mod answer;
 mod headers;
+mod install;
 
+pub use answer::Answer;
 use headers::Headers;
+pub use install::{Factory, Failed, Installed, Kinds, Set, Setup, State};
 
-/// A plug-in around an exchange. Its hooks are called on the request path: no I/O, no waiting.
+/// A plug-in around an exchange. Its methods are called on the request path, by several workers at a time: they must not block. What
+/// takes time is awaited ([`Step::Wait`]).
 pub trait Middleware: fmt::Debug + Send + Sync {
-    /// Before a backend is picked. [`ControlFlow::Break`] answers the request: it goes no further.
-    fn on_request(&self, _: &mut RequestHead, _: &Exchange) -> ControlFlow<Response<Body>> {
-        ControlFlow::Continue(())
+    /// Before a backend is picked. Default is [`Step::Continue`].
+    fn on_request<'a>(&'a self, _: RequestView<'a>) -> Step<'a> {
+        Step::Continue
     }
 
-    /// Before the head of the response goes to the client.
-    fn on_response(&self, _: &mut response::Parts, _: &Exchange) {}
+    /// Before the head of the response goes to the client. Also for requests that never came to [`Middleware::on_request`], because the
+    /// proxy has refused them before. Default is to do nothing.
+    fn on_response(&self, _: &mut ResponseView<'_>) {}
+
+    /// The trailers of the request go to the backend. Default is to do nothing.
+    fn on_request_trailers(&self, _: &mut HeaderMap) {}
+
+    /// The trailers of the backend's response go to the client. Default is to do nothing.
+    fn on_response_trailers(&self, _: &mut HeaderMap) {}
 }
 
-/// The middleware of a route, outermost first.
-#[derive(Debug, Default)]
-pub struct Chain(Box<[Box<dyn Middleware>]>);
+/// What becomes of a request at a middleware.
+pub enum Step<'a> {
+    /// It goes on to the next one, and at last to the backend.
+    Continue,
+    /// It is answered, and goes no further.
+    Answer(Answer),
+    /// That is not known yet. The future says it. It runs on the worker that serves the request, and is dropped when the client goes or
+    /// when the middleware's `timeout` or a limit of the whole exchange has passed; the client is then answered 504.
+    Wait(Waiting<'a>),
+}
+
+/// What a middleware waits for. Only this is allocated, and only by a middleware that waits.
+pub type Waiting<'a> = Pin<Box<dyn Future<Output = ControlFlow<Answer>> + 'a>>;
+
+impl<'a> Step<'a> {
+    /// Waits for `future`.
+    pub fn wait(future: impl Future<Output = ControlFlow<Answer>> + 'a) -> Self {
+        Self::Wait(Box::pin(future))
+    }
+}
+
+impl fmt::Debug for Step<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Continue => f.write_str("Continue"),
+            Self::Answer(answer) => f.debug_tuple("Answer").field(answer).finish(),
+            Self::Wait(_) => f.write_str("Wait"),
+        }
+    }
+}
+
+/// A request as a middleware sees it.
+#[derive(Debug)]
+pub struct RequestView<'a> {
+    /// Its head, in the form in which routes were compared with it. To ask for one header costs less than to have all of them in a map.
+    pub head: &'a mut RequestHead,
+    /// Who asks, and by what.
+    pub exchange: &'a Exchange,
+    notes: &'a Notes,
+    place: usize,
+}
+
+impl<'a> RequestView<'a> {
+    /// The request of an exchange, at the middleware at `place` in its chain.
+    pub fn new(head: &'a mut RequestHead, exchange: &'a Exchange, notes: &'a Notes, place: usize) -> Self {
+        Self { head, exchange, notes, place }
+    }
+
+    /// Has the request's body wrapped on its way to the backend, behind what middleware outside of this one has made of it. It is asked for
+    /// pieces as the backend takes them. Where the request has no body, `wrap` is never called.
+    ///
+    /// A body that is wrapped is read into this process, and has a length only if what `wrap` makes says one.
+    pub fn wrap_body(&mut self, wrap: impl FnOnce(BoxBody) -> BoxBody + 'static) {
+        self.head.remove(&header::CONTENT_LENGTH);
+        self.notes.wrap(Box::new(wrap));
+    }
+
+    /// Keeps something of this middleware's until the exchange is over, in place of what it has kept before.
+    pub fn keep(&self, kept: impl Any) {
+        self.notes.keep(self.place, Box::new(kept));
+    }
+}
+
+/// A response as a middleware sees it.
+pub struct ResponseView<'a> {
+    /// Its head.
+    pub head: &'a mut response::Parts,
+    /// Who asked, and by what.
+    pub exchange: &'a Exchange,
+    /// Where it is from.
+    pub origin: Origin,
+    /// `None` where there is none to wrap: the connection becomes a tunnel.
+    body: Option<&'a mut Body>,
+    progress: &'a Rc<dyn Progress>,
+    notes: &'a Notes,
+    place: usize,
+}
+
+impl<'a> ResponseView<'a> {
+    /// The response of an exchange, at the middleware at `place` in its chain.
+    pub fn new(
+        (head, body): (&'a mut response::Parts, Option<&'a mut Body>),
+        (exchange, progress): (&'a Exchange, &'a Rc<dyn Progress>),
+        origin: Origin,
+        (notes, place): (&'a Notes, usize),
+    ) -> Self {
+        Self { head, exchange, origin, body, progress, notes, place }
+    }
+
+    /// Has the response's body wrapped on its way to the client, behind what middleware inside of this one has made of it. It is asked for
+    /// pieces as the client takes them, and dropped when the client goes. Nothing of it is asked for where the response has none, as that to
+    /// a HEAD request.
+    ///
+    /// A body that is wrapped is read into this process, and has a length only if what `wrap` makes says one. Its trailers were shown to
+    /// [`Middleware::on_response_trailers`] before; those that `wrap` makes itself are not.
+    pub fn wrap_body(&mut self, wrap: impl FnOnce(BoxBody) -> BoxBody) {
+        if let Some(body) = &mut self.body {
+            self.head.headers.remove(header::CONTENT_LENGTH);
+            body.wrap(wrap, Rc::clone(self.progress));
+        }
+    }
+
+    /// Takes what this middleware has kept with the request ([`RequestView::keep`]), if it is of that type.
+    pub fn take<T: Any>(&self) -> Option<T> {
+        self.notes.take(self.place)
+    }
+}
+
+/// Where a response is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A backend.
+    Backend,
+    /// The configuration: a redirect, or a fixed response.
+    Route,
+    /// A middleware further inside.
+    Middleware,
+    /// The proxy: it is an error.
+    Error,
+}
+
+/// What the middleware of an exchange keeps until its end. Nothing is allocated for those that keep nothing.
+#[derive(Default)]
+pub struct Notes(OnceCell<Box<Noted>>);
+
+#[derive(Default)]
+struct Noted {
+    /// What each keeps, by its place in the chain.
+    kept: RefCell<Vec<(usize, Box<dyn Any>)>>,
+    /// What the request's body is wrapped by, the outermost first.
+    wraps: RefCell<Vec<Wrap>>,
+}
+
+impl Notes {
+    /// What the request's body is to be wrapped by, the outermost first. Once.
+    pub fn take_wraps(&self) -> Vec<Wrap> {
+        self.0.get().map_or_else(Vec::new, |noted| noted.wraps.take())
+    }
+
+    fn wrap(&self, wrap: Wrap) {
+        self.noted().wraps.borrow_mut().push(wrap);
+    }
+
+    fn keep(&self, place: usize, kept: Box<dyn Any>) {
+        let mut notes = self.noted().kept.borrow_mut();
+        match notes.iter_mut().find(|(of, _)| *of == place) {
+            Some(note) => note.1 = kept,
+            None => notes.push((place, kept)),
+        }
+    }
+
+    fn take<T: Any>(&self, place: usize) -> Option<T> {
+        let mut notes = self.0.get()?.kept.borrow_mut();
+        let found = notes.iter().position(|(of, kept)| *of == place && kept.is::<T>())?;
+        notes.swap_remove(found).1.downcast().ok().map(|kept| *kept)
+    }
+
+    fn noted(&self) -> &Noted {
+        self.0.get_or_init(Box::default)
+    }
+}
+
+impl fmt::Debug for Notes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kept = self.0.get().map(|noted| noted.kept.borrow());
+        f.debug_list().entries(kept.iter().flat_map(|kept| kept.iter().map(|(place, _)| place))).finish()
+    }
+}
+
+/// The middleware of a listener, or that of a route with its upstream's; the outermost first.
+#[derive(Clone, Debug, Default)]
+pub struct Chain(Box<[Arc<Installed>]>);
 
 impl Chain {
-    /// Shows the request to each hook until one answers. That answer has then been shown to the hooks outside of the one
-    /// that gave it, as a response from a backend would be: it needs no [`Chain::on_response`].
-    pub fn on_request(&self, head: &mut RequestHead, exchange: &Exchange) -> ControlFlow<Response<Body>> {
-        for (inside_of, middleware) in self.0.iter().enumerate() {
-            if let ControlFlow::Break(answer) = middleware.on_request(head, exchange) {
-                let (mut head, body) = answer.into_parts();
-                respond(&self.0[..inside_of], &mut head, exchange);
-                return ControlFlow::Break(Response::from_parts(head, body));
-            }
-        }
-        ControlFlow::Continue(())
-    }
-
-    /// Shows the response to each hook, innermost first.
-    pub fn on_response(&self, parts: &mut response::Parts, exchange: &Exchange) {
-        respond(&self.0, parts, exchange);
-    }
-
     /// Whether there is no middleware.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-}
 
-fn respond(chain: &[Box<dyn Middleware>], parts: &mut response::Parts, exchange: &Exchange) {
-    for middleware in chain.iter().rev() {
-        middleware.on_response(parts, exchange);
+    /// All of it, the outermost first.
+    pub fn links(&self) -> &[Arc<Installed>] {
+        &self.0
+    }
+
+    /// That of a route: its own, that of the upstream that it goes to, and its header rules.
+    pub fn of_route(config: &RouteConfig, upstream: &[MiddlewareName], installed: &[Arc<Installed>]) -> Self {
+        let mut links = named(config.middleware.iter().chain(upstream), installed);
+        if !config.request_headers.is_empty() || !config.response_headers.is_empty() {
+            let rules = Headers::of_route(config.request_headers.clone(), config.response_headers.clone());
+            links.push(Arc::new(Installed::unnamed(Box::new(rules))));
+        }
+        Self(links.into())
     }
 }
 
-/// The middleware that a route asks for.
-pub fn build(config: &RouteConfig) -> Chain {
-    let mut chain: Vec<Box<dyn Middleware>> = Vec::new();
-    if !config.request_headers.is_empty() || !config.response_headers.is_empty() {
-        chain.push(Box::new(Headers::new(config.request_headers.clone(), config.response_headers.clone())));
-    }
-    Chain(chain.into())
+/// Those of these names. A checked configuration names no others.
+fn named<'n>(names: impl Iterator<Item = &'n MiddlewareName>, installed: &[Arc<Installed>]) -> Vec<Arc<Installed>> {
+    names.filter_map(|name| installed.iter().find(|it| it.name() == Some(name)).cloned()).collect()
 }
+
+/// How long a middleware may wait where the file does not say.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderValue, Request, StatusCode};
-
     use super::*;
-    use crate::exchange::testing::exchange;
 
-    /// Writes its letter into `x-seen` both ways; answers where the request's path is its letter.
-    #[derive(Debug)]
-    struct Letter(&'static str);
+    #[test]
+    fn a_middleware_that_does_nothing_lets_requests_continue() {
+        #[derive(Debug)]
+        struct Nothing;
 
-    impl Middleware for Letter {
-        fn on_request(&self, head: &mut RequestHead, _: &Exchange) -> ControlFlow<Response<Body>> {
-            if head.uri.path()[1..] == *self.0 {
-                let mut response = Response::new(Body::empty());
-                *response.status_mut() = StatusCode::FORBIDDEN;
-                return ControlFlow::Break(response);
-            }
-            head.headers().append("x-seen", HeaderValue::from_static(self.0));
-            ControlFlow::Continue(())
-        }
+        impl Middleware for Nothing {}
 
-        fn on_response(&self, parts: &mut response::Parts, _: &Exchange) {
-            parts.headers.append("x-seen", HeaderValue::from_static(self.0));
-        }
-    }
-
-    fn letters() -> Chain {
-        Chain(Box::new([Box::new(Letter("a")), Box::new(Letter("b")), Box::new(Letter("c"))]))
-    }
-
-    fn request(path: &str) -> RequestHead {
-        Request::get(path).body(()).unwrap().into_parts().0.into()
-    }
-
-    fn seen(headers: &http::HeaderMap) -> Vec<&str> {
-        headers.get_all("x-seen").iter().map(|value| value.to_str().unwrap()).collect()
+        let (exchange, notes) = (crate::exchange::testing::exchange(), Notes::default());
+        let mut head = RequestHead::default();
+        let step = Nothing.on_request(RequestView::new(&mut head, &exchange, &notes, 0));
+        assert!(matches!(step, Step::Continue), "{step:?}");
     }
 
     #[test]
-    fn requests_go_in_and_responses_come_out() {
-        let mut head = request("/");
-        assert!(letters().on_request(&mut head, &exchange()).is_continue());
-        assert_eq!(seen(head.headers()), ["a", "b", "c"]);
-
-        let mut response = Response::new(()).into_parts().0;
-        letters().on_response(&mut response, &exchange());
-        assert_eq!(seen(&response.headers), ["c", "b", "a"]);
-    }
-
-    #[test]
-    fn an_answer_goes_out_through_those_outside_of_it() {
-        for (path, went_in, came_out) in
-            [("/a", &[][..], &[][..]), ("/b", &["a"], &["a"]), ("/c", &["a", "b"], &["b", "a"])]
-        {
-            let mut head = request(path);
-            let ControlFlow::Break(answer) = letters().on_request(&mut head, &exchange()) else {
-                panic!("{path}: no answer")
-            };
-            assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
-            assert_eq!(seen(head.headers()), went_in, "{path}");
-            assert_eq!(seen(answer.headers()), came_out, "{path}");
-        }
-    }
-
-    #[test]
-    fn an_empty_chain_does_nothing() {
-        let mut head = request("/a");
-        assert!(Chain::default().is_empty());
-        assert!(Chain::default().on_request(&mut head, &exchange()).is_continue());
-        assert!(head.headers().is_empty());
+    fn what_is_kept_is_found_by_place_and_type() {
+        let notes = Notes::default();
+        notes.keep(0, Box::new(1_u8));
+        notes.keep(1, Box::new("one"));
+        notes.keep(0, Box::new(2_u8));
+        assert_eq!(notes.take::<&str>(0), None);
+        assert_eq!(notes.take::<u8>(0), Some(2));
+        assert_eq!(notes.take::<u8>(0), None);
+        assert_eq!(notes.take::<&str>(1), Some("one"));
     }
 }

@@ -221,6 +221,7 @@ impl Attempt {
     ) -> Failure {
         match attempts.running.upload() {
             Upload::TooLarge => return Next::Nothing(ProxyError::BodyTooLarge).into(),
+            Upload::Failed => return Next::Nothing(ProxyError::MiddlewareFailed).into(),
             Upload::Broken => {
                 let why = "the request body is malformed or was cut short";
                 return Next::Nothing(ProxyError::BadRequest(why)).into();

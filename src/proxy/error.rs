@@ -29,6 +29,10 @@ pub enum ProxyError {
     BodyTooLarge,
     /// The client did not send its body in time.
     ClientTooSlow,
+    /// A middleware waited for too long for what it wanted to know.
+    MiddlewareTimeout,
+    /// A middleware broke off the request's body, which it had wrapped.
+    MiddlewareFailed,
     /// The upstream has no backend that may be picked.
     NoBackend,
     /// Every backend has as many requests as it takes, and as many wait as may.
@@ -126,6 +130,7 @@ impl ProxyError {
             Self::BadRequest(_) | Self::Path(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ClientTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::MiddlewareFailed => StatusCode::INTERNAL_SERVER_ERROR,
             Self::CannotSwitch => StatusCode::NOT_IMPLEMENTED,
             Self::NoBackend
             | Self::QueueFull
@@ -136,9 +141,10 @@ impl ProxyError {
             Self::Connect { .. } | Self::Handshake { .. } | Self::Broken { .. } | Self::UnaskedUpgrade { .. } => {
                 StatusCode::BAD_GATEWAY
             }
-            Self::ConnectTimeout { .. } | Self::ResponseTimeout { .. } | Self::ExchangeTimeout => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            Self::MiddlewareTimeout
+            | Self::ConnectTimeout { .. }
+            | Self::ResponseTimeout { .. }
+            | Self::ExchangeTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -147,10 +153,13 @@ impl ProxyError {
     pub fn grpc_status(&self) -> GrpcStatus {
         match self {
             Self::NoRoute | Self::Method | Self::Misdirected | Self::CannotSwitch => GrpcStatus::Unimplemented,
-            Self::BadRequest(_) | Self::Path(_) | Self::UnaskedUpgrade { .. } => GrpcStatus::Internal,
+            Self::BadRequest(_) | Self::Path(_) | Self::MiddlewareFailed | Self::UnaskedUpgrade { .. } => {
+                GrpcStatus::Internal
+            }
             Self::BodyTooLarge => GrpcStatus::ResourceExhausted,
             Self::ExchangeTimeout => GrpcStatus::DeadlineExceeded,
             Self::ClientTooSlow
+            | Self::MiddlewareTimeout
             | Self::NoBackend
             | Self::QueueFull
             | Self::QueueTimeout
@@ -181,7 +190,9 @@ impl ProxyError {
             | Self::Broken { .. }
             | Self::UnaskedUpgrade { .. }
             | Self::ResponseTimeout { .. } => Blame::Backend,
-            Self::NoBackend
+            Self::MiddlewareTimeout
+            | Self::MiddlewareFailed
+            | Self::NoBackend
             | Self::CannotSwitch
             | Self::QueueFull
             | Self::QueueTimeout
@@ -209,6 +220,8 @@ impl ProxyError {
             Self::BadRequest(_) | Self::Path(_) => "bad_request",
             Self::BodyTooLarge => "body_too_large",
             Self::ClientTooSlow => "client_too_slow",
+            Self::MiddlewareTimeout => "middleware_timeout",
+            Self::MiddlewareFailed => "middleware_failed",
             Self::NoBackend => "no_backend",
             Self::QueueFull => "queue_full",
             Self::QueueTimeout => "queue_timeout",
@@ -235,6 +248,8 @@ impl ProxyError {
             Self::BadRequest(why) | Self::Path(Refused { why, .. }) => why,
             Self::BodyTooLarge => "the request body is larger than it may be",
             Self::ClientTooSlow => "the request body did not arrive in time",
+            Self::MiddlewareTimeout => "a check of the request took too long",
+            Self::MiddlewareFailed => "the request body could not be processed",
             Self::NoBackend => "no backend is ready",
             Self::QueueFull => "every backend is busy and too many requests wait",
             Self::QueueTimeout => "no backend had room in time",

@@ -94,6 +94,12 @@ impl Messages {
 }
 
 impl Head {
+    /// That of a middleware's answer in gRPC.
+    #[cold]
+    pub(super) fn of_answer(headers: &HeaderMap) -> Self {
+        headers.get(GRPC_STATUS).map_or(Self::Open, |value| Self::Status(GrpcStatus::read(value.as_bytes())))
+    }
+
     /// As circuit breaker and outlier detection see a response with this status of HTTP.
     pub(super) fn seen(self, status: StatusCode) -> StatusCode {
         match self {
@@ -242,6 +248,7 @@ impl Call {
             Cut::OverTime => (GrpcStatus::DeadlineExceeded, OVER_TIME),
             Cut::BodyTooLarge => (GrpcStatus::ResourceExhausted, "the request is larger than it may be"),
             Cut::BackendCutShort => (GrpcStatus::Unavailable, "the backend broke off its response"),
+            Cut::MiddlewareFailed => (GrpcStatus::Internal, "the response could not be processed"),
             Cut::BackendStalled => (GrpcStatus::Unavailable, "nothing moved for too long"),
             Cut::Drained => (GrpcStatus::Unavailable, "the time to finish is over"),
             Cut::ClientGone
@@ -273,7 +280,7 @@ impl Call {
 pub(super) const OVER_TIME: &str = "the call took longer than it may";
 
 /// `application/grpc`, with `+proto` or parameters behind it. That of gRPC-Web is another protocol.
-fn is_grpc(kind: &[u8]) -> bool {
+pub(super) fn is_grpc(kind: &[u8]) -> bool {
     const NAME: &[u8] = b"application/grpc";
     kind.split_at_checked(NAME.len())
         .is_some_and(|(name, rest)| name.eq_ignore_ascii_case(NAME) && matches!(rest.first(), None | Some(b'+' | b';')))
@@ -331,7 +338,7 @@ fn percent_encoded(words: &str) -> String {
 }
 
 /// What clients take a response for that has no status of gRPC.
-fn concluded(http: u16) -> GrpcStatus {
+pub(super) fn concluded(http: u16) -> GrpcStatus {
     match http {
         400 => GrpcStatus::Internal,
         401 => GrpcStatus::Unauthenticated,

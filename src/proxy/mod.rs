@@ -4,7 +4,6 @@
 //! the published snapshot.
 
 use std::cell::RefCell;
-use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +16,7 @@ use crate::descriptors::Room;
 use crate::exchange::body::{Body, Source};
 use crate::exchange::watch::{Clock, Watch};
 use crate::exchange::{Client, ClientSide, Exchange, PassThrough, RequestHead};
+use crate::middleware::Origin;
 use crate::overload::Cause;
 use crate::route::{self, Action, Forward, Reading, Route};
 use crate::strategy::Dice;
@@ -37,6 +37,7 @@ mod grpc;
 mod headers;
 mod spelled;
 mod told;
+mod hooks;
 mod respond;
 mod running;
 mod reason;
@@ -111,8 +112,8 @@ impl From<Response<Body>> for Handled {
 enum Choice<'a> {
     /// Answered already.
     Answer(Response<Body>),
-    /// A backend answers, and switches to that protocol if the client asks for one.
-    Forward(&'a Route, &'a Forward, Option<HeaderValue>),
+    /// What its route does with it, behind the middleware; the protocol is what the client asks to switch to, if it does.
+    Route(&'a Route, Option<HeaderValue>),
 }
 
 impl Proxy {
@@ -140,7 +141,7 @@ impl Proxy {
         self: Rc<Self>,
         (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
         head: &mut RequestHead,
-        upload: Option<Rc<dyn Source>>,
+        mut upload: Option<Rc<dyn Source>>,
         handled: &mut Handled,
     ) {
         let started = Instant::now();
@@ -159,17 +160,55 @@ impl Proxy {
         };
         // What follows may last: it needs the route alone.
         drop(snapshot);
-        match chosen {
-            Ok(Choice::Answer(response)) => *handled = response.into(),
-            Ok(Choice::Forward(route, forward, upgrade)) => {
-                let asked = forward::Asked { route, forward, head, upgrade };
-                match forward::forward(&self, &running, asked, upload, handled).await {
-                    Ok(()) => running.finish(route, handled),
-                    Err(error) => *handled = running.failed(&error),
+        let come_to = 'come_to: {
+            let (route, upgrade) = match chosen {
+                Ok(Choice::Route(route, upgrade)) => (route, upgrade),
+                Ok(Choice::Answer(response)) => {
+                    *handled = response.into();
+                    break 'come_to Ok(Origin::Route);
+                }
+                Err(ProxyError::NoRoute) if running.has_hooks() => {
+                    break 'come_to Box::pin(nowhere(&running, head, handled)).await;
+                }
+                Err(error) => break 'come_to Err(error),
+            };
+            if running.has_hooks() {
+                match hooks::pass(&running, Some(route), head).await {
+                    Ok(None) => {
+                        if let (Action::Forward(forward), Some(body)) = (&route.action, upload.take()) {
+                            upload = match running.wrapped(forward, body) {
+                                Ok(body) => Some(body),
+                                Err(error) => break 'come_to Err(error),
+                            };
+                        }
+                    }
+                    Ok(Some(answer)) => {
+                        *handled = answer.into();
+                        break 'come_to Ok(Origin::Middleware);
+                    }
+                    Err(error) => break 'come_to Err(error),
                 }
             }
-            Err(error) => *handled = running.failed(&error),
-        }
+            match &route.action {
+                Action::Forward(forward) => {
+                    let asked = forward::Asked { route, forward, head, upgrade };
+                    forward::forward(&self, &running, asked, upload, handled).await.map(|()| Origin::Backend)
+                }
+                Action::Redirect(redirect) => redirected(&running.exchange, redirect, head).map(|response| {
+                    *handled = response.into();
+                    Origin::Route
+                }),
+                Action::Respond(fixed) => {
+                    *handled = respond::fixed(fixed).into();
+                    Ok(Origin::Route)
+                }
+            }
+        };
+        let origin = come_to.unwrap_or_else(|error| {
+            *handled = running.failed(&error);
+            Origin::Error
+        });
+        running.finish(handled, origin);
         running.respond(handled);
     }
 
@@ -185,7 +224,7 @@ impl Proxy {
         ProxyError::Overloaded { cause }
     }
 
-    /// Makes the request canonical and clean, finds its route, lets middleware look at it, and answers what needs no backend.
+    /// Makes the request canonical and clean, and finds its route.
     ///
     /// In this order: what is said of the target is decided before anything is compared with it, what only the proxy may say is removed and
     /// said before a route asks for it, and what a route changes comes last.
@@ -217,31 +256,36 @@ impl Proxy {
             told::identity(head.in_map_mut(), client);
         }
         let route = match target::path::is_plain(head.uri.path().as_bytes()) {
-            true => spelled::find(running, snapshot, Reading::plain(head.uri.path()), head)?,
-            false => spelled::find_spelled(running, snapshot, head)?,
+            true => spelled::find(running, snapshot, Reading::plain(head.uri.path()), head),
+            false => spelled::find_spelled(running, snapshot, head),
         };
-        if let Action::Forward(forward) = &route.action
+        if let Ok(route) = route
+            && let Action::Forward(forward) = &route.action
             && !client.listener.forwarded_headers.is_empty()
         {
             prefix_taken_off(route, forward, client, head);
         }
-        if let ControlFlow::Break(response) = route.chain.on_request(head, exchange) {
-            return Ok(Choice::Answer(response));
-        }
-        let response = match &route.action {
-            Action::Forward(forward) => return Ok(Choice::Forward(route, forward, upgrade)),
-            Action::Redirect(redirect) => {
-                let host = told::public_authority(head.in_map(), client);
-                let location = route::rewrite::location(redirect, exchange.scheme, &host, &head.uri)
-                    .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
-                respond::redirect(redirect.status, location)
-            }
-            Action::Respond(fixed) => respond::fixed(fixed),
-        };
-        let mut handled = Handled::from(response);
-        running.finish(route, &mut handled);
-        Ok(Choice::Answer(Response::from_parts(handled.head, handled.body)))
+        route.map(|route| Choice::Route(route, upgrade))
     }
+}
+
+/// Has a request for which there is no route come to the middleware of its listener, which may answer it all the same.
+async fn nowhere(running: &Running, head: &mut RequestHead, handled: &mut Handled) -> Result<Origin, ProxyError> {
+    match hooks::pass(running, None, head).await? {
+        Some(answer) => {
+            *handled = answer.into();
+            Ok(Origin::Middleware)
+        }
+        None => Err(ProxyError::NoRoute),
+    }
+}
+
+/// The redirect of a route.
+fn redirected(exchange: &Exchange, redirect: &Redirect, head: &RequestHead) -> Result<Response<Body>, ProxyError> {
+    let host = told::public_authority(head.in_map(), &exchange.client);
+    let location = route::rewrite::location(redirect, exchange.scheme, &host, &head.uri)
+        .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
+    Ok(respond::redirect(redirect.status, location))
 }
 
 /// The host that is asked for, in its canonical form.

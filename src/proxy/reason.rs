@@ -5,6 +5,9 @@ use super::error::Blame;
 /// What the access log says of an exchange that went well.
 pub(super) const COMPLETE: &str = "complete";
 
+/// What it says of an exchange that a middleware has answered.
+pub(super) const ANSWERED: &str = "middleware_answered";
+
 /// How an exchange was cut short. The client could not be told any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
@@ -20,6 +23,8 @@ pub(super) enum Cut {
     BodyTooLarge,
     /// The backend broke its response off.
     BackendCutShort,
+    /// A middleware broke off a body that it had wrapped.
+    MiddlewareFailed,
     /// The backend sent nothing of its response for too long.
     BackendStalled,
     /// The route's limit for the whole exchange was reached while the response was sent.
@@ -42,6 +47,7 @@ impl Cut {
             Self::ClientTooSlow => "client_too_slow",
             Self::BodyTooLarge => "body_too_large",
             Self::BackendCutShort => "backend_cut_short",
+            Self::MiddlewareFailed => "middleware_failed",
             Self::BackendStalled => "backend_stalled",
             Self::OverTime => "exchange_cut",
             Self::Drained => "drained",
@@ -57,7 +63,7 @@ impl Cut {
                 Some(Blame::Client)
             }
             Self::BackendCutShort | Self::BackendStalled => Some(Blame::Backend),
-            Self::OverTime | Self::Drained => Some(Blame::Proxy),
+            Self::MiddlewareFailed | Self::OverTime | Self::Drained => Some(Blame::Proxy),
             Self::TunnelIdle | Self::TunnelBroken => None,
         }
     }

@@ -46,6 +46,19 @@ pub(super) fn grpc_error(status: GrpcStatus, words: &str) -> Response<Body> {
     response
 }
 
+/// The answer of a middleware to a call of gRPC: nothing but the status, and those fields that are not about a body.
+pub(super) fn grpc_answer(answer: Response<Body>, status: GrpcStatus, words: &str) -> Response<Body> {
+    let mut response = grpc_error(status, words);
+    for (name, value) in answer.headers() {
+        let of_body =
+            [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::TRANSFER_ENCODING];
+        if !of_body.contains(name) && !name.as_str().starts_with("grpc-") {
+            response.headers_mut().append(name, value.clone());
+        }
+    }
+    response
+}
+
 /// A status and a line.
 pub(super) fn text(status: StatusCode, line: &str) -> Response<Body> {
     let reason = status.canonical_reason().unwrap_or("");

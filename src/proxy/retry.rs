@@ -90,7 +90,7 @@ impl<'a> Attempts<'a> {
             upstream,
             config,
             // Middleware wants to see all of the response too, and HTTP/2 has no lines.
-            lets_pass: asked.route.chain.is_empty() && !running.http2(),
+            lets_pass: !running.has_hooks() && !running.http2(),
             switches: asked.upgrade.is_some(),
             tried: Tried::default(),
             further: 0,

@@ -10,7 +10,7 @@ use http::{Method, StatusCode, Uri, Version};
 
 use crate::backend::BackendState;
 use crate::backend::outlier::Outcome;
-use crate::config::{BodyLimit, GrpcStatus, Misdirected, Timeouts};
+use crate::config::{BodyLimit, GrpcStatus, MiddlewareName, Misdirected, Timeouts};
 use crate::exchange::body::{BodyError, Progress};
 use crate::exchange::watch::{NEVER, Pace, Phase, Way};
 use crate::exchange::{Exchange, RequestHead};
@@ -21,6 +21,7 @@ use crate::telemetry::access_log::Record;
 use crate::transport::{Connection, Informed};
 
 use super::grpc::{self, Call, Head, OVER_TIME};
+use super::hooks::Hooks;
 use super::reason::{self, Cut};
 use super::{Blame, Handled, Held, KeptRoute, Proxy, ProxyError, headers, respond};
 
@@ -28,6 +29,8 @@ use super::{Blame, Handled, Held, KeptRoute, Proxy, ProxyError, headers, respond
 pub(super) struct Running {
     pub(super) exchange: Exchange,
     proxy: Rc<Proxy>,
+    /// What concerns its middleware.
+    pub(super) hooks: Hooks,
     /// That of the client.
     version: Version,
     route: OnceCell<KeptRoute>,
@@ -38,6 +41,8 @@ pub(super) struct Running {
     reason: Cell<Option<(&'static str, Option<Blame>)>>,
     /// Whether the backend broke its response off.
     broke: Cell<bool>,
+    /// Whether a middleware broke it off.
+    failed: Cell<bool>,
     /// Which piece of the request's body is awaited, and until when.
     upload: Cell<Upload>,
     /// Whether it has told how long it is.
@@ -70,6 +75,8 @@ pub(super) enum Upload {
     TooLarge,
     /// The client's side broke.
     Broken,
+    /// A middleware that has wrapped it broke it off.
+    Failed,
 }
 
 /// What the access log and the log at `debug` want to know and would otherwise be gone by the end.
@@ -83,6 +90,8 @@ struct Logged {
     backend: RefCell<Option<Arc<BackendState>>>,
     /// Which key of `paths` has refused it.
     refused: Cell<Option<Refused>>,
+    /// Which middleware has answered it, or was too slow.
+    middleware: RefCell<Option<MiddlewareName>>,
     connect: Cell<Option<Duration>>,
     first_byte: Cell<Option<Duration>>,
 }
@@ -109,13 +118,16 @@ impl Running {
                 referer: head.get(&header::REFERER),
                 backend: RefCell::new(None),
                 refused: Cell::new(None),
+                middleware: RefCell::new(None),
                 connect: Cell::new(None),
                 first_byte: Cell::new(None),
             })
         });
+        let hooks = Hooks::new(snapshot.chain(&exchange.client));
         Rc::new(Self {
             exchange,
             proxy: Rc::clone(proxy),
+            hooks,
             version: head.version,
             route: OnceCell::new(),
             // What a client that leaves before the answer is logged with; nginx's number.
@@ -125,6 +137,7 @@ impl Running {
             attempts: Cell::new(0),
             reason: Cell::new(None),
             broke: Cell::new(false),
+            failed: Cell::new(false),
             upload: Cell::new(Upload::Over),
             measured: Cell::new(false),
             max_body: Cell::new(u64::MAX),
@@ -158,17 +171,23 @@ impl Running {
     pub(super) fn forwarded(&self, timeouts: &Timeouts, upload: Upload, measured: bool) -> Result<(), ProxyError> {
         self.measured.set(measured);
         self.upload.set(upload);
-        let limit = match &self.call {
-            None => {
-                self.body_idle.set(timeouts.body_idle);
-                timeouts.exchange
-            }
-            Some(call) => {
-                self.body_idle.set(timeouts.grpc_idle.unwrap_or(NEVER));
-                call.bound(timeouts, self.exchange.started)?
-            }
-        };
+        self.body_idle.set(match &self.call {
+            None => timeouts.body_idle,
+            Some(_) => timeouts.grpc_idle.unwrap_or(NEVER),
+        });
         self.response_head.set(self.head_limit(timeouts));
+        self.bound(timeouts)
+    }
+
+    /// The whole exchange may take so long. Said once more, it makes no difference.
+    ///
+    /// # Errors
+    /// As of [`Running::forwarded`].
+    pub(super) fn bound(&self, timeouts: &Timeouts) -> Result<(), ProxyError> {
+        let limit = match &self.call {
+            None => timeouts.exchange,
+            Some(call) => call.bound(timeouts, self.exchange.started)?,
+        };
         if let Some(limit) = limit {
             self.exchange.watch.cap(limit);
         }
@@ -336,14 +355,15 @@ impl Running {
         Handled { last, ..response.into() }
     }
 
-    /// Lets the route's middleware have the last word on a response.
-    pub(super) fn finish(&self, route: &Route, handled: &mut Handled) {
-        if route.chain.is_empty() {
-            return;
+    /// A middleware has decided what it comes to, or has not in time.
+    #[cold]
+    pub(super) fn ended_by_middleware(&self, name: Option<&MiddlewareName>, reason: Option<&'static str>) {
+        if let Some(reason) = reason {
+            self.reason.set(Some((reason, None)));
         }
-        route.chain.on_response(&mut handled.head, &self.exchange);
-        // A hook may have taken the date away.
-        handled.dated = false;
+        if let Some(logged) = &self.logged {
+            *logged.middleware.borrow_mut() = name.cloned();
+        }
     }
 
     /// The head of the answer is known. From here on the account is kept by the response's body, or by the tunnel.
@@ -435,6 +455,7 @@ impl Running {
         let in_force = self.proxy.process.access_log.load();
         let Some(log) = &*in_force else { return };
         let detail = logged.refused.get().map(|Refused { key, why }| format!("paths.{}: {why}", key.as_str()));
+        let detail = detail.or_else(|| logged.middleware.borrow().as_ref().map(|name| format!("middleware.{name}")));
         log.record(&Record {
             time: logged.time,
             client_ip: self.exchange.client_ip,
@@ -467,7 +488,7 @@ impl Running {
         });
     }
 
-    fn found(&self) -> Option<&Route> {
+    pub(super) fn found(&self) -> Option<&Route> {
         self.route.get().map(|route| &***route)
     }
 
@@ -510,6 +531,8 @@ impl Running {
             Cut::BodyTooLarge
         } else if self.broke.get() {
             Cut::BackendCutShort
+        } else if self.failed.get() {
+            Cut::MiddlewareFailed
         } else if watch.is_cut() {
             Cut::Drained
         } else if watch.expired() {
@@ -642,15 +665,14 @@ impl Progress for Running {
     }
 
     fn request_trailers(&self, trailers: &mut HeaderMap) {
-        let Some(route) = self.found() else { return };
-        let config = &route.config;
-        keep_to(trailers, config.request_headers.names().chain(config.headers.iter().map(|asked| &asked.name)));
+        self.show_request_trailers(trailers);
+        if let Some(route) = self.found() {
+            keep_to(trailers, route.config.headers.iter().map(|asked| &asked.name));
+        }
     }
 
     fn response_trailers(&self, trailers: &mut HeaderMap) {
-        if let Some(route) = self.found() {
-            keep_to(trailers, route.config.response_headers.names());
-        }
+        self.show_response_trailers(trailers);
         if let Some(call) = &self.call
             && let Some(status) = call.trailed(trailers)
         {
@@ -662,6 +684,13 @@ impl Progress for Running {
         self.broke.set(true);
         if let Some(call) = &self.call {
             self.judge(call, Outcome::Reset);
+        }
+    }
+
+    fn wrapper_failed(&self, way: Way) {
+        match way {
+            Way::Up => self.upload.set(Upload::Failed),
+            Way::Down => self.failed.set(true),
         }
     }
 
@@ -696,8 +725,8 @@ impl Informed for Running {
     }
 }
 
-/// Removes the trailers that a rule of the route names, in any spelling: who puts trailers among the headers would otherwise see there what
-/// the rule has removed, or set otherwise.
+/// Removes the trailers that a route asks for as headers, in any spelling: a backend that puts trailers among the headers would otherwise
+/// see there what the route was not chosen by.
 #[cold]
 fn keep_to<'a>(trailers: &mut HeaderMap, named: impl Iterator<Item = &'a HeaderName> + Clone) {
     fields::remove(trailers, |name| named.clone().any(|it| is_spelling_of(it, name)));

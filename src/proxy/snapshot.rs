@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 
 use crate::config::Config;
+use crate::exchange::Client;
+use crate::middleware::{Chain, Set};
 use crate::route::{Route, Table};
 use crate::upstream::Upstream;
 
@@ -21,6 +23,8 @@ pub struct Snapshot {
     pub routes: Table,
     /// Sorted by name.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// What requests pass through, of all listeners, routes and upstreams.
+    pub middleware: Set,
 }
 
 impl Snapshot {
@@ -68,6 +72,8 @@ pub struct Held {
     snapshot: Arc<Snapshot>,
     /// Those that requests were found for.
     routes: Box<[OnceCell<KeptRoute>]>,
+    /// The middleware of listeners that requests came to.
+    chains: Box<[OnceCell<Rc<Chain>>]>,
 }
 
 /// A worker's hold on a route, and on what that needs.
@@ -76,7 +82,27 @@ pub type KeptRoute = Rc<Arc<Route>>;
 impl Held {
     fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
         let routes = snapshot.routes.routes().iter().map(|_| OnceCell::new()).collect();
-        Rc::new(Self { snapshot, routes })
+        let chains = snapshot.middleware.listeners.iter().map(|_| OnceCell::new()).collect();
+        Rc::new(Self { snapshot, routes, chains })
+    }
+
+    /// The middleware of the listener that a client has come to, if it has some.
+    pub fn chain(&self, client: &Client) -> Option<Rc<Chain>> {
+        if self.chains.is_empty() && client.listener.middleware.is_empty() { None } else { self.find_chain(client) }
+    }
+
+    #[cold]
+    fn find_chain(&self, client: &Client) -> Option<Rc<Chain>> {
+        let name = client.listener_name(self.generation, &self.config);
+        let listeners = &self.middleware.listeners;
+        let Some(index) = listeners.iter().position(|(of, _)| *of == *name) else {
+            let is_gone = !self.config.listeners.iter().any(|listener| listener.name == *name);
+            // The connections of a listener that was removed end soon, but not without its middleware.
+            let left = is_gone.then(|| self.middleware.chain(&client.listener))?;
+            return (!left.is_empty()).then(|| Rc::new(left));
+        };
+        // A copy for each worker: what all of them count with is not to be written for each request.
+        Some(Rc::clone(self.chains[index].get_or_init(|| Rc::new(listeners[index].1.clone()))))
     }
 
     /// The route that [`Table::find_index`] gave the index of, to keep.

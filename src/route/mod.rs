@@ -27,10 +27,12 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use regex::Regex;
 
-use crate::config::{self, HostPattern, ListenerName, PathPattern, RouteConfig, RouteName, UpstreamName};
+use crate::config::{
+    self, HostPattern, ListenerName, MiddlewareName, PathPattern, RouteConfig, RouteName, UpstreamName,
+};
 use crate::exchange::RequestHead;
 use crate::fields::tells_client;
-use crate::middleware::{self, Chain};
+use crate::middleware::{Chain, Installed};
 use crate::target::{self, Host, authority};
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
 use crate::upstream::Upstream;
@@ -53,7 +55,7 @@ pub struct Route {
     pub config: Arc<RouteConfig>,
     /// What is done with a request.
     pub action: Action,
-    /// What it passes through.
+    /// What it passes through, behind the middleware of its listener.
     pub chain: Chain,
     /// What was counted of it, over reloads.
     pub metrics: Arc<Sharded<RouteMetrics>>,
@@ -105,19 +107,22 @@ pub struct Table {
 }
 
 impl Table {
-    /// Lays the routes out. `metrics` gives what was counted of a route so far, or a new set.
+    /// Lays the routes out, each with its own of the `middleware` that was installed. `metrics` gives what was counted of a route so far, or a new set.
     pub fn build(
         routes: &[Arc<RouteConfig>],
         upstreams: &[Arc<Upstream>],
+        middleware: &[Arc<Installed>],
         metrics: &mut dyn FnMut(&RouteName) -> Arc<Sharded<RouteMetrics>>,
     ) -> Self {
         let draft = Draft::of(routes);
         let upstreams: HashMap<_, _> = upstreams.iter().map(|upstream| (upstream.name(), upstream)).collect();
         let routes = routes.iter().map(|config| {
+            let action = Action::build(&config.action, &upstreams);
+            let behind = action.middleware();
             Arc::new(Route {
                 name: config.name.clone(),
-                action: Action::build(&config.action, &upstreams),
-                chain: middleware::build(config),
+                chain: Chain::of_route(config, behind, middleware),
+                action,
                 metrics: metrics(&config.name),
                 config: Arc::clone(config),
             })
@@ -239,6 +244,16 @@ impl Action {
             },
             config::Action::Redirect(redirect) => Self::Redirect(redirect.clone()),
             config::Action::Respond(respond) => Self::Respond(respond.clone()),
+        }
+    }
+}
+
+impl Action {
+    /// The middleware of the upstream, where there is one.
+    fn middleware(&self) -> &[MiddlewareName] {
+        match self {
+            Self::Forward(forward) => &forward.upstream.config.middleware,
+            Self::Redirect(_) | Self::Respond(_) => &[],
         }
     }
 }

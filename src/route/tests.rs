@@ -23,6 +23,7 @@ fn route(name: &str, line: &str) -> Arc<RouteConfig> {
         action: config::Action::Respond(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        middleware: Vec::new(),
     };
     for word in line.split_whitespace() {
         if let Some(listener) = word.strip_prefix('@') {
@@ -55,7 +56,7 @@ fn routes(lines: &[&str]) -> Vec<Arc<RouteConfig>> {
 }
 
 fn table(routes: &[Arc<RouteConfig>]) -> Table {
-    Table::build(routes, &[], &mut |_| Arc::new(Sharded::new(1)))
+    Table::build(routes, &[], &[], &mut |_| Arc::new(Sharded::new(1)))
 }
 
 /// A request from a line such as `POST a.example:80 /x?q=1 x-a=1 @main`; the method may be left out, the host is `-` for
@@ -308,12 +309,13 @@ fn actions_are_resolved() {
             outlier_detection: None,
             slow_start: None,
             tiers: config::TiersConfig::default(),
+            middleware: Vec::new(),
         }),
         UpstreamState::new("users".into(), 1),
         &Factories::default(),
     );
     let mut asked_for = Vec::new();
-    let table = Table::build(&configs, &[Arc::clone(&upstream)], &mut |name| {
+    let table = Table::build(&configs, &[Arc::clone(&upstream)], &[], &mut |name| {
         asked_for.push(name.to_string());
         Arc::new(Sharded::new(1))
     });

@@ -13,6 +13,7 @@ use super::memory::GivingBack;
 use super::watch::{self, Stamp};
 use super::{Applied, Error, Reopen, Supervisor, check_files, report};
 use crate::config::{self, Loaded, Problem, Refused, Vocabulary};
+use crate::middleware::Kinds;
 use crate::strategy::Factories;
 use crate::telemetry::events::EventKind;
 use crate::telemetry::logging::Logging;
@@ -121,9 +122,12 @@ fn refused(refused: Refused) -> Error {
     Error::from(refused.problems).beside(check_files(&refused.secured))
 }
 
-/// The names that a file may use for strategies of the embedding program.
-pub(crate) fn vocabulary(factories: &Factories) -> Vocabulary {
-    Vocabulary { strategies: factories.names().map(str::to_owned).collect() }
+/// The names that a file may use for what the embedding program supplies.
+pub(crate) fn vocabulary(factories: &Factories, kinds: &Kinds) -> Vocabulary {
+    Vocabulary {
+        strategies: factories.names().map(str::to_owned).collect(),
+        middleware: kinds.names().map(str::to_owned).collect(),
+    }
 }
 
 impl Control {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::{AccessLogOutput, ListenerName, Problem, Problems};
+use crate::middleware::Failed;
 
 /// Why a configuration is not served. Whatever was served before still is.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// A middleware of the embedding program refuses its table.
+    Middleware(Failed),
     /// A thread, its event loop or its signal handlers cannot be made.
     Thread(io::Error),
     /// What another process listens on could not be taken over from it.
@@ -71,6 +74,7 @@ impl fmt::Display for Error {
             Self::AccessLog { output: AccessLogOutput::Stdout, source } => {
                 write!(f, "could not write the access log to standard output: {source}")
             }
+            Self::Middleware(Failed { name, why }) => write!(f, "could not make middleware {name}: {why}"),
             Self::Thread(source) => write!(f, "could not start a thread: {source}"),
             Self::Takeover(source) => write!(f, "could not take over from the process that serves this file: {source}"),
             Self::Stopping => f.write_str("stopping, so no other configuration is taken"),

@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::config::{Config, Problem, Problems, RouteName, UpstreamName};
+use crate::config::{Config, MiddlewareName, Problem, Problems, RouteName, UpstreamName};
 use crate::descriptors;
 use crate::discovery::{Feeds, Found};
 use crate::handover::Inherited;
 use crate::health::Prober;
 use crate::listener::{self, Bound, Known, Listener, covers};
+use crate::middleware::{self, Installed, Kinds};
 use crate::overload::sample::{descriptors_max, open_descriptors};
 use crate::proxy::Snapshot;
 use crate::route::Table;
@@ -63,6 +64,7 @@ use pulse::Pulse;
 pub struct Supervisor {
     shared: Arc<Shared>,
     factories: Factories,
+    kinds: Kinds,
     lasting: Lasting,
     keepers: Keepers,
     prober: Arc<Prober>,
@@ -80,6 +82,7 @@ pub struct Supervisor {
 struct Lasting {
     upstreams: HashMap<UpstreamName, Arc<UpstreamState>>,
     routes: HashMap<RouteName, Arc<Sharded<RouteMetrics>>>,
+    middleware: HashMap<MiddlewareName, Arc<middleware::State>>,
     /// In the order of the configuration, so that the places in a plan find them.
     listeners: Vec<Arc<Listener>>,
     /// Addresses of listeners that are gone whose sockets another listener has, which covers them: one that is added there again takes
@@ -154,7 +157,12 @@ impl Supervisor {
     ///
     /// # Errors
     /// When an address cannot be bound, a file not opened or a thread not started. Nothing is left running then.
-    pub fn start(config: Config, factories: Factories, found: Vec<Found>, inherited: Inherited) -> Result<Self, Error> {
+    pub fn start(
+        config: Config,
+        (factories, kinds): (Factories, Kinds),
+        found: Vec<Found>,
+        inherited: Inherited,
+    ) -> Result<Self, Error> {
         let workers = workers(&config);
         let config = Arc::new(config);
         let mut plan = plan::plan(&nothing_but_settings(&config), &config);
@@ -166,9 +174,11 @@ impl Supervisor {
             Running {
                 workers,
                 factories: &factories,
+                kinds: &kinds,
                 lasting: &Lasting::default(),
                 before: &[],
                 feeds: None,
+                installed: &[],
                 logs: false,
                 inherited,
             },
@@ -209,6 +219,7 @@ impl Supervisor {
         let mut supervisor = Self {
             shared,
             factories,
+            kinds,
             lasting,
             keepers,
             prober,
@@ -245,9 +256,11 @@ impl Supervisor {
         let running = Running {
             workers: workers.count(),
             factories: &self.factories,
+            kinds: &self.kinds,
             lasting: &self.lasting,
             before: &before.upstreams,
             feeds: Some(&self.feeds),
+            installed: &before.middleware.installed,
             logs: before.config.access_log.is_some(),
             inherited: Inherited::default(),
         };
@@ -327,11 +340,14 @@ fn turning_over(
 struct Running<'a> {
     workers: usize,
     factories: &'a Factories,
+    kinds: &'a Kinds,
     lasting: &'a Lasting,
     /// The upstreams of the snapshot that is served now.
     before: &'a [Arc<Upstream>],
     /// What is found besides what the file lists; at the start none yet.
     feeds: Option<&'a Feeds>,
+    /// Its middleware.
+    installed: &'a [Arc<Installed>],
     /// What the process before has handed over: at the start alone.
     inherited: Inherited,
     /// Whether there is an access log.
@@ -366,6 +382,7 @@ fn prepare(
     let (tls, warnings) = load_certificates(plan, config, running.lasting)?;
     let Listening { listeners, bound, moved } = bind_listeners(plan, config, &mut running)?;
 
+    let (installed, kept) = install(plan, config, &running)?;
     let mut states = HashMap::with_capacity(config.upstreams.len());
     let steps = plan.upstreams.next.iter().zip(backend_tls);
     let upstreams = config.upstreams.iter().zip(steps).map(|(config, ((name, step), tls))| {
@@ -386,15 +403,35 @@ fn prepare(
     let upstreams: Vec<_> = upstreams.collect();
 
     let mut metrics = HashMap::with_capacity(config.routes.len());
-    let routes = Table::build(&config.routes, &upstreams, &mut |name| {
+    let routes = Table::build(&config.routes, &upstreams, &installed, &mut |name| {
         let known = || running.lasting.routes.get(name).cloned();
         let fresh = || Arc::new(Sharded::new(running.workers));
         Arc::clone(metrics.entry(name.clone()).or_insert_with(|| known().unwrap_or_else(fresh)))
     });
 
-    let snapshot = Arc::new(Snapshot { generation, config: Arc::clone(config), routes, upstreams });
-    let lasting = Lasting { upstreams: states, routes: metrics, listeners, moved };
+    let middleware = middleware::Set::new(installed, &config.listeners);
+    let snapshot = Arc::new(Snapshot { generation, config: Arc::clone(config), routes, upstreams, middleware });
+    let lasting = Lasting { upstreams: states, routes: metrics, middleware: kept, listeners, moved };
     Ok(Prepared { snapshot, lasting, log, bound, tls, warnings })
+}
+
+type States = HashMap<MiddlewareName, Arc<middleware::State>>;
+
+/// Makes the middleware that has changed, each on the state that there is of its name and kind.
+fn install(plan: &Plan, config: &Config, running: &Running<'_>) -> Result<(Vec<Arc<Installed>>, States), Error> {
+    let mut states = HashMap::with_capacity(config.middleware.len());
+    let steps = config.middleware.iter().zip(&plan.middleware.next);
+    let installed = steps.map(|(config, (name, step))| {
+        let known = running.lasting.middleware.get(name).filter(|state| state.fits(config)).cloned();
+        let state = known.unwrap_or_else(|| middleware::State::new(config, running.workers));
+        states.insert(name.clone(), Arc::clone(&state));
+        match step {
+            Step::Kept { from } => Ok(Arc::clone(&running.installed[*from])),
+            Step::Changed { .. } | Step::Added => running.kinds.install(config, state).map_err(Error::Middleware),
+        }
+    });
+    let installed = installed.collect::<Result<_, _>>()?;
+    Ok((installed, states))
 }
 
 /// Reads the certificates of all listeners, also of those that are kept: the files may be others.
@@ -477,7 +514,13 @@ fn open_access_log(plan: &Plan, config: &Config, logs: bool, reopen: Reopen) -> 
 
 /// A start is a reload from here.
 fn nothing_but_settings(config: &Config) -> Config {
-    Config { listeners: Vec::new(), routes: Vec::new(), upstreams: Vec::new(), ..config.clone() }
+    Config {
+        listeners: Vec::new(),
+        routes: Vec::new(),
+        upstreams: Vec::new(),
+        middleware: Vec::new(),
+        ..config.clone()
+    }
 }
 
 fn workers(config: &Config) -> usize {

@@ -62,6 +62,7 @@ pub(super) fn applied(applied: &Applied) {
     }
     listeners(applied);
     routes(applied);
+    middleware(applied);
     upstreams(applied);
     info!(generation, took_us = took.as_micros() as u64, "reloaded");
 }
@@ -90,6 +91,18 @@ fn routes(Applied { plan, .. }: &Applied) {
         removed = %Named(routes.removed.iter().map(|(name, _)| name.to_string()).collect()),
         "routes changed"
     );
+}
+
+fn middleware(Applied { plan, .. }: &Applied) {
+    for (middleware, changes) in plan.middleware.changed() {
+        info!(%middleware, changes = %Listed(changes), "middleware changed");
+    }
+    for middleware in plan.middleware.added() {
+        info!(%middleware, "middleware added");
+    }
+    for (middleware, _) in &plan.middleware.removed {
+        info!(%middleware, "middleware removed");
+    }
 }
 
 fn upstreams(Applied { plan, .. }: &Applied) {

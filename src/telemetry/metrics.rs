@@ -157,6 +157,17 @@ pub struct RouteMetrics {
     pub responses: [Counter; 5],
 }
 
+/// What a worker counts of a middleware.
+#[derive(Debug, Default)]
+pub struct MiddlewareMetrics {
+    /// Requests that it has answered.
+    pub answered: Counter,
+    /// Requests that waited for it.
+    pub waited: Counter,
+    /// Those of them that were answered 504 because it took too long.
+    pub timeouts: Counter,
+}
+
 /// What a worker counts of a listener.
 #[derive(Debug, Default)]
 pub struct ListenerMetrics {

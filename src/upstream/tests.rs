@@ -18,6 +18,7 @@ fn address(last: u8) -> Address {
 fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig> {
     let weight = |last: u8| u16::from(last != 0);
     Arc::new(UpstreamConfig {
+        middleware: Vec::new(),
         name: "u".into(),
         strategy: StrategyConfig::RoundRobin,
         backends: backends

@@ -499,5 +499,7 @@ fn shortest_timeout(snapshot: &Snapshot) -> Duration {
         _ => Vec::new(),
     });
     let handshakes = config.listeners.iter().filter_map(|listener| Some(listener.tls.as_ref()?.handshake_timeout));
-    listeners.chain(handshakes).chain(upstreams).chain(routes).min().unwrap_or(Duration::MAX)
+    let middleware = config.middleware.iter().map(|middleware| middleware.timeout);
+    let all = listeners.chain(handshakes).chain(upstreams).chain(routes).chain(middleware);
+    all.min().unwrap_or(Duration::MAX)
 }

@@ -20,6 +20,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "discovery",
             "listener",
             "proxy",
+            "middleware",
             "strategy",
             "config",
             "telemetry",
@@ -27,7 +28,21 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
-    ("admin", &["listener", "proxy", "route", "upstream", "backend", "overload", "config", "telemetry", "descriptors"]),
+    (
+        "admin",
+        &[
+            "listener",
+            "proxy",
+            "route",
+            "middleware",
+            "upstream",
+            "backend",
+            "overload",
+            "config",
+            "telemetry",
+            "descriptors",
+        ],
+    ),
     (
         "supervisor",
         &[
@@ -38,6 +53,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "listener",
             "proxy",
             "route",
+            "middleware",
             "upstream",
             "strategy",
             "transport",

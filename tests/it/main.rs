@@ -34,6 +34,7 @@ mod limits;
 mod overload;
 mod outliers;
 mod panics;
+mod middleware;
 mod paths;
 mod picking;
 mod process;

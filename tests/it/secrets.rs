@@ -28,6 +28,7 @@ fn marked(scratch: &Scratch, backend: &TestBackend) -> String {
         level = "debug"
         [[listener]]
         address = "127.0.0.1:0"
+        middleware = ["rules"]
         [[route]]
         name = "all"
         path_prefix = "/a"
@@ -61,6 +62,9 @@ fn marked(scratch: &Scratch, backend: &TestBackend) -> String {
         backends = ["127.0.0.1:1"]
         protocol = "http2"
         health_check = {{ type = "grpc", interval = "20ms", headers = {{ "x-check" = "MARK19" }} }}
+        [middleware.rules.headers]
+        request = {{ set = {{ "x-one" = "MARK20" }}, add = {{ "x-two" = "MARK21" }} }}
+        response = {{ set = {{ "x-three" = "MARK22" }}, add = {{ "x-four" = "MARK23" }} }}
         "#,
         backends(&[backend])
     )

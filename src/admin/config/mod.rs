@@ -10,13 +10,14 @@ use crate::config::{Config, Table};
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
 
+mod middleware;
 mod route;
 mod upstream;
 mod value;
 mod hidden;
 
 use hidden::Hidden;
-use value::shown;
+use value::{entries, entry_if, shown};
 
 /// The whole answer.
 #[derive(Debug, serde::Serialize)]
@@ -64,10 +65,12 @@ impl Serialize for Shown<&Config> {
         for (key, value) in self.0.entries() {
             map.serialize_entry(&key, &value)?;
         }
-        let Config { routes, upstreams, .. } = self.0;
+        let Config { routes, upstreams, middleware, .. } = self.0;
         map.serialize_entry("route", &shown(routes.iter().map(|it| &**it)))?;
         let upstreams = upstreams.iter().map(|it| (it.name.to_string(), Shown(&**it)));
         map.serialize_entry("upstream", &Entries(upstreams.collect()))?;
+        let middleware = middleware.iter().map(|it| (it.name.to_string(), Shown(&**it)));
+        entry_if(&mut map, "middleware", entries(middleware).as_ref())?;
         map.end()
     }
 }

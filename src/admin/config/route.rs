@@ -26,6 +26,7 @@ impl Serialize for Shown<&RouteConfig> {
             action,
             request_headers,
             response_headers,
+            middleware,
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("name", name.as_str())?;
@@ -55,6 +56,7 @@ impl Serialize for Shown<&RouteConfig> {
         if !response_headers.is_empty() {
             map.serialize_entry("response_headers", &Shown(response_headers))?;
         }
+        entry_if(&mut map, "middleware", some(texts(middleware)).as_ref())?;
         map.end()
     }
 }

@@ -207,7 +207,7 @@ fn what_is_shown_can_be_read_again() {
     for directory in ["examples/configs", "tests/config/valid"] {
         files.extend(std::fs::read_dir(root.join(directory)).unwrap().map(|entry| entry.unwrap().path()));
     }
-    let vocabulary = Vocabulary { strategies: vec!["mine".into()] };
+    let vocabulary = Vocabulary { strategies: vec!["mine".into()], ..Vocabulary::default() };
     let read = |text: &str| parse(text, "lb.toml", &|_| None, &vocabulary).map(|loaded| loaded.config);
     let mut compared = 0;
     for file in files {

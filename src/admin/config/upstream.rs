@@ -2,7 +2,7 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::value::{duration, entries, entry_if, limit_entry, lossy, shown};
+use super::value::{duration, entries, entry_if, limit_entry, lossy, shown, some, texts};
 use super::{Entries, Shown, Switched};
 use crate::admin::picking::place_keys;
 use crate::config::{
@@ -28,6 +28,7 @@ impl Serialize for Shown<&UpstreamConfig> {
             outlier_detection,
             slow_start,
             tiers: TiersConfig { overprovisioning_percent, panic_percent, zones },
+            middleware,
         } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("strategy", strategy.as_str())?;
@@ -45,6 +46,7 @@ impl Serialize for Shown<&UpstreamConfig> {
         map.serialize_entry("slow_start", &show_switched(slow_start.as_ref()))?;
         map.serialize_entry("zone_preference", &Switched { on: zones.as_ref().map(Shown) })?;
         limits_keys(&mut map, limits, backends)?;
+        entry_if(&mut map, "middleware", some(texts(middleware)).as_ref())?;
         map.end()
     }
 }

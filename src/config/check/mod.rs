@@ -35,6 +35,7 @@ mod backend_tls;
 mod retries;
 mod health_check;
 mod limits;
+mod middleware;
 mod picking;
 pub(crate) mod value;
 
@@ -45,6 +46,8 @@ pub(super) use upstream::parse_address;
 pub struct Vocabulary {
     /// Strategies that an embedding program supplies.
     pub strategies: Vec<String>,
+    /// Kinds of middleware that it supplies.
+    pub middleware: Vec<String>,
 }
 
 /// A configuration that can be used.
@@ -256,5 +259,6 @@ pub(crate) fn whole(check: &Check<'_>, _: Place, file: &raw::File, mut config: C
     config.listeners = listeners.into_iter().map(|it| Arc::new(it.config)).collect();
     config.routes = routes.into_iter().map(Arc::new).collect();
     config.upstreams = upstreams.into_iter().map(Arc::new).collect();
+    config.middleware = middleware::middleware(check, file).into_iter().map(Arc::new).collect();
     Some(config)
 }

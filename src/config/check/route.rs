@@ -8,7 +8,7 @@ use regex::Regex;
 
 use super::upstream::is_host_name;
 use super::value::{name, pattern, written};
-use super::{Check, action, header, listener, overlap, redirect_loop, unreachable};
+use super::{Check, action, header, listener, middleware, overlap, redirect_loop, unreachable};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::form::{self, Part};
@@ -83,6 +83,7 @@ fn route(
     let query = header::query_matches(check, &raw.query);
     let paths = form::read(check, &Part, &raw.paths, None, PathOverrides::default);
     let response_headers = header::edits(check, &raw.response_headers, header::Direction::Response);
+    let middleware = middleware::named(check, &raw.middleware, file);
     // Everything is looked at before anything is given up.
     let action = action::action(check, place, raw, &file.upstreams, upstreams);
     let (path, (action, request_headers)) = (path?, action?);
@@ -99,6 +100,7 @@ fn route(
         action,
         request_headers,
         response_headers,
+        middleware,
     })
 }
 

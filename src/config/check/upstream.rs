@@ -9,6 +9,7 @@ use super::backend_tls::backend_tls;
 use super::health_check::health_check;
 use super::limits::{backend_limits, limits, upstream_limits};
 use super::listener::{self, reaches};
+use super::middleware;
 use super::picking;
 use super::retries::{retries, warn_of_too_many};
 use super::value::{choice, name, number, timeout};
@@ -31,7 +32,7 @@ pub(super) fn upstreams(
 ) -> Vec<UpstreamConfig> {
     warn_of_unused(check, file);
     let entries = file.upstreams.entries().iter();
-    let mut upstreams: Vec<_> = entries.filter_map(|entry| upstream(check, entry, listeners, zone)).collect();
+    let mut upstreams: Vec<_> = entries.filter_map(|entry| upstream(check, entry, file, listeners, zone)).collect();
     upstreams.sort_by(|a, b| a.name.cmp(&b.name));
     upstreams
 }
@@ -59,6 +60,7 @@ fn warn_of_unused(check: &Check<'_>, file: &raw::File) {
 fn upstream(
     check: &Check<'_>,
     entry: &Entry<raw::Upstream>,
+    file: &raw::File,
     listeners: &[listener::Checked],
     zone: Option<&Arc<str>>,
 ) -> Option<UpstreamConfig> {
@@ -93,6 +95,7 @@ fn upstream(
         outlier_detection: form::table(check, &OnPart, &raw.outlier_detection),
         slow_start: form::table(check, &OnPart, &raw.slow_start),
         tiers,
+        middleware: middleware::named(check, &raw.middleware, file),
     })
 }
 

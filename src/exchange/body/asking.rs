@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use tokio::time::Sleep;
 
-use super::Source;
+use super::{Progress, Source};
 use crate::exchange::ClientSide;
 use crate::http1::pipe::Pipe;
 
@@ -80,5 +80,9 @@ impl Source for Asking {
     fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
         self.look(cx);
         self.body.poll_pour(cx, pipe)
+    }
+
+    fn told(&self, exchange: Rc<dyn Progress>) -> Rc<dyn Progress> {
+        self.body.told(exchange)
     }
 }

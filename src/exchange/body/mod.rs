@@ -10,13 +10,17 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::backend::Lease;
+use crate::exchange::watch::Way;
 use crate::http1::pipe::Pipe;
 
 mod asking;
 mod request;
+mod wrapped;
 
 pub use asking::Asking;
 pub use request::RequestBody;
+use wrapped::{Below, Wrapped};
+pub use wrapped::{BoxBody, Wrap, WrappedSource};
 
 /// What wants to know how an exchange goes on while its bodies are under way.
 pub trait Progress {
@@ -40,6 +44,8 @@ pub trait Progress {
     fn response_trailers(&self, trailers: &mut HeaderMap);
     /// The backend broke the response's body off.
     fn response_broke(&self);
+    /// A middleware has broken off a body that it has wrapped: that of the request, or of the response.
+    fn wrapper_failed(&self, way: Way);
     /// The response is about to be cut short: trailers that say so, where there is somebody who understands them.
     fn last_words(&self) -> Option<HeaderMap>;
     /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
@@ -60,6 +66,11 @@ pub trait Source {
     fn pours(&self) -> bool;
     /// Takes the next piece into an empty pipe: how many bytes it is.
     fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
+    /// What is to be told how this goes on, where `exchange` is to know. Default is `exchange` itself; one that tells it already how what
+    /// it is made of goes on gives another.
+    fn told(&self, exchange: Rc<dyn Progress>) -> Rc<dyn Progress> {
+        exchange
+    }
 }
 
 /// From so many bytes on a body is poured: below, setting up costs more than copying.
@@ -74,13 +85,15 @@ pub enum BodyError {
     Client(io::Error),
     /// The backend broke it off.
     Backend(io::Error),
+    /// A middleware that has wrapped it broke it off.
+    Middleware(io::Error),
 }
 
 impl std::fmt::Display for BodyError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::TooLarge => "body larger than allowed",
-            Self::Client(_) | Self::Backend(_) => "body cut short",
+            Self::Client(_) | Self::Backend(_) | Self::Middleware(_) => "body cut short",
         })
     }
 }
@@ -89,8 +102,7 @@ impl std::error::Error for BodyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::TooLarge => None,
-            Self::Client(error) => Some(error),
-            Self::Backend(error) => Some(error),
+            Self::Client(error) | Self::Backend(error) | Self::Middleware(error) => Some(error),
         }
     }
 }
@@ -110,6 +122,7 @@ enum Kind {
     Empty,
     Full(Bytes, Option<Lease>),
     Leased(LeasedBody),
+    Wrapped(Box<Wrapped>),
 }
 
 /// A backend's response on its way to the client. Holds the lease, so that the request counts as in flight until the last
@@ -142,6 +155,19 @@ impl Body {
     /// What a backend sends.
     pub fn leased(source: Rc<dyn Source>, lease: Lease) -> Self {
         Self { kind: Kind::Leased(LeasedBody { source: Some(source), _lease: lease }), cut: false, exchange: None }
+    }
+
+    /// A body that a middleware makes.
+    pub fn made(body: BoxBody) -> Self {
+        Self { kind: Kind::Wrapped(Box::new(Wrapped::new(body, Rc::default()))), cut: false, exchange: None }
+    }
+
+    /// Puts another body in place of this one, which is made of it. What happens below is told to `exchange`.
+    pub fn wrap(&mut self, wrap: impl FnOnce(BoxBody) -> BoxBody, exchange: Rc<dyn Progress>) {
+        let mut below = std::mem::take(self);
+        let broke = Rc::default();
+        below.observe(Rc::new(Below { exchange, broke: Rc::clone(&broke) }));
+        self.kind = Kind::Wrapped(Box::new(Wrapped::new(wrap(Box::pin(below)), broke)));
     }
 
     /// Has `exchange` told how this body goes on and that it ended.
@@ -177,7 +203,7 @@ impl Body {
 
     /// The answer is whole without it, as that to a HEAD is.
     pub fn leave_out(&mut self) {
-        if let Kind::Full(..) = self.kind {
+        if let Kind::Full(..) | Kind::Wrapped(_) = self.kind {
             self.kind = Kind::Empty;
         }
     }
@@ -202,6 +228,7 @@ impl Body {
             Kind::Empty => true,
             Kind::Full(..) => false,
             Kind::Leased(body) => body.source.is_none(),
+            Kind::Wrapped(body) => body.is_over(),
         }
     }
 }
@@ -212,6 +239,7 @@ impl std::fmt::Debug for Body {
             Kind::Empty => "Body::Empty",
             Kind::Full(..) => "Body::Full",
             Kind::Leased(_) => "Body::Leased",
+            Kind::Wrapped(_) => "Body::Wrapped",
         })
     }
 }
@@ -255,6 +283,17 @@ impl HttpBody for Body {
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Backend)))
             }
+            Kind::Wrapped(body) => {
+                let exchange = this.exchange.as_deref();
+                let failed = || exchange.into_iter().for_each(|exchange| exchange.wrapper_failed(Way::Down));
+                let frame = ready!(body.poll_piece(cx, failed));
+                if let (Some(exchange), Some(Ok(frame))) = (exchange, &frame)
+                    && let Some(data) = frame.data_ref()
+                {
+                    exchange.response_data(data.len());
+                }
+                Poll::Ready(frame)
+            }
         }
     }
 
@@ -270,6 +309,8 @@ impl HttpBody for Body {
                 Some(left) => SizeHint::with_exact(left),
                 None => SizeHint::default(),
             },
+            Kind::Wrapped(body) if body.is_over() => SizeHint::with_exact(0),
+            Kind::Wrapped(body) => body.body().size_hint(),
         }
     }
 }
@@ -301,6 +342,7 @@ impl Progress for () {
     fn request_trailers(&self, _: &mut HeaderMap) {}
     fn response_trailers(&self, _: &mut HeaderMap) {}
     fn response_broke(&self) {}
+    fn wrapper_failed(&self, _: Way) {}
     fn last_words(&self) -> Option<HeaderMap> {
         None
     }

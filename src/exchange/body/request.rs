@@ -53,6 +53,7 @@ impl RequestBody {
     /// What the client sends.
     pub fn streamed(source: Rc<dyn Source>, exchange: Rc<dyn Progress>) -> Self {
         source.want(true);
+        let exchange = source.told(exchange);
         Self(Some(Streamed { unread: Bytes::new(), source: Some(source), exchange, kept: None }))
     }
 

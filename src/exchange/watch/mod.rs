@@ -26,6 +26,8 @@ pub enum Phase {
     Idle,
     /// The rest of a request's head.
     Head,
+    /// What a middleware waits for, before a backend is picked.
+    Middleware,
     /// A backend with room for the request.
     Queue,
     /// A connection to a backend.
@@ -188,9 +190,10 @@ impl Watch {
         self.expired.set(cap <= now);
     }
 
-    /// Bounds all the phases until [`Watch::uncap`].
+    /// Bounds all the phases until [`Watch::uncap`]. Of several bounds the first counts.
     pub fn cap(&self, timeout: Duration) {
-        self.cap_ms.set(self.clock.now_ms() + timeout.as_millis() as u64 + self.clock.tick_ms());
+        let cap = self.clock.now_ms() + timeout.as_millis() as u64 + self.clock.tick_ms();
+        self.cap_ms.set(cap.min(self.cap_ms.get()));
     }
 
     /// The time of the whole exchange is over by a clock that is better than the worker's. For whoever is about to look.

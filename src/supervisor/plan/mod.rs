@@ -8,11 +8,13 @@ use std::hash::Hash;
 use std::net::SocketAddr;
 
 pub use crate::config::{Change, Listed};
-use crate::config::{Changes, Config, ListenerConfig, ListenerName, RouteName, Table, UpstreamName};
+use crate::config::{Changes, Config, ListenerConfig, ListenerName, MiddlewareName, RouteName, Table, UpstreamName};
 
+mod middleware;
 mod upstream;
 mod route;
 
+use middleware::middleware_changes;
 use route::route_changes;
 use upstream::upstream_changes;
 
@@ -25,6 +27,8 @@ pub struct Plan {
     pub upstreams: Part<UpstreamName>,
     /// Found again by name.
     pub routes: Part<RouteName>,
+    /// Found again by name.
+    pub middleware: Part<MiddlewareName>,
     /// Changes outside of these that take effect at once.
     pub settings: Vec<Change>,
     /// Changes that have no effect before a restart.
@@ -72,6 +76,11 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
             upstream_changes,
         ),
         routes: routes(old, new),
+        middleware: Part::by_key(
+            old.middleware.iter().map(|it| (it.name.clone(), &**it)),
+            new.middleware.iter().map(|it| (it.name.clone(), &**it)),
+            middleware_changes,
+        ),
         settings,
         restart,
     }
@@ -83,6 +92,7 @@ impl Plan {
         self.listeners.is_unchanged()
             && self.upstreams.is_unchanged()
             && self.routes.is_unchanged()
+            && self.middleware.is_unchanged()
             && self.settings.is_empty()
             && self.restart.is_empty()
     }

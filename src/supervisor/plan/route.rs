@@ -18,6 +18,7 @@ pub(super) fn route_changes(old: &RouteConfig, new: &RouteConfig) -> Vec<Change>
     }
     changes.other("request_headers", &old.request_headers, &new.request_headers);
     changes.other("response_headers", &old.response_headers, &new.response_headers);
+    changes.members("middleware", &old.middleware, &new.middleware);
     changes.found()
 }
 

@@ -57,6 +57,7 @@ fn route(name: &str) -> RouteConfig {
         }),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        middleware: Vec::new(),
     }
 }
 
@@ -85,6 +86,7 @@ fn upstream(name: &str) -> UpstreamConfig {
         outlier_detection: None,
         slow_start: None,
         tiers: TiersConfig::default(),
+        middleware: Vec::new(),
     }
 }
 

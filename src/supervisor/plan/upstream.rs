@@ -33,6 +33,7 @@ pub(super) fn upstream_changes(old: &UpstreamConfig, new: &UpstreamConfig) -> Ve
     if let (Some(was), Some(is)) = (&old.health_check, &new.health_check) {
         health_check_changes(&mut changes, was, is);
     }
+    changes.members("middleware", &old.middleware, &new.middleware);
     limits_changes(&mut changes, old, new);
     picking_changes(&mut changes, old, new);
     changes.found()

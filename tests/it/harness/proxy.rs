@@ -6,6 +6,7 @@ use std::time::Duration;
 use isobar::Isobar;
 use isobar::backend::BackendState;
 use isobar::embed::Running;
+use isobar::middleware::Factory;
 use isobar::proxy::Snapshot;
 use isobar::supervisor::{Applied, Ended, Error, Handle};
 use isobar::telemetry::metrics::{Counter, ListenerMetrics};
@@ -65,6 +66,16 @@ impl TestProxy {
         let admin = text.contains("[admin]");
         let started = Isobar::builder().config_text(text.clone()).admin(admin).start();
         Self { running: started.unwrap_or_else(|error| panic!("{error}\nin\n{text}")) }
+    }
+
+    /// Starts one as the text says, with kinds of middleware of the test's own.
+    pub(crate) async fn with_middleware(text: impl Into<String>, kinds: &[(&str, Factory)]) -> Self {
+        let text = text.into();
+        let mut builder = Isobar::builder().config_text(text.clone()).admin(text.contains("[admin]"));
+        for (kind, factory) in kinds {
+            builder = builder.middleware(*kind, Arc::clone(factory));
+        }
+        Self { running: builder.start().unwrap_or_else(|error| panic!("{error}\nin\n{text}")) }
     }
 
     /// Starts one that follows the file. The admin address is served where the file has one.

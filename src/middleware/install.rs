@@ -1,0 +1,239 @@
+//! From the tables of the file to middleware, and what of it outlives a reload.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::config::{ListenerConfig, ListenerName, MiddlewareConfig, MiddlewareKind, MiddlewareName, MiddlewareTable};
+use crate::telemetry::metrics::{MiddlewareMetrics, Sharded};
+
+use super::{Chain, Headers, Middleware, TIMEOUT, named};
+
+/// A middleware of the file, ready to be used.
+#[derive(Debug)]
+pub struct Installed {
+    /// What it was built from; `None` for the header rules of a route, which have no name.
+    pub config: Option<Arc<MiddlewareConfig>>,
+    /// What it does.
+    pub hook: Box<dyn Middleware>,
+    /// What outlives it; `None` for header rules of a route.
+    pub state: Option<Arc<State>>,
+}
+
+impl Installed {
+    pub(super) fn unnamed(hook: Box<dyn Middleware>) -> Self {
+        Self { config: None, hook, state: None }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> Option<&MiddlewareName> {
+        self.config.as_ref().map(|config| &config.name)
+    }
+
+    /// How long it may wait.
+    pub fn timeout(&self) -> Duration {
+        self.config.as_ref().map_or(TIMEOUT, |config| config.timeout)
+    }
+}
+
+/// What goes on over reloads: found again by name and kind.
+pub struct State {
+    kind: Box<str>,
+    /// What was counted.
+    pub metrics: Sharded<MiddlewareMetrics>,
+    /// What the middleware itself keeps. Control plane only.
+    own: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
+}
+
+impl State {
+    /// That of a middleware which was not there before, for so many workers.
+    pub fn new(config: &MiddlewareConfig, workers: usize) -> Arc<Self> {
+        Arc::new(Self { kind: config.kind.as_str().into(), metrics: Sharded::new(workers), own: Mutex::default() })
+    }
+
+    /// Whether it is that of a middleware of the same kind.
+    pub fn fits(&self, config: &MiddlewareConfig) -> bool {
+        *self.kind == *config.kind.as_str()
+    }
+
+    fn own<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = own.clone().and_then(|known| known.downcast().ok());
+        known.unwrap_or_else(|| {
+            let made = Arc::new(make());
+            *own = Some(Arc::clone(&made) as _);
+            made
+        })
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+/// What a middleware is made from.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    /// Its name in the file.
+    pub name: &'a MiddlewareName,
+    /// Its table, with the variables of the environment filled in. What of it may be a secret is not known, so that isobar shows none of
+    /// its values anywhere.
+    pub table: &'a MiddlewareTable,
+    state: &'a State,
+}
+
+impl Setup<'_> {
+    /// The state of this middleware: what `make` has made the first time, however often its keys have changed since. A middleware that was
+    /// not in the file for a while begins anew. What it counts with should be atomic: all workers share it.
+    pub fn state<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        self.state.own(make)
+    }
+}
+
+/// Makes a middleware of a kind of the embedding program's own.
+///
+/// # Errors
+/// When its table says what cannot be: a sentence that the log has behind the middleware's name. The configuration is refused then.
+pub type Factory = Arc<dyn Fn(&Setup<'_>) -> Result<Box<dyn Middleware>, String> + Send + Sync>;
+
+/// The kinds of middleware of the embedding program, by the names that `lb.toml` uses.
+#[derive(Clone, Default)]
+pub struct Kinds(HashMap<String, Factory>);
+
+impl Kinds {
+    /// Adds one. The names of isobar's own kinds cannot be taken: those win.
+    pub fn add(&mut self, name: impl Into<String>, factory: Factory) {
+        self.0.insert(name.into(), factory);
+    }
+
+    /// The names, for the check of the configuration.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// Makes the middleware that a table of the file asks for.
+    ///
+    /// # Errors
+    /// When its factory refuses the table, or there is none.
+    pub fn install(&self, config: &Arc<MiddlewareConfig>, state: Arc<State>) -> Result<Arc<Installed>, Failed> {
+        let hook = match &config.kind {
+            MiddlewareKind::Headers { request, response } => {
+                Box::new(Headers::new(request.clone(), response.clone())) as Box<dyn Middleware>
+            }
+            MiddlewareKind::Custom { kind, table } => {
+                let setup = Setup { name: &config.name, table, state: &state };
+                let made = match self.0.get(&**kind) {
+                    Some(factory) => factory(&setup),
+                    // The check of the configuration refuses such a kind.
+                    None => Err(format!("there is no kind {kind:?}")),
+                };
+                made.map_err(|why| Failed { name: config.name.clone(), why })?
+            }
+        };
+        Ok(Arc::new(Installed { config: Some(Arc::clone(config)), hook, state: Some(state) }))
+    }
+}
+
+impl fmt::Debug for Kinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// A middleware that could not be made.
+#[derive(Debug)]
+pub struct Failed {
+    /// Its name.
+    pub name: MiddlewareName,
+    /// What its factory says.
+    pub why: String,
+}
+
+/// The middleware of a configuration.
+#[derive(Debug, Default)]
+pub struct Set {
+    /// Sorted by name.
+    pub installed: Vec<Arc<Installed>>,
+    /// Of the listeners that have some.
+    pub listeners: Box<[(ListenerName, Chain)]>,
+}
+
+impl Set {
+    /// Gives each listener its own of what was installed.
+    pub fn new(installed: Vec<Arc<Installed>>, listeners: &[Arc<ListenerConfig>]) -> Self {
+        let mut set = Self { installed, listeners: Box::default() };
+        let with = listeners.iter().filter(|listener| !listener.middleware.is_empty());
+        set.listeners = with.map(|listener| (listener.name.clone(), set.chain(listener))).collect();
+        set
+    }
+
+    /// The middleware of a listener, as far as it was installed.
+    pub fn chain(&self, listener: &ListenerConfig) -> Chain {
+        Chain(named(listener.middleware.iter(), &self.installed).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    struct Counting(Arc<AtomicU64>);
+
+    impl Middleware for Counting {}
+
+    impl fmt::Debug for Counting {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "Counting({})", self.0.load(Ordering::Relaxed))
+        }
+    }
+
+    fn config(kind: &str, table: &str) -> Arc<MiddlewareConfig> {
+        let kind = MiddlewareKind::Custom { kind: kind.into(), table: table.parse().unwrap() };
+        Arc::new(MiddlewareConfig { name: "one".into(), timeout: TIMEOUT, kind })
+    }
+
+    fn kinds() -> Kinds {
+        let mut kinds = Kinds::default();
+        let factory: Factory = Arc::new(|setup| {
+            if setup.table.contains_key("wrong") {
+                return Err("wrong is no key of this kind".into());
+            }
+            let counted = setup.state(AtomicU64::default);
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(Box::new(Counting(counted)))
+        });
+        kinds.add("counting", Arc::clone(&factory));
+        kinds.add("headers", factory);
+        kinds
+    }
+
+    #[test]
+    fn the_state_stays_while_the_keys_change() {
+        let first = config("counting", "");
+        let state = State::new(&first, 1);
+        for (made, table) in ["", "a = 1", "a = 2"].into_iter().enumerate() {
+            let config = config("counting", table);
+            assert!(state.fits(&config));
+            let installed = kinds().install(&config, Arc::clone(&state)).unwrap();
+            assert_eq!(format!("{:?}", installed.hook), format!("Counting({})", made + 1));
+        }
+        assert!(!state.fits(&config("other", "")));
+    }
+
+    #[test]
+    fn a_table_that_is_refused_is_told_with_its_name() {
+        for (kind, table, why) in
+            [("counting", "wrong = 1", "wrong is no key of this kind"), ("nothing", "", "there is no kind \"nothing\"")]
+        {
+            let config = config(kind, table);
+            let failed = kinds().install(&config, State::new(&config, 1)).unwrap_err();
+            assert_eq!((failed.name.as_str(), failed.why.as_str()), ("one", why));
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! How an exchange passes its middleware: that of its listener, then that of its route.
+
+use std::cell::Cell;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header;
+use http::{HeaderMap, Response};
+
+use crate::exchange::RequestHead;
+use crate::exchange::body::{Body, Progress, Source, WrappedSource};
+use crate::exchange::watch::Phase;
+use crate::middleware::{Answer, Chain, Installed, Notes, Origin, RequestView, ResponseView, Step, Waiting};
+use crate::route::{Action, Forward, Route};
+
+use super::attempt::in_time;
+use super::running::Running;
+use super::{Handled, ProxyError, grpc, reason, respond};
+
+/// What of an exchange concerns its middleware.
+#[derive(Debug)]
+pub(super) struct Hooks {
+    /// That of the listener, where there is some.
+    outer: Option<Rc<Chain>>,
+    notes: Notes,
+    /// How many of them, counted from the outside, the response goes out through.
+    passed: Cell<usize>,
+}
+
+impl Hooks {
+    /// Of a request that has come to a listener with this middleware.
+    pub(super) fn new(outer: Option<Rc<Chain>>) -> Self {
+        Self { outer, notes: Notes::default(), passed: Cell::new(usize::MAX) }
+    }
+
+    fn outer(&self) -> &[Arc<Installed>] {
+        self.outer.as_ref().map_or(&[], |chain| chain.links())
+    }
+}
+
+impl Running {
+    /// Whether there is middleware on its way, as far as that is known.
+    pub(super) fn has_hooks(&self) -> bool {
+        self.hooks.outer.is_some() || self.found().is_some_and(|route| !route.chain.is_empty())
+    }
+
+    /// All of the middleware on its way, the outermost first.
+    fn links(&self) -> impl DoubleEndedIterator<Item = &Arc<Installed>> {
+        let inner = self.found().map_or(&[][..], |route| route.chain.links());
+        self.hooks.outer().iter().chain(inner)
+    }
+
+    /// Shows a response to the middleware that its request came to, the innermost first.
+    pub(super) fn finish(self: &Rc<Self>, handled: &mut Handled, origin: Origin) {
+        if !self.has_hooks() {
+            return;
+        }
+        let progress = Rc::clone(self) as Rc<dyn Progress>;
+        let Handled { head, body, tunnel, .. } = &mut *handled;
+        let mut place = self.links().count();
+        for link in self.links().rev() {
+            place -= 1;
+            if place < self.hooks.passed.get() {
+                let body = tunnel.is_none().then_some(&mut *body);
+                let (by, notes) = ((&self.exchange, &progress), (&self.hooks.notes, place));
+                link.hook.on_response(&mut ResponseView::new((head, body), by, origin, notes));
+            }
+        }
+        // One may have taken the date away.
+        handled.dated = false;
+    }
+
+    /// The body of a request that goes to an upstream, wrapped by the middleware that wants to.
+    ///
+    /// # Errors
+    /// When it is known to be larger than it may be.
+    pub(super) fn wrapped(
+        self: &Rc<Self>,
+        forward: &Forward,
+        upload: Rc<dyn Source>,
+    ) -> Result<Rc<dyn Source>, ProxyError> {
+        let wraps = self.hooks.notes.take_wraps();
+        if wraps.is_empty() {
+            return Ok(upload);
+        }
+        // What is made of it may have no length.
+        if self.limit_body(forward.max_body.unwrap_or(self.exchange.client.listener.max_body), upload.left()) {
+            return Err(ProxyError::BodyTooLarge);
+        }
+        Ok(WrappedSource::wrap(upload, Rc::clone(self) as _, wraps))
+    }
+
+    /// Shows the trailers of the request to the middleware.
+    pub(super) fn show_request_trailers(&self, trailers: &mut HeaderMap) {
+        self.links().for_each(|link| link.hook.on_request_trailers(trailers));
+    }
+
+    /// Shows the trailers of the response to the middleware.
+    pub(super) fn show_response_trailers(&self, trailers: &mut HeaderMap) {
+        self.links().rev().for_each(|link| link.hook.on_response_trailers(trailers));
+    }
+
+    /// The answer of a middleware, as it goes to the client.
+    #[cold]
+    fn answered_by(&self, link: &Installed, answer: Answer) -> Response<Body> {
+        if let Some(state) = &link.state {
+            state.metrics.of(self.worker()).answered.add(1);
+        }
+        self.ended_by_middleware(link.name(), Some(reason::ANSWERED));
+        let (response, words, status) = answer.into_parts();
+        let Some(call) = self.call() else { return response };
+        if response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| grpc::is_grpc(kind.as_bytes())) {
+            call.answered(grpc::Head::of_answer(response.headers()));
+            return response;
+        }
+        let status = status.unwrap_or_else(|| grpc::concluded(response.status().as_u16()));
+        call.ends(status);
+        respond::grpc_answer(response, status, words)
+    }
+}
+
+/// Shows a request to its middleware, the outermost first, until one answers. `route` is `None` where there is none for it.
+///
+/// # Errors
+/// When one of them waits for too long.
+pub(super) async fn pass(
+    running: &Running,
+    route: Option<&Route>,
+    head: &mut RequestHead,
+) -> Result<Option<Response<Body>>, ProxyError> {
+    for (place, link) in running.links().enumerate() {
+        let view = RequestView::new(head, &running.exchange, &running.hooks.notes, place);
+        let decided = match link.hook.on_request(view) {
+            Step::Continue => continue,
+            Step::Answer(answer) => Ok(ControlFlow::Break(answer)),
+            Step::Wait(waiting) => wait(running, route, link, waiting).await,
+        };
+        let answer = match decided {
+            Ok(ControlFlow::Continue(())) => continue,
+            Ok(ControlFlow::Break(answer)) => Ok(Some(running.answered_by(link, answer))),
+            Err(error) => Err(error),
+        };
+        running.hooks.passed.set(place);
+        return answer;
+    }
+    Ok(None)
+}
+
+/// Waits for what a middleware waits for, within its time and that of the whole exchange. A client that goes ends the exchange, and this
+/// with it.
+async fn wait(
+    running: &Running,
+    route: Option<&Route>,
+    link: &Installed,
+    waiting: Waiting<'_>,
+) -> Result<ControlFlow<Answer>, ProxyError> {
+    let metrics = link.state.as_ref().map(|state| state.metrics.of(running.worker()));
+    if let Some(metrics) = metrics {
+        metrics.waited.add(1);
+    }
+    if let Some(Action::Forward(forward)) = route.map(|route| &route.action) {
+        running.bound(&forward.timeouts)?;
+    }
+    let watch = &running.exchange.watch;
+    watch.enter(Phase::Middleware, link.timeout());
+    match in_time(watch, waiting).await {
+        Some(decided) => Ok(decided),
+        None if watch.is_capped() => Err(ProxyError::ExchangeTimeout),
+        None => {
+            if let Some(metrics) = metrics {
+                metrics.timeouts.add(1);
+            }
+            running.ended_by_middleware(link.name(), None);
+            Err(ProxyError::MiddlewareTimeout)
+        }
+    }
+}
