@@ -10,8 +10,9 @@ use crate::exchange::body::{Body, RequestBody};
 use crate::route::Forward;
 use crate::transport::Connection;
 
-use super::running::{Running, SWITCHING, Upload};
+use super::running::{Running, SWITCHING};
 use super::upgrade::Tunnel;
+use super::upload::Upload;
 use super::{Handled, ProxyError, headers};
 
 /// Makes a backend's response the client's. What is left of the request's `body` goes on beside it.

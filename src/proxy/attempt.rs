@@ -22,7 +22,8 @@ use super::grpc::{Call, Head};
 use super::hedge;
 use super::place::Place;
 use super::retry::{Attempts, Held};
-use super::running::{Running, Upload};
+use super::running::Running;
+use super::upload::Upload;
 
 /// An attempt, but for its connection: that goes to the client's side with the answer, and a move of both at each step would cost more
 /// than a second name does.
@@ -270,12 +271,12 @@ async fn dial(attempts: &Attempts<'_>, place: &Place) -> Result<Connection, Prox
     let Attempts { proxy, running, upstream, .. } = *attempts;
     let watch = &running.exchange.watch;
     watch.enter(Phase::Connect, upstream.config.connect_timeout);
-    let began = running.now();
+    let began = running.account().now();
     let dialling = Dialling::new(&running.exchange.client.seats);
     let dialled = connect::connect(&proxy.transport, place.backend(), attempts.manner(), &dialling);
     let dialled = in_time(watch, dialled).await;
     let connection = connected(attempts, place, dialled, &dialling, watch.is_capped())?;
-    running.connected(began);
+    running.account().connected(began);
     Ok(connection)
 }
 

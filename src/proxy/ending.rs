@@ -11,7 +11,8 @@ use super::ProxyError;
 use super::grpc::Head;
 use super::place::Place;
 use super::retry::Attempts;
-use super::running::{Running, Upload};
+use super::running::Running;
+use super::upload::Upload;
 
 /// How an attempt ended. An attempt that is dropped without one tells nothing: how it would have ended is not known.
 #[derive(Clone, Copy, Debug)]

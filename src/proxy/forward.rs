@@ -14,7 +14,8 @@ use super::answer::answer;
 use super::attempt::{Attempt, Failure, Next};
 use super::place::Place;
 use super::retry::{self, Attempts, Held};
-use super::running::{Running, Upload};
+use super::running::Running;
+use super::upload::Upload;
 use super::{Handled, Proxy, ProxyError, expect, headers};
 
 /// A request that is to be forwarded.

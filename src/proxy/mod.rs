@@ -40,6 +40,8 @@ mod told;
 mod hooks;
 mod respond;
 mod running;
+mod upload;
+mod account;
 mod reason;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -289,7 +289,7 @@ impl<'a> Attempts<'a> {
 
     /// Tells the backend the number of the attempt.
     pub(super) fn number(&self, head: &mut RequestHead) {
-        head.insert(ATTEMPT, HeaderValue::from(u16::from(self.running.attempts())));
+        head.insert(ATTEMPT, HeaderValue::from(u16::from(self.running.account().attempts())));
     }
 
     /// It came to an answer of this backend for the client: counts what the further attempts were good for.
