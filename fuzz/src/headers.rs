@@ -364,8 +364,7 @@ fn response(text: &[u8], settings: Settings) {
     let mut came = parts.headers.clone();
     pass_through.copy_to(&mut came);
     let client = settings.client();
-    let dated =
-        proxy::to_client((&mut parts.headers, &mut pass_through), &client, parts.status, (head.hop_by_hop, head.dated));
+    let dated = proxy::to_client(&mut parts.headers, &mut pass_through, &client, parts.status, head.noted);
     let mut left = parts.headers.clone();
     pass_through.copy_to(&mut left);
     assert_eq!(dated, left.contains_key("date"), "a date that is not there, or not known of: {came:?}");

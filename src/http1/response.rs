@@ -32,15 +32,22 @@ pub struct Head {
     pub framing: Framing,
     /// Whether the connection goes on behind the response.
     pub keep_alive: bool,
-    /// Whether any field may be for this hop alone. Told here, where each name is looked at anyway.
-    pub hop_by_hop: bool,
-    /// Whether there is a `Date`.
-    pub dated: bool,
+    /// What was noted of its fields, since each name is looked at anyway.
+    pub noted: Noted,
     reason: Range<usize>,
     /// Names and values, without the transfer coding. The space is used again.
     fields: Vec<(Name, Range<usize>)>,
     /// The pass-through headers.
     pass_through: PassThrough,
+}
+
+/// What is noted of the fields of a response's head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Noted {
+    /// Whether any may be for this hop alone.
+    pub hop_by_hop: bool,
+    /// Whether there is a `Date`.
+    pub dated: bool,
 }
 
 impl Head {
@@ -70,7 +77,7 @@ impl Head {
         let (mut fields, mut room) = (0, self.lets_pass);
         let (mut close, mut keep_alive) = (false, false);
         let (mut length, mut chunked) = (None, false);
-        (self.hop_by_hop, self.dated) = (false, false);
+        self.noted = Noted::default();
         loop {
             let (told, place) = match field::line(bytes, &mut at).map_err(|_| NO_NAME)? {
                 Line::Field(name, place) => (name, place),
@@ -80,11 +87,11 @@ impl Head {
             let (name, value) = (&bytes[told.place.clone()], &bytes[place.clone()]);
             // Few names are of such a length.
             match name.len() {
-                4 => self.dated |= is(name, b"date"),
-                2 | 7 | 16 => self.hop_by_hop = true,
-                10 if is(name, b"keep-alive") => self.hop_by_hop = true,
+                4 => self.noted.dated |= is(name, b"date"),
+                2 | 7 | 16 => self.noted.hop_by_hop = true,
+                10 if is(name, b"keep-alive") => self.noted.hop_by_hop = true,
                 10 if name.eq_ignore_ascii_case(b"connection") => {
-                    self.hop_by_hop = true;
+                    self.noted.hop_by_hop = true;
                     for token in tokens(value) {
                         close |= is(token, b"close");
                         keep_alive |= is(token, b"keep-alive");

@@ -40,7 +40,7 @@ pub(super) fn answer(
     let status = head.status;
     let client = &running.exchange.client;
     handled.dated =
-        headers::to_client((&mut head.headers, &mut handled.pass_through), client, status, connection.tells());
+        headers::to_client(&mut head.headers, &mut handled.pass_through, client, status, connection.noted());
     if closes {
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -8,6 +8,7 @@ use http::header::{HeaderMap, HeaderValue};
 use super::headers::{self, Cleaning};
 use super::told::{self, Asker};
 use crate::exchange::{Client, PassThrough, RequestHead};
+use crate::transport::Noted;
 
 /// Makes a client's headers those that are true. Gives back the protocol to switch to.
 pub fn clean(head: &mut RequestHead, client: &Client, may_switch: bool) -> Option<HeaderValue> {
@@ -17,15 +18,15 @@ pub fn clean(head: &mut RequestHead, client: &Client, may_switch: bool) -> Optio
     upgrade
 }
 
-/// Makes a backend's headers the ones that go to the client. `known`: whether there may be some for this hop alone, and whether
-/// there is a date.
+/// Makes a backend's headers the ones that go to the client. `noted` is what is known of them.
 pub fn to_client(
-    headers: (&mut HeaderMap, &mut PassThrough),
+    headers: &mut HeaderMap,
+    pass_through: &mut PassThrough,
     client: &Client,
     status: StatusCode,
-    known: (bool, bool),
+    noted: Noted,
 ) -> bool {
-    headers::to_client(headers, client, status, known)
+    headers::to_client(headers, pass_through, client, status, noted)
 }
 
 /// The address of the client.

@@ -5,6 +5,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::exchange::{Client, PassThrough, RequestHead};
 use crate::fields::tells_client;
+use crate::transport::Noted;
 
 use super::told::{self, Asker, Found};
 
@@ -176,16 +177,17 @@ fn append_via(headers: &mut HeaderMap) {
     headers.append(header::VIA, HeaderValue::from_static("1.1 isobar"));
 }
 
-/// Makes a backend's headers the ones that go to the client. Whether they hold a date. What is known of them: whether there
-/// may be some for this hop alone, and whether there is a date.
+/// Makes a backend's headers the ones that go to the client: those in the map, and those that pass through. Whether they hold a date.
+/// `noted` is what is known of them.
 pub(super) fn to_client(
-    (headers, pass_through): (&mut HeaderMap, &mut PassThrough),
+    headers: &mut HeaderMap,
+    pass_through: &mut PassThrough,
     client: &Client,
     status: StatusCode,
-    (hop_by_hop, dated): (bool, bool),
+    noted: Noted,
 ) -> bool {
     let mut named = false;
-    if hop_by_hop {
+    if noted.hop_by_hop {
         let found = HopByHop::find(headers);
         named = found.connection && names_others(headers);
         if named {
@@ -208,7 +210,7 @@ pub(super) fn to_client(
         append_via(headers);
     }
     // A field that `Connection` names is gone, a date too.
-    dated && (!named || headers.contains_key(header::DATE))
+    noted.dated && (!named || headers.contains_key(header::DATE))
 }
 
 /// What of an informational response's head goes to the client: all but what is for this hop. Its lines end with CRLF

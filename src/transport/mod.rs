@@ -20,6 +20,7 @@ use crate::exchange::body::{RequestBody, Source};
 use crate::exchange::watch::Clock;
 use crate::http1::head::RequestHead;
 use crate::http1::pass_through::PassThrough;
+pub use crate::http1::response::Noted;
 use crate::http1::space::Space;
 
 pub mod connect;
@@ -277,11 +278,11 @@ impl Connection {
         }
     }
 
-    /// Whether the response may have fields for this hop alone, and whether it has a date.
-    pub fn tells(&self) -> (bool, bool) {
+    /// What was noted of the fields of the response whose status is known.
+    pub fn noted(&self) -> Noted {
         match &self.line {
-            Line::Http1(link) => link.tells(),
-            Line::Http2(stream) => stream.tells(),
+            Line::Http1(link) => link.noted(),
+            Line::Http2(stream) => stream.noted(),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::http1::outgoing::{is_sayable, may_trail};
 use crate::http1::pass_through::PassThrough;
 use crate::http1::pipe::Pipe;
 use crate::http1::request::number;
+use crate::http1::response::Noted;
 
 use super::multiplex::Session;
 use super::{Failed, Informed};
@@ -217,9 +218,10 @@ impl Stream {
     }
 
     /// HTTP/2 has no fields for this hop alone: h2 takes a response with one for malformed.
-    pub(super) fn tells(&self) -> (bool, bool) {
+    pub(super) fn noted(&self) -> Noted {
         let state = self.0.borrow();
-        (false, state.head.as_ref().is_some_and(|head| head.headers().contains_key(header::DATE)))
+        let dated = state.head.as_ref().is_some_and(|head| head.headers().contains_key(header::DATE));
+        Noted { hop_by_hop: false, dated }
     }
 
     pub(super) fn field(&self, name: &str) -> Option<Bytes> {

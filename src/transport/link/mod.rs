@@ -18,6 +18,7 @@ use crate::http1::outgoing::Outgoing;
 use crate::http1::pass_through::PassThrough;
 use crate::http1::pipe::Pipe;
 use crate::http1::response::Head;
+use crate::http1::response::Noted;
 use crate::http1::space::Space;
 use crate::socket::Socket;
 
@@ -157,10 +158,9 @@ impl Link {
         inner.head.response(&head_bytes, parts).map_err(malformed)
     }
 
-    /// Whether the response may have fields for this hop alone, and whether it has a date.
-    pub(super) fn tells(&self) -> (bool, bool) {
-        let inner = self.0.borrow();
-        (inner.head.hop_by_hop, inner.head.dated)
+    /// What was noted of the fields of the response.
+    pub(super) fn noted(&self) -> Noted {
+        self.0.borrow().head.noted
     }
 
     /// The body of the response, where all of it has come with its head.
