@@ -10,14 +10,13 @@ use http::StatusCode;
 
 use crate::backend::queue::{Attempt, TimedOut};
 use crate::backend::{BackendState, Lease};
-use crate::exchange::watch::Phase;
+use crate::exchange::watch::{Phase, Watch};
 use crate::strategy::Tried;
 use crate::telemetry::clock::now_ms;
 use crate::telemetry::events::EventKind;
 use crate::upstream::breaker::{Change, OpenedBy, Outcome, Permit};
 use crate::upstream::{NoLease, Reach, Upstream};
 
-use super::running::Running;
 use super::{Proxy, ProxyError};
 
 /// The right to make an attempt at a backend, and what its outcome is to be told to.
@@ -87,7 +86,7 @@ impl Call {
     }
 }
 
-/// Takes a place for the first attempt, without waiting; `None` where all are full, or others wait already: then [`wait`] for
+/// Takes a place for the first attempt of what began at `started`, without waiting; `None` where all are full, or others wait already: then [`wait`] for
 /// one. What most requests need is so no future of its own.
 ///
 /// # Errors
@@ -95,12 +94,11 @@ impl Call {
 #[inline]
 pub(super) fn take(
     proxy: &Proxy,
-    running: &Running,
+    started: Instant,
     upstream: &Upstream,
     tried: &Tried,
 ) -> Result<Option<Place>, ProxyError> {
-    let now = running.exchange.started;
-    at_hand(proxy, upstream, || upstream.lease(None, now, tried, &mut proxy.dice.borrow_mut()))
+    at_hand(proxy, upstream, || upstream.lease(None, started, tried, &mut proxy.dice.borrow_mut()))
 }
 
 /// The same for a further attempt: a place at a backend that was not tried, as far as it may go.
@@ -110,11 +108,11 @@ pub(super) fn take(
 #[cold]
 pub(super) fn take_further(
     proxy: &Proxy,
-    running: &Running,
+    started: Instant,
     upstream: &Upstream,
     where_to: (&Tried, Reach),
 ) -> Result<Option<Place>, ProxyError> {
-    at_hand(proxy, upstream, || further(proxy, running, upstream, where_to))
+    at_hand(proxy, upstream, || further(proxy, started, upstream, where_to))
 }
 
 #[inline]
@@ -143,18 +141,18 @@ fn at_hand(
 #[cold]
 pub(super) fn wait<'a>(
     proxy: &'a Proxy,
-    running: &'a Running,
+    (started, watch): (Instant, &'a Watch),
     upstream: &'a Upstream,
     where_to: (&'a Tried, Reach),
 ) -> Pin<Box<dyn Future<Output = Result<Place, ProxyError>> + 'a>> {
     Box::pin(async move {
-        let lease = in_line(proxy, running, upstream, where_to).await?;
+        let lease = in_line(proxy, (started, watch), upstream, where_to).await?;
         Ok(Place { lease, call: admit(proxy, upstream)? })
     })
 }
 
-fn further(proxy: &Proxy, running: &Running, upstream: &Upstream, where_to: (&Tried, Reach)) -> Result<Lease, NoLease> {
-    upstream.lease_further(None, running.exchange.started, where_to, &mut proxy.dice.borrow_mut())
+fn further(proxy: &Proxy, started: Instant, upstream: &Upstream, where_to: (&Tried, Reach)) -> Result<Lease, NoLease> {
+    upstream.lease_further(None, started, where_to, &mut proxy.dice.borrow_mut())
 }
 
 /// Asks the circuit breaker, and begins the account of the attempt where there is to be one.
@@ -185,12 +183,11 @@ fn admit_by_breaker(proxy: &Proxy, upstream: &Upstream, now: Instant) -> Result<
 /// Waits in line until there is a backend with room. The client that goes leaves the line, since this is dropped.
 async fn in_line(
     proxy: &Proxy,
-    running: &Running,
+    (started, watch): (Instant, &Watch),
     upstream: &Upstream,
     where_to: (&Tried, Reach),
 ) -> Result<Lease, ProxyError> {
     let metrics = upstream.state.metrics.of(proxy.worker);
-    let watch = &running.exchange.watch;
     let entered = Instant::now();
     let Ok(mut waiter) = upstream.state.room.queue.enter(&upstream.limits.queue, now_ms(entered)) else {
         metrics.queue_full.add(1);
@@ -198,7 +195,7 @@ async fn in_line(
     };
     watch.enter(Phase::Queue, Duration::from_millis(waiter.deadline_ms() - waiter.entered_ms()));
     let waited = poll_fn(|cx| {
-        let turn = || match further(proxy, running, upstream, where_to) {
+        let turn = || match further(proxy, started, upstream, where_to) {
             Ok(lease) => Attempt::Leased(lease),
             // Where this request was already, others may still go.
             Err(_) if !where_to.0.is_empty() && upstream.has_room() => Attempt::NotForMe,

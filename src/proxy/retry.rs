@@ -10,7 +10,7 @@ use crate::backend::BackendState;
 use crate::config::RetryConfig;
 use crate::exchange::RequestHead;
 use crate::exchange::body::RequestBody;
-use crate::exchange::watch::Phase;
+use crate::exchange::watch::{Phase, Watch};
 use crate::route::Forward;
 use crate::strategy::Tried;
 use crate::telemetry::clock;
@@ -106,7 +106,7 @@ impl<'a> Attempts<'a> {
     /// When there is no place for it.
     #[inline]
     pub(super) fn first(&mut self) -> Result<Option<Place>, ProxyError> {
-        match place::take(self.proxy, self.running, self.upstream, &self.tried) {
+        match place::take(self.proxy, self.started(), self.upstream, &self.tried) {
             Ok(Some(place)) => {
                 self.note(&place);
                 Ok(Some(place))
@@ -120,7 +120,7 @@ impl<'a> Attempts<'a> {
     /// The same where no backend is ready.
     #[cold]
     fn first_of_others(&mut self) -> Result<Option<Place>, ProxyError> {
-        let place = place::take_further(self.proxy, self.running, self.upstream, (&self.tried, Reach::Anybody));
+        let place = place::take_further(self.proxy, self.started(), self.upstream, (&self.tried, Reach::Anybody));
         if let Ok(Some(place)) = &place {
             self.note(place);
             self.note_resort(place);
@@ -134,7 +134,7 @@ impl<'a> Attempts<'a> {
     /// When there is none in time.
     #[cold]
     pub(super) async fn in_line(&mut self) -> Result<Place, ProxyError> {
-        match place::wait(self.proxy, self.running, self.upstream, (&self.tried, Reach::Anybody)).await {
+        match place::wait(self.proxy, self.waiting(), self.upstream, (&self.tried, Reach::Anybody)).await {
             Ok(place) => {
                 self.note(&place);
                 self.note_resort(&place);
@@ -142,6 +142,16 @@ impl<'a> Attempts<'a> {
             }
             Err(error) => Err(self.unplaced(error)),
         }
+    }
+
+    /// When the exchange began: a moment before its first attempt, which saves a look at the clock.
+    fn started(&self) -> Instant {
+        self.running.exchange.started
+    }
+
+    /// What a wait for a place goes by: when the exchange began, and its deadlines.
+    fn waiting(&self) -> (Instant, &'a Watch) {
+        (self.started(), &self.running.exchange.watch)
     }
 
     #[cold]
@@ -262,10 +272,10 @@ impl<'a> Attempts<'a> {
             }
         }
         // Meanwhile the last one may have become unready; what was withdrawn is then lost, which is on the safe side.
-        let next = match place::take_further(self.proxy, running, upstream, (&self.tried, reach)).ok()? {
+        let next = match place::take_further(self.proxy, self.started(), upstream, (&self.tried, reach)).ok()? {
             Some(next) => next,
             None if held == Held::Nothing => {
-                place::wait(self.proxy, running, upstream, (&self.tried, reach)).await.ok()?
+                place::wait(self.proxy, self.waiting(), upstream, (&self.tried, reach)).await.ok()?
             }
             None => return None,
         };
@@ -342,7 +352,7 @@ impl<'a> Attempts<'a> {
             return None;
         }
         let where_to = (&self.tried, Reach::Ready);
-        let second = place::take_further(self.proxy, self.running, self.upstream, where_to).ok()??;
+        let second = place::take_further(self.proxy, self.started(), self.upstream, where_to).ok()??;
         self.note(&second);
         metrics.hedges.add(1);
         Some(second)
