@@ -11,9 +11,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{self, HeaderMap, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, StatusCode, Uri, Version, response};
+use http::header;
+use http::{Response, StatusCode, Version, response};
 use http_body::{Body as _, Frame};
 
 use crate::exchange::body::{RequestBody, Source};
@@ -21,11 +20,16 @@ use crate::http1::head::RequestHead;
 use crate::http1::outgoing::{is_sayable, may_trail};
 use crate::http1::pass_through::PassThrough;
 use crate::http1::pipe::Pipe;
-use crate::http1::request::number;
 use crate::http1::response::Noted;
 
 use super::multiplex::Session;
 use super::{Failed, Informed};
+
+mod ending;
+mod head;
+
+use ending::Ending;
+use head::{informational, length, request};
 
 /// Of a request's body so much is held until the response comes, so that it can be given back if the stream is refused.
 const HELD_BYTES: usize = 64 * 1024;
@@ -35,9 +39,6 @@ const INFORMATIONAL_BYTES_MAX: usize = 64 * 1024;
 
 /// Only a body of at most so many bytes is looked for with its head.
 const WHOLE_BYTES: u64 = 32 * 1024;
-
-/// How long a backend has to end the stream of a response that is all there.
-const ENDING: Duration = Duration::from_secs(1);
 
 /// A stream, from before its request to the end of its response.
 pub(super) struct Stream(RefCell<State>);
@@ -479,42 +480,6 @@ impl Drop for State {
     }
 }
 
-/// A stream whose response was of known length and is all there, but for the frame that says so.
-struct Ending(Handles);
-
-impl Ending {
-    /// `None` where the stream is over on both sides.
-    fn of(handles: Handles) -> Option<Self> {
-        let mut ending = Self(handles);
-        let mut cx = Context::from_waker(Waker::noop());
-        ending.poll(&mut cx).is_pending().then_some(ending)
-    }
-
-    /// Looks for the end; what comes before it is thrown away.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(receive) = &mut self.0.receive else { return Poll::Ready(()) };
-        while let Some(Ok(data)) = ready!(receive.poll_data(cx)) {
-            let _ = receive.flow_control().release_capacity(data.len());
-        }
-        receive.poll_trailers(cx).map(drop)
-    }
-
-    /// Waits for the end, for a while; the stream counts at its connection until then.
-    #[cold]
-    fn wait(mut self, session: Rc<Session>) {
-        if tokio::runtime::Handle::try_current().is_err() {
-            // The worker is gone.
-            return session.closed();
-        }
-        tokio::task::spawn_local(async move {
-            let _ = tokio::time::timeout(ENDING, poll_fn(|cx| self.poll(cx))).await;
-            // The handles, whose end is the stream's, before it is counted.
-            drop(self);
-            session.closed();
-        });
-    }
-}
-
 impl Source for Stream {
     fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         self.0.borrow_mut().poll_piece(cx)
@@ -546,70 +511,6 @@ impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stream").finish_non_exhaustive()
     }
-}
-
-/// The request as HTTP/2 has it: the host in `:authority`, and no fields for one hop alone (RFC 9113 §8.2.2).
-fn request(head: &RequestHead, length: Option<u64>, secure: bool) -> Request<()> {
-    let mut headers = head.all_headers();
-    let host = headers.remove(header::HOST);
-    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    let alone = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::CONTENT_LENGTH];
-    for name in alone {
-        headers.remove(name);
-    }
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
-    if headers.remove(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    if let Some(length) = length {
-        headers.insert(header::CONTENT_LENGTH, length.into());
-    }
-    let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });
-    uri.authority = Some(authority.unwrap_or(Authority::from_static("backend")));
-    uri.path_and_query = Some(target(&head.uri));
-    let mut request = Request::new(());
-    *request.method_mut() = head.method.clone();
-    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
-    *request.headers_mut() = headers;
-    *request.version_mut() = Version::HTTP_2;
-    request
-}
-
-/// How long a response says that its body is. `h2` looks at that only where there is a body: where there is none it is passed on, and
-/// would be read by HTTP/1.1.
-fn length(headers: &HeaderMap) -> Result<Option<u64>, ()> {
-    let mut values = headers.get_all(header::CONTENT_LENGTH).iter().map(|value| number(value.as_bytes()));
-    let Some(first) = values.next() else { return Ok(None) };
-    let first = first.ok_or(())?;
-    if values.all(|value| value == Some(first)) { Ok(Some(first)) } else { Err(()) }
-}
-
-/// What is asked for, which begins with a slash, unless it is the asterisk: `http://host?query` is asked for at the root.
-fn target(uri: &Uri) -> PathAndQuery {
-    let target = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    if target.as_str().starts_with('/') || target == "*" {
-        return target;
-    }
-    PathAndQuery::try_from(format!("/{target}")).unwrap_or(PathAndQuery::from_static("/"))
-}
-
-/// An informational response as HTTP/1.1 has it. 100 is for this hop: the proxy has asked its client to go on itself.
-/// HTTP/2 has no 101 (RFC 9113 §8.6), and a client would take it for the answer.
-fn informational(response: &Response<()>) -> Option<Vec<u8>> {
-    if matches!(response.status(), StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS) {
-        return None;
-    }
-    let reason = response.status().canonical_reason().unwrap_or_default();
-    let mut head = format!("HTTP/1.1 {} {reason}\r\n", response.status().as_str()).into_bytes();
-    for (name, value) in response.headers() {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            head.extend_from_slice(part);
-        }
-    }
-    head.extend_from_slice(b"\r\n");
-    Some(head)
 }
 
 fn broken(error: h2::Error) -> io::Error {

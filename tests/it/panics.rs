@@ -125,7 +125,7 @@ fn whatever_is_begun_is_watched_over() {
         ("supervisor/successor.rs", 2, "a process, and the task that tells how it has ended"),
         ("supervisor/memory.rs", 3, "gives memory back after a reload: begun anew with the next"),
         ("telemetry/lines/mod.rs", 1, "begins again by itself"),
-        ("transport/stream.rs", 1, "the rest of one stream: its backend is told that it ends"),
+        ("transport/stream/ending.rs", 1, "the rest of one stream: its backend is told that it ends"),
         (
             "embed/mod.rs",
             2,

@@ -2,19 +2,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Version, response};
-use http_body::{Body as _, Frame};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use tokio::time::Sleep;
 
 use super::io::TunnelIo;
@@ -22,14 +21,17 @@ use super::request::{self, Ask, Fault};
 use super::{Open, Shared};
 use crate::config::LingeringConfig;
 use crate::exchange::body::{Body, Source};
-use crate::exchange::watch::{NEVER, Pace, Phase, Watch, Way};
+use crate::exchange::watch::{Pace, Phase, Watch, Way};
 use crate::exchange::{ClientSide, Expects, RequestHead};
-use crate::http1;
-use crate::http1::pipe::Pipe;
-use crate::http1::request::number;
 use crate::listener::refused::{self, Known, Who};
 use crate::proxy::Handled;
 use crate::proxy::upgrade::Tunnel;
+
+mod head;
+mod side;
+mod source;
+
+use head::{frame, strip};
 
 /// How long a backend that has answered has to take what has come of the rest of the request.
 const REST: Duration = Duration::from_secs(1);
@@ -428,199 +430,6 @@ impl Stream {
         *self.reader.borrow_mut() = Some(reader.clone());
         if self.over.get() {
             self.watch.wake();
-        }
-    }
-}
-
-/// Makes the head of a response one of HTTP/2. Whether it has no body.
-fn frame(parts: &mut response::Parts, body: &Body, head: bool) -> bool {
-    strip(&mut parts.headers);
-    let never = parts.status == StatusCode::NO_CONTENT;
-    let bodiless = never || head || parts.status == StatusCode::NOT_MODIFIED;
-    match body.size_hint().exact() {
-        _ if never => drop(parts.headers.remove(header::CONTENT_LENGTH)),
-        // With no body, it tells of the one that there would be.
-        Some(1..) | None if bodiless && parts.headers.contains_key(header::CONTENT_LENGTH) => {}
-        Some(0) | None if bodiless => {}
-        // Of a call there is only the status, and what follows is no message of no bytes.
-        Some(0) if parts.headers.contains_key("grpc-status") => {}
-        // Mostly the backend has said so, and nothing has to be made.
-        Some(bytes) if says(&parts.headers, bytes) => {}
-        Some(bytes) => drop(parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes))),
-        None => drop(parts.headers.remove(header::CONTENT_LENGTH)),
-    }
-    bodiless
-}
-
-/// Whether they tell this length, once.
-fn says(headers: &HeaderMap, bytes: u64) -> bool {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    lengths.next().and_then(|length| number(length.as_bytes())) == Some(bytes) && lengths.next().is_none()
-}
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-/// Removes the fields that HTTP/2 forbids (RFC 9113 §8.2.2). Hardly ever is there one, so the names are looked over first.
-fn strip(headers: &mut HeaderMap) {
-    let forbidden = |name: &HeaderName| {
-        matches!(
-            name.as_str(),
-            "te" | "upgrade" | "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding"
-        )
-    };
-    if headers.keys().any(forbidden) {
-        for name in
-            [header::TE, header::UPGRADE, header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING]
-        {
-            headers.remove(name);
-        }
-    }
-}
-
-/// The request's body.
-impl Source for Stream {
-    fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        if self.done.get() {
-            return Poll::Ready(None);
-        }
-        if self.gone.get() && !self.over.get() {
-            return Poll::Pending;
-        }
-        if self.expects.get() == Expects::Word {
-            self.go_on();
-        }
-        *self.reader.borrow_mut() = None;
-        let mut recv = self.recv.borrow_mut();
-        let Some(recv) = &mut *recv else { return Poll::Ready(Some(Err(io::ErrorKind::BrokenPipe.into()))) };
-        // Who asks for the next piece has done with the one before.
-        let taken = self.taken.take();
-        if taken > 0 {
-            let _ = recv.flow_control().release_capacity(taken);
-        }
-        let broken = loop {
-            let Poll::Ready(piece) = recv.poll_data(cx) else {
-                self.awaited(cx.waker());
-                return Poll::Pending;
-            };
-            match piece {
-                Some(Ok(data)) => {
-                    self.done.set(recv.is_end_stream());
-                    if data.is_empty() {
-                        if self.done.get() {
-                            return Poll::Ready(None);
-                        }
-                        continue;
-                    }
-                    // A client that has not waited for it needs no word.
-                    self.expects.set(Expects::Nothing);
-                    self.taken.set(data.len());
-                    self.left.set(self.left.get().map(|left| left.saturating_sub(data.len() as u64)));
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(error)) => break error,
-                None => match ready!(recv.poll_trailers(cx)) {
-                    Ok(trailers) => {
-                        self.done.set(true);
-                        return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
-                    }
-                    Err(error) => break error,
-                },
-            }
-        };
-        self.broken.set(true);
-        // A client that has gone is no fault of its request's, and is found out by whoever looks at the stream next.
-        self.gone.set(broken.is_io() || (broken.is_remote() && (broken.is_reset() || broken.is_go_away())));
-        if self.gone.get() && !self.over.get() {
-            return Poll::Pending;
-        }
-        Poll::Ready(Some(Err(io::Error::other(broken))))
-    }
-
-    fn is_done(&self) -> bool {
-        self.done.get()
-    }
-
-    fn left(&self) -> Option<u64> {
-        if self.done.get() { Some(0) } else { self.left.get() }
-    }
-
-    fn want(&self, wanted: bool) {
-        self.wanted.set(wanted);
-        if !wanted && self.over.get() {
-            self.watch.wake();
-        }
-    }
-
-    fn pours(&self) -> bool {
-        false
-    }
-
-    fn poll_pour(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
-    }
-}
-
-impl ClientSide for Stream {
-    fn begin(&self) {}
-
-    fn body(&self, idle: Duration) {
-        // No 100 comes behind the answer.
-        self.expects.set(Expects::Nothing);
-        self.body_idle.set(idle);
-        self.watch.enter(Phase::Body, idle);
-    }
-
-    fn end(&self) {
-        self.over.set(true);
-        self.watch.uncap();
-        self.watch.serve(None);
-        self.watch.enter(Phase::Idle, NEVER);
-        *self.alarm.borrow_mut() = None;
-    }
-
-    fn abort(&self) {}
-
-    fn has_unsent(&self) -> bool {
-        self.stalled.get()
-    }
-
-    fn alarm(&self, at: Instant) {
-        *self.alarm.borrow_mut() = Some(Box::pin(tokio::time::sleep_until(at.into())));
-    }
-
-    fn inform(&self, head: &[u8]) {
-        let head = Bytes::copy_from_slice(head);
-        let (mut parsed, mut parts) = (http1::response::Head::default(), Response::new(()).into_parts().0);
-        if !matches!(parsed.parse(&head, false), Ok(Some(_))) || parsed.response(&head, &mut parts).is_err() {
-            return;
-        }
-        // HTTP/2 has neither reasons nor a switch of protocols (RFC 9113 §8.6).
-        parts.extensions.clear();
-        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            return;
-        }
-        parts.version = Version::HTTP_2;
-        let mut response = Response::from_parts(parts, ());
-        strip(response.headers_mut());
-        self.inform_of(response);
-    }
-
-    fn hold(&self) -> bool {
-        let waits = self.expects.get() != Expects::Nothing;
-        self.expects.set(if waits { Expects::BackendsWord } else { Expects::Nothing });
-        waits
-    }
-
-    fn holds(&self) -> bool {
-        self.expects.get() == Expects::BackendsWord
-    }
-
-    fn go_on(&self) {
-        if self.expects.take() != Expects::Nothing {
-            let mut response = Response::new(());
-            *response.status_mut() = StatusCode::CONTINUE;
-            self.inform_of(response);
         }
     }
 }
