@@ -6,28 +6,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{Request, StatusCode};
-use isobar::config::{
-    Action, HeaderEdits, HostPattern, ListenerName, PathOverrides, PathPattern, Respond, RouteConfig,
-};
+use isobar::config::{HostPattern, ListenerName, PathPattern, Respond, RouteConfig};
 use isobar::exchange::RequestHead;
 use isobar::route::{Reading, Table};
 use isobar::target::Host;
 use isobar::telemetry::metrics::Sharded;
 
 fn route(host: Option<HostPattern>, path: PathPattern) -> Arc<RouteConfig> {
+    let name = format!("{host:?} {path:?}");
     Arc::new(RouteConfig {
-        name: format!("{host:?} {path:?}").as_str().into(),
-        listeners: Vec::new(),
         hosts: host.into_iter().collect(),
         path,
-        methods: Vec::new(),
-        headers: Vec::new(),
-        query: Vec::new(),
-        paths: PathOverrides::default(),
-        action: Action::Respond(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        middleware: Vec::new(),
+        respond: Some(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
+        ..RouteConfig::new(name.as_str())
     })
 }
 

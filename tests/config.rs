@@ -11,14 +11,20 @@ use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 use isobar::config::{
-    BodyLimit, Config, HealthCheckConfig, Kind, LimitsConfig, Loaded, Probe, Problem, Problems, TlsConfig, Vocabulary,
-    keys, load, parse,
+    BodyLimit, Config, HeaderValues, HealthCheckConfig, Kind, LimitsConfig, Loaded, Problem, Problems, RouteConfig,
+    TlsConfig, Vocabulary, keys, load, parse,
 };
 use proptest::prelude::*;
 use toml::Value;
 
+#[path = "config/schema.rs"]
+mod schema;
+
+/// Every key with its default or an example.
+const EVERY_KEY: &str = "tests/config/every_key.toml";
+
 #[test]
-fn the_reference_is_valid() {
+fn the_example_is_valid() {
     let loaded = valid("lb.toml");
     assert_eq!(loaded.warnings, []);
     assert_eq!((loaded.config.listeners.len(), loaded.config.routes.len()), (1, 1));
@@ -26,11 +32,11 @@ fn the_reference_is_valid() {
 }
 
 #[test]
-fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
-    let shown = uncommented(&read("lb.toml"));
-    let shown = parse_here(&shown, "lb.toml").unwrap_or_else(|problems| panic!("{problems}"));
+fn every_key_is_valid_and_has_its_default() {
+    let shown = uncommented(&read(EVERY_KEY));
+    let shown = parse_here(&shown, EVERY_KEY).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(shown.warnings, []);
-    let plain = valid("lb.toml").config;
+    let plain = valid(EVERY_KEY).config;
     // Upstreams and listeners show nothing but defaults; of routes, timeouts and the like do. A health check is shown, and
     // switched off by default.
     let mut upstream = (*shown.config.upstreams[0]).clone();
@@ -40,10 +46,11 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
     let tls = upstream.tls.take().expect("the one shown");
     assert_eq!((tls.server_name.as_deref(), tls.insecure_skip_verify), (Some("users.internal"), false));
     // Likewise, and what stands there is what the tables alone come to.
-    let limits = std::mem::take(&mut upstream.limits);
-    assert_eq!(limits, shown_limits());
+    assert_eq!(upstream.limits(), shown_limits());
+    upstream.queue = plain.upstreams[0].queue;
+    (upstream.circuit_breaker, upstream.adaptive_limit) = (None, None);
     // Nor is a zone of this process anybody's default.
-    let zones = upstream.tiers.zones.take().expect("the one shown");
+    let zones = upstream.zone_preference.take().expect("the one shown");
     assert_eq!((&*zones.local, zones.load.len(), zones.backends_min), ("eu-1a", 1, 6));
     assert_eq!((plain.zone.as_deref(), shown.config.zone.as_deref()), (None, Some("eu-1a")));
     assert_eq!(upstream, *plain.upstreams[0]);
@@ -62,11 +69,11 @@ fn the_reference_is_valid_with_every_key_and_shows_the_defaults() {
     assert_eq!(shown.config.access_log, plain.access_log);
     assert_eq!(shown.config.overload, plain.overload);
     // A size of bodies is shown, and is the listener's by default.
-    let mut action = shown.config.routes[0].action.clone();
-    let isobar::config::Action::Forward(forward) = &mut action else { panic!("{action:?}") };
-    assert_eq!(forward.max_body.take(), Some(BodyLimit::Bytes(10 << 20)));
-    assert_eq!(action, plain.routes[0].action);
-    assert_eq!(shown.config.routes[0].name, plain.routes[0].name);
+    let mut route = (*shown.config.routes[0]).clone();
+    assert_eq!(route.max_body.take(), Some(BodyLimit::Bytes(10 << 20)));
+    let of = |it: &RouteConfig| (it.upstream.clone(), it.timeouts, it.retries.clone(), it.expect, it.host.clone());
+    assert_eq!(of(&route), of(&plain.routes[0]));
+    assert_eq!((route.max_body, route.name), (plain.routes[0].max_body, plain.routes[0].name.clone()));
     assert_eq!(
         (shown.config.workers, shown.config.shutdown_grace, shown.config.drain_limit),
         (plain.workers, plain.shutdown_grace, plain.drain_limit)
@@ -88,7 +95,7 @@ fn shown_limits() -> LimitsConfig {
     let tables = "[upstream.users.queue]\norder = \"adaptive\"\n[upstream.users.circuit_breaker]\n[upstream.users.adaptive_limit]\n";
     let text = format!("{LISTENER}{ROUTE}[upstream.users]\nbackends = [\"10.0.0.1:80\"]\n{tables}");
     let upstreams = parse_here(&text, "lb.toml").unwrap_or_else(|problems| panic!("{problems}")).config.upstreams;
-    upstreams[0].limits.clone()
+    upstreams[0].limits()
 }
 
 /// The defaults of a health check, and what the reference shows for an example.
@@ -100,9 +107,8 @@ fn shown_check() -> HealthCheckConfig {
     let upstreams = parse_here(&text, "lb.toml").unwrap_or_else(|problems| panic!("{problems}")).config.upstreams;
     let mut check = (**upstreams[0].health_check.as_ref().expect("a health check")).clone();
     check.port = Some(9100);
-    let Probe::Http(probe) = &mut check.probe else { panic!("not http") };
-    probe.host = Some(HeaderValue::from_static("users.internal"));
-    probe.headers = vec![(HeaderName::from_static("x-check"), HeaderValue::from_static("1"))];
+    check.host = Some(HeaderValue::from_static("users.internal"));
+    check.headers = HeaderValues(vec![(HeaderName::from_static("x-check"), HeaderValue::from_static("1"))]);
     check
 }
 
@@ -201,6 +207,11 @@ fn the_page_of_every_key_is_up_to_date() {
 }
 
 #[test]
+fn the_schema_for_editors_is_up_to_date() {
+    assert!(matches("docs/lb.schema.json", &format!("{:#}\n", isobar::config::schema())), "differs, see UPDATE_EXPECT");
+}
+
+#[test]
 fn all_problems_are_reported_at_once_in_the_order_of_the_file() {
     let problems = parse_here(
         "worker = 2\nshutdown_grace = 5\n[[listener]]\naddress = 80\nbacklog = \"x\"\nvia = 1\n\
@@ -270,10 +281,10 @@ fn a_variable_may_stand_for_a_number_or_a_boolean() {
 const SECRET: &str = "s3cr3t-0123456789";
 const SECRET_NUMBER: i64 = 5_318_008_123;
 
-/// Each key of the reference, one after the other, holds something wrong that may be a secret. A new key is among them by itself.
+/// Each key, one after the other, holds something wrong that may be a secret. A new key is among them by itself.
 #[test]
 fn a_value_that_may_be_a_secret_is_not_told() {
-    let reference: toml::Table = uncommented(&read("lb.toml")).parse().unwrap();
+    let reference: toml::Table = uncommented(&read(EVERY_KEY)).parse().unwrap();
     let env = |name: &str| match name {
         "SECRET" => Some(SECRET.to_owned()),
         "SECRET_NUMBER" => Some(SECRET_NUMBER.to_string()),
@@ -288,7 +299,10 @@ fn a_value_that_may_be_a_secret_is_not_told() {
         }
         for value in secrets(*kind) {
             let mut table = Value::Table(reference.clone());
-            assert!(replace("", &mut table, key, &value) > 0, "{key} is not in lb.toml");
+            if replace("", &mut table, key, &value) == 0 {
+                assert_eq!(*kind, Kind::Plain, "{key} is not in {EVERY_KEY}");
+                continue;
+            }
             let text = toml::to_string(&table).unwrap();
             let told = match parse(&text, "lb.toml", &env, &Vocabulary::default()) {
                 // What is good and not hidden is shown, wherever it comes from.
@@ -341,7 +355,7 @@ fn replace(path: &str, value: &mut Value, key: &str, with: &Value) -> usize {
         return 1;
     }
     match value {
-        // Some are empty in the reference.
+        // Some are empty there.
         Value::Array(members) if key.strip_suffix("[]") == Some(path) => {
             *members = vec![with.clone()];
             1
@@ -493,7 +507,7 @@ proptest! {
     /// A valid file with a piece of it exchanged for something else.
     #[test]
     fn no_mutation_panics(file in 0usize..1000, at in 0usize..10_000, len in 0usize..40, with in mutation()) {
-        let mut texts = vec![uncommented(&read("lb.toml"))];
+        let mut texts = vec![uncommented(&read(EVERY_KEY))];
         texts.extend(files("tests/config/valid", "toml").iter().map(|path| read(path)));
         let mut text: Vec<char> = texts[file % texts.len()].chars().collect();
         let at = at % text.len();
@@ -505,7 +519,7 @@ proptest! {
     /// A valid file with a value exchanged for one of another type.
     #[test]
     fn no_exchanged_value_panics(line in 0usize..1000, value in value()) {
-        let text = uncommented(&read("lb.toml"));
+        let text = uncommented(&read(EVERY_KEY));
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         let assignments: Vec<_> = (0..lines.len()).filter(|index| lines[*index].contains(" = ")).collect();
         let index = assignments[line % assignments.len()];
@@ -575,7 +589,7 @@ fn warnings(path: &str) -> String {
     loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// The reference with every `# key = value` and `# [table]` taken at its word.
+/// A file with every `# key = value` and `# [table]` taken at its word.
 fn uncommented(text: &str) -> String {
     let is_key = |line: &str| {
         let key: String = line.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
@@ -646,17 +660,14 @@ fn what_passes_is_sound() {
 #[test]
 fn a_route_changes_what_its_upstream_says_of_retries_key_by_key() {
     let loaded = load(&root().join("tests/config/valid/retries.toml"), &Vocabulary::default()).unwrap();
-    let of = |index: usize| match &loaded.config.routes[index].action {
-        isobar::config::Action::Forward(forward) => (*forward.retries).clone(),
-        _ => unreachable!(),
-    };
+    let of = |index: usize| (*loaded.config.routes[index].retries).clone();
     let (orders, users) = (&loaded.config.upstreams[0].retries, &loaded.config.upstreams[1].retries);
     assert_eq!((users.max, users.body_buffer, users.attempt_timeout), (2, 0, Some(Duration::from_secs(2))));
     let reports = of(0);
     assert_eq!((reports.max, reports.attempt_timeout, reports.hedge), (1, None, None));
     assert!(reports.on.connect_failure && !reports.on.reset && !reports.on.timeout);
     assert_eq!(reports.on.statuses, [http::StatusCode::TOO_MANY_REQUESTS]);
-    assert_eq!((reports.backoff_max, reports.body_buffer), (users.backoff_max, 0));
+    assert_eq!((reports.backoff.max, reports.body_buffer), (users.backoff.max, 0));
     assert_eq!(of(1), isobar::config::RetryConfig { max: 0, ..(**users).clone() });
     assert_eq!((orders.max, orders.hedge), (7, None));
     assert_eq!(of(2).hedge.map(|hedge| (hedge.percentile, hedge.budget_percent)), Some((90, 5)));

@@ -13,6 +13,8 @@
 //!      (.., default = 10)            the value of a key that is left out, as the file writes it
 //!      (.., otherwise = "the address")   what stands for it, in words, where that depends on other keys; the check puts it there
 //!      (.., needed = "..", expected = "..", example = "..")   a key that cannot be left out: what is said then, and a value for examples
+//!      (.., required = true)         the same where the table's check says what is missing
+//!      (.., shown_if = Self::is_on)  fn(&Self) -> bool: whether `/config` has it; always, if this is left out
 //!      (.., name = "type")           the key, where the field has another name
 //!      (.., told = "..")             what a reload calls it in the log, where that is not its name
 //!      (.., reload = Restart)        what a reload does with it, where that is not what it does with the table
@@ -30,7 +32,7 @@ use syn::{
 };
 
 /// Forms that are made of another form, whose type has to be spelt out.
-const WRAPPERS: [&str; 3] = ["Maybe", "List", "Shared"];
+const WRAPPERS: [&str; 3] = ["Maybe", "Else", "List"];
 
 /// Makes of a struct a table of the configuration file.
 #[proc_macro_derive(Table, attributes(table, key))]
@@ -132,7 +134,18 @@ fn expand_table(input: &DeriveInput) -> syn::Result<Tokens> {
 fn key(field: &Field) -> syn::Result<Option<Key<'_>>> {
     let (Some(attribute), Some(ident)) = (find(&field.attrs, "key"), &field.ident) else { return Ok(None) };
     let KeyAttribute(form, attributes) = attribute.parse_args()?;
-    attributes.refuse_others(&["default", "otherwise", "needed", "expected", "example", "name", "told", "reload"])?;
+    attributes.refuse_others(&[
+        "default",
+        "otherwise",
+        "needed",
+        "expected",
+        "required",
+        "example",
+        "shown_if",
+        "name",
+        "told",
+        "reload",
+    ])?;
     let name = attributes.get("name").map_or_else(|| Ok(ident.to_string()), text)?;
     let doc = doc(&field.attrs);
     if doc.is_empty() {
@@ -200,9 +213,7 @@ fn implementation(input: &DeriveInput, of_table: &Attributes, keys: &[Key<'_>], 
         quote! { let #field = #field?; }
     });
     let (fields, defaults) = (keys.iter().map(|key| key.field), keys.iter().map(default_key));
-    let shown = keys.iter().map(|Key { field, kind, name, form, form_type, .. }| {
-        quote! { entries.extend(<#form_type as Form<#kind>>::show(&#form, &self.#field).map(|value| (#name.to_owned(), value))); }
-    });
+    let shown = keys.iter().map(show_key);
     let compared = keys.iter().map(|key| compare_key(key, &default_reload));
     let kept = keys.iter().filter(|key| reload(key, &default_reload).to_string() == "Restart").map(|key| key.field);
     let described = keys.iter().map(|key| describe_key(key, &default_reload));
@@ -285,6 +296,16 @@ fn default_key(Key { field, kind, form, form_type, attributes, .. }: &Key<'_>) -
     quote! { #field: <#form_type as Form<#kind>>::absent(&#form, check, #default) }
 }
 
+fn show_key(Key { field, kind, name, form, form_type, attributes, .. }: &Key<'_>) -> Tokens {
+    let show = quote! {
+        entries.extend(<#form_type as Form<#kind>>::show(&#form, &self.#field).map(|value| (#name.to_owned(), value)));
+    };
+    match attributes.get("shown_if") {
+        Some(path) => quote! { if #path(self) { #show } },
+        None => show,
+    }
+}
+
 fn compare_key(key: &Key<'_>, default_reload: &Tokens) -> Tokens {
     let Key { field, kind, name, form, form_type, attributes, .. } = key;
     let told = attributes.get("told").map_or_else(|| quote!(#name), |told| quote!(#told));
@@ -299,7 +320,7 @@ fn compare_key(key: &Key<'_>, default_reload: &Tokens) -> Tokens {
 
 fn describe_key(key: &Key<'_>, default_reload: &Tokens) -> Tokens {
     let Key { kind, name, doc, form, form_type, attributes, .. } = key;
-    let needed = attributes.get("needed").is_some();
+    let needed = attributes.get("needed").or(attributes.get("required")).is_some();
     let (default, example) = (default(attributes), literal(attributes.get("example")));
     let reload = reload(key, default_reload);
     quote! {

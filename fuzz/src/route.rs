@@ -8,8 +8,8 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use isobar::config::{
-    Action, HeaderEdits, HeaderMatch, HostPattern, ListenerName, LocationPart, PathOverrides, PathPattern, PathRewrite,
-    PathRule, PathsConfig, QueryMatch, Redirect, Respond, RouteConfig, ValueMatch,
+    HeaderMatch, HostPattern, ListenerName, LocationPart, PathPattern, PathRewrite, PathRule, PathsConfig, QueryMatch,
+    Redirect, Respond, RouteConfig, ValueMatch,
 };
 use isobar::exchange::RequestHead;
 use isobar::http1::{self, Framing};
@@ -93,18 +93,14 @@ fn route(input: &mut Unstructured<'_>, index: usize) -> Result<RouteConfig> {
         query.push(QueryMatch { name: (*input.choose(&["p", "q", ""])?).to_owned(), value: wanted(input)? });
     }
     Ok(RouteConfig {
-        name: format!("{index}").as_str().into(),
         listeners,
         hosts,
         path,
         methods,
         headers,
         query,
-        paths: PathOverrides::default(),
-        action: Action::Respond(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        middleware: Vec::new(),
+        respond: Some(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
+        ..RouteConfig::new(index.to_string().as_str())
     })
 }
 

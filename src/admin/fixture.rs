@@ -7,18 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
-use http::{Method, StatusCode};
+use http::header::{AUTHORIZATION, HeaderValue};
 
 use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
 use crate::config::{
-    Action, AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyMatch,
-    BreakerConfig, ClientCertificateConfig, Config, Expect, Forward, ForwardedHeader, HeaderEdits, HeaderMatch,
-    HealthCheckConfig, HedgeConfig, HostPattern, HttpProbe, InitialHealth, LimitsConfig, ListenerConfig, LocationPart,
-    LogConfig, LogFormat, MiddlewareConfig, MiddlewareKind, NamedFile, OutlierConfig, PathOverrides, PathPattern,
-    PathRewrite, PathRule, Place, PoolConfig, Probe, QueryMatch, QueueConfig, Redirect, Respond, RetryBudgetConfig,
-    RetryConfig, RouteConfig, Spot, StrategyConfig, Table as _, TiersConfig, Timeouts, UpstreamConfig, ValueMatch,
-    Vocabulary,
+    AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyPattern,
+    BreakerConfig, ClientCertificateConfig, Config, ForwardedHeader, HeaderRules, HeaderValues, HealthCheckConfig,
+    ListenerConfig, LogConfig, LogFormat, MiddlewareConfig, MiddlewareKind, NamedFile, ProbeTarget, RetryConfig,
+    RouteConfig, Spot, StrategyConfig, Table as _, UpstreamConfig, Vocabulary,
 };
 use crate::descriptors::Plan;
 use crate::listener::Listener;
@@ -227,84 +223,39 @@ fn listener() -> ListenerConfig {
 }
 
 fn routes() -> [RouteConfig; 3] {
-    let bare = RouteConfig {
-        name: "users".into(),
-        listeners: vec![],
-        hosts: vec![],
-        path: PathPattern::Prefix("/users".into()),
-        methods: vec![],
-        headers: vec![],
-        query: vec![],
-        paths: PathOverrides::default(),
-        action: Action::Forward(Forward {
-            upstream: "users".into(),
-            path: PathRewrite::StripPrefix,
-            host: None,
-            max_body: None,
-            expect: Expect::Answer,
-            retries: Arc::new(RetryConfig { hedge: Some(HedgeConfig::default()), ..RetryConfig::default() }),
-            timeouts: Timeouts {
-                response_head: Duration::from_secs(60),
-                body_idle: Duration::from_secs(60),
-                expect: Duration::from_secs(1),
-                exchange: None,
-                tunnel_idle: Duration::from_secs(3_600),
-                grpc_idle: Some(Duration::from_secs(3_600)),
-                grpc_timeout_max: None,
-            },
-        }),
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        middleware: Vec::new(),
-    };
-    let users = RouteConfig {
-        hosts: vec![HostPattern::Exact("api.example.com".into()), HostPattern::Wildcard(".api.example.com".into())],
-        methods: vec![Method::GET],
-        headers: vec![
-            HeaderMatch { name: HeaderName::from_static("x-api-key"), value: ValueMatch::Exact("s3cret".into()) },
-            HeaderMatch { name: HeaderName::from_static("x-tenant"), value: ValueMatch::Regex(regex("a|b")) },
-        ],
-        query: vec![QueryMatch { name: "debug".into(), value: ValueMatch::Absent }],
-        paths: PathOverrides { encoded_slashes: Some(PathRule::Refuse), ..PathOverrides::default() },
-        request_headers: HeaderEdits {
-            remove: vec![HeaderName::from_static("x-debug")],
-            set: vec![
-                (AUTHORIZATION, HeaderValue::from_static("Basic s3cret")),
-                (HeaderName::from_static("x-gateway"), HeaderValue::from_static("isobar")),
-            ],
-            add: vec![],
-        },
-        ..bare.clone()
-    };
-    let old = RouteConfig {
-        name: "old".into(),
-        path: PathPattern::Exact("/old".into()),
-        action: Action::Redirect(Redirect {
-            status: StatusCode::PERMANENT_REDIRECT,
-            location: vec![
-                LocationPart::Text("https://".into()),
-                LocationPart::Host,
-                LocationPart::Text("/new".into()),
-                LocationPart::Query,
-            ],
-        }),
-        ..bare.clone()
-    };
-    let ping = RouteConfig {
-        name: "ping".into(),
-        path: PathPattern::Regex(regex("/ping[0-9]*")),
-        action: Action::Respond(Respond {
-            status: StatusCode::OK,
-            content_type: Some(HeaderValue::from_static("text/plain")),
-            body: "pong".into(),
-        }),
-        ..bare
-    };
-    [users, old, ping]
-}
+    let text = r#"
+[[listener]]
+address = "127.0.0.1:0"
 
-fn regex(text: &str) -> regex::Regex {
-    regex::Regex::new(&format!("^(?:{text})$")).unwrap()
+[[route]]
+name = "users"
+hosts = ["api.example.com", "*.api.example.com"]
+path_prefix = "/users/"
+methods = ["GET"]
+headers = { x-api-key = "s3cret", x-tenant = { regex = "a|b" } }
+query = { debug = { present = false } }
+paths = { encoded_slashes = "refuse" }
+upstream = "users"
+strip_prefix = true
+retries = { hedge = {} }
+request_headers = { remove = ["x-debug"], set = { authorization = "Basic s3cret", x-gateway = "isobar" } }
+
+[[route]]
+name = "old"
+path = "/old"
+redirect = { to = "https://{host}/new{query}" }
+
+[[route]]
+name = "ping"
+path_regex = "/ping[0-9]*"
+respond = { status = 200, content_type = "text/plain", body = "pong" }
+
+[upstream.users]
+backends = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]
+"#;
+    let parsed = crate::config::parse(text, "lb.toml", &|_| None, &Vocabulary::default()).unwrap();
+    let routes: Vec<_> = parsed.config.routes.iter().map(|route| RouteConfig::clone(route)).collect();
+    routes.try_into().unwrap()
 }
 
 fn named(path: &str) -> NamedFile {
@@ -312,38 +263,21 @@ fn named(path: &str) -> NamedFile {
 }
 
 fn upstream() -> UpstreamConfig {
+    let mut backends = [
+        Address::Ip(([10, 0, 0, 1], 9001).into()),
+        Address::Name("users-2.internal".into(), 9001),
+        Address::Ip(([10, 0, 0, 3], 9001).into()),
+    ]
+    .map(BackendConfig::new);
+    backends.iter_mut().take(2).for_each(|backend| backend.limit(LIMITS));
+    (backends[1].weight, backends[2].weight) = (3, 0);
     UpstreamConfig {
-        middleware: Vec::new(),
-        name: "users".into(),
         strategy: StrategyConfig::LeastConnections,
-        backends: vec![
-            BackendConfig {
-                address: Address::Ip(([10, 0, 0, 1], 9001).into()),
-                weight: 1,
-                place: Place::default(),
-                limits: LIMITS,
-            },
-            BackendConfig {
-                address: Address::Name("users-2.internal".into(), 9001),
-                weight: 3,
-                place: Place::default(),
-                limits: LIMITS,
-            },
-            BackendConfig {
-                address: Address::Ip(([10, 0, 0, 3], 9001).into()),
-                weight: 0,
-                place: Place::default(),
-                limits: BackendLimits::default(),
-            },
-        ],
-        connect_timeout: Duration::from_secs(3),
         retries: Arc::new(RetryConfig {
             max: 1,
             attempt_timeout: Some(Duration::from_secs(2)),
             ..RetryConfig::default()
         }),
-        retry_budget: RetryBudgetConfig::default(),
-        pool: PoolConfig { max_idle: 64, idle_timeout: Duration::from_secs(60) },
         protocol: crate::config::Protocol::Auto,
         tls: Some(Arc::new(BackendTlsConfig {
             ca: Some(named("ca.pem")),
@@ -356,10 +290,13 @@ fn upstream() -> UpstreamConfig {
             spot: Spot::default(),
         })),
         health_check: Some(Arc::new(health_check())),
-        outlier_detection: Some(OutlierConfig::default()),
         slow_start: None,
-        tiers: TiersConfig::default(),
-        limits: limits(),
+        zone_preference: None,
+        max_in_flight: LIMITS.max_in_flight,
+        max_connections: LIMITS.max_connections,
+        circuit_breaker: Some(BreakerConfig::of_defaults()),
+        adaptive_limit: Some(AdaptiveLimitConfig::of_defaults()),
+        ..UpstreamConfig::new("users", backends.into())
     }
 }
 
@@ -367,55 +304,17 @@ fn upstream() -> UpstreamConfig {
 const LIMITS: BackendLimits = BackendLimits { max_in_flight: Some(4), max_connections: Some(8) };
 
 fn safe() -> MiddlewareConfig {
-    let kind = MiddlewareKind::Headers { request: HeaderEdits::default(), response: HeaderEdits::default() };
+    let kind = MiddlewareKind::Headers(HeaderRules::default());
     MiddlewareConfig { name: "safe".into(), timeout: TIMEOUT, kind }
-}
-
-fn limits() -> LimitsConfig {
-    LimitsConfig {
-        backend: LIMITS,
-        queue: QueueConfig::default(),
-        breaker: Some(BreakerConfig {
-            window: Duration::from_secs(10),
-            min_calls: 20,
-            failure_percent: 50,
-            slow_after: None,
-            slow_percent: 80,
-            open_for: Duration::from_secs(5),
-            open_max: Duration::from_secs(60),
-            probes: 3,
-        }),
-        adaptive: Some(AdaptiveLimitConfig {
-            initial: 20,
-            min: 20,
-            max: 200,
-            tolerance_percent: 150,
-            smoothing_percent: 20,
-            headroom: 4,
-            long_windows: 600,
-            window: Duration::from_millis(100),
-            min_samples: 10,
-        }),
-    }
 }
 
 fn health_check() -> HealthCheckConfig {
     HealthCheckConfig {
-        probe: Probe::Http(HttpProbe {
-            method: Method::GET,
-            target: "/health?deep".parse().unwrap(),
-            host: None,
-            headers: vec![(AUTHORIZATION, HeaderValue::from_static("Basic s3cret"))],
-            statuses: vec![200..=299],
-            body: Some(BodyMatch { pattern: regex::bytes::Regex::new("ok").unwrap(), limit: 1024 }),
-        }),
+        path: ProbeTarget("/health?deep".parse().unwrap()),
+        headers: HeaderValues(vec![(AUTHORIZATION, HeaderValue::from_static("Basic s3cret"))]),
+        body: Some(BodyPattern(regex::bytes::Regex::new("ok").unwrap())),
+        body_limit: 1024,
         port: Some(9100),
-        interval: Duration::from_secs(5),
-        interval_in_doubt: Duration::from_secs(1),
-        jitter_percent: 10,
-        timeout: Duration::from_secs(2),
-        unhealthy_after: 3,
-        healthy_after: 2,
-        initial: InitialHealth::FirstCheck,
+        ..HealthCheckConfig::of_defaults()
     }
 }

@@ -1,14 +1,11 @@
-//! What decides who is picked, beside the strategy: as `/upstreams` shows it, and as `/config` does.
+//! What decides who is picked, beside the strategy: as `/upstreams` shows it.
 
 use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
-use serde::ser::{SerializeMap, Serializer};
 
-use super::config::{Entries, Shown};
 use crate::backend::Backend;
 use crate::backend::outlier::Ejection;
-use crate::config::{Place, Tier, ZonesConfig};
 use crate::telemetry::calendar::rfc3339;
 use crate::upstream::{Roster, Seat, Source};
 
@@ -114,33 +111,5 @@ impl EjectionView {
             reason: ejection.reason.as_str(),
             evidence: ejection.reason.to_string(),
         }
-    }
-}
-
-impl Serialize for Shown<&ZonesConfig> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // The zone of the process stands at the top of the file.
-        let ZonesConfig { local: _, load, backends_min } = self.0;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("enabled", &true)?;
-        map.serialize_entry("backends_min", backends_min)?;
-        if !load.is_empty() {
-            let load = load.iter().map(|(zone, part)| (zone.to_string(), *part));
-            map.serialize_entry("load", &Entries(load.collect()))?;
-        }
-        map.end()
-    }
-}
-
-/// The keys of a backend that say where it stands; those that the file need not have are left out.
-pub(super) fn place_keys<M: SerializeMap>(map: &mut M, place: &Place) -> Result<(), M::Error> {
-    match place.tier {
-        Tier::Priority(0) => {}
-        Tier::Priority(priority) => map.serialize_entry("priority", &priority)?,
-        Tier::Backup => map.serialize_entry("backup", &true)?,
-    }
-    match &place.zone {
-        Some(zone) => map.serialize_entry("zone", &**zone),
-        None => Ok(()),
     }
 }

@@ -40,7 +40,8 @@ impl Instance {
 
 impl From<&BackendConfig> for Instance {
     fn from(config: &BackendConfig) -> Self {
-        let BackendConfig { address, weight, limits, place } = config.clone();
+        let (limits, place) = (config.limits(), config.place());
+        let BackendConfig { address, weight, .. } = config.clone();
         Self { address, weight, place, limits: Some(limits), server_name: None, labels: Labels::new() }
     }
 }
@@ -190,12 +191,7 @@ mod tests {
 
     #[test]
     fn a_file_keeps_its_order() {
-        let config = |port| BackendConfig {
-            address: address(port),
-            weight: 1,
-            limits: BackendLimits::default(),
-            place: Place::default(),
-        };
+        let config = |port| BackendConfig::new(address(port));
         let set = BackendSet::of_file(&[config(3), config(1), config(2)]);
         assert_eq!(set.iter().map(|it| it.address.clone()).collect::<Vec<_>>(), [3, 1, 2].map(address));
     }

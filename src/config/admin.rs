@@ -113,7 +113,8 @@ impl Form<Secret> for Token {
     }
 
     fn about(&self) -> About {
-        About::new::<SecretText>("a token", json!({ "type": "string", "minLength": TOKEN_CHARACTERS_MIN }))
+        let token = json!({ "type": "string", "pattern": format!("^[!-~]{{{TOKEN_CHARACTERS_MIN},}}$") });
+        About::new::<SecretText>("a token", json!({ "anyOf": [token, super::form::variable()] }))
     }
 }
 
@@ -154,7 +155,7 @@ impl Form<PathBuf> for SocketPath {
     }
 
     fn about(&self) -> About {
-        let schema = json!({ "type": "string", "minLength": 1, "maxLength": SOCKET_PATH_BYTES_MAX });
+        let schema = json!({ "type": "string", "pattern": "[^/]$", "maxLength": SOCKET_PATH_BYTES_MAX });
         About::new::<FilePath>(format!("a path of at most {SOCKET_PATH_BYTES_MAX} bytes"), schema)
     }
 }

@@ -2,10 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::{self, Display};
-use std::hash::Hash;
-use std::time::Duration;
 
-use super::keys;
 use super::kind::Kind;
 use super::table::Reload;
 
@@ -88,8 +85,6 @@ fn write_members(f: &mut fmt::Formatter<'_>, sign: char, members: &[String]) -> 
 
 /// Collects differences, key by key. What is told of a value is decided by its key.
 pub(crate) struct Changes {
-    /// The table that the keys are in, as [`keys`] names it.
-    table: &'static str,
     found: Vec<Change>,
     /// Those that have no effect before a restart.
     restart: Vec<Change>,
@@ -98,9 +93,9 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// In the keys of this table.
-    pub(crate) fn of(table: &'static str) -> Self {
-        Self { table, found: Vec::new(), restart: Vec::new(), takes_effect: Reload::AtOnce }
+    /// None yet.
+    pub(crate) fn none() -> Self {
+        Self { found: Vec::new(), restart: Vec::new(), takes_effect: Reload::AtOnce }
     }
 
     pub(crate) fn found(self) -> Vec<Change> {
@@ -115,6 +110,19 @@ impl Changes {
     /// Says when what is told from here on takes effect.
     pub(crate) fn take_effect(&mut self, when: Reload) {
         self.takes_effect = when;
+    }
+
+    /// Says of what is told by `compare` that it is of one thing among several.
+    pub(crate) fn of_one(&mut self, thing: &dyn Display, compare: impl FnOnce(&mut Self)) {
+        let (found, restart) = (self.found.len(), self.restart.len());
+        compare(self);
+        for change in self.found.iter_mut().skip(found).chain(self.restart.iter_mut().skip(restart)) {
+            match change {
+                Change::Value { key, .. } | Change::Members { key, .. } | Change::Other(key) => {
+                    *key = format!("{key} of {thing}");
+                }
+            }
+        }
     }
 
     fn add(&mut self, change: Change) {
@@ -150,49 +158,6 @@ impl Changes {
         });
     }
 
-    pub(crate) fn value<T: PartialEq + Display + ?Sized>(&mut self, key: &str, old: &T, new: &T) {
-        self.value_of(key, key, old, new);
-    }
-
-    /// A key that is told by other words.
-    pub(crate) fn value_of<T: PartialEq + Display + ?Sized>(&mut self, key: &str, words: &str, old: &T, new: &T) {
-        if old != new {
-            self.push(key, words, &old.to_string(), &new.to_string());
-        }
-    }
-
-    fn push(&mut self, key: &str, words: &str, from: &str, to: &str) {
-        self.told(self.kind(key), words, from, to);
-    }
-
-    /// One that is not in the file is a slip, and counts as a secret.
-    fn kind(&self, key: &str) -> Kind {
-        let kind = keys::kind(&keys::join(self.table, key));
-        debug_assert!(kind.is_some(), "{}.{key} is no key", self.table);
-        kind.unwrap_or(Kind::Secret)
-    }
-
-    /// A duration's `Debug` is how `lb.toml` writes it: `5s`, `1.5s`, `200ms`.
-    pub(crate) fn time(&mut self, key: &str, old: Duration, new: Duration) {
-        // Rust writes none in its smallest unit.
-        let text = |time: Duration| if time.is_zero() { "0s".to_owned() } else { format!("{time:?}") };
-        self.value(key, &text(old), &text(new));
-    }
-
-    pub(crate) fn other<T: PartialEq>(&mut self, key: &str, old: &T, new: &T) {
-        if old != new {
-            self.add(Change::Other(key.into()));
-        }
-    }
-
-    /// A table that may be off.
-    pub(crate) fn switched<T: PartialEq>(&mut self, key: &str, old: &Option<T>, new: &Option<T>) {
-        match (old, new) {
-            (Some(was), Some(is)) => self.other(key, was, is),
-            (was, is) => self.switch(key, was.is_some(), is.is_some()),
-        }
-    }
-
     /// Whether a table is on.
     pub(crate) fn switch(&mut self, key: &str, was: bool, is: bool) {
         let word = |on| if on { "on" } else { "off" }.to_owned();
@@ -200,29 +165,4 @@ impl Changes {
             self.add(Change::Value { key: key.into(), from: word(was), to: word(is) });
         }
     }
-
-    /// The same members in another order are a difference as well: strategies number backends by it.
-    pub(crate) fn members<T: PartialEq + Eq + Hash + Display>(&mut self, key: &str, old: &[T], new: &[T]) {
-        self.members_of(key, key, old, new);
-    }
-
-    /// A key that is told by other words.
-    pub(crate) fn members_of<T: PartialEq + Eq + Hash + Display>(
-        &mut self,
-        key: &str,
-        words: &str,
-        old: &[T],
-        new: &[T],
-    ) {
-        if old == new {
-            return;
-        }
-        let texts = |members: &[T]| members.iter().map(T::to_string).collect::<Vec<_>>();
-        self.told_members(self.kind(key), words, &texts(old), &texts(new));
-    }
-}
-
-/// As `lb.toml` writes it.
-pub(crate) fn limit(limit: Option<u32>) -> String {
-    limit.map_or_else(|| "unlimited".into(), |limit| limit.to_string())
 }

@@ -1,7 +1,7 @@
 //! What of a key's value may be shown: in `/config`, in the words of a reload, in a problem of the file. The key decides, and never
 //! what its name or its value looks like: no list of words knows what others call their secrets.
 //!
-//! The kind of a key is that of its type in [`raw`](super::raw), where no key is a plain `String`; [`keys`](super::keys) finds it by
+//! The kind of a key is that of its type as the file has it, which is never a plain `String`; [`keys`](super::keys) finds it by
 //! the key's name.
 
 use std::borrow::Cow;

@@ -223,6 +223,7 @@ impl Form<IpNet> for Network {
     }
 
     fn about(&self) -> About {
-        About::new::<Location>("an address or a network", json!({ "type": "string", "minLength": 1 }))
+        let schema = json!({ "type": "string", "pattern": "^[0-9a-fA-F.:]+(/[0-9]{1,3})?$|\\$\\{" });
+        About::new::<Location>("an address or a network", schema)
     }
 }

@@ -2,8 +2,7 @@
 //!
 //! A table of the file is one struct in one file, which says all that is known of its keys: `overload` is a small one to begin with.
 //! `#[derive(Table)]` makes of it the table as the file has it (`WrittenOverloadConfig`), and the reading, showing, comparing and describing of it.
-//! What a key can hold is its `form`. `check` looks at several tables together and reports every problem at once; routes and upstreams are
-//! still read by it as a whole, from `raw`.
+//! What a key can hold is its `form`. `check` looks at several tables together, and reports every problem at once.
 //!
 //! ```text
 //! text ─ toml → tables with places ─ reader → Written… ─ form, check → Config
@@ -33,8 +32,15 @@ mod tree;
 mod difference;
 mod schema;
 mod route;
+mod matches;
+mod answer;
+mod timeouts;
 mod upstream;
+mod address;
+mod backend;
+mod strategy;
 mod health_check;
+mod header;
 mod backend_tls;
 mod field;
 mod reader;
@@ -47,10 +53,12 @@ mod retry;
 mod forwarded;
 mod paths;
 mod picking;
+mod zones;
 mod report;
 mod error;
 mod limits;
 mod middleware;
+mod queue;
 mod pool;
 mod retry_budget;
 mod outlier;
@@ -64,55 +72,59 @@ mod file;
 pub use access::{Access, read};
 pub use access_log::{AccessLogConfig, AccessLogFormat, AccessLogOutput};
 pub use adaptive::AdaptiveLimitConfig;
+pub use address::{Address, NotAnAddress};
 pub use admin::{AdminConfig, Secret};
+pub use answer::{LocationPart, Redirect, Respond};
+pub use backend::{BackendConfig, Inherited};
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use body_limit::BodyLimit;
 pub(crate) use body_limit::BodySize;
 pub use breaker::BreakerConfig;
 pub use check::{Loaded, Refused, Vocabulary, load, load_admin, load_whole, parse, parse_whole};
+pub(crate) use difference::Changes;
 pub use difference::{Change, Listed};
-pub(crate) use difference::{Changes, limit};
 pub use error::{Problem, Problems, Severity, nearest};
 pub use file::{FILE_BYTES_MAX, ReadFile};
-pub(crate) use form::{compare_switched, show_switched};
 pub use forwarded::ForwardedHeader;
 pub use grpc::GrpcStatus;
-pub use health_check::{BodyMatch, GrpcProbe, HealthCheckConfig, HttpProbe, InitialHealth, Probe};
+pub use header::{HeaderEdits, HeaderValues};
+pub use health_check::{BodyPattern, HealthCheckConfig, InitialHealth, ProbeKind, ProbeTarget};
 pub use http2::Http2Config;
 pub use kind::Kind;
-pub use limits::{BackendLimits, LimitsConfig, QueueConfig, QueueOrder};
+pub use limits::{BackendLimits, LimitsConfig};
 pub use lingering::LingeringConfig;
 pub use listener::ListenerConfig;
 pub use log::{LogConfig, LogFormat, log_filter};
-pub use middleware::{MiddlewareConfig, MiddlewareKind, MiddlewareTable};
+pub use matches::{HeaderMatch, HostPattern, PathExpression, PathPattern, QueryMatch, ValueMatch};
+pub use middleware::{HeaderRules, MiddlewareConfig, MiddlewareKind, MiddlewareTable};
 pub use outlier::OutlierConfig;
 pub use overload::OverloadConfig;
 pub use paths::{PathOverrides, PathRule, PathsConfig, PathsKey};
-pub use picking::{Place, Tier, TiersConfig, ZonesConfig};
+pub use picking::{Place, Tier, TiersConfig};
 pub use pool::PoolConfig;
-pub use retry::{HedgeConfig, RetryConfig, RetryOn};
+pub use queue::{QueueConfig, QueueOrder};
+pub use retry::{BackoffConfig, HedgeConfig, RetryConfig, RetryOn};
 pub use retry_budget::RetryBudgetConfig;
-pub use route::{
-    Action, Expect, Forward, HeaderEdits, HeaderMatch, HostPattern, LocationPart, PathPattern, PathRewrite, QueryMatch,
-    Redirect, Respond, RouteConfig, Timeouts, ValueMatch,
-};
+pub use route::{Expect, PathRewrite, RouteConfig};
 pub use schema::{reference, schema};
 pub use slow_start::SlowStartConfig;
+pub use strategy::StrategyConfig;
 pub(crate) use table::Table;
+pub use timeouts::Timeouts;
 pub use tls::{
     CertificateConfig, ClientCertificates, ClientCertificatesConfig, FileKey, Misdirected, TlsConfig, TlsProfile,
     UnknownNames,
 };
 pub(crate) use tree::Tree;
 pub use units::duration;
-pub(crate) use units::written as written_duration;
-pub use upstream::{Address, BackendConfig, NotAnAddress, Protocol, StrategyConfig, UpstreamConfig};
+pub use upstream::{Protocol, UpstreamConfig};
 pub use whole::Config;
+pub use zones::ZonesConfig;
 
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
 
         impl $name {

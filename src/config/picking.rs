@@ -1,7 +1,8 @@
 //! What decides who is picked, beside the strategy: outlier detection, slow start, tiers and zones.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use super::ZonesConfig;
 
 /// How the backends of an upstream are sorted into tiers, and which of them are preferred.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,26 +18,6 @@ pub struct TiersConfig {
 impl Default for TiersConfig {
     fn default() -> Self {
         Self { overprovisioning_percent: 140, panic_percent: 50, zones: None }
-    }
-}
-
-/// Preference of the proxy's own zone.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ZonesConfig {
-    /// Where this process is.
-    pub local: Arc<str>,
-    /// The part of all load that arises in each zone, in any unit, where it is known. A zone that is not named brings none. Empty
-    /// means: the same in each zone that has backends.
-    pub load: BTreeMap<Arc<str>, u32>,
-    /// Ready backends of a tier that it takes. 6, as Envoy has it: with fewer, a zone of one or two would go up and down with
-    /// each of them.
-    pub backends_min: usize,
-}
-
-impl ZonesConfig {
-    /// Prefers `local`, the load being the same in all zones.
-    pub fn new(local: impl Into<Arc<str>>) -> Self {
-        Self { local: local.into(), load: BTreeMap::new(), backends_min: 6 }
     }
 }
 

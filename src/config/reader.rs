@@ -1,6 +1,6 @@
-//! From parsed TOML to [`raw`](super::raw), without stopping at the first problem.
+//! From parsed TOML to tables as the file has them, without stopping at the first problem.
 //!
-//! A serde deserializer, because then `raw` is plain structs that derive `Deserialize`, and the keys a table may have are
+//! A serde deserializer, because then these are plain structs that derive `Deserialize`, and the keys a table may have are
 //! those of the struct. It differs from toml's own in four ways: a value of the wrong type and an unknown key are reported
 //! and passed over; a [`Field`](super::field::Field) is given its place; `${NAME}` is filled in; and an enum is a choice by type, its variants
 //! being called `string`, `integer` or `table`.

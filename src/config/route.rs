@@ -1,179 +1,116 @@
 //! `[[route]]`: which requests, and what is done with them.
 
-use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{HeaderName, HeaderValue};
-use http::{Method, StatusCode};
+use http::header::HeaderValue;
 
-use super::{BodyLimit, Kind, ListenerName, MiddlewareName, PathOverrides, RetryConfig, RouteName, UpstreamName};
+use super::body_limit::BodySize;
+use super::check::Check;
+use super::difference::Changes;
+use super::error::Problem;
+use super::form::{About, Else, Form, List, Literal, Maybe, Name, OneOf, Part, Reference, Switch, Word};
+use super::header::{HeaderEdits, Host};
+use super::kind::Location;
+use super::matches::{
+    HeaderMatches, Hosts, MatchedPath, Methods, PathExpression, PathRegex, PlainPath, Prefix, QueryMatches,
+};
+use super::report::Place;
+use super::retry::{Retries, WrittenRetries};
+use super::table::Table;
+use super::tree::Tree;
+use super::{
+    BodyLimit, HeaderMatch, HostPattern, ListenerName, MiddlewareName, PathOverrides, PathPattern, QueryMatch,
+    Redirect, Respond, RetryConfig, RouteName, Timeouts, UpstreamName,
+};
 
-/// `[[route]]`: which requests match and where they go.
-#[derive(Clone, Debug, PartialEq)]
+/// Which requests match, where they go, and with what on the way. The most specific route wins, whatever the order: an exact host, then a wildcard,
+/// then any host; an exact path, then the longest prefix, then patterns in the order of the file, then routes for every path. No match is 404. A
+/// route has one of `upstream`, `redirect` and `respond`.
+#[derive(Clone, Debug, PartialEq, Table)]
+#[table(check = Self::check, reload = Requests)]
 pub struct RouteConfig {
-    /// Unique.
+    /// What logs and metrics call it. Unique.
+    #[key(Name, otherwise = "made of methods, host and path")]
     pub name: RouteName,
-    /// The listeners it is bound to; empty is all.
+    /// The listeners it is bound to.
+    #[key(List(Reference("a listener")), otherwise = "all", shown_if = Self::is_bound)]
     pub listeners: Vec<ListenerName>,
-    /// Hosts, any of which matches; empty is every host.
+    /// `api.example.com`, `*.example.com` (any host below it, however deep) or `*` (every host). Any of them matches.
+    #[key(Hosts, otherwise = "every host")]
     pub hosts: Vec<HostPattern>,
-    /// Which paths match.
-    pub path: PathPattern,
-    /// Any of these; empty is every method.
-    pub methods: Vec<Method>,
-    /// All of these.
+    /// This path only. At most one of `path`, `path_prefix` and `path_regex`.
+    #[key(Maybe(MatchedPath), name = "path", otherwise = "every path")]
+    pub path_exact: Option<String>,
+    /// Whole segments: `/api` matches `/api` and `/api/x`, not `/apix`.
+    #[key(Maybe(Prefix), otherwise = "every path")]
+    pub path_prefix: Option<String>,
+    /// A pattern that matches the whole path.
+    #[key(Maybe(PathRegex), otherwise = "every path")]
+    pub path_regex: Option<PathExpression>,
+    /// Any of these.
+    #[key(Methods, otherwise = "every method")]
+    pub methods: Vec<http::Method>,
+    /// Headers that a request must have, all of them. Of several values of a header, one is enough.
+    #[key(HeaderMatches, otherwise = "any")]
     pub headers: Vec<HeaderMatch>,
-    /// All of these.
+    /// Parameters that the query must have, all of them, after percent-decoding.
+    #[key(QueryMatches, otherwise = "any")]
     pub query: Vec<QueryMatch>,
-    /// What is said of paths that servers read differently.
+    /// What is done with paths that servers read differently, for this route.
+    #[key(Part, shown_if = Self::has_paths)]
     pub paths: PathOverrides,
-    /// What is done with a request that matches.
-    pub action: Action,
-    /// Changes to the headers that go to the backend.
-    pub request_headers: HeaderEdits,
-    /// Changes to the headers that go to the client.
-    pub response_headers: HeaderEdits,
-    /// What its requests go through behind that of their listener; the outermost first.
-    pub middleware: Vec<MiddlewareName>,
-}
-
-/// Which hosts match. Lower case, without port or final dot.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum HostPattern {
-    /// The host itself: `api.example.com`.
-    Exact(String),
-    /// `*.example.com`, kept as `.example.com`: any host below it, however deep, but not `example.com`.
-    Wildcard(String),
-}
-
-/// Which paths match, in the form that paths are matched in (see [`target::path`](crate::target::path)).
-#[derive(Clone, Debug)]
-pub enum PathPattern {
-    /// The whole path.
-    Exact(String),
-    /// By whole segments: `/api` and `/api/` match `/api` and `/api/x`, not `/apix`. Kept without its final slash;
-    /// the empty text matches every path.
-    Prefix(String),
-    /// A regular expression over the whole path (anchored at both ends).
-    Regex(regex::Regex),
-}
-
-impl PartialEq for PathPattern {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Exact(a), Self::Exact(b)) | (Self::Prefix(a), Self::Prefix(b)) => a == b,
-            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
-            _ => false,
-        }
-    }
-}
-
-/// What a value must be.
-#[derive(Clone)]
-pub enum ValueMatch {
-    /// Anything, but there.
-    Present,
-    /// Not there at all.
-    Absent,
-    /// Exactly this.
-    Exact(String),
-    /// A regular expression over the whole value (anchored at both ends).
-    Regex(regex::Regex),
-}
-
-impl PartialEq for ValueMatch {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Present, Self::Present) | (Self::Absent, Self::Absent) => true,
-            (Self::Exact(a), Self::Exact(b)) => a == b,
-            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
-            _ => false,
-        }
-    }
-}
-
-impl fmt::Debug for ValueMatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Present => f.write_str("Present"),
-            Self::Absent => f.write_str("Absent"),
-            Self::Exact(text) => write!(f, "Exact({})", Kind::Sensitive.show(text)),
-            Self::Regex(regex) => write!(f, "Regex({})", Kind::Sensitive.show(regex.as_str())),
-        }
-    }
-}
-
-/// A header that must match; any of its values may.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HeaderMatch {
-    /// Which header.
-    pub name: HeaderName,
-    /// What it must be.
-    pub value: ValueMatch,
-}
-
-/// A query parameter that must match, compared after percent-decoding; any of its values may.
-#[derive(Clone, Debug, PartialEq)]
-pub struct QueryMatch {
-    /// Which parameter.
-    pub name: String,
-    /// What it must be.
-    pub value: ValueMatch,
-}
-
-/// What is done with a request that matches a route.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Forwarded to an upstream.
-    Forward(Forward),
-    /// Answered with a redirect.
-    Redirect(Redirect),
-    /// Answered as written.
-    Respond(Respond),
-}
-
-/// How a request is forwarded.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Forward {
-    /// An upstream that the file defines.
-    pub upstream: UpstreamName,
-    /// Which path the backend sees.
-    pub path: PathRewrite,
-    /// Which host the backend sees; `None` keeps the client's.
+    /// Where requests go.
+    #[key(Maybe(Reference("an upstream")), example = "users")]
+    pub upstream: Option<UpstreamName>,
+    /// Answers with a redirect.
+    #[key(Part)]
+    pub redirect: Option<Redirect>,
+    /// Answers with a response of its own.
+    #[key(Part)]
+    pub respond: Option<Respond>,
+    /// Whether the backend sees the path without `path_prefix`.
+    #[key(Switch, default = false, shown_if = Self::strips)]
+    pub strip_prefix: bool,
+    /// What the backend sees in place of `path_prefix` or `path`.
+    #[key(Maybe(PlainPath), example = "/v2")]
+    pub replace_prefix: Option<String>,
+    /// The host that the backend sees: the client's (`preserve`), or another one.
+    #[key(HostOrPreserve, default = "preserve", shown_if = Self::forwards)]
     pub host: Option<HeaderValue>,
-    /// How large a request's body may be, in place of what the listener says.
+    /// How large a request body may be, or it is answered 413.
+    #[key(Else(BodySize, "as the listener"), otherwise = "as the listener has it")]
     pub max_body: Option<BodyLimit>,
-    /// Who tells a client to go on that asks before it sends its body.
+    /// Who tells a client with `Expect: 100-continue` to go on: isobar (`answer`), or the backend (`pass`), which may refuse the request before its
+    /// body is sent. A backend that says nothing for `timeouts.expect` is taken to want the body.
+    #[key(OneOf, default = "answer", shown_if = Self::forwards)]
     pub expect: Expect,
-    /// How long it may take.
+    /// How long a request may take.
+    #[key(Part, shown_if = Self::forwards)]
     pub timeouts: Timeouts,
-    /// When it is tried again: the upstream's rules, with those of the route in their place.
+    /// When a request is tried again: what the upstream says, with what stands here in its place.
+    #[key(OverUpstream, otherwise = "as the upstream has it", shown_if = Self::forwards)]
     pub retries: Arc<RetryConfig>,
+    /// Changes to the headers that the backend gets.
+    #[key(Part, shown_if = Self::edits_requests)]
+    pub request_headers: HeaderEdits,
+    /// Changes to the headers that the client gets.
+    #[key(Part, shown_if = Self::edits_responses)]
+    pub response_headers: HeaderEdits,
+    /// Names of `[middleware.NAME.KIND]` that its requests go through, from the outside in, behind those of their listener.
+    #[key(List(Reference("a middleware")), otherwise = "none", shown_if = Self::has_middleware)]
+    pub middleware: Vec<MiddlewareName>,
+    /// Which paths match: what the three keys say.
+    pub path: PathPattern,
 }
 
 /// Who tells a client to go on that sends `Expect: 100-continue`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Word)]
 pub enum Expect {
     /// The proxy, once a connection to the backend is there. The backend does not see the field. Default.
     #[default]
     Answer,
     /// The backend, which may refuse the request instead.
     Pass,
-}
-
-impl Expect {
-    /// Each with its name.
-    pub const NAMES: [(&str, Self); 2] = [("answer", Self::Answer), ("pass", Self::Pass)];
-
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Answer => "answer",
-            Self::Pass => "pass",
-        }
-    }
 }
 
 /// Which path the backend sees.
@@ -188,152 +125,206 @@ pub enum PathRewrite {
     ReplacePrefix(String),
 }
 
-/// How long the parts of an exchange may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// From the request sent to the response's head, for each attempt; then another, or 504.
-    pub response_head: Duration,
-    /// Between two pieces of a body, either way.
-    pub body_idle: Duration,
-    /// From the request's head to the backend's word that the client may go on, with [`Expect::Pass`]; then the client is told so in any
-    /// case.
-    pub expect: Duration,
-    /// From the request's head to the response's end; `None` is any time.
-    pub exchange: Option<Duration>,
-    /// How long an upgraded connection (a WebSocket) may be silent.
-    pub tunnel_idle: Duration,
-    /// How long a gRPC call may be silent both ways, in place of `response_head` and `body_idle`; `None` is any time.
-    pub grpc_idle: Option<Duration>,
-    /// The longest deadline that a gRPC client may give its call; a longer one is shortened. `None` is any.
-    pub grpc_timeout_max: Option<Duration>,
-}
-
-/// A redirect.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Redirect {
-    /// 301, 302, 303, 307 or 308.
-    pub status: StatusCode,
-    /// `Location`. `${host}`-like parts are written as `{host}`, `{path}`, `{query}` (with its `?`, or empty), `{scheme}`.
-    pub location: Vec<LocationPart>,
-}
-
-impl Redirect {
-    /// The target as the file has it.
-    pub fn target(&self) -> String {
-        self.location.iter().map(LocationPart::as_written).collect()
+impl RouteConfig {
+    /// One with the defaults, which matches every request and does nothing.
+    pub fn new(name: impl Into<RouteName>) -> Self {
+        Self { name: name.into(), ..Self::of_defaults() }
     }
-}
 
-impl fmt::Debug for Redirect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { status, location: _ } = self;
-        let target = self.target();
-        f.debug_struct("Redirect").field("status", status).field("location", &Kind::Location.show(&target)).finish()
+    /// Which path the backend sees.
+    pub fn rewrite(&self) -> PathRewrite {
+        match (&self.replace_prefix, self.strip_prefix) {
+            (Some(prefix), _) => PathRewrite::ReplacePrefix(prefix.clone()),
+            (None, true) => PathRewrite::StripPrefix,
+            (None, false) => PathRewrite::Keep,
+        }
     }
-}
 
-/// A piece of a redirect's target.
-#[derive(Clone, PartialEq, Eq)]
-pub enum LocationPart {
-    /// As written.
-    Text(String),
-    /// `{scheme}`.
-    Scheme,
-    /// `{host}`, with its port where the client named one.
-    Host,
-    /// `{path}`.
-    Path,
-    /// `{query}`: `?` and the query, or nothing.
-    Query,
-}
+    fn is_bound(&self) -> bool {
+        !self.listeners.is_empty()
+    }
 
-impl LocationPart {
-    fn as_written(&self) -> &str {
-        match self {
-            Self::Text(text) => text,
-            Self::Scheme => "{scheme}",
-            Self::Host => "{host}",
-            Self::Path => "{path}",
-            Self::Query => "{query}",
+    fn has_paths(&self) -> bool {
+        self.paths != PathOverrides::default()
+    }
+
+    fn strips(&self) -> bool {
+        self.strip_prefix
+    }
+
+    fn forwards(&self) -> bool {
+        self.upstream.is_some()
+    }
+
+    fn has_middleware(&self) -> bool {
+        !self.middleware.is_empty()
+    }
+
+    fn edits_requests(&self) -> bool {
+        !self.request_headers.is_empty()
+    }
+
+    fn edits_responses(&self) -> bool {
+        !self.response_headers.is_empty()
+    }
+
+    fn check(check: &Check<'_>, place: Place, written: &WrittenRouteConfig, mut it: Self) -> Option<Self> {
+        if it.path_exact.is_none() && it.path_regex.is_none() {
+            it.path_prefix.get_or_insert_default();
+        }
+        it.path = it.check_path(check, written);
+        check_action(check, place, written);
+        check_rewrite(check, written);
+        HeaderEdits::refuse_host(check, &written.request_headers);
+        Some(it)
+    }
+
+    /// At most one of the three keys says which paths match.
+    fn check_path(&self, check: &Check<'_>, written: &WrittenRouteConfig) -> PathPattern {
+        let keys = [
+            ("path", written.path_exact.place()),
+            ("path_prefix", written.path_prefix.place()),
+            ("path_regex", written.path_regex.place()),
+        ];
+        refuse_several(check, keys, "only one of path, path_prefix and path_regex");
+        match (&self.path_exact, &self.path_prefix, &self.path_regex) {
+            (Some(path), ..) => PathPattern::Exact(path.clone()),
+            (None, Some(prefix), _) => PathPattern::Prefix(prefix.clone()),
+            (None, None, Some(PathExpression(regex))) => PathPattern::Regex(regex.clone()),
+            (None, None, None) => PathPattern::Prefix(String::new()),
         }
     }
 }
 
-/// Of a piece alone nobody knows whether it is of a query.
-impl fmt::Debug for LocationPart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Text(text) => write!(f, "Text({})", Kind::Sensitive.show(text)),
-            Self::Scheme => f.write_str("Scheme"),
-            Self::Host => f.write_str("Host"),
-            Self::Path => f.write_str("Path"),
-            Self::Query => f.write_str("Query"),
+/// Refuses all but the first of keys of which one at most may be there. Says which that is.
+fn refuse_several<const N: usize>(
+    check: &Check<'_>,
+    keys: [(&'static str, Option<Place>); N],
+    expected: &str,
+) -> Option<&'static str> {
+    let mut there = keys.into_iter().filter_map(|(key, place)| Some((key, place?)));
+    let (first, _) = there.next()?;
+    for (_, place) in there {
+        check.add(place, Problem::error(format!("the route has {first} too")).expected(expected));
+    }
+    Some(first)
+}
+
+fn check_action(check: &Check<'_>, route: Place, written: &WrittenRouteConfig) {
+    let actions = [
+        ("upstream", written.upstream.place()),
+        ("redirect", written.redirect.place()),
+        ("respond", written.respond.place()),
+    ];
+    match refuse_several(check, actions, "only one of upstream, redirect and respond") {
+        None if actions.iter().any(|(key, _)| check.report.is_meant(route, key)) => {}
+        None => {
+            let problem = Problem::error("the route does nothing");
+            check.add(route, problem.expected("one of upstream, redirect and respond"));
         }
+        Some("upstream") => {}
+        Some(action) => refuse_forwarding(check, written, action),
     }
 }
 
-/// A fixed response.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Respond {
-    /// 200 to 599.
-    pub status: StatusCode,
-    /// `Content-Type`; `None` where there is no body.
-    pub content_type: Option<HeaderValue>,
-    /// May be empty.
-    pub body: Bytes,
-}
-
-impl fmt::Debug for Respond {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { status, content_type, body } = self;
-        let body = String::from_utf8_lossy(body);
-        let body = Kind::Sensitive.show(&body);
-        let fields = &mut f.debug_struct("Respond");
-        fields.field("status", status).field("content_type", content_type).field("body", &body).finish()
+/// Keys about forwarding on a route that does not forward.
+fn refuse_forwarding(check: &Check<'_>, written: &WrittenRouteConfig, action: &str) {
+    let keys = [
+        written.strip_prefix.place(),
+        written.replace_prefix.place(),
+        written.host.place(),
+        written.max_body.place(),
+        written.expect.place(),
+        written.timeouts.place(),
+        written.retries.place(),
+        written.request_headers.place(),
+    ];
+    for place in keys.into_iter().flatten() {
+        let problem = Problem::error(format!("a {action} forwards nothing"));
+        check.add(place, problem.expected("this key only on a route with an upstream"));
     }
 }
 
-/// Changes to the headers of a message: removed first, then set, then added.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct HeaderEdits {
-    /// All values of these go.
-    pub remove: Vec<HeaderName>,
-    /// These replace what was there.
-    pub set: Vec<(HeaderName, HeaderValue)>,
-    /// These come beside what was there.
-    pub add: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl fmt::Debug for HeaderEdits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { remove, set, add } = self;
-        let fields = &mut f.debug_struct("HeaderEdits");
-        fields.field("remove", remove).field("set", &NamesOf(set)).field("add", &NamesOf(add)).finish()
+fn check_rewrite(check: &Check<'_>, written: &WrittenRouteConfig) {
+    if written.upstream.place().is_none() {
+        return;
+    }
+    let has_prefix = written.path_prefix.place().is_some();
+    let strip = written.strip_prefix.given().filter(|(_, strip)| **strip);
+    if let Some((place, _)) = strip
+        && !has_prefix
+    {
+        check.add(place, Problem::error("there is no prefix to strip").expected("path_prefix on the same route"));
+    }
+    let Some((place, _)) = written.replace_prefix.given() else { return };
+    if strip.is_some() {
+        let problem = Problem::error("the prefix is stripped already");
+        check.add(place, problem.expected("only one of strip_prefix and replace_prefix"));
+    }
+    if !has_prefix && written.path_exact.place().is_none() {
+        let problem = Problem::error("there is nothing to replace");
+        check.add(place, problem.expected("path_prefix or path on the same route; path_prefix = \"/\" is every path"));
     }
 }
 
-/// Headers without their values, for `Debug`.
-pub(super) struct NamesOf<'a>(pub(super) &'a [(HeaderName, HeaderValue)]);
+/// A host, or the client's: `None`.
+struct HostOrPreserve;
 
-impl fmt::Debug for NamesOf<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+impl HostOrPreserve {
+    const HOST: Host = Host("\"preserve\", or a name such as \"backend.example.com\", with its port if any");
+}
+
+impl Form<Option<HeaderValue>> for HostOrPreserve {
+    type Written = Location;
+
+    fn read(&self, check: &Check<'_>, place: Place, text: &Location) -> Option<Option<HeaderValue>> {
+        if text.as_str() == "preserve" {
+            return Some(None);
+        }
+        Self::HOST.read(check, place, text).map(Some)
+    }
+
+    fn show(&self, value: &Option<HeaderValue>) -> Option<Tree> {
+        Some(self.tell(value).into())
+    }
+
+    fn tell(&self, value: &Option<HeaderValue>) -> String {
+        value.as_ref().map_or_else(|| "preserve".into(), |value| Self::HOST.tell(value))
+    }
+
+    fn about(&self) -> About {
+        let about = Self::HOST.about();
+        About { form: format!("`\"preserve\"` or {}", about.form), ..about }
     }
 }
 
-impl HeaderEdits {
-    /// The fields of which nothing that came is left.
-    pub fn touched(&self) -> impl Iterator<Item = &HeaderName> {
-        self.remove.iter().chain(self.set.iter().map(|(name, _)| name))
+/// [`Retries`] of a route. They are read by a check, which knows what the upstream says.
+struct OverUpstream;
+
+impl Form<Arc<RetryConfig>> for OverUpstream {
+    type Written = WrittenRetries;
+
+    fn read(&self, _: &Check<'_>, _: Place, _: &WrittenRetries) -> Option<Arc<RetryConfig>> {
+        None
     }
 
-    /// The fields that a change is made to.
-    pub fn names(&self) -> impl Iterator<Item = &HeaderName> + Clone {
-        self.remove.iter().chain(self.set.iter().chain(&self.add).map(|(name, _)| name))
+    fn absent(&self, _: &Check<'_>, _: Literal) -> Arc<RetryConfig> {
+        Arc::default()
     }
 
-    /// Whether nothing changes.
-    pub fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    fn show(&self, value: &Arc<RetryConfig>) -> Option<Tree> {
+        Retries.show(value)
+    }
+
+    fn tell(&self, value: &Arc<RetryConfig>) -> String {
+        Retries.tell(value)
+    }
+
+    fn compare(&self, changes: &mut Changes, table: &str, words: &str, old: &Arc<RetryConfig>, new: &Arc<RetryConfig>) {
+        Retries.compare(changes, table, words, old, new);
+    }
+
+    fn about(&self) -> About {
+        Retries.about()
     }
 }

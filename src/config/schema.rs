@@ -4,14 +4,10 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::form::{About, Inner, Literal, Many, part_about, variable};
-use super::keys;
+use super::form::{Inner, Literal, Many, variable};
 use super::kind::Kind;
-use super::paths::PathOverrides;
-use super::reader::ANY_KEY;
-use super::table::{Key, Reload, Table};
+use super::table::{Reload, Table};
 use super::whole::Config;
-use super::{AdaptiveLimitConfig, BreakerConfig, OutlierConfig, PoolConfig, RetryBudgetConfig, SlowStartConfig};
 
 /// The JSON schema (draft 7) of `lb.toml`, for editors: what they complete, explain and underline. It knows what can be seen of one key alone;
 /// `isobar check` knows the rest.
@@ -58,54 +54,6 @@ fn described(schema: Value, doc: &str, default: Literal) -> Value {
     Value::Object(schema)
 }
 
-/// The schema of what is told by names alone: the keys that [`keys`] knows below a path.
-pub(crate) fn by_names(path: &str) -> Value {
-    if let Some(About { schema, .. }) = within_raw(path) {
-        return schema;
-    }
-    if keys::kind(&format!("{path}[]")).is_some() {
-        return json!({ "type": "array", "items": by_names(&format!("{path}[]")) });
-    }
-    let below: Vec<_> = keys::all().keys().filter_map(|key| key.strip_prefix(&format!("{path}."))).collect();
-    let names = below.iter().filter(|rest| !rest.contains(['.', '[']) && **rest != ANY_KEY);
-    let properties: Map<_, _> = names.map(|name| ((*name).to_owned(), by_names(&format!("{path}.{name}")))).collect();
-    if keys::kind(&format!("{path}.*")).is_some() {
-        // Beside keys that are known, an embedding program may have tables of its own.
-        let others = match properties.is_empty() {
-            true => by_names(&format!("{path}.*")),
-            false => json!({ "type": "object" }),
-        };
-        return json!({ "type": "object", "properties": properties, "additionalProperties": others });
-    }
-    let mut types: Vec<_> = keys::types(path).to_vec();
-    if !properties.is_empty() {
-        types.push("object");
-    } else if !types.contains(&"string") {
-        // A variable of the environment may stand for it.
-        types.push("string");
-    }
-    types.sort_unstable();
-    types.dedup();
-    match properties.is_empty() {
-        true => json!({ "type": types }),
-        false => json!({ "type": types, "properties": properties, "additionalProperties": false }),
-    }
-}
-
-/// The tables that describe themselves within those that are told by names.
-fn within_raw(path: &str) -> Option<About> {
-    Some(match path {
-        "upstream.*.retry_budget" => part_about::<RetryBudgetConfig>(),
-        "upstream.*.pool" => part_about::<PoolConfig>(),
-        "upstream.*.outlier_detection" => part_about::<OutlierConfig>(),
-        "upstream.*.slow_start" => part_about::<SlowStartConfig>(),
-        "upstream.*.circuit_breaker" => part_about::<BreakerConfig>(),
-        "upstream.*.adaptive_limit" => part_about::<AdaptiveLimitConfig>(),
-        "route[].paths" => part_about::<PathOverrides>(),
-        _ => return None,
-    })
-}
-
 impl Literal {
     /// As JSON.
     fn json(self) -> Option<Value> {
@@ -143,14 +91,18 @@ is told in the pages about them: [forwarding](forwarding.md), [TLS](tls.md), [HT
 - **Unknown keys** are refused, with the name that was probably meant.
 - **Takes effect** says what a [reload](reload.md) does with another value.
 
-Editors complete and check the file by its JSON schema. `isobar schema` prints it; [taplo](https://taplo.tamasfe.dev), which is behind the
-TOML support of most editors, finds it by the first line of the file:
+## In an editor
+
+Editors complete, explain and check the file by its JSON schema. `isobar schema` prints it; [the one of this version](lb.schema.json) is here. [taplo](https://taplo.tamasfe.dev), which is
+behind the TOML support of most editors (\"Even Better TOML\" of Visual Studio Code, for example), finds it by the first line of the file:
 
 ```text
 $ isobar schema > /etc/isobar/lb.schema.json
 $ head -1 /etc/isobar/lb.toml
 #:schema ./lb.schema.json
 ```
+
+On a command line, `taplo lint lb.toml` says the same. A schema knows what can be seen of one key alone; `isobar check` knows the rest.
 
 ";
 
@@ -167,6 +119,7 @@ fn section(page: &mut String, path: &str, table: &Inner, reload: Reload) {
     let title = match (path, table.many) {
         ("", _) => "At the top of the file".to_owned(),
         (path, Many::One) => format!("`[{path}]`"),
+        (path, Many::Named) => format!("`[{path}.NAME]`"),
         (path, Many::Listed) => format!("`[[{path}]]`"),
     };
     let _ = write!(page, "## {title}\n\n{}\n\n", table.doc);
@@ -176,7 +129,8 @@ fn section(page: &mut String, path: &str, table: &Inner, reload: Reload) {
     }
     for key in &table.keys {
         let default = match (key.is_needed, key.about.inner.is_some()) {
-            (true, _) => "needed, such as ".to_owned() + &key.example.words(),
+            (true, true) => "needed, see below".into(),
+            (true, false) => "needed, such as ".to_owned() + &key.example.words(),
             (false, true) => "below".into(),
             (false, false) => key.default.words(),
         };
@@ -188,10 +142,10 @@ fn section(page: &mut String, path: &str, table: &Inner, reload: Reload) {
     }
     page.push('\n');
     for key in &table.keys {
+        let path = if table.many == Many::Named { format!("{path}.NAME") } else { path.to_owned() };
         let below = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
-        match &key.about.inner {
-            Some(inner) => section(page, &below, inner, key.reload),
-            None => names(page, &below, key),
+        if let Some(inner) = &key.about.inner {
+            section(page, &below, inner, key.reload);
         }
     }
 }
@@ -201,28 +155,10 @@ fn line(page: &mut String, key: &str, form: &str, default: &str, reload: Reload,
     let _ = writeln!(page, "| `{key}` | {form} | {default} | {} | {doc} |", reload.as_str());
 }
 
-/// The names of keys of which nothing else is known here; `lb.toml` shows them.
-fn names(page: &mut String, path: &str, key: &Key) {
-    let within = |name: &&String| {
-        let rest = name.strip_prefix(path);
-        rest.is_some_and(|rest| rest.starts_with(['[', '.'])) && !name.ends_with("[]") && !name.ends_with(".*")
-    };
-    let tables: Vec<_> =
-        keys::all().keys().filter(within).filter_map(|name| Some((name, within_raw(name)?.inner?))).collect();
-    let is_told = |name: &&String| !tables.iter().any(|(table, _)| name.starts_with(table.as_str()));
-    let names: Vec<_> = keys::all().keys().filter(within).filter(is_told).map(|name| format!("`{name}`")).collect();
-    if names.is_empty() {
-        return;
-    }
-    let title = if path == "route" { "[[route]]".to_owned() } else { format!("[{path}.NAME]") };
-    let _ = write!(page, "## `{title}`\n\n{} [lb.toml](../lb.toml) shows them: {}.\n\n", key.doc, names.join(", "));
-    for (table, inner) in tables {
-        section(page, &table.replace("*", "NAME").replace("[]", ""), &inner, key.reload);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::keys;
+    use super::super::table::Key;
     use super::*;
 
     /// The keys that a schema knows, named as [`keys`] names them.

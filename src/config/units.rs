@@ -82,6 +82,13 @@ mod tests {
     }
 
     #[test]
+    fn durations_are_written_as_they_are_read() {
+        for (millis, text) in [(0, "0s"), (500, "500ms"), (1_500, "1s500ms"), (75_000, "1m15s"), (86_400_000, "24h")] {
+            assert_eq!(written(Duration::from_millis(millis)), text);
+        }
+    }
+
+    #[test]
     fn sizes() {
         for (text, bytes) in [("0", 0), ("1024", 1024), ("64KiB", 65_536), ("10MB", 10_000_000), ("1 GiB", 1 << 30)] {
             assert_eq!(size(text), Some(bytes), "{text}");

@@ -1,95 +1,94 @@
 //! `[upstream.NAME]`: backends, and how they are picked and spoken with.
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::backend::{self, Backends, warn_of_unreached};
+use super::check::Check;
+use super::error::Problem;
+use super::form::{About, Form, Limit, List, NamedTable, OnPart, OneOf, Part, Real, Reference, Timeout, Whole, Word};
+use super::report::Place;
+use super::retry::Retries;
+use super::strategy::StrategyName;
+use super::table::Table;
+use super::tree::Tree;
 use super::{
-    BackendLimits, BackendTlsConfig, HealthCheckConfig, LimitsConfig, MiddlewareName, OutlierConfig, Place, PoolConfig,
-    RetryBudgetConfig, RetryConfig, SlowStartConfig, TiersConfig, UpstreamName,
+    AdaptiveLimitConfig, BackendConfig, BackendLimits, BackendTlsConfig, BreakerConfig, HealthCheckConfig,
+    LimitsConfig, MiddlewareName, OutlierConfig, PoolConfig, QueueConfig, RetryBudgetConfig, RetryConfig,
+    SlowStartConfig, StrategyConfig, TiersConfig, UpstreamName, ZonesConfig,
 };
 
-/// `[upstream.NAME]`: a named pool of interchangeable backends under one policy.
-#[derive(Clone, Debug, PartialEq)]
+/// A named pool of interchangeable backends under one policy.
+#[derive(Clone, Debug, PartialEq, Table)]
+#[table(check = Self::check, reload = Requests)]
 pub struct UpstreamConfig {
-    /// The key under `[upstream]`.
-    pub name: UpstreamName,
     /// How a backend is picked.
+    #[key(StrategyName, default = "round_robin")]
     pub strategy: StrategyConfig,
-    /// In the order of the file. Addresses are unique. May be empty: requests are then answered 503.
+    /// An IP address or a name each, with its port, or a table. An upstream with an empty array answers 503.
+    #[key(Backends, required = true, example = ["10.0.0.1:9001"])]
     pub backends: Vec<BackendConfig>,
-    /// From the first packet to a connection, names looked up included.
+    /// From the first packet to a connection, names looked up included: a backend in the next rack answers in milliseconds.
+    #[key(Timeout, default = "3s")]
     pub connect_timeout: Duration,
-    /// When a request is tried again. Routes may change it for theirs.
+    /// When a request that failed goes to another backend. Routes may change it for theirs.
+    #[key(Retries)]
     pub retries: Arc<RetryConfig>,
     /// How many further attempts all its requests together may get.
+    #[key(Part)]
     pub retry_budget: RetryBudgetConfig,
     /// The idle connections that are kept.
+    #[key(Part)]
     pub pool: PoolConfig,
-    /// What is spoken to them.
+    /// What is spoken to the backends: HTTP/1.1 (`http1`); HTTP/2, without TLS by prior knowledge (`http2`); or by TLS what a backend takes, and in
+    /// the clear HTTP/1.1 (`auto`).
+    #[key(OneOf, default = "http1")]
     pub protocol: Protocol,
-    /// How they are spoken to by TLS; `None` is in the clear.
+    /// How the backends are spoken to by TLS; in the clear where there is no such table.
+    #[key(Part)]
     pub tls: Option<Arc<BackendTlsConfig>>,
-    /// How its backends are checked; `None` is not at all: they count as healthy.
+    /// Percent of a tier: if less of it is ready, and other tiers are too small, backends that are not ready are picked too. 0 is never.
+    #[key(Whole(0..=100), default = 50)]
+    pub panic_threshold: u32,
+    /// A tier that could bear so many times its load spills nothing to the next one until less than the reciprocal of it is ready.
+    #[key(Factor(1.0..=10.0), name = "overprovisioning", default = 1.4)]
+    pub overprovisioning_percent: u32,
+    /// Asks the backends whether they are well; without the table all count as healthy.
+    #[key(Part)]
     pub health_check: Option<Arc<HealthCheckConfig>>,
-    /// How much is asked of its backends at a time, and what is done with the rest.
-    pub limits: LimitsConfig,
-    /// Who is ejected because of its traffic; `None` is nobody.
+    /// Ejects backends that are worse than the others, by what comes of their requests.
+    #[key(OnPart)]
     pub outlier_detection: Option<OutlierConfig>,
-    /// How backends start that join or return; `None` is with all of their weight.
+    /// How backends start that join or return.
+    #[key(OnPart)]
     pub slow_start: Option<SlowStartConfig>,
-    /// Tiers, panic and zones.
-    pub tiers: TiersConfig,
-    /// What requests to it go through behind that of their route; the outermost first.
+    /// Keeps requests in this process's zone.
+    #[key(OnPart)]
+    pub zone_preference: Option<ZonesConfig>,
+    /// Requests at a time per backend, over all workers: what it can do without getting slower.
+    #[key(Limit(1..=1_000_000), default = "unlimited")]
+    pub max_in_flight: Option<u32>,
+    /// Connections at a time per backend, over all workers, idle ones included: what it accepts. Each request takes one.
+    #[key(Limit(1..=1_000_000), default = "unlimited")]
+    pub max_connections: Option<u32>,
+    /// Where requests wait that find every backend full.
+    #[key(Part, shown_if = Self::is_limited)]
+    pub queue: QueueConfig,
+    /// Sends nothing for a while when most attempts fail; none without the table.
+    #[key(Part)]
+    pub circuit_breaker: Option<BreakerConfig>,
+    /// A limit for all backends together that follows their latency; none without the table.
+    #[key(Part)]
+    pub adaptive_limit: Option<AdaptiveLimitConfig>,
+    /// Names of `[middleware.NAME.KIND]` that requests to it go through, from the outside in, behind those of their route.
+    #[key(List(Reference("a middleware")), otherwise = "none", shown_if = Self::has_middleware)]
     pub middleware: Vec<MiddlewareName>,
-}
-
-/// How a backend is picked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StrategyConfig {
-    /// Each in turn.
-    RoundRobin,
-    /// Each in turn as often as its weight, evenly spread.
-    WeightedRoundRobin,
-    /// Any, equally likely.
-    Random,
-    /// Any, as likely as its weight.
-    WeightedRandom,
-    /// The one with the fewest requests in flight for its weight.
-    LeastConnections,
-    /// The less loaded of two distinct draws.
-    PowerOfTwo,
-    /// One that the embedding program supplies under this name.
-    Custom(Arc<str>),
-}
-
-impl StrategyConfig {
-    /// The names of the strategies that isobar has itself, as `lb.toml` writes them.
-    pub const NAMES: [&str; 6] =
-        ["round_robin", "weighted_round_robin", "random", "weighted_random", "least_connections", "power_of_two"];
-
-    /// As `lb.toml` writes it.
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::RoundRobin => "round_robin",
-            Self::WeightedRoundRobin => "weighted_round_robin",
-            Self::Random => "random",
-            Self::WeightedRandom => "weighted_random",
-            Self::LeastConnections => "least_connections",
-            Self::PowerOfTwo => "power_of_two",
-            Self::Custom(name) => name,
-        }
-    }
-
-    /// Whether a weight other than 1 makes a difference (a custom strategy may look at it).
-    pub fn uses_weights(&self) -> bool {
-        !matches!(self, Self::RoundRobin | Self::Random)
-    }
+    /// The key under `[upstream]`.
+    pub name: UpstreamName,
 }
 
 /// What is spoken to the backends of an upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Word)]
 pub enum Protocol {
     /// HTTP/1.1.
     #[default]
@@ -100,71 +99,105 @@ pub enum Protocol {
     Auto,
 }
 
-impl Protocol {
-    /// As `lb.toml` writes it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Http1 => "http1",
-            Self::Http2 => "http2",
-            Self::Auto => "auto",
+impl UpstreamConfig {
+    /// One with the defaults.
+    pub fn new(name: impl Into<UpstreamName>, backends: Vec<BackendConfig>) -> Self {
+        Self { name: name.into(), backends, ..Self::of_defaults() }
+    }
+
+    /// How much is asked of its backends at a time, and what is done with the rest.
+    pub fn limits(&self) -> LimitsConfig {
+        let Self { queue, circuit_breaker: breaker, adaptive_limit: adaptive, .. } = *self;
+        LimitsConfig { backend: self.backend_limits(), queue, breaker, adaptive }
+    }
+
+    /// Tiers, panic and zones.
+    pub fn tiers(&self) -> TiersConfig {
+        TiersConfig {
+            overprovisioning_percent: self.overprovisioning_percent,
+            panic_percent: self.panic_threshold,
+            zones: self.zone_preference.clone(),
         }
     }
-}
 
-/// A backend of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BackendConfig {
-    /// Where it is.
-    pub address: Address,
-    /// 0 to 65 535; 0 takes nothing new.
-    pub weight: u16,
-    /// How much is asked of it at a time: its own limits, else those of its upstream.
-    pub limits: BackendLimits,
-    /// Its tier and zone.
-    pub place: Place,
-}
-
-/// Where a backend is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Address {
-    /// An IP address and a port.
-    Ip(SocketAddr),
-    /// A host name and a port; looked up again for each new connection.
-    Name(Arc<str>, u16),
-}
-
-/// A text that is no address of a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAnAddress;
-
-impl fmt::Display for NotAnAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an address with a port")
+    /// The limits of backends without limits of their own.
+    fn backend_limits(&self) -> BackendLimits {
+        BackendLimits { max_in_flight: self.max_in_flight, max_connections: self.max_connections }
     }
-}
 
-impl std::error::Error for NotAnAddress {}
-
-impl std::str::FromStr for Address {
-    type Err = NotAnAddress;
-
-    /// As `lb.toml` writes it: `10.0.0.1:9001`, `[2001:db8::1]:9001` or `users.internal:9001`.
-    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
-        super::check::parse_address(text).ok_or(NotAnAddress)
+    fn has_middleware(&self) -> bool {
+        !self.middleware.is_empty()
     }
-}
 
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ip(address) => address.fmt(f),
-            Self::Name(host, port) => write!(f, "{host}:{port}"),
+    /// Whether requests may have to wait: a queue without any limit is refused.
+    fn is_limited(&self) -> bool {
+        let has_limits = |backend: &BackendConfig| backend.limits() != BackendLimits::default();
+        self.adaptive_limit.is_some() || self.backends.iter().any(has_limits)
+    }
+
+    /// A health service of gRPC is asked by HTTP/2, as calls are.
+    fn speaks_http2(&self) -> bool {
+        self.protocol == Protocol::Http2 || (self.protocol == Protocol::Auto && self.tls.is_some())
+    }
+
+    fn check(check: &Check<'_>, place: Place, written: &WrittenUpstreamConfig, mut it: Self) -> Option<Self> {
+        if written.backends.place().is_none() {
+            let problem = Problem::error("an upstream needs backends").expected("backends = [\"10.0.0.1:9001\"]");
+            check.report.add_missing(place, "backends", problem);
         }
+        it.backends = backend::read_all(check, &written.backends, &it.strategy, it.backend_limits());
+        warn_of_unreached(check, &written.max_in_flight, it.backend_limits());
+        // Without backends nobody knows what their limits would be.
+        if let (Some(place), false, false) = (written.queue.place(), it.is_limited(), it.backends.is_empty()) {
+            let problem = Problem::error("a queue that nobody ever waits in: no backend has a limit");
+            check.add(place, problem.expected("max_in_flight, max_connections or an adaptive_limit too, or no queue"));
+        }
+        HealthCheckConfig::check_protocol(check, &written.health_check, it.speaks_http2());
+        // Those with a problem may be backends as well.
+        let count = it.backends.len();
+        if written.backends.value().is_some_and(|members| members.len() == count) {
+            RetryConfig::warn_of_too_many(check, &written.retries, count);
+            OutlierConfig::warn_of_no_ejections(check, &written.outlier_detection, count);
+        }
+        Some(it)
     }
 }
 
-impl serde::Serialize for Address {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+impl NamedTable for UpstreamConfig {
+    fn name(&self) -> &str {
+        self.name.as_str()
+    }
+}
+
+/// A number within bounds, which is kept in hundredths.
+struct Factor(std::ops::RangeInclusive<f64>);
+
+impl Factor {
+    fn of(percent: u32) -> f64 {
+        f64::from(percent) / 100.0
+    }
+
+    fn real(&self) -> Real {
+        Real(self.0.clone())
+    }
+}
+
+impl Form<u32> for Factor {
+    type Written = f64;
+
+    fn read(&self, check: &Check<'_>, place: Place, written: &f64) -> Option<u32> {
+        self.real().read(check, place, written).map(|factor| (factor * 100.0).round() as u32)
+    }
+
+    fn show(&self, value: &u32) -> Option<Tree> {
+        Some(Self::of(*value).into())
+    }
+
+    fn tell(&self, value: &u32) -> String {
+        Self::of(*value).to_string()
+    }
+
+    fn about(&self) -> About {
+        self.real().about()
     }
 }

@@ -9,18 +9,15 @@ use serde_json::json;
 use super::access_log::AccessLogConfig;
 use super::admin::AdminConfig;
 use super::check::{self, Check, value};
-use super::difference::Changes;
 use super::error::Problem;
-use super::field::{Field, Named};
-use super::form::{About, Form, FromLiteral, Listed, Literal, Maybe, Name, OnPart, Part, Span};
-use super::kind::OfKind;
+use super::field::Field;
+use super::form::{About, Form, Listed, Maybe, Name, OnPart, Part, Span, UnderNames, variable};
 use super::listener::ListenerConfig;
 use super::log::LogConfig;
-use super::middleware::RawMiddleware;
+use super::middleware::Middlewares;
 use super::overload::OverloadConfig;
 use super::raw;
 use super::report::Place;
-use super::schema;
 use super::table::Table;
 use super::tree::Tree;
 use super::{MiddlewareConfig, RouteConfig, UpstreamConfig};
@@ -57,18 +54,18 @@ pub struct Config {
     #[key(Part)]
     pub overload: OverloadConfig,
     /// Where clients connect. In the order of the file; names and addresses are unique.
-    #[key(Listed, name = "listener", reload = Connections)]
+    #[key(Listed, name = "listener", required = true, reload = Connections)]
     pub listeners: Vec<Arc<ListenerConfig>>,
     /// Whether any of them asks clients for certificates, so that what tells backends of these may come from nowhere else.
     pub tells_identity: bool,
     /// Where requests go. In the order of the file, which decides only between patterns.
-    #[key(Routes, name = "route", reload = Requests)]
+    #[key(Listed, name = "route", reload = Requests)]
     pub routes: Vec<Arc<RouteConfig>>,
     /// Pools of backends, each under its name.
-    #[key(Upstreams, name = "upstream", reload = Requests)]
+    #[key(UnderNames, name = "upstream", reload = Requests)]
     pub upstreams: Vec<Arc<UpstreamConfig>>,
     /// Plug-ins around requests and responses, which listeners, routes and upstreams name. Sorted by name.
-    #[key(Middlewares, reload = Requests)]
+    #[key(Middlewares, otherwise = "none", reload = Requests)]
     pub middleware: Vec<Arc<MiddlewareConfig>>,
 }
 
@@ -128,63 +125,8 @@ impl Form<Option<NonZeroUsize>> for Workers {
         let number = json!({ "type": "integer", "minimum": 1, "maximum": 1024 });
         About::new::<raw::Workers>(
             "a whole number, 1 to 1024, or `\"auto\"`",
-            json!({ "anyOf": [number, { "type": "string" }] }),
+            json!({ "anyOf": [number, { "enum": ["auto"] }, variable()] }),
         )
-    }
-}
-
-/// Tables whose keys stand in `raw` and are told by name alone.
-macro_rules! by_name {
-    ($(#[$doc:meta] $form:ident: $written:ty => $value:ty, $path:literal, $table:literal;)+) => {$(
-        #[$doc]
-        struct $form;
-
-        impl Form<Vec<Arc<$value>>> for $form {
-            type Written = $written;
-
-            fn read(&self, _: &Check<'_>, _: Place, _: &$written) -> Option<Vec<Arc<$value>>> {
-                Some(Vec::new())
-            }
-
-            fn absent(&self, _: &Check<'_>, _: Literal) -> Vec<Arc<$value>> {
-                Vec::new()
-            }
-
-            fn show(&self, _: &Vec<Arc<$value>>) -> Option<Tree> {
-                None
-            }
-
-            fn tell(&self, _: &Vec<Arc<$value>>) -> String {
-                String::new()
-            }
-
-            fn compare(&self, _: &mut Changes, _: &str, _: &str, _: &Vec<Arc<$value>>, _: &Vec<Arc<$value>>) {}
-
-            fn about(&self) -> About {
-                About::new::<$written>($table, schema::by_names($path))
-            }
-        }
-    )+};
-}
-
-by_name! {
-    /// `[[route]]`
-    Routes: raw::Tables<raw::Route> => RouteConfig, "route", "tables `[[route]]`";
-    /// `[middleware.NAME]`
-    Middlewares: Named<RawMiddleware> => MiddlewareConfig, "middleware", "tables `[middleware.NAME]`";
-    /// `[upstream.NAME]`
-    Upstreams: Named<raw::Upstream> => UpstreamConfig, "upstream", "tables `[upstream.NAME]`";
-}
-
-impl FromLiteral for raw::Route {
-    fn of(_: Literal) -> Option<Self> {
-        None
-    }
-}
-
-impl<T: OfKind> FromLiteral for Named<T> {
-    fn of(_: Literal) -> Option<Self> {
-        None
     }
 }
 

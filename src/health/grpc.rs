@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::http::{AbortOnDrop, USER_AGENT, in_time};
 use super::{CheckFailed, HealthCheck, connect};
-use crate::config::{Address, GrpcProbe, GrpcStatus};
+use crate::config::{Address, GrpcStatus, HealthCheckConfig};
 use crate::transport::tls::TlsOf;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -40,13 +40,13 @@ pub(super) struct Grpc {
 }
 
 impl Grpc {
-    pub(super) fn new(probe: &GrpcProbe) -> Self {
+    pub(super) fn new(probe: &HealthCheckConfig) -> Self {
         let mut headers = HeaderMap::new();
         headers.extend(probe.host.clone().map(|host| (header::HOST, host)));
         headers.insert(header::USER_AGENT, USER_AGENT);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        for (name, value) in &probe.headers {
+        for (name, value) in probe.headers.iter() {
             headers.insert(name, value.clone());
         }
         Self { headers, question: question(&probe.service) }

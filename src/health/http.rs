@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::{CheckFailed, HealthCheck, connect};
-use crate::config::{Address, BodyMatch, HttpProbe, Protocol};
+use crate::config::{Address, BodyPattern, HealthCheckConfig, Protocol};
 use crate::socket::Socket;
 use crate::transport::tls::TlsOf;
 
@@ -33,13 +33,14 @@ pub(super) struct Http {
     /// All of them, `Host` only where it is given.
     headers: HeaderMap,
     statuses: Vec<RangeInclusive<u16>>,
-    body: Option<BodyMatch>,
+    /// What the body must have in it, and how many of its bytes are looked at.
+    body: Option<(BodyPattern, usize)>,
     /// Whether HTTP/2 is spoken without asking.
     http2: bool,
 }
 
 impl Http {
-    pub(super) fn new(probe: &HttpProbe, protocol: Protocol) -> Self {
+    pub(super) fn new(probe: &HealthCheckConfig, protocol: Protocol) -> Self {
         let mut headers = HeaderMap::new();
         headers.extend(probe.host.clone().map(|host| (header::HOST, host)));
         headers.insert(header::USER_AGENT, USER_AGENT);
@@ -49,16 +50,16 @@ impl Http {
             // RFC 9110 §8.6: or some servers wait for a body.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        for (name, value) in &probe.headers {
+        for (name, value) in probe.headers.iter() {
             headers.insert(name, value.clone());
         }
-        let target: PathAndQuery = probe.target.clone();
+        let target: PathAndQuery = probe.path.0.clone();
         Self {
             method: probe.method.clone(),
             target: target.into(),
             headers,
             statuses: probe.statuses.clone(),
-            body: probe.body.clone(),
+            body: probe.body.clone().map(|pattern| (pattern, probe.body_limit)),
             http2: protocol == Protocol::Http2,
         }
     }
@@ -101,25 +102,25 @@ impl Http {
         }
         match &self.body {
             None => Ok(()),
-            Some(wanted) => timeout_at(deadline, self.look_into(body, wanted))
+            Some((pattern, limit)) => timeout_at(deadline, look_into(body, pattern, *limit))
                 .await
                 .unwrap_or(Err(CheckFailed::Timeout("reading the body"))),
         }
     }
+}
 
-    async fn look_into(&self, mut body: Incoming, wanted: &BodyMatch) -> Result<(), CheckFailed> {
-        let mut bytes = Vec::new();
-        while bytes.len() < wanted.limit
-            && let Some(frame) = body.frame().await
-        {
-            if let Ok(data) = frame.map_err(CheckFailed::Broken)?.into_data() {
-                let room = wanted.limit - bytes.len();
-                bytes.extend_from_slice(&data[..data.len().min(room)]);
-            }
+async fn look_into(mut body: Incoming, BodyPattern(pattern): &BodyPattern, limit: usize) -> Result<(), CheckFailed> {
+    let mut bytes = Vec::new();
+    while bytes.len() < limit
+        && let Some(frame) = body.frame().await
+    {
+        if let Ok(data) = frame.map_err(CheckFailed::Broken)?.into_data() {
+            let room = limit - bytes.len();
+            bytes.extend_from_slice(&data[..data.len().min(room)]);
         }
-        let found = wanted.pattern.is_match(&bytes);
-        if found { Ok(()) } else { Err(CheckFailed::Body { searched: bytes.len() }) }
     }
+    let found = pattern.is_match(&bytes);
+    if found { Ok(()) } else { Err(CheckFailed::Body { searched: bytes.len() }) }
 }
 
 impl HealthCheck for Http {

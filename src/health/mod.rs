@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use crate::backend::health::{Change, LastCheck, Thresholds};
 use crate::backend::outlier::Sight;
 use crate::backend::{BackendId, BackendState};
-use crate::config::{Address, GrpcStatus, HealthCheckConfig, Probe, Protocol, UpstreamName};
+use crate::config::{Address, GrpcStatus, HealthCheckConfig, ProbeKind, Protocol, UpstreamName};
 use crate::socket::Socket;
 use crate::telemetry::events::{EventKind, Events};
 use crate::telemetry::seldom::Seldom;
@@ -281,10 +281,10 @@ impl Checked {
 
 impl Settings {
     fn new(config: &Arc<HealthCheckConfig>, upstream: &Upstream) -> Self {
-        let kind = match &config.probe {
-            Probe::Http(probe) => Kind::Http(Box::new(Http::new(probe, upstream.config.protocol))),
-            Probe::Tcp => Kind::Tcp,
-            Probe::Grpc(probe) => Kind::Grpc(Box::new(Grpc::new(probe))),
+        let kind = match config.kind {
+            ProbeKind::Http => Kind::Http(Box::new(Http::new(config, upstream.config.protocol))),
+            ProbeKind::Tcp => Kind::Tcp,
+            ProbeKind::Grpc => Kind::Grpc(Box::new(Grpc::new(config))),
         };
         let protocol = upstream.config.protocol;
         Self { config: Arc::clone(config), tls: upstream.tls.clone(), protocol, kind }

@@ -38,7 +38,7 @@ pub(super) fn pause(config: &HealthCheckConfig, in_doubt: bool, random: f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{InitialHealth, Probe};
+    use crate::config::Table as _;
 
     const S: Duration = Duration::from_secs(1);
 
@@ -98,15 +98,10 @@ mod tests {
     #[test]
     fn pauses_vary_by_the_jitter_and_are_short_in_doubt() {
         let config = |jitter_percent| HealthCheckConfig {
-            probe: Probe::Tcp,
-            port: None,
             interval: 10 * S,
             interval_in_doubt: S,
             jitter_percent,
-            timeout: S,
-            unhealthy_after: 1,
-            healthy_after: 1,
-            initial: InitialHealth::Healthy,
+            ..HealthCheckConfig::of_defaults()
         };
         for (jitter, in_doubt, random, millis) in [
             (0, false, 0.3, 10_000),

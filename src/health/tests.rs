@@ -6,10 +6,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::backend::health::{Streak, Verdict};
-use crate::config::{
-    BackendConfig, BackendLimits, HttpProbe, InitialHealth, LimitsConfig, Place, PoolConfig, StrategyConfig,
-    TiersConfig, UpstreamConfig,
-};
+use crate::config::{BackendConfig, InitialHealth, PoolConfig, Table as _, UpstreamConfig};
 use crate::strategy::Factories;
 
 fn change(passed: bool, length: u32) -> Change {
@@ -50,18 +47,9 @@ fn failures_in_words() {
 fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<Upstream> {
     let backends = (1..=backends).map(|last| {
         let address = Address::Ip(([127, 0, 0, last], at.port()).into());
-        BackendConfig { address, weight: 1, place: Place::default(), limits: BackendLimits::default() }
+        BackendConfig::new(address)
     });
     let check = HealthCheckConfig {
-        probe: Probe::Http(HttpProbe {
-            method: ::http::Method::GET,
-            target: "/".parse().unwrap(),
-            host: None,
-            headers: Vec::new(),
-            statuses: vec![200..=299],
-            body: None,
-        }),
-        port: None,
         interval: 100 * timeout,
         interval_in_doubt: 100 * timeout,
         jitter_percent: 0,
@@ -69,23 +57,16 @@ fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<
         unhealthy_after: 1,
         healthy_after: 1,
         initial: InitialHealth::Unhealthy,
+        ..HealthCheckConfig::of_defaults()
     };
     let config = UpstreamConfig {
-        name: name.into(),
-        strategy: StrategyConfig::RoundRobin,
-        backends: backends.collect(),
         connect_timeout: timeout,
         retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
-        retry_budget: crate::config::RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 1, idle_timeout: timeout },
-        protocol: crate::config::Protocol::Http1,
-        tls: None,
         health_check: Some(Arc::new(check)),
-        limits: LimitsConfig::default(),
         outlier_detection: None,
         slow_start: None,
-        tiers: TiersConfig::default(),
-        middleware: Vec::new(),
+        ..UpstreamConfig::new(name, backends.collect())
     };
     Upstream::build(Arc::new(config), UpstreamState::new(name.into(), 1), &Factories::default())
 }

@@ -6,7 +6,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::config::{ListenerConfig, ListenerName, MiddlewareConfig, MiddlewareKind, MiddlewareName, MiddlewareTable};
+use crate::config::{
+    HeaderRules, ListenerConfig, ListenerName, MiddlewareConfig, MiddlewareKind, MiddlewareName, MiddlewareTable,
+};
 use crate::telemetry::metrics::{MiddlewareMetrics, Sharded};
 
 use super::{Chain, Headers, Middleware, TIMEOUT, named};
@@ -121,7 +123,7 @@ impl Kinds {
     /// When its factory refuses the table, or there is none.
     pub fn install(&self, config: &Arc<MiddlewareConfig>, state: Arc<State>) -> Result<Arc<Installed>, Failed> {
         let hook = match &config.kind {
-            MiddlewareKind::Headers { request, response } => {
+            MiddlewareKind::Headers(HeaderRules { request, response }) => {
                 Box::new(Headers::new(request.clone(), response.clone())) as Box<dyn Middleware>
             }
             MiddlewareKind::Custom { kind, table } => {

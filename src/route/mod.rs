@@ -55,7 +55,7 @@ pub struct Route {
     pub config: Arc<RouteConfig>,
     /// What is done with a request.
     pub action: Action,
-    /// What it passes through, behind the middleware of its listener.
+    /// What it passes through.
     pub chain: Chain,
     /// What was counted of it, over reloads.
     pub metrics: Arc<Sharded<RouteMetrics>>,
@@ -117,7 +117,7 @@ impl Table {
         let draft = Draft::of(routes);
         let upstreams: HashMap<_, _> = upstreams.iter().map(|upstream| (upstream.name(), upstream)).collect();
         let routes = routes.iter().map(|config| {
-            let action = Action::build(&config.action, &upstreams);
+            let action = Action::build(config, &upstreams);
             let behind = action.middleware();
             Arc::new(Route {
                 name: config.name.clone(),
@@ -222,38 +222,38 @@ impl<'a> From<&'a target::path::Matched> for Reading<'a> {
 }
 
 impl Action {
-    fn build(config: &config::Action, upstreams: &HashMap<&UpstreamName, &Arc<Upstream>>) -> Self {
-        match config {
-            config::Action::Forward(forward) => match upstreams.get(&forward.upstream) {
-                Some(&upstream) => Self::Forward(Forward {
-                    upstream: Arc::clone(upstream),
-                    path: forward.path.clone(),
-                    host: forward.host.clone(),
-                    max_body: forward.max_body,
-                    expect: forward.expect,
-                    timeouts: forward.timeouts,
-                    retries: Arc::clone(&forward.retries),
-                }),
-                // A checked configuration has no such route. Leaving it out would send its requests to a less specific
-                // route, whose backends may not be meant to see them.
-                None => Self::Respond(config::Respond {
-                    status: StatusCode::SERVICE_UNAVAILABLE,
-                    content_type: None,
-                    body: Bytes::new(),
-                }),
-            },
-            config::Action::Redirect(redirect) => Self::Redirect(redirect.clone()),
-            config::Action::Respond(respond) => Self::Respond(respond.clone()),
-        }
-    }
-}
-
-impl Action {
     /// The middleware of the upstream, where there is one.
     fn middleware(&self) -> &[MiddlewareName] {
         match self {
             Self::Forward(forward) => &forward.upstream.config.middleware,
             Self::Redirect(_) | Self::Respond(_) => &[],
+        }
+    }
+
+    fn build(config: &RouteConfig, upstreams: &HashMap<&UpstreamName, &Arc<Upstream>>) -> Self {
+        if let Some(redirect) = &config.redirect {
+            return Self::Redirect(redirect.clone());
+        }
+        if let Some(respond) = &config.respond {
+            return Self::Respond(respond.clone());
+        }
+        match config.upstream.as_ref().and_then(|name| upstreams.get(name)) {
+            Some(&upstream) => Self::Forward(Forward {
+                upstream: Arc::clone(upstream),
+                path: config.rewrite(),
+                host: config.host.clone(),
+                max_body: config.max_body,
+                expect: config.expect,
+                timeouts: config.timeouts,
+                retries: Arc::clone(&config.retries),
+            }),
+            // A checked configuration has no such route. Leaving it out would send its requests to a less specific
+            // route, whose backends may not be meant to see them.
+            None => Self::Respond(config::Respond {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                content_type: None,
+                body: Bytes::new(),
+            }),
         }
     }
 }

@@ -2,29 +2,15 @@ use http::{HeaderName, Method};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{
-    HeaderEdits, HeaderMatch, PathOverrides, QueryMatch, Redirect, Respond, UpstreamConfig, ValueMatch,
-};
+use crate::config::{HeaderMatch, QueryMatch, Redirect, UpstreamConfig, ValueMatch};
 use crate::strategy::Factories;
 use crate::upstream::UpstreamState;
 
 /// A route from a line such as `GET a.example,*.a.example /api/* x-a=1 ?q=1 @main`: methods in capitals, paths after a slash
 /// (`/*` at the end for a prefix, `~` in front for a pattern), `?` for the query, `@` for a listener, the rest by `=` or `.`.
 fn route(name: &str, line: &str) -> Arc<RouteConfig> {
-    let mut config = RouteConfig {
-        name: name.into(),
-        listeners: Vec::new(),
-        hosts: Vec::new(),
-        path: PathPattern::Prefix(String::new()),
-        methods: Vec::new(),
-        headers: Vec::new(),
-        query: Vec::new(),
-        paths: PathOverrides::default(),
-        action: config::Action::Respond(Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() }),
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        middleware: Vec::new(),
-    };
+    let respond = config::Respond { status: StatusCode::OK, content_type: None, body: Bytes::new() };
+    let mut config = RouteConfig { respond: Some(respond), ..RouteConfig::new(name) };
     for word in line.split_whitespace() {
         if let Some(listener) = word.strip_prefix('@') {
             config.listeners.push(listener.into());
@@ -267,50 +253,23 @@ fn no_routes() {
 
 #[test]
 fn actions_are_resolved() {
-    let forward = |upstream: &str| {
-        config::Action::Forward(config::Forward {
-            upstream: upstream.into(),
-            path: config::PathRewrite::StripPrefix,
+    let redirect = Redirect { status: StatusCode::FOUND, location: vec![config::LocationPart::Path] };
+    let with = |name: &str, line: &str, upstream: Option<&str>| {
+        Arc::new(RouteConfig {
+            upstream: upstream.map(Into::into),
+            redirect: upstream.is_none().then(|| redirect.clone()),
+            respond: None,
             host: Some(HeaderValue::from_static("inside")),
-            max_body: None,
-            expect: config::Expect::Answer,
-            retries: Arc::default(),
-            timeouts: config::Timeouts {
-                response_head: std::time::Duration::from_secs(1),
-                body_idle: std::time::Duration::from_secs(2),
-                expect: std::time::Duration::from_secs(1),
-                exchange: None,
-                tunnel_idle: std::time::Duration::from_secs(3),
-                grpc_idle: None,
-                grpc_timeout_max: None,
-            },
+            ..(*route(name, line)).clone()
         })
     };
-    let redirect = Redirect { status: StatusCode::FOUND, location: vec![config::LocationPart::Path] };
-    let with = |name: &str, line: &str, action| Arc::new(RouteConfig { action, ..(*route(name, line)).clone() });
     let configs = [
-        with("users", "/users/*", forward("users")),
-        with("lost", "/users/lost/*", forward("nowhere")),
-        with("moved", "/moved", config::Action::Redirect(redirect.clone())),
+        with("users", "/users/*", Some("users")),
+        with("lost", "/users/lost/*", Some("nowhere")),
+        with("moved", "/moved", None),
     ];
     let upstream = Upstream::build(
-        Arc::new(UpstreamConfig {
-            name: "users".into(),
-            strategy: config::StrategyConfig::RoundRobin,
-            backends: Vec::new(),
-            connect_timeout: std::time::Duration::from_secs(1),
-            retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
-            retry_budget: crate::config::RetryBudgetConfig::default(),
-            pool: config::PoolConfig { max_idle: 1, idle_timeout: std::time::Duration::from_secs(1) },
-            protocol: crate::config::Protocol::Http1,
-            tls: None,
-            health_check: None,
-            limits: crate::config::LimitsConfig::default(),
-            outlier_detection: None,
-            slow_start: None,
-            tiers: config::TiersConfig::default(),
-            middleware: Vec::new(),
-        }),
+        Arc::new(UpstreamConfig::new("users", Vec::new())),
         UpstreamState::new("users".into(), 1),
         &Factories::default(),
     );

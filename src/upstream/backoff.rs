@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::config::RetryConfig;
+use crate::config::{BackoffConfig, RetryConfig};
 
 /// The waits between the attempts of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Default for BackoffSettings {
 
 impl From<&RetryConfig> for BackoffSettings {
     fn from(config: &RetryConfig) -> Self {
-        let RetryConfig { backoff_base: base, backoff_max: max, retry_after_max, .. } = *config;
+        let BackoffConfig { base, max, retry_after_max } = config.backoff;
         Self { base, max, retry_after_max }
     }
 }

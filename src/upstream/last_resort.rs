@@ -61,7 +61,7 @@ impl Signs {
                 backend.state.outlier.history().ejection().map(Self::of_ejection)
             }
             // Where panic is switched off, what checks say is final.
-            Readiness::Unchecked | Readiness::Unhealthy { .. } if config.tiers.panic_percent == 0 => None,
+            Readiness::Unchecked | Readiness::Unhealthy { .. } if config.panic_threshold == 0 => None,
             Readiness::Unchecked if initial == Some(InitialHealth::Unhealthy) => None,
             Readiness::Unchecked => Some(Self::Unchecked),
             Readiness::Unhealthy { unreachable: false } => Some(Self::Unhealthy),

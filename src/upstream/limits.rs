@@ -78,9 +78,10 @@ impl Upstream {
 }
 
 fn queue(config: &QueueConfig) -> QueueSettings {
+    let QueueConfig { target, interval, .. } = *config;
     let order = match config.order {
         QueueOrder::Fifo => Order::Fifo,
-        QueueOrder::Adaptive { target, interval } => Order::Adaptive { target, interval },
+        QueueOrder::Adaptive => Order::Adaptive { target, interval },
     };
     QueueSettings { max: config.length, timeout: config.timeout, order }
 }
@@ -127,7 +128,7 @@ mod tests {
         let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"u\"\n[upstream.u]\n\
                     backends = [\"10.0.0.1:80\"]\ncircuit_breaker = {}\nadaptive_limit = {}\n";
         let config = parse(text, "lb.toml", &|_| None, &Vocabulary::default()).unwrap().config;
-        let limits = Limits::new(&config.upstreams[0].limits);
+        let limits = Limits::new(&config.upstreams[0].limits());
         assert_eq!(limits.queue, QueueSettings::default());
         assert_eq!(limits.breaker, Some(BreakerSettings::default()));
         assert_eq!(limits.adaptive, Some(GradientSettings::default()));

@@ -97,7 +97,7 @@ impl Upstream {
         let listed = BackendSet::of_file(&config.backends);
         let set = state.sources.set_with(&listed);
         let backends = backends(&set, &config, &state);
-        let limits = Limits::new(&config.limits);
+        let limits = Limits::new(&config.limits());
         let bounded = AtomicBool::new(limits.bound(&backends));
         let layout = Layout::of(&backends, &config, Instant::now());
         let roster = Roster::build((set, layout), backends, &config, &state.cursors, factories);

@@ -94,7 +94,7 @@ impl Layout {
             backup: backend.instance.place.tier == Tier::Backup,
             zone: backend.instance.place.zone.clone(),
         });
-        let plan = tiers::plan(&members.collect::<Vec<_>>(), &config.tiers);
+        let plan = tiers::plan(&members.collect::<Vec<_>>(), &config.tiers());
         Self { backends: seats, plan, next: next.map(|next| next.max(now)) }
     }
 }

@@ -3,8 +3,8 @@ use std::time::{Duration, SystemTime};
 use super::*;
 use crate::backend::health::{LastCheck, Thresholds};
 use crate::config::{
-    BackendConfig, BackendLimits, HealthCheckConfig, LimitsConfig, OutlierConfig, Place, PoolConfig, Probe,
-    SlowStartConfig, StrategyConfig, Tier, TiersConfig,
+    BackendConfig, BackendLimits, HealthCheckConfig, OutlierConfig, PoolConfig, ProbeKind, StrategyConfig, Table as _,
+    Tier,
 };
 use crate::telemetry::events::{EventKind, Events};
 
@@ -17,30 +17,14 @@ fn address(last: u8) -> Address {
 /// Backends of weight 1 but for one of weight 0, checked or not.
 fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig> {
     let weight = |last: u8| u16::from(last != 0);
+    let backend = |&it: &u8| BackendConfig { weight: weight(it), ..BackendConfig::new(address(it)) };
     Arc::new(UpstreamConfig {
-        middleware: Vec::new(),
-        name: "u".into(),
-        strategy: StrategyConfig::RoundRobin,
-        backends: backends
-            .iter()
-            .map(|&it| BackendConfig {
-                address: address(it),
-                weight: weight(it),
-                place: Place::default(),
-                limits: BackendLimits::default(),
-            })
-            .collect(),
         connect_timeout: S,
         retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
-        retry_budget: crate::config::RetryBudgetConfig::default(),
         pool: PoolConfig { max_idle: 1, idle_timeout: S },
-        protocol: crate::config::Protocol::Http1,
-        tls: None,
-        limits: LimitsConfig::default(),
         health_check: initial.map(|initial| {
             Arc::new(HealthCheckConfig {
-                probe: Probe::Tcp,
-                port: None,
+                kind: ProbeKind::Tcp,
                 interval: S,
                 interval_in_doubt: S,
                 jitter_percent: 0,
@@ -48,11 +32,11 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
                 unhealthy_after: 1,
                 healthy_after: 1,
                 initial,
+                ..HealthCheckConfig::of_defaults()
             })
         }),
-        outlier_detection: Some(OutlierConfig::default()),
-        slow_start: Some(SlowStartConfig::default()),
-        tiers: TiersConfig { panic_percent: 0, ..TiersConfig::default() },
+        panic_threshold: 0,
+        ..UpstreamConfig::new("u", backends.iter().map(backend).collect())
     })
 }
 
@@ -140,7 +124,7 @@ fn a_full_backend_is_passed_over_however_many_are_full() {
         let mut config = UpstreamConfig::clone(&config(&numbers, None));
         config.strategy = strategy;
         let one = BackendLimits { max_in_flight: Some(5), max_connections: Some(1) };
-        config.backends.iter_mut().for_each(|backend| backend.limits = one);
+        config.backends.iter_mut().for_each(|backend| backend.limit(one));
         let upstream = build(Arc::new(config), &UpstreamState::new("u".into(), 1));
         upstream.enforce();
         let (now, mut dice) = (Instant::now(), Dice::seeded(3));
@@ -168,7 +152,7 @@ fn limits_hold_from_when_they_are_enforced_and_for_requests_of_the_snapshot_befo
         |upstream: &Upstream| upstream.lease(None, Instant::now(), &Tried::default(), &mut Dice::seeded(1)).ok();
     let _held = [lease(&before).unwrap(), lease(&before).unwrap()];
     let mut limited = UpstreamConfig::clone(&config(&[1], None));
-    limited.backends[0].limits.max_in_flight = Some(2);
+    limited.backends[0].limit(BackendLimits { max_in_flight: Some(2), max_connections: None });
     let next = build(Arc::new(limited), &state);
     assert!(lease(&before).is_some(), "a reload that is only prepared changes nothing");
     next.enforce();
@@ -284,9 +268,12 @@ fn an_ejection_by_hand_is_no_matter_of_panic_and_ends_by_hand_or_in_its_time() {
 fn tiered(members: &[(Tier, u16)]) -> Arc<Upstream> {
     let mut config = (*config(&[1, 2, 3, 4, 5, 6][..members.len()], Some(InitialHealth::Healthy))).clone();
     config.strategy = StrategyConfig::WeightedRoundRobin;
-    config.tiers = TiersConfig::default();
+    config.panic_threshold = 50;
     for (backend, &(tier, weight)) in config.backends.iter_mut().zip(members) {
-        backend.place.tier = tier;
+        match tier {
+            Tier::Priority(priority) => backend.priority = priority,
+            Tier::Backup => backend.backup = true,
+        }
         backend.weight = weight;
     }
     build(Arc::new(config), &UpstreamState::new("u".into(), 1))
@@ -350,7 +337,7 @@ fn the_last_resort_is_in_the_order_of_what_speaks_against_it() {
         let mut config = UpstreamConfig::clone(&config(&numbers, Some(InitialHealth::Healthy)));
         config.outlier_detection = Some(OutlierConfig { max_ejected_percent: 100, ..OutlierConfig::default() });
         // So many have gone, and there is no panic all the same.
-        config.tiers = TiersConfig { panic_percent, overprovisioning_percent: 1000, ..TiersConfig::default() };
+        (config.panic_threshold, config.overprovisioning_percent) = (panic_percent, 1000);
         let upstream = build(Arc::new(config), &UpstreamState::new("u".into(), 1));
         eject(&upstream, 1, Outcome::Connect);
         eject(&upstream, 2, Outcome::Reset);
@@ -393,7 +380,8 @@ fn who_is_ejected_is_asked_where_nobody_is_ready() {
 fn equals_of_the_last_resort_share_what_falls_upon_them_and_keep_their_limits() {
     let mut config = UpstreamConfig::clone(&config(&[1, 2, 3, 4], None));
     config.outlier_detection = Some(OutlierConfig { max_ejected_percent: 100, ..OutlierConfig::default() });
-    config.backends.iter_mut().for_each(|backend| backend.limits.max_in_flight = Some(4));
+    let four = BackendLimits { max_in_flight: Some(4), max_connections: None };
+    config.backends.iter_mut().for_each(|backend| backend.limit(four));
     let upstream = build(Arc::new(config), &UpstreamState::new("u".into(), 1));
     upstream.enforce();
     for (place, outcome) in [(1, Outcome::Connect), (2, Outcome::Gateway), (3, Outcome::Gateway)] {

@@ -488,15 +488,12 @@ fn shortest_timeout(snapshot: &Snapshot) -> Duration {
         });
         [upstream.config.connect_timeout].into_iter().chain(queue)
     });
-    let routes = config.routes.iter().flat_map(|route| match &route.action {
-        crate::config::Action::Forward(forward) => {
-            let timeouts = &forward.timeouts;
-            let attempt = forward.retries.attempt_timeout.unwrap_or(Duration::MAX);
-            let grpc = timeouts.grpc_idle.unwrap_or(Duration::MAX);
-            let exchange = timeouts.exchange.unwrap_or(Duration::MAX);
-            vec![timeouts.response_head, timeouts.body_idle, exchange, attempt, grpc]
-        }
-        _ => Vec::new(),
+    let routes = config.routes.iter().filter(|route| route.upstream.is_some()).flat_map(|route| {
+        let timeouts = &route.timeouts;
+        let attempt = route.retries.attempt_timeout.unwrap_or(Duration::MAX);
+        let grpc = timeouts.grpc_idle.unwrap_or(Duration::MAX);
+        let exchange = timeouts.exchange.unwrap_or(Duration::MAX);
+        [timeouts.response_head, timeouts.body_idle, exchange, attempt, grpc]
     });
     let handshakes = config.listeners.iter().filter_map(|listener| Some(listener.tls.as_ref()?.handshake_timeout));
     let middleware = config.middleware.iter().map(|middleware| middleware.timeout);

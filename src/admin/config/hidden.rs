@@ -1,9 +1,8 @@
 //! What of the configuration may be seen: each value is shown as the kind of its key has it, and one without a key not at all.
 
-use serde::ser::{Error as _, Serialize, Serializer};
+use serde::ser::{Serialize, Serializer};
 
-use super::Shown;
-use crate::config::{Config, Kind, Tree, keys};
+use crate::config::{Config, Kind, Table, Tree, keys};
 
 /// The configuration without what may be a secret.
 #[derive(Debug)]
@@ -11,8 +10,7 @@ pub(super) struct Hidden<'a>(pub(super) &'a Config);
 
 impl Serialize for Hidden<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let whole = serde_json::to_string(&Shown(self.0)).map_err(S::Error::custom)?;
-        let mut whole: Tree = serde_json::from_str(&whole).map_err(S::Error::custom)?;
+        let mut whole = self.0.tree();
         hide("", &mut whole);
         whole.serialize(serializer)
     }

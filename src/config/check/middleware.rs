@@ -2,52 +2,50 @@
 
 use std::collections::HashSet;
 
-use super::value::{name, timeout};
-use super::{Check, header};
+use super::Check;
+use super::value::name;
 use crate::config::error::Problem;
 use crate::config::field::{Entry, Field};
 use crate::config::kind::Word;
 use crate::config::listener::WrittenListenerConfig;
-use crate::config::middleware::{Free, RawMiddleware};
-use crate::config::raw;
+use crate::config::middleware::{Free, KnownKeys, WrittenMiddleware};
+use crate::config::route::WrittenRouteConfig;
+use crate::config::table::Table;
+use crate::config::whole::WrittenConfig;
 use crate::config::{MiddlewareConfig, MiddlewareKind, MiddlewareName};
 
 /// The middleware of the file, sorted by name.
-pub(super) fn middleware(check: &Check<'_>, file: &raw::File) -> Vec<MiddlewareConfig> {
+pub(super) fn middleware(check: &Check<'_>, file: &WrittenConfig) -> Vec<MiddlewareConfig> {
     let entries = file.middleware.entries();
     let mut all: Vec<_> = entries.iter().filter_map(|entry| one(check, entry)).collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
-    for (_, listener) in file.listeners.members() {
-        named(check, &listener.middleware, file);
-    }
+    let listeners = file.listeners.members().map(|(_, it)| &it.middleware);
+    let routes = file.routes.members().map(|(_, it)| &it.middleware);
+    let upstreams = file.upstreams.entries().iter().filter_map(|entry| entry.value.value()).map(|it| &it.middleware);
+    listeners.chain(routes).chain(upstreams).for_each(|names| named(check, names, file));
     twice(check, file);
     unused(check, file);
     all
 }
 
-fn one(check: &Check<'_>, entry: &Entry<RawMiddleware>) -> Option<MiddlewareConfig> {
+fn one(check: &Check<'_>, entry: &Entry<WrittenMiddleware>) -> Option<MiddlewareConfig> {
     let own_name = name(check, entry.place, &entry.name).map(MiddlewareName::from);
     let raw = entry.value.value()?;
-    let timeout = timeout(check, &raw.timeout, "5s");
-    let kinds = raw.headers.place().into_iter().chain(raw.others.iter().map(|other| other.place));
+    let kinds = raw.known.headers.place().into_iter().chain(raw.others.iter().map(|other| other.place));
     for place in kinds.skip(1) {
         let problem = Problem::error("this middleware has another kind too");
         check.add(place, problem.expected("one kind for each, under a name of its own"));
     }
-    let kind = if let Some(headers) = raw.headers.value() {
-        let edits = |field, direction| header::edits(check, field, direction);
-        let request = edits(&headers.request, header::Direction::Request);
-        let response = edits(&headers.response, header::Direction::Response);
-        Some(MiddlewareKind::Headers { request, response })
-    } else if raw.headers.place().is_some() {
-        None
-    } else {
-        custom(check, entry, &raw.others)
+    let KnownKeys { timeout, headers } = KnownKeys::read(check, entry.place, &raw.known)?;
+    let kind = match headers {
+        Some(rules) => Some(MiddlewareKind::Headers(rules)),
+        None if raw.known.headers.place().is_some() => None,
+        None => custom(check, entry, &raw.others),
     };
     Some(MiddlewareConfig { name: own_name?, timeout, kind: kind? })
 }
 
-fn custom(check: &Check<'_>, entry: &Entry<RawMiddleware>, others: &[Entry<Free>]) -> Option<MiddlewareKind> {
+fn custom(check: &Check<'_>, entry: &Entry<WrittenMiddleware>, others: &[Entry<Free>]) -> Option<MiddlewareKind> {
     let known = &check.vocabulary.middleware;
     let names = || MiddlewareKind::NAMES.into_iter().chain(known.iter().map(String::as_str));
     let Some(other) = others.first() else {
@@ -74,10 +72,9 @@ fn custom(check: &Check<'_>, entry: &Entry<RawMiddleware>, others: &[Entry<Free>
 }
 
 /// A key `middleware`: names, in the order from the outside in.
-pub(super) fn named(check: &Check<'_>, field: &Field<Vec<Field<Word>>>, file: &raw::File) -> Vec<MiddlewareName> {
-    let mut names: Vec<MiddlewareName> = Vec::new();
+fn named(check: &Check<'_>, field: &Field<Vec<Field<Word>>>, file: &WrittenConfig) {
+    let mut names = HashSet::new();
     for (place, text) in field.members() {
-        let name = MiddlewareName::from(text.as_str());
         let entries = file.middleware.entries();
         if !entries.iter().any(|entry| entry.name == text.as_str()) {
             let problem = Problem::error(format!("unknown middleware {}", check.quote(place, text)));
@@ -86,17 +83,15 @@ pub(super) fn named(check: &Check<'_>, field: &Field<Vec<Field<Word>>>, file: &r
                 false => problem.one_of(text, entries.iter().map(|entry| entry.name.as_str())),
             };
             check.add(place, problem);
-        } else if names.contains(&name) {
+        } else if !names.insert(text.as_str()) {
             let problem = Problem::error(format!("middleware {} is there twice", check.quote(place, text)));
             check.add(place, problem.expected("it once"));
         }
-        names.push(name);
     }
-    names
 }
 
 /// Finds what would run twice for the same request: at its listener and its route, or at its upstream too.
-fn twice(check: &Check<'_>, file: &raw::File) {
+fn twice(check: &Check<'_>, file: &WrittenConfig) {
     let mut told = HashSet::new();
     for (_, route) in file.routes.members() {
         let mut outside = Outside::default();
@@ -143,7 +138,7 @@ impl<'f> Outside<'f> {
 }
 
 /// Whether requests of a listener can come to a route.
-fn reaches(listener: &WrittenListenerConfig, route: &raw::Route) -> bool {
+fn reaches(listener: &WrittenListenerConfig, route: &WrittenRouteConfig) -> bool {
     let is = |text: &str| {
         listener.name.value().is_some_and(|name| &**name == text)
             || listener.address.value().is_some_and(|address| &**address == text)
@@ -152,7 +147,7 @@ fn reaches(listener: &WrittenListenerConfig, route: &raw::Route) -> bool {
 }
 
 /// Warns of middleware that nothing names.
-fn unused(check: &Check<'_>, file: &raw::File) {
+fn unused(check: &Check<'_>, file: &WrittenConfig) {
     let listeners = file.listeners.members().flat_map(|(_, it)| it.middleware.members());
     let routes = file.routes.members().flat_map(|(_, it)| it.middleware.members());
     let upstreams = file.upstreams.entries().iter().filter_map(|entry| entry.value.value());

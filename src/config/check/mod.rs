@@ -24,22 +24,13 @@ use super::unquoted;
 use super::{AdminConfig, Secured};
 
 mod listener;
+mod middleware;
 mod route;
-mod action;
-mod header;
 mod overlap;
-mod unreachable;
+pub(crate) mod unreachable;
 mod redirect_loop;
 mod upstream;
-mod backend_tls;
-mod retries;
-mod health_check;
-mod limits;
-mod middleware;
-mod picking;
 pub(crate) mod value;
-
-pub(super) use upstream::parse_address;
 
 /// The names that a configuration may use beside isobar's own.
 #[derive(Clone, Debug, Default)]

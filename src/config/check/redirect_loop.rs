@@ -5,12 +5,12 @@ use super::listener::Checked;
 use super::overlap::Candidate;
 use crate::config::error::Problem;
 use crate::config::report::Place;
-use crate::config::{Action, HostPattern, ListenerConfig, LocationPart, PathPattern, Redirect, RouteConfig};
+use crate::config::{HostPattern, ListenerConfig, LocationPart, PathPattern, Redirect, RouteConfig};
 
 /// Warns of each route that redirects requests to itself.
 pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Checked]) {
     for Candidate { place, route, .. } in routes {
-        let Action::Redirect(redirect) = &route.action else { continue };
+        let Some(redirect) = &route.redirect else { continue };
         // A header, a parameter or a method may make the difference that the redirect goes by.
         if !(route.headers.is_empty() && route.query.is_empty() && route.methods.is_empty()) {
             continue;

@@ -54,7 +54,7 @@ fn redirecting<'l>(route: &RouteConfig, listeners: &'l [Checked]) -> Option<&'l 
 }
 
 /// Says of a pattern that it matches no path of a request, and why.
-pub(super) fn matches_nothing(pattern: &str) -> Option<&'static str> {
+pub(crate) fn matches_nothing(pattern: &str) -> Option<&'static str> {
     let beginnings = beginnings(pattern)?;
     // `OPTIONS *` has a path of its own.
     let begins = |it: &Literal| matches!(it.as_bytes(), [] | [b'/' | b'*', ..]);

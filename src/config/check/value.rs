@@ -7,7 +7,6 @@ use regex::Regex;
 
 use super::Check;
 use crate::config::error::Problem;
-use crate::config::field::Field;
 use crate::config::kind::Word;
 use crate::config::raw;
 use crate::config::report::Place;
@@ -17,12 +16,6 @@ use crate::config::units;
 pub(crate) const SIZE: &str = "a size, such as \"64KiB\", \"10MB\" or 1024";
 pub(crate) const DURATION: &str =
     "a duration with its unit, such as \"500ms\", \"5s\", \"1m30s\" or \"1h\", of at most 365 days";
-
-/// A whole number.
-pub(crate) fn number(check: &Check<'_>, field: &Field<i64>, default: i64, range: RangeInclusive<i64>) -> i64 {
-    let Some((place, number)) = field.given() else { return default };
-    number_in(check, place, *number, range).unwrap_or(default)
-}
 
 /// A whole number, if it is in the range.
 pub(crate) fn number_in(check: &Check<'_>, place: Place, number: i64, range: RangeInclusive<i64>) -> Option<i64> {
@@ -34,40 +27,12 @@ pub(crate) fn number_in(check: &Check<'_>, place: Place, number: i64, range: Ran
     None
 }
 
-/// A duration that may be zero, where the default is no text.
-pub(crate) fn zero_or_more(check: &Check<'_>, field: &Field<raw::Duration>, default: Duration) -> Duration {
-    let Some((place, raw::Duration(text))) = field.given() else { return default };
-    written_duration(check, place, text, DURATION).unwrap_or(default)
-}
-
 pub(crate) fn written_duration(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
     let duration = units::duration(text);
     if duration.is_none() {
         check.add(place, Problem::error(format!("{} is not a duration", check.quote(place, text))).expected(expected));
     }
     duration
-}
-
-/// A duration to wait at most, which at zero would end what it is for before it starts.
-pub(crate) fn timeout(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Duration {
-    let default = units::duration(default).unwrap_or_default();
-    let Some((place, raw::Duration(text))) = field.given() else { return default };
-    written_timeout(check, place, text, DURATION).unwrap_or(default)
-}
-
-/// A duration to wait at most, where it may also be `"none"`: any time, which is the default.
-pub(crate) fn optional_timeout(check: &Check<'_>, field: &Field<raw::Duration>) -> Option<Duration> {
-    match field.given() {
-        Some((place, raw::Duration(text))) if text != "none" => {
-            written_timeout(check, place, text, &format!("\"none\", or {DURATION}"))
-        }
-        _ => None,
-    }
-}
-
-/// The same with a default.
-pub(crate) fn timeout_or_none(check: &Check<'_>, field: &Field<raw::Duration>, default: &str) -> Option<Duration> {
-    if field.given().is_some() { optional_timeout(check, field) } else { units::duration(default) }
 }
 
 pub(crate) fn written_timeout(check: &Check<'_>, place: Place, text: &str, expected: &str) -> Option<Duration> {
@@ -92,17 +57,6 @@ pub(crate) fn size(check: &Check<'_>, place: Place, size: &raw::Size, expected: 
 }
 
 /// A number of bytes, if it is in the range.
-pub(crate) fn size_in(
-    check: &Check<'_>,
-    field: &Field<raw::Size>,
-    range: RangeInclusive<u64>,
-    expected: &str,
-) -> Option<u64> {
-    let (place, written) = field.given()?;
-    size_within(check, place, written, range, expected)
-}
-
-/// A number of bytes, if it is in the range.
 pub(crate) fn size_within(
     check: &Check<'_>,
     place: Place,
@@ -118,11 +72,6 @@ pub(crate) fn size_within(
     let are = if check.report.is_filled(place) { "is" } else { "are" };
     check.add(place, Problem::error(format!("{shown} {are} out of range")).expected(expected));
     None
-}
-
-/// One of some words.
-pub(crate) fn choice<T: Copy>(check: &Check<'_>, field: &Field<Word>, default: T, choices: &[(&str, T)]) -> T {
-    field.given().and_then(|(place, text)| chosen(check, place, text, choices)).unwrap_or(default)
 }
 
 /// One of some words, if it is one.

@@ -8,15 +8,9 @@ use std::hash::Hash;
 use std::net::SocketAddr;
 
 pub use crate::config::{Change, Listed};
-use crate::config::{Changes, Config, ListenerConfig, ListenerName, MiddlewareName, RouteName, Table, UpstreamName};
-
-mod middleware;
-mod upstream;
-mod route;
-
-use middleware::middleware_changes;
-use route::route_changes;
-use upstream::upstream_changes;
+use crate::config::{
+    Changes, Config, ListenerConfig, ListenerName, MiddlewareConfig, MiddlewareName, RouteName, Table, UpstreamName,
+};
 
 /// The difference between two configurations.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,15 +59,15 @@ pub enum Step {
 
 /// Works out what leads from `old` to `new`.
 pub fn plan(old: &Config, new: &Config) -> Plan {
-    let mut changes = Changes::of("");
-    Config::compare(&mut changes, "", old, new);
-    let (settings, restart) = changes.found_and_restart();
+    let mut found = Changes::none();
+    Config::compare(&mut found, "", old, new);
+    let (settings, restart) = found.found_and_restart();
     Plan {
         listeners: listeners(old, new),
         upstreams: Part::by_key(
             old.upstreams.iter().map(|it| (it.name.clone(), &**it)),
             new.upstreams.iter().map(|it| (it.name.clone(), &**it)),
-            upstream_changes,
+            changes,
         ),
         routes: routes(old, new),
         middleware: Part::by_key(
@@ -84,6 +78,12 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
         settings,
         restart,
     }
+}
+
+fn middleware_changes(old: &MiddlewareConfig, new: &MiddlewareConfig) -> Vec<Change> {
+    let mut changes = Changes::none();
+    MiddlewareConfig::compare(&mut changes, old, new);
+    changes.found()
 }
 
 impl Plan {
@@ -171,10 +171,11 @@ fn step<T: PartialEq>(from: usize, was: &T, is: &T, changes: impl Fn(&T, &T) -> 
     Step::Changed { from, changes }
 }
 
-fn listener_changes(old: &ListenerConfig, new: &ListenerConfig) -> Vec<Change> {
-    let mut changes = Changes::of("listener[]");
-    ListenerConfig::compare(&mut changes, "", old, new);
-    changes.found()
+/// In what two tables of a kind differ.
+fn changes<T: Table>(old: &T, new: &T) -> Vec<Change> {
+    let mut found = Changes::none();
+    T::compare(&mut found, "", old, new);
+    found.found()
 }
 
 /// Addresses are unique but for port 0, which may be there more than once; among those the name tells which is which.
@@ -193,7 +194,7 @@ fn listeners(old: &Config, new: &Config) -> Part<ListenerName> {
     let next = new.listeners.iter().zip(by_name).map(|(listener, found)| {
         let step = found
             .or_else(|| take(listener, false))
-            .map_or(Step::Added, |from| step(from, &*old.listeners[from], &**listener, listener_changes));
+            .map_or(Step::Added, |from| step(from, &*old.listeners[from], &**listener, changes));
         (listener.name.clone(), step)
     });
     let next = next.collect();
@@ -208,7 +209,7 @@ fn routes(old: &Config, new: &Config) -> Part<RouteName> {
     let mut part = Part::by_key(
         old.routes.iter().map(|it| (it.name.clone(), &**it)),
         new.routes.iter().map(|it| (it.name.clone(), &**it)),
-        route_changes,
+        changes,
     );
     let mut last = 0;
     for (_, step) in &mut part.next {

@@ -2,13 +2,11 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::upstream::health_check_changes;
 use super::*;
 use crate::config::{
-    AccessLogConfig, Action, Address, BackendConfig, BackendLimits, BackendTlsConfig, BodyLimit, Expect, Forward,
-    ForwardedHeader, HeaderEdits, HealthCheckConfig, InitialHealth, LimitsConfig, LogFormat, OutlierConfig,
-    PathOverrides, PathPattern, PathRewrite, PathRule, Place, PoolConfig, Probe, RetryBudgetConfig, RetryConfig,
-    RouteConfig, SlowStartConfig, StrategyConfig, Tier, TiersConfig, Timeouts, UpstreamConfig, ZonesConfig,
+    AccessLogConfig, Address, BackendConfig, BackendTlsConfig, BodyLimit, ForwardedHeader, HealthCheckConfig,
+    InitialHealth, LogFormat, OutlierConfig, PathPattern, PathRule, PoolConfig, ProbeKind, RetryConfig, RouteConfig,
+    SlowStartConfig, StrategyConfig, Timeouts, UpstreamConfig, ZonesConfig,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -30,63 +28,25 @@ fn listener(name: &str, port: u16) -> ListenerConfig {
 
 fn route(name: &str) -> RouteConfig {
     RouteConfig {
-        name: name.into(),
-        listeners: vec![],
-        hosts: vec![],
+        path_prefix: Some(format!("/{name}")),
         path: PathPattern::Prefix(format!("/{name}")),
-        methods: vec![],
-        headers: vec![],
-        query: vec![],
-        paths: PathOverrides::default(),
-        action: Action::Forward(Forward {
-            upstream: "u".into(),
-            path: PathRewrite::Keep,
-            host: None,
-            max_body: None,
-            expect: Expect::Answer,
-            timeouts: Timeouts {
-                response_head: S,
-                body_idle: S,
-                expect: S,
-                exchange: None,
-                tunnel_idle: S,
-                grpc_idle: None,
-                grpc_timeout_max: None,
-            },
-            retries: Arc::default(),
-        }),
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-        middleware: Vec::new(),
+        upstream: Some("u".into()),
+        timeouts: Timeouts { body_idle: S, ..Timeouts::default() },
+        ..RouteConfig::new(name)
     }
 }
 
 fn backend(last: u8, weight: u16) -> BackendConfig {
-    BackendConfig {
-        address: Address::Ip(([10, 0, 0, last], 9001).into()),
-        weight,
-        place: Place::default(),
-        limits: BackendLimits::default(),
-    }
+    BackendConfig { weight, ..BackendConfig::new(Address::Ip(([10, 0, 0, last], 9001).into())) }
 }
 
 fn upstream(name: &str) -> UpstreamConfig {
     UpstreamConfig {
-        name: name.into(),
-        strategy: StrategyConfig::RoundRobin,
-        backends: vec![backend(1, 1), backend(2, 1)],
-        connect_timeout: 3 * S,
         retries: Arc::new(RetryConfig { max: 1, ..RetryConfig::default() }),
-        retry_budget: RetryBudgetConfig::default(),
-        pool: PoolConfig { max_idle: 64, idle_timeout: 60 * S },
-        protocol: crate::config::Protocol::Http1,
-        tls: None,
-        health_check: None,
-        limits: LimitsConfig::default(),
         outlier_detection: None,
         slow_start: None,
-        tiers: TiersConfig::default(),
-        middleware: Vec::new(),
+        zone_preference: None,
+        ..UpstreamConfig::new(name, vec![backend(1, 1), backend(2, 1)])
     }
 }
 
@@ -280,7 +240,7 @@ fn what_differs_in_who_is_picked_is_told_key_by_key() {
         old.slow_start = Some(SlowStartConfig::default());
         let mut new = old.clone();
         edit(&mut new);
-        let told = Listed(&upstream_changes(&old, &new)).to_string();
+        let told = Listed(&super::changes(&old, &new)).to_string();
         // Nothing that differs may go without words: it would not be applied as a change of that.
         assert_eq!(told.is_empty(), old == new);
         told
@@ -288,13 +248,13 @@ fn what_differs_in_who_is_picked_is_told_key_by_key() {
     assert_eq!(told(&|_| {}), "");
     assert_eq!(told(&|it| it.outlier_detection = None), "outlier_detection on -> off");
     assert_eq!(told(&|it| it.slow_start = None), "slow_start on -> off");
-    let zones = |it: &mut UpstreamConfig| it.tiers.zones = Some(ZonesConfig::new("a"));
+    let zones = |it: &mut UpstreamConfig| it.zone_preference = Some(ZonesConfig::new("a"));
     assert_eq!(told(&zones), "zone_preference off -> on");
     let tiers = |it: &mut UpstreamConfig| {
-        it.tiers = TiersConfig { overprovisioning_percent: 200, panic_percent: 0, zones: None };
-        it.backends[1].place = Place { tier: Tier::Backup, zone: Some("b".into()) };
+        (it.overprovisioning_percent, it.panic_threshold) = (200, 0);
+        (it.backends[1].backup, it.backends[1].zone) = (true, Some("b".into()));
     };
-    let words = "tier of 10.0.0.2:9001 0 -> backup, zone of 10.0.0.2:9001 none -> b, panic_threshold 50 -> 0, \
+    let words = "backup of 10.0.0.2:9001 false -> true, zone of 10.0.0.2:9001 none -> b, panic_threshold 50 -> 0, \
                  overprovisioning 1.4 -> 2";
     assert_eq!(told(&tiers), words);
     let slow = SlowStartConfig { window: S, aggression: 2.5, minimum: 0.2 };
@@ -328,17 +288,7 @@ fn what_differs_in_who_is_picked_is_told_key_by_key() {
 }
 
 fn health_check() -> HealthCheckConfig {
-    HealthCheckConfig {
-        probe: Probe::Tcp,
-        port: None,
-        interval: 5 * S,
-        interval_in_doubt: S,
-        jitter_percent: 10,
-        timeout: 2 * S,
-        unhealthy_after: 3,
-        healthy_after: 2,
-        initial: InitialHealth::FirstCheck,
-    }
+    HealthCheckConfig { kind: ProbeKind::Tcp, ..HealthCheckConfig::of_defaults() }
 }
 
 #[test]
@@ -346,8 +296,8 @@ fn what_differs_in_a_health_check_is_told_key_by_key() {
     let told = |edit: fn(&mut HealthCheckConfig)| {
         let mut new = health_check();
         edit(&mut new);
-        let mut changes = Changes::of("upstream.*");
-        health_check_changes(&mut changes, &health_check(), &new);
+        let mut changes = Changes::none();
+        HealthCheckConfig::compare(&mut changes, "health_check.", &health_check(), &new);
         Listed(&changes.found()).to_string()
     };
     assert_eq!(told(|_| {}), "");
@@ -372,23 +322,21 @@ fn routes_are_found_again_by_name_and_their_order_counts() {
             "where it goes",
             |it| {
                 edit(&mut it.routes[1], |it| {
-                    let Action::Forward(forward) = &mut it.action else { unreachable!() };
-                    forward.upstream = "v".into();
-                    forward.timeouts.body_idle = 2 * S;
+                    it.upstream = Some("v".into());
+                    it.timeouts.body_idle = 2 * S;
                 })
             },
-            &["route b<1: upstream u -> v, timeouts"],
+            &["route b<1: upstream u -> v, timeouts.body_idle 1s -> 2s"],
         ),
         (
             "when it is tried again",
             |it| {
                 edit(&mut it.routes[0], |it| {
-                    let Action::Forward(forward) = &mut it.action else { unreachable!() };
-                    edit(&mut forward.retries, |it| {
+                    edit(&mut it.retries, |it| {
                         it.on.reset = false;
                         it.on.statuses = vec![http::StatusCode::BAD_GATEWAY, http::StatusCode::INTERNAL_SERVER_ERROR];
                         it.attempt_timeout = Some(S);
-                        it.backoff_base = S;
+                        it.backoff.base = S;
                         it.hedge = Some(crate::config::HedgeConfig::default());
                     });
                 })
@@ -398,8 +346,8 @@ fn routes_are_found_again_by_name_and_their_order_counts() {
         ),
         (
             "what it matches",
-            |it| edit(&mut it.routes[0], |it| it.path = PathPattern::Exact("/a".into())),
-            &["route a<0: path"],
+            |it| edit(&mut it.routes[0], |it| (it.path_exact, it.path_prefix) = (Some("/a".into()), None)),
+            &["route a<0: path none -> /a, path_prefix /a/ -> none"],
         ),
         ("one in between", |it| it.routes.insert(1, Arc::new(route("x"))), &["route +x"]),
         ("one less", |it| drop(it.routes.remove(1)), &["route -b<1"]),
