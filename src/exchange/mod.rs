@@ -19,6 +19,7 @@ pub mod watch;
 
 pub use crate::http1::head::{HeaderLines, RequestHead};
 pub use crate::http1::pass_through::PassThrough;
+pub use crate::http1::passes_through;
 use watch::Watch;
 
 /// What all exchanges of a client connection share.

@@ -18,6 +18,8 @@ pub mod response;
 pub mod space;
 pub mod pass_through;
 
+pub use name::passes as passes_through;
+
 /// How the end of a body is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Framing {

@@ -32,7 +32,7 @@ pub(super) fn known(line: &[u8]) -> Option<(usize, &'static Known)> {
 }
 
 /// Whether a header of that name passes through, where it is looked for by its name alone.
-pub(super) fn passes(name: &HeaderName) -> bool {
+pub fn passes(name: &HeaderName) -> bool {
     PASSING.binary_search(&name.as_str()).is_ok()
 }
 

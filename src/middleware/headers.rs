@@ -1,14 +1,17 @@
-use http::HeaderMap;
+use http::{HeaderMap, header};
 
-use super::{Middleware, Origin, RequestView, ResponseView, Step};
+use super::{LooksAt, Middleware, Origin, RequestView, ResponseView, Step};
 use crate::config::HeaderEdits;
-use crate::fields::{self, has_underscore, is_spelling_of};
+use crate::exchange::passes_through;
+use crate::fields::{self, has_underscore, is_spelling_of, tells_client};
 
 /// Removes, sets and adds headers, both ways: `[middleware.NAME.headers]`, and the header rules of a route.
 #[derive(Debug)]
 pub(super) struct Headers {
     request: HeaderEdits,
     response: HeaderEdits,
+    /// Whether the rules for requests are about headers that are never lines, so that the others may stay as they are.
+    leaves_lines: bool,
     /// Whether the proxy's own errors are left as they are.
     spares_errors: bool,
 }
@@ -16,19 +19,20 @@ pub(super) struct Headers {
 impl Headers {
     /// Changes every response.
     pub(super) fn new(request: HeaderEdits, response: HeaderEdits) -> Self {
-        Self { request, response, spares_errors: false }
+        Self { leaves_lines: is_apart(&request), request, response, spares_errors: false }
     }
 
     /// The rules of a route, which are for what its backends say and not for the proxy's errors.
     pub(super) fn of_route(request: HeaderEdits, response: HeaderEdits) -> Self {
-        Self { request, response, spares_errors: true }
+        Self { spares_errors: true, ..Self::new(request, response) }
     }
 }
 
 impl Middleware for Headers {
     fn on_request<'a>(&'a self, request: RequestView<'a>) -> Step<'a> {
         if !self.request.is_empty() {
-            apply(&self.request, request.head.headers());
+            let head = request.head;
+            apply(&self.request, if self.leaves_lines { head.in_map_mut() } else { head.headers() });
         }
         Step::Continue
     }
@@ -39,6 +43,14 @@ impl Middleware for Headers {
         }
     }
 
+    fn looks_at_responses(&self) -> LooksAt {
+        match (self.response.is_empty(), is_apart(&self.response)) {
+            (true, _) => LooksAt::Nothing,
+            (false, true) => LooksAt::Own,
+            (false, false) => LooksAt::All,
+        }
+    }
+
     fn on_request_trailers(&self, trailers: &mut HeaderMap) {
         keep_to(&self.request, trailers);
     }
@@ -46,6 +58,14 @@ impl Middleware for Headers {
     fn on_response_trailers(&self, trailers: &mut HeaderMap) {
         keep_to(&self.response, trailers);
     }
+}
+
+/// Whether rules are about headers that never are lines: neither pass-through headers nor those that tell of the client, in whatever spelling.
+fn is_apart(edits: &HeaderEdits) -> bool {
+    edits.names().all(|name| {
+        let is_line = passes_through(name) || tells_client(name) || *name == header::DATE;
+        !is_line && !has_underscore(name)
+    })
 }
 
 /// Removes the trailers that a rule names, in any spelling: a recipient that puts trailers among the headers would otherwise see there what
@@ -77,6 +97,7 @@ mod tests {
     use http::{HeaderName, HeaderValue};
 
     use super::*;
+    use crate::middleware::Chain;
 
     fn fields(pairs: &[(&'static str, &'static str)]) -> Vec<(HeaderName, HeaderValue)> {
         pairs.iter().map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
@@ -113,6 +134,31 @@ mod tests {
             let found: Vec<_> = headers.into_iter().scan(None, name_each).collect();
             assert_eq!(found, fields(after));
         }
+    }
+
+    #[test]
+    fn what_may_be_a_line_is_looked_for_among_all_headers() {
+        for (name, direct) in [
+            ("x-gateway", true),
+            ("x-tenant", true),
+            // Lines as they came, lines that were made before, and what another spelling of is one of these.
+            ("cookie", false),
+            ("date", false),
+            ("x-forwarded-for", false),
+            ("x_forwarded_for", false),
+        ] {
+            let edits = |name| HeaderEdits { remove: vec![HeaderName::from_static(name)], ..HeaderEdits::default() };
+            let on_requests = Headers::new(edits(name), HeaderEdits::default());
+            assert_eq!(
+                (on_requests.leaves_lines, on_requests.looks_at_responses()),
+                (direct, LooksAt::Nothing),
+                "{name}"
+            );
+            let on_responses = Headers::new(HeaderEdits::default(), edits(name));
+            let looks_at = if direct { LooksAt::Own } else { LooksAt::All };
+            assert_eq!(on_responses.looks_at_responses(), looks_at, "{name}");
+        }
+        assert_eq!(Chain::default().looks_at(), LooksAt::Nothing);
     }
 
     /// `HeaderMap` names only the first of several values.

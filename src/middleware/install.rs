@@ -175,7 +175,7 @@ impl Set {
 
     /// The middleware of a listener, as far as it was installed.
     pub fn chain(&self, listener: &ListenerConfig) -> Chain {
-        Chain(named(listener.middleware.iter(), &self.installed).into())
+        Chain::of(named(listener.middleware.iter(), &self.installed))
     }
 }
 

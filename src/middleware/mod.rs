@@ -69,11 +69,28 @@ pub trait Middleware: fmt::Debug + Send + Sync {
     /// proxy has refused them before. Default is to do nothing.
     fn on_response(&self, _: &mut ResponseView<'_>) {}
 
+    /// What of a response [`Middleware::on_response`] looks at. Asked once, when it is installed. Default is all of it.
+    fn looks_at_responses(&self) -> LooksAt {
+        LooksAt::All
+    }
+
     /// The trailers of the request go to the backend. Default is to do nothing.
     fn on_request_trailers(&self, _: &mut HeaderMap) {}
 
     /// The trailers of the backend's response go to the client. Default is to do nothing.
     fn on_response_trailers(&self, _: &mut HeaderMap) {}
+}
+
+/// What of a response a middleware looks at. What it does not look at can pass through as it came, which costs less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LooksAt {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Headers of its own that it sets, adds or removes, none of which [passes through](crate::exchange::passes_through).
+    Own,
+    /// All of its head, or its body.
+    All,
 }
 
 /// What becomes of a request at a middleware.
@@ -247,17 +264,30 @@ impl fmt::Debug for Notes {
 
 /// The middleware of a listener, or that of a route with its upstream's; the outermost first.
 #[derive(Clone, Debug, Default)]
-pub struct Chain(Box<[Arc<Installed>]>);
+pub struct Chain {
+    links: Box<[Arc<Installed>]>,
+    looks_at: LooksAt,
+}
 
 impl Chain {
     /// Whether there is no middleware.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.links.is_empty()
+    }
+
+    /// What of a response any of it looks at.
+    pub fn looks_at(&self) -> LooksAt {
+        self.looks_at
     }
 
     /// All of it, the outermost first.
     pub fn links(&self) -> &[Arc<Installed>] {
-        &self.0
+        &self.links
+    }
+
+    fn of(links: Vec<Arc<Installed>>) -> Self {
+        let looks_at = links.iter().map(|link| link.hook.looks_at_responses()).max().unwrap_or_default();
+        Self { links: links.into(), looks_at }
     }
 
     /// That of a route: its own, that of the upstream that it goes to, and its header rules.
@@ -267,7 +297,7 @@ impl Chain {
             let rules = Headers::of_route(config.request_headers.clone(), config.response_headers.clone());
             links.push(Arc::new(Installed::unnamed(Box::new(rules))));
         }
-        Self(links.into())
+        Self::of(links)
     }
 }
 

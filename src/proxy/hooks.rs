@@ -11,7 +11,7 @@ use http::{HeaderMap, Response};
 use crate::exchange::RequestHead;
 use crate::exchange::body::{Body, Progress, Source, WrappedSource};
 use crate::exchange::watch::Phase;
-use crate::middleware::{Answer, Chain, Installed, Notes, Origin, RequestView, ResponseView, Step, Waiting};
+use crate::middleware::{Answer, Chain, Installed, LooksAt, Notes, Origin, RequestView, ResponseView, Step, Waiting};
 use crate::route::{Action, Forward, Route};
 
 use super::attempt::in_time;
@@ -45,6 +45,12 @@ impl Running {
         self.hooks.outer.is_some() || self.found().is_some_and(|route| !route.chain.is_empty())
     }
 
+    /// What of its response that middleware looks at.
+    pub(super) fn looks_at_response(&self) -> LooksAt {
+        let outer = self.hooks.outer.as_ref().map_or(LooksAt::Nothing, |chain| chain.looks_at());
+        outer.max(self.found().map_or(LooksAt::Nothing, |route| route.chain.looks_at()))
+    }
+
     /// All of the middleware on its way, the outermost first.
     fn links(&self) -> impl DoubleEndedIterator<Item = &Arc<Installed>> {
         let inner = self.found().map_or(&[][..], |route| route.chain.links());
@@ -53,7 +59,8 @@ impl Running {
 
     /// Shows a response to the middleware that its request came to, the innermost first.
     pub(super) fn finish(self: &Rc<Self>, handled: &mut Handled, origin: Origin) {
-        if !self.has_hooks() {
+        let looks_at = self.looks_at_response();
+        if looks_at == LooksAt::Nothing {
             return;
         }
         let progress = Rc::clone(self) as Rc<dyn Progress>;
@@ -68,7 +75,7 @@ impl Running {
             }
         }
         // One may have taken the date away.
-        handled.dated = false;
+        handled.dated &= looks_at != LooksAt::All;
     }
 
     /// The body of a request that goes to an upstream, wrapped by the middleware that wants to.

@@ -11,6 +11,7 @@ use crate::config::RetryConfig;
 use crate::exchange::RequestHead;
 use crate::exchange::body::RequestBody;
 use crate::exchange::watch::{Phase, Watch};
+use crate::middleware::LooksAt;
 use crate::route::Forward;
 use crate::strategy::Tried;
 use crate::telemetry::clock;
@@ -89,8 +90,8 @@ impl<'a> Attempts<'a> {
             forward,
             upstream,
             config,
-            // Middleware wants to see all of the response too, and HTTP/2 has no lines.
-            lets_pass: !running.has_hooks() && !running.http2(),
+            // Middleware may want to see all of the response too, and HTTP/2 has no lines.
+            lets_pass: running.looks_at_response() != LooksAt::All && !running.http2(),
             switches: asked.upgrade.is_some(),
             tried: Tried::default(),
             further: 0,
