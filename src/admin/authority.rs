@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use http::{StatusCode, request};
 
+use super::answer::Answer;
 use super::browser::Site;
-use super::endpoint::Answer;
 use super::refusal::Refusal;
 use crate::config::Secret;
 

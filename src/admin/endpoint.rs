@@ -8,17 +8,15 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode, request};
-use http_body_util::{Either, Full};
+use http::{Method, Request, StatusCode, request};
+use http_body_util::Either;
 use hyper::body::Incoming;
-use serde::Serialize;
-use tracing::error;
 
 use super::accept::{Format, takes_gzip};
+use super::answer::{Answer, failed, json, text, with_type};
 use super::levers::Verb;
 use super::refusal::Refusal;
 use super::room::Stage;
-use super::stream::Stream;
 use super::upstreams::{BackendView, UpstreamView};
 use super::wish::Wish;
 use super::{
@@ -26,9 +24,6 @@ use super::{
     upstreams,
 };
 use crate::telemetry::audit;
-
-/// A response with its whole body, or with one that goes on.
-pub(super) type Answer = Response<Either<Full<Bytes>, Stream>>;
 
 const INDEX: &str = "\
 isobar
@@ -290,33 +285,4 @@ fn zipped(page: &str) -> std::io::Result<Bytes> {
     let mut gzip = GzEncoder::new(Vec::with_capacity(page.len() / 8), Compression::fast());
     gzip.write_all(page.as_bytes())?;
     gzip.finish().map(Bytes::from)
-}
-
-/// An answer in words.
-pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    with_type(status, body, "text/plain; charset=utf-8")
-}
-
-/// An answer as JSON, laid out for people.
-pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
-    match serde_json::to_vec_pretty(body) {
-        Ok(mut json) => {
-            json.push(b'\n');
-            with_type(status, json, "application/json")
-        }
-        Err(error) => failed(&error),
-    }
-}
-
-/// The answer where we have made a mistake.
-pub(super) fn failed(error: &dyn std::error::Error) -> Answer {
-    error!(%error, "could not answer a request to the admin address");
-    text(StatusCode::INTERNAL_SERVER_ERROR, "internal error; the log says more\n")
-}
-
-fn with_type(status: StatusCode, body: impl Into<Bytes>, content_type: &'static str) -> Answer {
-    let mut answer = Answer::new(Either::Left(Full::new(body.into())));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    answer
 }

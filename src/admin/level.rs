@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::Control;
-use super::endpoint::{Answer, json};
+use super::answer::{Answer, json};
 use super::refusal::Refusal;
 use super::wish::Wish;
 use crate::telemetry::audit;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use http::StatusCode;
 use serde::Serialize;
 
-use super::endpoint::{Answer, json};
+use super::answer::{Answer, json};
 use super::refusal::Refusal;
 use super::upstreams::BackendView;
 use super::wish::Wish;

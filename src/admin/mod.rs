@@ -29,6 +29,7 @@ use tracing::{debug, warn};
 
 mod control;
 mod endpoint;
+mod answer;
 mod browser;
 mod authority;
 mod refusal;

@@ -8,7 +8,7 @@ use http::StatusCode;
 use crate::telemetry::process::Process;
 
 use super::Control;
-use super::endpoint::{Answer, text};
+use super::answer::{Answer, text};
 
 /// Answers 200 as long as the process is whole: 503 once one of its own tasks has panicked, and while a worker does not run.
 pub(super) fn livez(process: &Process) -> Answer {

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde::Serialize;
 
-use super::endpoint::{Answer, json};
+use super::answer::{Answer, json};
 use crate::config::nearest;
 
 /// Why a request comes to nothing.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde::Serialize;
 
-use super::endpoint::{Answer, failed, json};
+use super::answer::{Answer, failed, json};
 use super::{Control, Fate, ReloadReport};
 use crate::telemetry::audit;
 use crate::telemetry::calendar::rfc3339;

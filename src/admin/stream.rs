@@ -23,7 +23,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
 use super::Control;
-use super::endpoint::Answer;
+use super::answer::Answer;
 use super::refusal::Refusal;
 use crate::telemetry::calendar::rfc3339;
 use crate::telemetry::events::{Event, EventKind, Resumed};

@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::io::{AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::config::LingeringConfig;
@@ -23,6 +23,7 @@ use crate::http1::request::{Head, Malformed, Terms};
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Handled, Proxy, Refusal};
 
+use super::closing::{FIRST_REQUEST, LINGER, refusal_text};
 use super::guard::{LONG_TARGET, NOT_HTTP};
 use super::http2::{self, Tasks};
 use super::refused::{self, Known, Who};
@@ -323,53 +324,8 @@ async fn calm(watch: &Watch) {
     let _ = tokio::time::timeout(CALM, cut).await;
 }
 
-/// How long the first thing that a client says may take while its connection is to end, and the next one behind an answer that did not tell
-/// that it does. As nginx's `keepalive_min_timeout`.
-pub(super) const FIRST_REQUEST: Duration = Duration::from_secs(1);
-const LINGER: Duration = Duration::from_secs(1);
 /// The same as [`LINGER`]; nothing under cargo-fuzz, most of whose clients ask for too much.
 const CALM: Duration = if cfg!(fuzzing) { Duration::ZERO } else { LINGER };
-const LINGER_READS: usize = 1024;
-
-/// A whole response that ends its connection.
-fn refusal_text(refusal: Refusal) -> String {
-    let status = refusal.status();
-    let title = status.canonical_reason().unwrap_or("Error");
-    let body = refusal.told();
-    let retry = if refusal.is_worth_a_retry() { "retry-after: 1\r\n" } else { "" };
-    format!(
-        "HTTP/1.1 {} {title}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\
-         {retry}date: {}\r\n\r\n{body}",
-        status.as_u16(),
-        body.len(),
-        httpdate::fmt_http_date(std::time::SystemTime::now()),
-    )
-}
-
-/// Answers whatever a client asks, in the clear, and ends its connection.
-pub async fn tell(mut tcp: TcpStream, refusal: Refusal) {
-    let text = refusal_text(refusal);
-    if let Ok(Ok(())) = tokio::time::timeout(LINGER, tcp.write_all(text.as_bytes())).await {
-        end(tcp).await;
-    }
-}
-
-/// Ends a connection so that the client can read what it was sent: throws away, for a while, what it still sends.
-pub(super) async fn end(mut tcp: TcpStream) {
-    let linger = async {
-        tcp.shutdown().await?;
-        let mut space = [0; 4096];
-        for _ in 0..LINGER_READS {
-            let mut piece = ReadBuf::new(&mut space);
-            poll_fn(|cx| tokio::io::AsyncRead::poll_read(Pin::new(&mut tcp), cx, &mut piece)).await?;
-            if piece.filled().is_empty() {
-                break;
-            }
-        }
-        std::io::Result::Ok(())
-    };
-    let _ = tokio::time::timeout(LINGER, linger).await;
-}
 
 fn text(value: impl std::fmt::Display) -> HeaderValue {
     HeaderValue::try_from(value.to_string()).unwrap_or(HeaderValue::from_static("unknown"))

@@ -21,7 +21,7 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream};
 use tracing::debug;
 
 use super::Listener;
-use super::connection::{FIRST_REQUEST, end, tell};
+use super::closing::{FIRST_REQUEST, end, tell};
 use super::refused::{self, PLAIN};
 use crate::config::Misdirected;
 use crate::exchange::Indicated;

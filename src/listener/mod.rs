@@ -17,6 +17,7 @@ pub mod addresses;
 pub mod connection;
 mod handshake;
 mod lingering;
+pub mod closing;
 pub mod guard;
 pub mod refused;
 mod http2;
