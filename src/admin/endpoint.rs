@@ -20,8 +20,7 @@ use super::room::Stage;
 use super::upstreams::{BackendView, UpstreamView};
 use super::wish::Wish;
 use super::{
-    Context, Control, RELOADS_MAX, authority, browser, config, exposition, level, levers, probe, reload, stream,
-    upstreams,
+    Context, Control, RELOADS_MAX, authority, browser, config, level, levers, metrics, probe, reload, stream, upstreams,
 };
 use crate::telemetry::audit;
 
@@ -264,7 +263,7 @@ async fn metrics(head: &request::Parts, context: &Context) -> Answer {
     context.progress.set(Stage::Working);
     let control = Arc::clone(&context.control);
     let made = tokio::task::spawn_blocking(move || {
-        let page = exposition::page(&*control, format)?;
+        let page = metrics::page(&*control, format)?;
         if gzip { zipped(&page).map_err(|_| std::fmt::Error) } else { Ok(page.into()) }
     });
     let page = match made.await {
