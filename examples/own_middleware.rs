@@ -27,7 +27,7 @@ const KIND: &str = "ask_first";
 
 const KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// A key, and where to say whose it is.
+/// A key, and the channel for the answer: the user that it belongs to, if there is one.
 type Question = (HeaderValue, oneshot::Sender<Option<HeaderValue>>);
 
 /// What is remembered over reloads: bytes that each user has downloaded. Workers share it; a lock this short is no wait.
@@ -41,11 +41,11 @@ impl Downloads {
     }
 }
 
-/// Lets requests pass whose key is known to the one who is asked.
+/// Lets requests pass that have a known key.
 #[derive(Debug)]
 struct AskFirst {
     questions: mpsc::Sender<Question>,
-    /// The header that tells a backend whose key it is: the key `header` of its table.
+    /// The header that tells a backend the user: the key `header` of its table.
     header: HeaderName,
     downloads: Arc<Downloads>,
 }
@@ -99,7 +99,7 @@ fn factory(questions: mpsc::Sender<Question>) -> Factory {
 async fn know_keys(mut questions: mpsc::Receiver<Question>) {
     while let Some((key, answer)) = questions.recv().await {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        // One who has gone needs no answer.
+        // A request that has gone needs no answer.
         let _ = answer.send((key == "sesame").then(|| HeaderValue::from_static("ali")));
     }
 }
@@ -123,7 +123,7 @@ fn serve(file: &str, questions: mpsc::Sender<Question>) -> io::Result<()> {
     Ok(())
 }
 
-/// Three requests: without a key, with one that nobody has, and with a good one.
+/// Three requests: without a key, with an unknown one, and with a good one.
 async fn ask_a_few(questions: mpsc::Sender<Question>) -> io::Result<()> {
     let options = Options { name: "one".into(), latency: Duration::ZERO, fail_rate: 0.0 };
     let service = UserService::bind(([127, 0, 0, 1], 0).into(), options).await?;

@@ -129,7 +129,7 @@ impl fmt::Debug for Step<'_> {
 pub struct RequestView<'a> {
     /// Its head, in the form in which routes were compared with it. To ask for one header costs less than to have all of them in a map.
     pub head: &'a mut RequestHead,
-    /// Who asks, and by what.
+    /// The client and its connection.
     pub exchange: &'a Exchange,
     notes: &'a Notes,
     place: usize,
@@ -160,7 +160,7 @@ impl<'a> RequestView<'a> {
 pub struct ResponseView<'a> {
     /// Its head.
     pub head: &'a mut response::Parts,
-    /// Who asked, and by what.
+    /// The client and its connection.
     pub exchange: &'a Exchange,
     /// Where it is from.
     pub origin: Origin,

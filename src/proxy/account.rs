@@ -24,7 +24,7 @@ pub(super) struct Account {
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
     attempts: Cell<u8>,
-    /// Why it ended as it did, and whose doing that was, where it did not go well.
+    /// Why it ended as it did, and which side caused that, where it did not go well.
     reason: Cell<Option<(&'static str, Option<Blame>)>>,
     /// What only the logs want to know; `None` while neither does.
     logged: Option<Box<Logged>>,
@@ -175,7 +175,7 @@ impl Account {
         usize::from(self.status.get() / 100 - 1).min(4)
     }
 
-    /// Why it ended as it did, and whose doing that was, where that is known.
+    /// Notes why it ended as it did, and which side caused that, where that is known.
     pub(super) fn end(&self, reason: &'static str, blame: Option<Blame>) {
         self.reason.set(Some((reason, blame)));
     }

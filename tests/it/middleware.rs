@@ -481,7 +481,7 @@ async fn large_bodies_are_wrapped_piece_by_piece() {
 }
 
 #[tokio::test]
-async fn who_reads_slowly_slows_what_is_wrapped() {
+async fn a_client_that_reads_slowly_slows_what_is_wrapped() {
     // More than the sockets on the way hold.
     const HUGE: usize = 64 << 20;
     let backend = TestBackend::scripted(async |peer| {

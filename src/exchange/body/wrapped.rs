@@ -19,7 +19,7 @@ use crate::http1::pipe::Pipe;
 
 /// A body as middleware gets and gives it: data, then perhaps trailers. It lives on one worker.
 ///
-/// Whoever wraps one passes on its errors: a body that has broken off below is cut short in any case, whatever is made of it above.
+/// A wrapper passes on the errors of the body that it wraps: a body that has broken off below is cut short in any case.
 pub type BoxBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>;
 
 /// Makes a body of another.

@@ -51,7 +51,7 @@ impl Progress for Running {
 
     fn response_read(&self) {
         if let Some(connection) = self.connection.take() {
-            // With its response a call is over: nobody reads what its client has still to say.
+            // With its response a call is over: what its client has still to say is not read.
             if self.call.is_none() || !connection.uploads() {
                 connection.release();
             }
@@ -129,7 +129,7 @@ impl Running {
         self.account.take_in(bytes as u64);
         if too_large {
             self.upload.fail(Upload::TooLarge);
-            // Whoever sends the response is to see that it is over.
+            // The task that sends the response is to see that it is over.
             self.exchange.watch.wake();
             return Err(BodyError::TooLarge);
         }

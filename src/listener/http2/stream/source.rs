@@ -25,7 +25,7 @@ impl Source for Stream {
         *self.reader.borrow_mut() = None;
         let mut recv = self.recv.borrow_mut();
         let Some(recv) = &mut *recv else { return Poll::Ready(Some(Err(io::ErrorKind::BrokenPipe.into()))) };
-        // Who asks for the next piece has done with the one before.
+        // A reader that asks for the next piece has done with the one before.
         let taken = self.taken.take();
         if taken > 0 {
             let _ = recv.flow_control().release_capacity(taken);
@@ -61,7 +61,7 @@ impl Source for Stream {
             }
         };
         self.broken.set(true);
-        // A client that has gone is no fault of its request's, and is found out by whoever looks at the stream next.
+        // A client that has gone is no fault of its request's, and is found out by the next look at the stream.
         self.gone.set(broken.is_io() || (broken.is_remote() && (broken.is_reset() || broken.is_go_away())));
         if self.gone.get() && !self.over.get() {
             return Poll::Pending;
