@@ -11,7 +11,7 @@ use std::time::Duration;
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use isobar::config::{Config, Vocabulary, parse};
 use isobar::supervisor::Applied;
-use isobar::supervisor::plan::plan;
+use isobar::supervisor::reload_plan::plan;
 use isobar::{Isobar, Running};
 
 const UPSTREAMS: usize = 1_000;

@@ -8,7 +8,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use http::{Request, StatusCode};
 use isobar::config::{HostPattern, ListenerName, PathPattern, Respond, RouteConfig};
 use isobar::exchange::RequestHead;
-use isobar::route::{Reading, Table};
+use isobar::route::{Reading, RoutingTable};
 use isobar::target::Host;
 use isobar::telemetry::metrics::Sharded;
 
@@ -26,13 +26,13 @@ fn prefix(text: impl Into<String>) -> PathPattern {
     PathPattern::Prefix(text.into())
 }
 
-fn table(routes: impl IntoIterator<Item = Arc<RouteConfig>>) -> Table {
+fn table(routes: impl IntoIterator<Item = Arc<RouteConfig>>) -> RoutingTable {
     let routes: Vec<_> = routes.into_iter().collect();
-    Table::build(&routes, &[], &[], &mut |_| Arc::new(Sharded::new(1)))
+    RoutingTable::build(&routes, &[], &[], &mut |_| Arc::new(Sharded::new(1)))
 }
 
 /// `hosts` × `prefixes` routes.
-fn grid(hosts: usize, prefixes: usize) -> Table {
+fn grid(hosts: usize, prefixes: usize) -> RoutingTable {
     table((0..hosts * prefixes).map(|i| {
         let host = HostPattern::Exact(format!("host-{}.example.com", i / prefixes));
         route(Some(host), prefix(format!("/service-{}/v1", i % prefixes)))

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use isobar::backend::{BackendSet, Instance};
-use isobar::cli::demo::user_service::{Options, UserService};
+use isobar::cli::demo::user_service::{UserService, UserServiceOptions};
 use isobar::config::Address;
 use isobar::discovery::{self, Discovery, DiscoveryError};
 use isobar::{Isobar, Running};
@@ -89,7 +89,7 @@ async fn main() -> io::Result<()> {
 
 /// A small service, and where it is.
 async fn service(name: &str) -> io::Result<String> {
-    let options = Options { name: name.to_owned(), latency: Duration::ZERO, fail_rate: 0.0 };
+    let options = UserServiceOptions { name: name.to_owned(), latency: Duration::ZERO, fail_rate: 0.0 };
     let service = UserService::bind(([127, 0, 0, 1], 0).into(), options).await?;
     let address = service.address()?.to_string();
     tokio::spawn(service.serve(std::future::pending()));

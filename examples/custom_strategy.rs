@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use isobar::Isobar;
 use isobar::backend::Lease;
-use isobar::cli::demo::user_service::{Options, UserService};
+use isobar::cli::demo::user_service::{UserService, UserServiceOptions};
 use isobar::strategy::{Candidates, Dice, Factory, Strategy, Tried, conformance};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -75,7 +75,7 @@ fn balance_over_two_services() -> io::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let mut backends = Vec::new();
         for name in ["one", "two"] {
-            let options = Options { name: name.to_owned(), latency: Duration::ZERO, fail_rate: 0.0 };
+            let options = UserServiceOptions { name: name.to_owned(), latency: Duration::ZERO, fail_rate: 0.0 };
             let service = UserService::bind(([127, 0, 0, 1], 0).into(), options).await?;
             backends.push(service.address()?.to_string());
             tokio::spawn(service.serve(std::future::pending()));

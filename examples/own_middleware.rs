@@ -16,8 +16,8 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use isobar::Isobar;
-use isobar::cli::demo::user_service::{Options, UserService};
-use isobar::middleware::{Answer, Factory, Middleware, RequestView, ResponseView, Step};
+use isobar::cli::demo::user_service::{UserService, UserServiceOptions};
+use isobar::middleware::{Answer, Middleware, MiddlewareFactory, RequestView, ResponseView, Step};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -86,7 +86,7 @@ impl Middleware for AskFirst {
 }
 
 /// Makes it from its table.
-fn factory(questions: mpsc::Sender<Question>) -> Factory {
+fn factory(questions: mpsc::Sender<Question>) -> MiddlewareFactory {
     Arc::new(move |setup| {
         let header = setup.table.get("header").map_or(Some("x-user"), |value| value.as_str());
         let header = header.and_then(|text| text.parse().ok()).ok_or("header is not the name of a header")?;
@@ -125,7 +125,7 @@ fn serve(file: &str, questions: mpsc::Sender<Question>) -> io::Result<()> {
 
 /// Three requests: without a key, with an unknown one, and with a good one.
 async fn ask_a_few(questions: mpsc::Sender<Question>) -> io::Result<()> {
-    let options = Options { name: "one".into(), latency: Duration::ZERO, fail_rate: 0.0 };
+    let options = UserServiceOptions { name: "one".into(), latency: Duration::ZERO, fail_rate: 0.0 };
     let service = UserService::bind(([127, 0, 0, 1], 0).into(), options).await?;
     let backend = service.address()?;
     tokio::spawn(service.serve(std::future::pending()));

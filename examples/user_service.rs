@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use clap::Parser;
-use isobar::cli::demo::user_service::{Options, UserService};
+use isobar::cli::demo::user_service::{UserService, UserServiceOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Answers GET /users/{id}, /users and /health.
@@ -38,7 +38,7 @@ struct Flags {
 async fn main() -> io::Result<()> {
     let flags = Flags::parse();
     let address = SocketAddr::new(flags.host, flags.port);
-    let options = Options {
+    let options = UserServiceOptions {
         name: flags.name.unwrap_or_else(|| address.to_string()),
         latency: Duration::from_millis(flags.latency),
         fail_rate: flags.fail_rate,

@@ -17,8 +17,8 @@
 //! | [`exchange`] | one request with its response: identity, deadlines, bodies |
 //! | [`http1`] | HTTP/1.1: bytes to messages and back |
 //! | [`target`] | what a request asks for, in one form: its authority and its path |
-//! | [`fetch`] | HTTP that isobar speaks by itself: what `isobar ctl` asks |
-//! | [`fields`] | names of header fields, as everybody reads them |
+//! | [`http_client`] | HTTP that isobar speaks by itself: what `isobar ctl` asks |
+//! | [`header_names`] | names of header fields, in any spelling that a server reads |
 //! | [`socket`] | a connection's bytes, in the clear or by TLS |
 //! | [`tls`] | certificates and keys from their files to handshakes |
 //! | [`listener`] | sockets to connections |
@@ -28,7 +28,7 @@
 //! | [`admin`] | reads and steers a running process over HTTP |
 //! | [`embed`] | an isobar inside a program: start it, look at it, stop it |
 //! | [`config`] | text to meaning |
-//! | [`descriptors`] | how many file descriptors there are, and who may take the next one |
+//! | [`file_descriptors`] | how many file descriptors there are, and what may take the next one |
 //! | [`overload`] | whether there is more to do than the process can |
 //! | [`telemetry`] | metrics, access log, logs |
 //! | [`cli`] | one file per subcommand |
@@ -40,12 +40,12 @@ pub mod admin;
 pub mod backend;
 pub mod cli;
 pub mod config;
-pub mod descriptors;
+pub mod file_descriptors;
 pub mod discovery;
 pub mod embed;
 pub mod exchange;
-pub mod fetch;
-pub mod fields;
+pub mod http_client;
+pub mod header_names;
 pub mod handover;
 pub mod health;
 pub mod http1;

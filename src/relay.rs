@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::deadline::{Phase, Watch};
 
 /// Bytes under way in one direction.
 const BUFFER_BYTES: usize = 8 * 1024;
@@ -59,11 +59,11 @@ struct Pump {
     buffer: Bytes,
     carried: u64,
     moved: bool,
-    state: State,
+    state: RelayState,
 }
 
 #[derive(PartialEq, Eq)]
-enum State {
+enum RelayState {
     Open,
     /// The reader's end has been reached; the writer is to be told.
     Closing,
@@ -72,7 +72,7 @@ enum State {
 
 impl Pump {
     fn new(first: Bytes) -> Self {
-        Self { buffer: first, carried: 0, moved: false, state: State::Open }
+        Self { buffer: first, carried: 0, moved: false, state: RelayState::Open }
     }
 
     /// Whether anything has moved since this was last asked.
@@ -98,13 +98,13 @@ impl Pump {
             }
             ready!(Pin::new(&mut *writer).poll_flush(cx))?;
             match self.state {
-                State::Closed => return Poll::Ready(Ok(())),
-                State::Closing => {
+                RelayState::Closed => return Poll::Ready(Ok(())),
+                RelayState::Closing => {
                     ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
-                    self.state = State::Closed;
+                    self.state = RelayState::Closed;
                     return Poll::Ready(Ok(()));
                 }
-                State::Open => {}
+                RelayState::Open => {}
             }
             // An idle tunnel holds no buffer: the space is on the stack until something has come.
             self.buffer = Bytes::new();
@@ -112,7 +112,7 @@ impl Pump {
             let mut piece = ReadBuf::new(&mut space);
             ready!(Pin::new(&mut *reader).poll_read(cx, &mut piece))?;
             match piece.filled() {
-                [] => self.state = State::Closing,
+                [] => self.state = RelayState::Closing,
                 bytes => self.buffer = Bytes::copy_from_slice(bytes),
             }
         }
@@ -126,7 +126,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
-    use crate::exchange::watch::Clock;
+    use crate::exchange::deadline::Clock;
 
     const MINUTE: Duration = Duration::from_secs(60);
 

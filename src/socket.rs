@@ -11,10 +11,10 @@ use tokio_rustls::TlsStream;
 /// A connected socket.
 ///
 /// In the clear a write is tried before it is polled: there nearly always is room, and a try costs some 50 instructions less. It does
-/// not count against the task's turn, though, as reading does: whoever can write for long without reading has to yield by itself. To
+/// not count against the task's turn, though, as reading does: code that writes for long without reading has to yield by itself. To
 /// be used on runtimes of one thread.
 ///
-/// What is written by TLS may wait in memory until it is flushed: whoever has written a message flushes behind it, which costs
+/// What is written by TLS may wait in memory until it is flushed: a writer flushes after each message, which costs
 /// a connection in the clear nothing.
 #[derive(Debug)]
 pub enum Socket {
@@ -101,7 +101,7 @@ impl AsyncWrite for Socket {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Pin::new(tcp).poll_write(cx, bytes),
                 written => {
                     if written.as_ref().is_ok_and(|&some| some < bytes.len()) {
-                        // It is full: the next try need not ask the kernel. Nobody can have been told of room in between, since the
+                        // It is full: the next try need not ask the kernel. No task can have been told of room in between, since the
                         // event loop runs on the same thread.
                         let _ =
                             tcp.try_io(Interest::WRITABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));

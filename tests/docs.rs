@@ -81,7 +81,7 @@ fn every_reason_is_explained() {
         assert!(page.contains(words), "docs/forwarding.md does not say {words:?}");
     }
     // Those that are no `ProxyError`: what went wrong after the response's head.
-    let cut = read(&root().join("src/proxy/reason.rs"));
+    let cut = read(&root().join("src/proxy/exchange_end.rs"));
     let (complete, cut) = cut.split_once("fn reason(self)").expect("Cut::reason");
     let (cut, _) = cut.split_once("fn blame(self)").expect("Cut::blame");
     let reasons = [quoted(complete.rsplit_once("COMPLETE").expect("the word for all is well").1), quoted(cut)].concat();

@@ -175,7 +175,7 @@ fn written(input: &DeriveInput, of_table: &Attributes, keys: &[Key<'_>]) -> Toke
         #[serde(default)]
         pub(crate) struct #written { #enabled #(#fields)* }
 
-        impl crate::config::kind::OfKind for #written {
+        impl crate::config::visibility::OfKind for #written {
             const KIND: crate::config::Kind = crate::config::Kind::Table;
         }
 
@@ -224,7 +224,7 @@ fn implementation(input: &DeriveInput, of_table: &Attributes, keys: &[Key<'_>], 
             use crate::config::form::{self, Form, Literal};
             use crate::config::report::Place;
             use crate::config::table::{Key, Reload, Table};
-            use crate::config::tree::Tree;
+            use crate::config::json_tree::Tree;
 
             impl Table for #name {
                 type Written = #written;

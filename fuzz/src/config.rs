@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use http::Request;
 use isobar::config::{Config, HostPattern, PathPattern, Problems, Severity, Vocabulary, parse};
-use isobar::route::Table;
+use isobar::route::RoutingTable;
 use isobar::strategy::Factories;
-use isobar::supervisor::plan::plan;
+use isobar::supervisor::reload_plan::plan;
 use isobar::telemetry::metrics::Sharded;
 use isobar::upstream::{Upstream, UpstreamState};
 
@@ -57,7 +57,7 @@ fn is_of_use(config: &Config) {
         Upstream::build(Arc::clone(config), UpstreamState::new(config.name.clone(), 1), &Factories::default())
     };
     let upstreams: Vec<_> = config.upstreams.iter().map(build).collect();
-    let table = Table::build(&config.routes, &upstreams, &[], &mut |_| Arc::new(Sharded::new(1)));
+    let table = RoutingTable::build(&config.routes, &upstreams, &[], &mut |_| Arc::new(Sharded::new(1)));
     assert_eq!(table.routes().len(), config.routes.len());
     let Some(listener) = config.listeners.first() else { return };
     for route in &config.routes {

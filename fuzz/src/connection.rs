@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use isobar::target::{authority, path, sent};
+use isobar::target::{authority, path, raw_target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -249,7 +249,7 @@ pub(crate) fn forwarded(target: &[u8]) -> Option<Vec<u8>> {
     // What only a client may leave as it is, it leaves in a path of which nothing else is to be changed.
     let escaped = match http::Uri::try_from(target) {
         Ok(_) => str::from_utf8(sent).ok()?.to_owned(),
-        Err(_) => sent::escaped(&Bytes::copy_from_slice(target))?.0.split('?').next()?.to_owned(),
+        Err(_) => raw_target::escaped(&Bytes::copy_from_slice(target))?.0.split('?').next()?.to_owned(),
     };
     let tidy = path::tidy(&escaped).ok()?;
     let path = if tidy == escaped && str::from_utf8(sent).is_ok() { sent } else { tidy.as_bytes() };

@@ -12,10 +12,10 @@ use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use isobar::config::{ListenerConfig, Vocabulary, parse};
 use isobar::exchange::{Client, RequestHead};
-use isobar::fields::{tells_client, tells_identity};
+use isobar::header_names::{tells_client, tells_identity};
 use isobar::http1::request::Terms;
 use isobar::http1::{self, Framing};
-use isobar::listener::guard::Guard;
+use isobar::listener::strict_framing::FramingGuard;
 use isobar::proxy::fuzzing as proxy;
 use isobar::telemetry::metrics::Sharded;
 
@@ -57,8 +57,8 @@ impl Settings {
         self.0 & 16 != 0
     }
 
-    /// Whether fields that nobody looks at are left as they are.
-    fn lets_pass(self) -> bool {
+    /// Whether pass-through header fields are left as they are.
+    fn passes_through(self) -> bool {
         self.0 & 64 != 0
     }
 
@@ -110,18 +110,22 @@ impl Settings {
 /// What a client sends as the head of a request in HTTP/1.1.
 fn request(text: &[u8], settings: Settings) {
     let listener = settings.listener();
-    let mut guard = Guard::new(&listener, false);
+    let mut guard = FramingGuard::new(&listener, false);
     let passed = guard.pass(text);
     if guard.is_http2() || passed.heads == 0 {
         return;
     }
     let mut bytes = Bytes::copy_from_slice(&text[..passed.bytes]);
     let mut slot = None;
-    let read =
-        http1::request::read(&mut bytes, HeaderMap::new(), (listener.max_headers, settings.lets_pass()), &mut slot);
+    let read = http1::request::read(
+        &mut bytes,
+        HeaderMap::new(),
+        (listener.max_headers, settings.passes_through()),
+        &mut slot,
+    );
     let Ok(whole) = read else { return };
     assert!(whole, "the guard has seen the end of a head, and the reader has not");
-    let http1::request::Head { mut head, framing, terms, .. } = slot.expect("a head");
+    let http1::request::ReceivedRequest { mut head, framing, terms, .. } = slot.expect("a head");
 
     // The framing is told once, and by what both have seen.
     let end = passed.bytes - bytes.len();
@@ -242,7 +246,7 @@ fn to_backend(head: &mut RequestHead, framing: Framing, settings: Settings, may_
     // The guard would take what it lets the proxy send, but for the size of what the proxy adds.
     let mut listener = (*settings.listener()).clone();
     (listener.max_headers, listener.max_header_bytes) = (1000, 1 << 24);
-    let mut guard = Guard::new(&listener, false);
+    let mut guard = FramingGuard::new(&listener, false);
     let passed = guard.pass(&written);
     assert_eq!((passed.heads, passed.bytes), (1, written.len()), "{:?}: {}", guard.refusal(), told());
     // And the proxy's own reader reads what was decided.
@@ -354,8 +358,8 @@ fn response(text: &[u8], settings: Settings) {
     let [terms, sizes, text @ ..] = text else { return };
     let terms =
         Terms { http10: terms & 1 != 0, head: terms & 2 != 0, keep_alive: terms & 4 != 0, trailers: terms & 8 != 0 };
-    let mut head = http1::response::Head::default();
-    head.lets_pass = settings.lets_pass();
+    let mut head = http1::response::ResponseHead::default();
+    head.passes_through = settings.passes_through();
     let Ok(Some(end)) = head.parse(text, terms.head) else { return };
     let bytes = Bytes::copy_from_slice(&text[..end]);
     let (mut parts, ()) = Response::new(()).into_parts();
@@ -419,7 +423,7 @@ fn response(text: &[u8], settings: Settings) {
         assert_eq!(values("connection"), says, "{}", told());
     }
     // And the proxy's own reader, as if it were a client.
-    let mut again = http1::response::Head::default();
+    let mut again = http1::response::ResponseHead::default();
     assert_eq!(again.parse(&written, terms.head), Ok(Some(written.len())), "{}", told());
     assert_eq!(again.framing, framing, "{}", told());
     if !switches {
@@ -460,14 +464,14 @@ fn response(text: &[u8], settings: Settings) {
 
 /// What a backend sends ahead of its response.
 fn informational(text: &[u8]) {
-    let mut head = http1::response::Head::default();
+    let mut head = http1::response::ResponseHead::default();
     let Ok(Some(end)) = head.parse(text, false) else { return };
     if !head.status.is_informational() || head.status == 101 {
         return;
     }
     let Some(written) = proxy::informational(&text[..end]) else { return };
     let told = || format!("{:?}, of {:?}", String::from_utf8_lossy(&written), String::from_utf8_lossy(&text[..end]));
-    let mut again = http1::response::Head::default();
+    let mut again = http1::response::ResponseHead::default();
     assert_eq!(again.parse(&written, false), Ok(Some(written.len())), "{}", told());
     assert_eq!(again.status, head.status, "{}", told());
     assert!(again.keep_alive, "{}", told());

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use isobar::config::{Vocabulary, parse};
-use isobar::exchange::watch::Clock;
+use isobar::exchange::deadline::Clock;
 use isobar::handover::Inherited;
-use isobar::listener::{self, Known, Listener, Open, Tasks, connection};
+use isobar::listener::{self, BoundAddresses, Listener, OpenConnection, StreamTasks, connection};
 use isobar::proxy::{Proxy, Published, Snapshot};
-use isobar::route::Table;
+use isobar::route::RoutingTable;
 use isobar::strategy::Factories;
 use isobar::telemetry::metrics::Sharded;
 use isobar::telemetry::process::Process;
@@ -34,7 +34,7 @@ pub struct Inside {
     listener: Arc<Listener>,
     front: TcpListener,
     snapshot: Arc<Snapshot>,
-    tasks: Rc<Tasks>,
+    tasks: Rc<StreamTasks>,
 }
 
 /// What there is while an input is looked at.
@@ -42,7 +42,7 @@ pub struct Scene {
     listener: Arc<Listener>,
     front: TcpListener,
     clock: Rc<Clock>,
-    tasks: Rc<Tasks>,
+    tasks: Rc<StreamTasks>,
     proxy: Rc<Proxy>,
     snapshot: Arc<Snapshot>,
     open: Arc<Vec<AtomicUsize>>,
@@ -64,8 +64,8 @@ impl Inside {
         };
         let upstreams: Vec<_> = config.upstreams.iter().map(build).collect();
         upstreams.iter().for_each(|upstream| upstream.enforce());
-        let routes = Table::build(&config.routes, &upstreams, &[], &mut |_| Arc::new(Sharded::new(1)));
-        let known = Known { ours: &[], moved: &[], inherited: &mut Inherited::default() };
+        let routes = RoutingTable::build(&config.routes, &upstreams, &[], &mut |_| Arc::new(Sharded::new(1)));
+        let known = BoundAddresses { ours: &[], moved: &[], inherited: &mut Inherited::default() };
         let mut bound = listener::bind(&config.listeners[0], 1, known).expect("a listener");
         bound.listen().expect("a listening socket");
         let front = bound.sockets.pop().expect("a socket");
@@ -144,7 +144,8 @@ impl Scene {
             socket.set_nodelay(true).expect("nodelay");
         }
         let accepted = TcpStream::from_std(accepted).expect("a socket");
-        let open = Open::count(&self.listener, &self.open, (0, 0), None).unwrap_or_else(|_| panic!("no room"));
+        let open =
+            OpenConnection::count(&self.listener, &self.open, (0, 0), None).unwrap_or_else(|_| panic!("no room"));
         let (shared, proxy) = ((Rc::clone(&self.clock), Rc::clone(&self.tasks)), Rc::clone(&self.proxy));
         let served = connection::serve((accepted, peer), Arc::clone(&self.listener), open, shared, proxy);
         *self.served.borrow_mut() = Some(spawn_local(served));

@@ -13,7 +13,7 @@ use isobar::config::{
 };
 use isobar::exchange::RequestHead;
 use isobar::http1::{self, Framing};
-use isobar::route::{Table, path, rewrite};
+use isobar::route::{RoutingTable, path, rewrite};
 use isobar::target::authority;
 use isobar::target::path::{is_plain, matched, tidy};
 use isobar::telemetry::metrics::Sharded;
@@ -39,7 +39,7 @@ fn table(input: &mut Unstructured<'_>) -> Result<()> {
     for index in 0..input.int_in_range(0..=12)? {
         routes.push(Arc::new(route(input, index)?));
     }
-    let table = Table::build(&routes, &[], &[], &mut |_| Arc::new(Sharded::new(1)));
+    let table = RoutingTable::build(&routes, &[], &[], &mut |_| Arc::new(Sharded::new(1)));
     for _ in 0..input.int_in_range(1..=8)? {
         let host = asked_host(input)?;
         let Some(head) = request(input)? else { continue };

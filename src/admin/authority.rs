@@ -1,8 +1,8 @@
-//! Who may change something.
+//! Permission to change something.
 //!
 //! Reading is open to all who can connect. A change needs one of three: the Unix socket, which the file system keeps for one
 //! user; the token of the configuration; or, as long as the configuration has none, an address on loopback. A token that was
-//! set is asked for on loopback too: whoever set it does not want everybody on the machine to do without.
+//! set is asked for on loopback too: the operator who set it does not want all users of the machine to do without.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,15 +10,15 @@ use std::net::SocketAddr;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use http::{StatusCode, request};
 
-use super::answer::Answer;
-use super::browser::Site;
-use super::refusal::Refusal;
+use super::answer::AdminAnswer;
+use super::cross_site::Site;
+use super::refusal::AdminRefusal;
 use crate::config::Secret;
 
-/// Who is at the other end of a connection.
+/// The client at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
-    /// Somebody at an address.
+    /// A client at an address.
     Address(SocketAddr),
     /// A user of this machine, at the socket.
     User {
@@ -59,13 +59,13 @@ impl Denied {
     }
 
     /// As an answer to a request for `path`.
-    pub(super) fn answer(self, path: &str) -> Answer {
+    pub(super) fn answer(self, path: &str) -> AdminAnswer {
         let (status, challenge) = match self {
             Self::NoToken => (StatusCode::UNAUTHORIZED, Some("Bearer realm=\"isobar\"")),
             Self::WrongToken => (StatusCode::UNAUTHORIZED, Some("Bearer realm=\"isobar\", error=\"invalid_token\"")),
             Self::Nowhere => (StatusCode::FORBIDDEN, None),
         };
-        let mut answer = Refusal::new(status, self.what(), path).answer();
+        let mut answer = AdminRefusal::new(status, self.what(), path).answer();
         if let Some(challenge) = challenge {
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
@@ -79,7 +79,7 @@ impl fmt::Display for Denied {
     }
 }
 
-/// Whether a request may change something; and who it is from, as the audit log says it.
+/// Whether a request may change something; and its user, as the audit log names it.
 pub(super) fn check(head: &request::Parts, site: Site, peer: Peer, token: Option<&Secret>) -> Result<String, Denied> {
     if let Peer::User { .. } = peer {
         return Ok(peer.to_string());

@@ -12,15 +12,16 @@ use http::{Method, Request, StatusCode, request};
 use http_body_util::Either;
 use hyper::body::Incoming;
 
-use super::accept::{Format, takes_gzip};
-use super::answer::{Answer, failed, json, text, with_type};
-use super::levers::Verb;
-use super::refusal::Refusal;
-use super::room::Stage;
+use super::answer::{AdminAnswer, failed, json, text, with_type};
+use super::backend_actions::Verb;
+use super::connections::Stage;
+use super::content_negotiation::{Format, takes_gzip};
+use super::params::RequestParams;
+use super::refusal::AdminRefusal;
 use super::upstreams::{BackendView, UpstreamView};
-use super::wish::Wish;
 use super::{
-    Context, Control, RELOADS_MAX, authority, browser, config, level, levers, metrics, probe, reload, stream, upstreams,
+    Context, Control, RELOADS_MAX, authority, backend_actions, config, cross_site, events, log_level, metrics, probe,
+    reload, upstreams,
 };
 use crate::telemetry::audit;
 
@@ -31,7 +32,7 @@ GET    /livez         200 as long as the process and each of its workers run, el
 GET    /readyz        200 when it takes requests, else 503 and why; ?verbose for each check
 GET    /metrics       metrics for Prometheus
 GET    /config        the configuration in force, and what is wrong with the last one if it was refused
-GET    /upstreams     the upstreams and their backends, with all that decides who is picked
+GET    /upstreams     the upstreams and their backends, with all that decides which backend is picked
 GET    /upstreams/{upstream}
 GET    /upstreams/{upstream}/backends/{address}
 POST   /upstreams/{upstream}/backends/{address}/drain, undrain, disable, enable, eject, uneject
@@ -123,7 +124,7 @@ fn decoded(segment: &str) -> Option<String> {
 }
 
 /// Answers a request. hyper leaves the body out where the request was a HEAD.
-pub(super) async fn answer(request: Request<Incoming>, context: Context) -> Result<Answer, Infallible> {
+pub(super) async fn answer(request: Request<Incoming>, context: Context) -> Result<AdminAnswer, Infallible> {
     let (head, body) = request.into_parts();
     let progress = Arc::clone(&context.progress);
     progress.set(Stage::Working);
@@ -135,24 +136,26 @@ pub(super) async fn answer(request: Request<Incoming>, context: Context) -> Resu
     Ok(answer)
 }
 
-async fn dispatch(head: &request::Parts, body: Incoming, context: Context) -> Result<Answer, Refusal> {
+async fn dispatch(head: &request::Parts, body: Incoming, context: Context) -> Result<AdminAnswer, AdminRefusal> {
     let Context { site, peer, .. } = &context;
     let path = head.uri.path();
     let reads = head.method == Method::GET || head.method == Method::HEAD;
-    if let Err(why) = browser::check(head, *site) {
+    if let Err(why) = cross_site::check(head, *site) {
         if !reads {
             context.strangers.refused(&peer.to_string(), &format!("{} {path}", head.method), why);
         }
-        return Err(Refusal::new(StatusCode::FORBIDDEN, why, path));
+        return Err(AdminRefusal::new(StatusCode::FORBIDDEN, why, path));
     }
     let Some(endpoint) = Endpoint::at(path) else {
         let names = ["/livez", "/readyz", "/metrics", "/config", "/upstreams", "/log", "/events", "/reload"];
         let names = names.into_iter().chain(["/stats/reset", "/openapi.json"]);
-        return Err(Refusal::new(StatusCode::NOT_FOUND, "not found; / lists what there is", path).one_of(path, names));
+        return Err(
+            AdminRefusal::new(StatusCode::NOT_FOUND, "not found; / lists what there is", path).one_of(path, names)
+        );
     };
     if !endpoint.allows(&head.method) {
         let what = format!("{} is not for {}", path, head.method);
-        let mut answer = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, what, path).answer();
+        let mut answer = AdminRefusal::new(StatusCode::METHOD_NOT_ALLOWED, what, path).answer();
         answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(endpoint.allowed()));
         return Ok(answer);
     }
@@ -162,7 +165,7 @@ async fn dispatch(head: &request::Parts, body: Incoming, context: Context) -> Re
     if reads { read(endpoint, head, &context) } else { change(endpoint, head, body, &context).await }
 }
 
-fn read(endpoint: Endpoint, head: &request::Parts, context: &Context) -> Result<Answer, Refusal> {
+fn read(endpoint: Endpoint, head: &request::Parts, context: &Context) -> Result<AdminAnswer, AdminRefusal> {
     let control = &*context.control;
     let query = head.uri.query().unwrap_or_default();
     Ok(match endpoint {
@@ -171,9 +174,9 @@ fn read(endpoint: Endpoint, head: &request::Parts, context: &Context) -> Result<
         Endpoint::Readyz => probe::readyz(control, query),
         Endpoint::Config => {
             let snapshot = control.snapshot();
-            json(StatusCode::OK, &config::View::of(&snapshot, &control.status()))
+            json(StatusCode::OK, &config::ConfigView::of(&snapshot, &control.status()))
         }
-        Endpoint::Upstreams => json(StatusCode::OK, &upstreams::View::of(&control.snapshot())),
+        Endpoint::Upstreams => json(StatusCode::OK, &upstreams::UpstreamsView::of(&control.snapshot())),
         Endpoint::Upstream(name) => {
             let snapshot = control.snapshot();
             json(StatusCode::OK, &UpstreamView::of(upstreams::find(&snapshot, &name)?))
@@ -184,26 +187,26 @@ fn read(endpoint: Endpoint, head: &request::Parts, context: &Context) -> Result<
             let backend = BackendView::find(upstream, &upstreams::find_address(upstream, &address)?);
             json(StatusCode::OK, &backend.ok_or_else(|| upstreams::unknown_backend(upstream, &address))?)
         }
-        Endpoint::Log => level::show(control)?,
+        Endpoint::Log => log_level::show(control)?,
         Endpoint::Events => {
             let stopped = context.stopped.clone();
-            stream::listen(control, &context.listeners, stopped, query, &head.headers)?
+            events::listen(control, &context.listeners, stopped, query, &head.headers)?
         }
         Endpoint::OpenApi => with_type(StatusCode::OK, OPENAPI, "application/json"),
         // Not for reading, as `allowed` says, or answered before.
         Endpoint::Lever(..) | Endpoint::Weight(..) | Endpoint::ResetStats | Endpoint::Reload | Endpoint::Metrics => {
-            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "not for reading", head.uri.path()));
+            return Err(AdminRefusal::new(StatusCode::METHOD_NOT_ALLOWED, "not for reading", head.uri.path()));
         }
     })
 }
 
-/// Does what changes something, if whoever asks may; and sees to it that it is in the audit log.
+/// Makes a change, if the client has permission; and sees to it that it is in the audit log.
 async fn change(
     endpoint: Endpoint,
     head: &request::Parts,
     body: Incoming,
     context: &Context,
-) -> Result<Answer, Refusal> {
+) -> Result<AdminAnswer, AdminRefusal> {
     let Context { control, site, peer, .. } = context;
     let what = format!("{} {}", head.method, head.uri.path());
     let snapshot = control.snapshot();
@@ -218,14 +221,15 @@ async fn change(
     drop(snapshot);
     // What comes with a reload was never looked at.
     context.progress.set(Stage::Sending);
-    let wish = if endpoint == Endpoint::Reload { Ok(Wish::default()) } else { Wish::read(body).await };
+    let params =
+        if endpoint == Endpoint::Reload { Ok(RequestParams::default()) } else { RequestParams::read(body).await };
     context.progress.set(Stage::Working);
     let _place = match endpoint {
         Endpoint::Reload => Some(context.reloads.try_acquire().map_err(|_| too_many_reloads())?),
         _ => None,
     };
-    let changed = match wish {
-        Ok(wish) => pull(endpoint, &head.method, wish, control, &who).await,
+    let changed = match params {
+        Ok(params) => pull(endpoint, &head.method, params, control, &who).await,
         Err(refusal) => Err(refusal),
     };
     changed.inspect_err(|refusal| audit::refused(&who, &what, refusal.what()))
@@ -234,28 +238,32 @@ async fn change(
 async fn pull(
     endpoint: Endpoint,
     method: &Method,
-    wish: Wish,
+    params: RequestParams,
     control: &Arc<dyn Control>,
     who: &str,
-) -> Result<Answer, Refusal> {
+) -> Result<AdminAnswer, AdminRefusal> {
     let weight = if method == Method::PUT { Verb::SetWeight } else { Verb::ResetWeight };
     match endpoint {
-        Endpoint::Lever(upstream, address, verb) => levers::pull(&**control, (&upstream, &address), verb, wish, who),
-        Endpoint::Weight(upstream, address) => levers::pull(&**control, (&upstream, &address), weight, wish, who),
-        Endpoint::ResetStats => levers::reset(&**control, wish, who),
-        Endpoint::Log if method == Method::PUT => level::raise(control, wish, who),
-        Endpoint::Log => level::lower(&**control, wish, who),
+        Endpoint::Lever(upstream, address, verb) => {
+            backend_actions::pull(&**control, (&upstream, &address), verb, params, who)
+        }
+        Endpoint::Weight(upstream, address) => {
+            backend_actions::pull(&**control, (&upstream, &address), weight, params, who)
+        }
+        Endpoint::ResetStats => backend_actions::reset(&**control, params, who),
+        Endpoint::Log if method == Method::PUT => log_level::raise(control, params, who),
+        Endpoint::Log => log_level::lower(&**control, params, who),
         Endpoint::Reload => Ok(reload::run(Arc::clone(control), who).await),
-        other => Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "only for reading", format!("{other:?}"))),
+        other => Err(AdminRefusal::new(StatusCode::METHOD_NOT_ALLOWED, "only for reading", format!("{other:?}"))),
     }
 }
 
-fn too_many_reloads() -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("{RELOADS_MAX} are asked for already"), "/reload")
+fn too_many_reloads() -> AdminRefusal {
+    AdminRefusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("{RELOADS_MAX} are asked for already"), "/reload")
 }
 
 /// With many upstreams a page has megabytes: made beside the control thread, which answers probes meanwhile, and one at a time.
-async fn metrics(head: &request::Parts, context: &Context) -> Answer {
+async fn metrics(head: &request::Parts, context: &Context) -> AdminAnswer {
     let (format, gzip) = (Format::asked(&head.headers), takes_gzip(&head.headers));
     // One that waits for its turn keeps no other connection out.
     context.progress.set(Stage::Answering);

@@ -9,18 +9,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::header::{AUTHORIZATION, HeaderValue};
 
-use super::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
+use super::{Control, Fate, ProcessStatus, ReloadFailed, ReloadReport, ReloadResult, UpstreamChange};
 use crate::config::{
     AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyPattern,
     BreakerConfig, ClientCertificateConfig, Config, ForwardedHeader, HeaderRules, HeaderValues, HealthCheckConfig,
     ListenerConfig, LogConfig, LogFormat, MiddlewareConfig, MiddlewareKind, NamedFile, ProbeTarget, RetryConfig,
     RouteConfig, Spot, StrategyConfig, Table as _, UpstreamConfig, Vocabulary,
 };
-use crate::descriptors::Plan;
+use crate::file_descriptors::DescriptorPlan;
 use crate::listener::Listener;
-use crate::middleware::{Kinds, Set, State, TIMEOUT};
+use crate::middleware::{Kinds, MiddlewareSet, State, TIMEOUT};
 use crate::proxy::Snapshot;
-use crate::route::Table;
+use crate::route::RoutingTable;
 use crate::strategy::Factories;
 use crate::telemetry;
 use crate::telemetry::events::Events;
@@ -74,10 +74,10 @@ impl Process {
             })
             .collect();
         let snapshot = |config: Arc<Config>, upstreams: &[Arc<Upstream>]| {
-            let routes = Table::build(&config.routes, upstreams, &[], &mut |_| Arc::new(Sharded::new(WORKERS)));
+            let routes = RoutingTable::build(&config.routes, upstreams, &[], &mut |_| Arc::new(Sharded::new(WORKERS)));
             let safe = Arc::new(safe());
             let installed = Kinds::default().install(&safe, State::new(&safe, WORKERS)).unwrap();
-            let middleware = Set::new(vec![installed], &config.listeners);
+            let middleware = MiddlewareSet::new(vec![installed], &config.listeners);
             Snapshot { generation: 7, config, routes, upstreams: upstreams.to_vec(), middleware }
         };
         let listener = Arc::new(Listener {
@@ -96,7 +96,10 @@ impl Process {
             logs: AtomicBool::new(false),
             logging: Logging::apart(&LogConfig { level: "info".into(), format: LogFormat::Text }),
             listener,
-            process: telemetry::process::Process::with_descriptors(WORKERS, Plan::new(Some(1_024), 20, WORKERS, None)),
+            process: telemetry::process::Process::with_descriptors(
+                WORKERS,
+                DescriptorPlan::new(Some(1_024), 20, WORKERS, None),
+            ),
             listening: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             problems: Mutex::default(),
@@ -150,9 +153,9 @@ impl Control for Process {
         Arc::clone(&self.process)
     }
 
-    fn status(&self) -> Status {
+    fn status(&self) -> ProcessStatus {
         let problems = self.problems.lock().unwrap().clone();
-        Status {
+        ProcessStatus {
             file: Some("/etc/isobar/lb.toml".into()),
             started: started(),
             loaded_at: started() + Duration::from_secs(60),

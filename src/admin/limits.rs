@@ -5,10 +5,10 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::backend::BackendState;
-use crate::backend::permits::Permits;
+use crate::backend::limits::Permits;
 use crate::telemetry::clock::now_ms;
 use crate::upstream::Upstream;
-use crate::upstream::breaker::BreakerState;
+use crate::upstream::circuit_breaker::BreakerState;
 
 /// What limits an upstream. `null` where it has no such thing.
 #[derive(Debug, Serialize)]

@@ -3,7 +3,7 @@
 //! An HTTP/1.1 server beside the data plane, on the control thread: what it does costs the workers nothing but reads of the
 //! counters they keep anyway. It knows the process only by [`Control`], which the supervisor implements.
 //!
-//! Whoever can connect may read; who may change something is decided in `authority`, and each change has its line in the audit
+//! Every client that can connect may read; `authority` decides which client may change something, and each change has its line in the audit
 //! log. That the server cannot be tied up by clients follows from its limits: connections at a time, of which those go first that stand
 //! still (`room`), apart for the address and the socket; the time for a head, and for a whole connection; one request a connection; and
 //! listeners to events, reloads and pages of metrics at a time.
@@ -27,39 +27,39 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-mod control;
+mod process_control;
 mod endpoint;
 mod answer;
-mod browser;
+mod cross_site;
 mod authority;
 mod refusal;
-mod wish;
-mod socket;
-mod room;
-mod accept;
+mod params;
+mod unix_socket;
+mod connections;
+mod content_negotiation;
 mod probe;
 mod metrics;
 mod upstreams;
 mod limits;
-mod picking;
+mod load_balancing;
 mod config;
 mod reload;
-mod levers;
-mod level;
-mod stream;
+mod backend_actions;
+mod log_level;
+mod events;
 #[cfg(test)]
 mod fixture;
 
 use authority::Peer;
-use browser::Site;
-use room::{Progress, Room, Stage};
-use socket::BoundSocket;
+use connections::{ConnectionProgress, ConnectionRoom, Stage};
+use cross_site::Site;
+use unix_socket::BoundSocket;
 
-use crate::descriptors::Plan;
+use crate::file_descriptors::DescriptorPlan;
 use crate::telemetry::audit::Strangers;
-use crate::telemetry::seldom::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 
-pub use control::{Control, Fate, ReloadFailed, ReloadReport, ReloadResult, Status, UpstreamChange};
+pub use process_control::{Control, Fate, ProcessStatus, ReloadFailed, ReloadReport, ReloadResult, UpstreamChange};
 
 /// Reloads that may be asked for at a time: fewer than connections, of which some are then left for probes.
 const RELOADS_MAX: usize = 16;
@@ -90,7 +90,7 @@ pub struct Admin {
 impl Default for Admin {
     /// Neither an address nor a socket.
     fn default() -> Self {
-        Self { listener: None, socket: None, connections_max: Plan::ADMIN_MAX, closing: None }
+        Self { listener: None, socket: None, connections_max: DescriptorPlan::ADMIN_MAX, closing: None }
     }
 }
 
@@ -179,14 +179,14 @@ impl Admin {
         let most = self.connections_max;
         let (stopping, stopped) = watch::channel(());
         let mut connections = JoinSet::new();
-        let accept_failing = Seldom::new(1);
+        let accept_failing = LogThrottle::new(1);
         let mut stop = pin!(stop);
         let shared = Context {
             control,
             site,
             // Of each connection its own.
             peer: Peer::Address(SocketAddr::from(([0, 0, 0, 0], 0))),
-            listeners: Arc::new(Semaphore::new(stream::LISTENERS_MAX)),
+            listeners: Arc::new(Semaphore::new(events::LISTENERS_MAX)),
             reloads: Arc::new(Semaphore::new(RELOADS_MAX)),
             scrapes: Arc::new(Semaphore::new(1)),
             strangers: Arc::new(Strangers::default()),
@@ -195,7 +195,7 @@ impl Admin {
         };
         let context = |site, peer| Context { site, peer, progress: Arc::default(), ..shared.clone() };
         // One for each entrance: what comes by the one leaves the other its room.
-        let (mut at_address, mut at_socket) = (Room::new(most), Room::new(most));
+        let (mut at_address, mut at_socket) = (ConnectionRoom::new(most), ConnectionRoom::new(most));
         loop {
             let now = Instant::now();
             let accepted = tokio::select! {
@@ -266,16 +266,16 @@ struct Context {
     reloads: Arc<Semaphore>,
     /// Turns of pages of metrics.
     scrapes: Arc<Semaphore>,
-    /// What is refused to those who may not.
+    /// Changes that are refused for want of permission.
     strangers: Arc<Strangers>,
     /// Closed at the stop.
     stopped: watch::Receiver<()>,
     /// How far the connection has come.
-    progress: Arc<Progress>,
+    progress: Arc<ConnectionProgress>,
 }
 
-/// Serves one request. With keep-alive, whoever connects and asks for nothing could hold a connection for as long as he
-/// likes; and nobody asks often enough here to want it.
+/// Serves one request. With keep-alive, a client that connects and sends nothing could hold a connection for as long as it
+/// likes; and no client asks often enough here to need it.
 async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, context: Context) {
     let Context { mut stopped, progress, .. } = context.clone();
     let service = service_fn(move |request| endpoint::answer(request, context.clone()));
@@ -311,6 +311,6 @@ async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, context: 
 }
 
 #[cfg(test)]
-mod described;
+mod openapi_tests;
 #[cfg(test)]
 mod tests;

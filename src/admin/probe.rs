@@ -8,10 +8,10 @@ use http::StatusCode;
 use crate::telemetry::process::Process;
 
 use super::Control;
-use super::answer::{Answer, text};
+use super::answer::{AdminAnswer, text};
 
 /// Answers 200 as long as the process is whole: 503 once one of its own tasks has panicked, and while a worker does not run.
-pub(super) fn livez(process: &Process) -> Answer {
+pub(super) fn livez(process: &Process) -> AdminAnswer {
     let why = match (process.events.vital().failure(), process.pulse.dead()) {
         (Some(what), _) => format!("panicked: {what}\n"),
         (None, Some((worker, seconds))) => format!("worker {worker} has not run for {seconds} s\n"),
@@ -20,27 +20,30 @@ pub(super) fn livez(process: &Process) -> Answer {
     text(StatusCode::SERVICE_UNAVAILABLE, why)
 }
 
-struct Check {
+struct ReadinessCheck {
     name: &'static str,
     /// Why not, where it does not hold.
     failure: Option<&'static str>,
 }
 
 /// Answers 200 when all checks hold, 503 otherwise.
-pub(super) fn readyz(control: &dyn Control, query: &str) -> Answer {
+pub(super) fn readyz(control: &dyn Control, query: &str) -> AdminAnswer {
     let checks = [
-        Check {
+        ReadinessCheck {
             name: "listening",
             failure: control.listeners().is_empty().then_some("no listener accepts connections"),
         },
-        Check { name: "not stopping", failure: control.status().stopping.then_some("the process is stopping") },
+        ReadinessCheck {
+            name: "not stopping",
+            failure: control.status().stopping.then_some("the process is stopping"),
+        },
     ];
     let ready = checks.iter().all(|check| check.failure.is_none());
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
 
     let mut body = String::new();
     if query.split('&').any(|parameter| parameter == "verbose" || parameter.starts_with("verbose=")) {
-        for Check { name, failure } in &checks {
+        for ReadinessCheck { name, failure } in &checks {
             body += &failure.map_or_else(|| format!("[+] {name}\n"), |why| format!("[-] {name}: {why}\n"));
         }
     }

@@ -3,12 +3,12 @@
 use http::StatusCode;
 use serde::Serialize;
 
-use super::answer::{Answer, json};
+use super::answer::{AdminAnswer, json};
 use crate::config::nearest;
 
 /// Why a request comes to nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Refusal {
+pub(super) struct AdminRefusal {
     #[serde(skip)]
     status: StatusCode,
     /// What is wrong.
@@ -21,7 +21,7 @@ pub(super) struct Refusal {
     did_you_mean: Option<String>,
 }
 
-impl Refusal {
+impl AdminRefusal {
     pub(super) fn new(status: StatusCode, error: impl Into<String>, place: impl Into<String>) -> Self {
         Self { status, error: error.into(), place: place.into(), did_you_mean: None }
     }
@@ -42,7 +42,7 @@ impl Refusal {
         &self.error
     }
 
-    pub(super) fn answer(&self) -> Answer {
+    pub(super) fn answer(&self) -> AdminAnswer {
         json(self.status, self)
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::fixture::Process;
 use super::*;
 use crate::backend::health::{LastCheck, Thresholds};
-use crate::telemetry::pulse::MISSED_MAX;
+use crate::telemetry::heartbeat::MISSED_MAX;
 
 /// An admin address on a thread with a runtime of its own, as the supervisor has it.
 pub(super) struct Running {
@@ -365,7 +365,7 @@ fn a_head_too_large_is_refused() {
 #[test]
 fn silent_connections_do_not_keep_others_out() {
     let running = Running::start();
-    let silent: Vec<_> = (0..Plan::ADMIN_MAX * 3).map(|_| running.connect()).collect();
+    let silent: Vec<_> = (0..DescriptorPlan::ADMIN_MAX * 3).map(|_| running.connect()).collect();
     answers_at_once(&running);
     drop(silent);
 }
@@ -382,7 +382,7 @@ fn slow_heads_and_bodies_do_not_keep_others_out() {
             stream.write_all(begun.as_bytes()).unwrap();
             stream
         };
-        let slow: Vec<_> = (0..Plan::ADMIN_MAX * 2).map(begin).collect();
+        let slow: Vec<_> = (0..DescriptorPlan::ADMIN_MAX * 2).map(begin).collect();
         answers_at_once(&running);
         drop(slow);
     }
@@ -405,7 +405,7 @@ fn those_that_have_asked_stay_when_others_come() {
     asked.write_all(b"POST /reload HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     let (events, _) = running.begin("GET", "/events", "");
     thread::sleep(Duration::from_millis(50));
-    let silent: Vec<_> = (0..Plan::ADMIN_MAX * 2).map(|_| running.connect()).collect();
+    let silent: Vec<_> = (0..DescriptorPlan::ADMIN_MAX * 2).map(|_| running.connect()).collect();
     assert_eq!(read_reply(asked).status, 200);
     events.set_nonblocking(true).unwrap();
     let mut byte = [0; 1000];
@@ -427,7 +427,7 @@ fn the_socket_has_room_of_its_own() {
     });
     let first = std::os::unix::net::UnixStream::connect(&path).unwrap();
     first.set_nonblocking(true).unwrap();
-    let silent: Vec<_> = (0..Plan::ADMIN_MAX * 2).map(|_| running.connect()).collect();
+    let silent: Vec<_> = (0..DescriptorPlan::ADMIN_MAX * 2).map(|_| running.connect()).collect();
     answers_at_once(&running);
     let kind = (&first).read(&mut [0]).map_err(|error| error.kind());
     assert_eq!(kind, Err(io::ErrorKind::WouldBlock), "still there, although it was there first");

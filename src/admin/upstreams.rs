@@ -8,21 +8,21 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::limits::{BackendLimitsView, LimitsView};
-use super::picking::{self, SetView, StandingView};
-use super::refusal::Refusal;
-use crate::backend::by_hand::{Lever, Mark, Marks, Setting};
+use super::load_balancing::{self, SetView, StandingView};
+use super::refusal::AdminRefusal;
 use crate::backend::health::Health;
+use crate::backend::operator_state::{Lever, Mark, Marks, Setting};
 use crate::backend::{Backend, BackendSet};
 use crate::config::{Address, UpstreamConfig};
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
 use crate::telemetry::metrics::{BackendMetrics, Counter, Sharded, UpstreamMetrics};
-use crate::upstream::sources::{Condition, Report};
-use crate::upstream::{Readiness, Roster, Seat, Upstream};
+use crate::upstream::sources::{SourceCondition, SourceReport};
+use crate::upstream::{Readiness, Roster, RosterEntry, Upstream};
 
 /// The whole answer.
 #[derive(Debug, Serialize)]
-pub(super) struct View {
+pub(super) struct UpstreamsView {
     generation: u64,
     upstreams: Vec<UpstreamView>,
 }
@@ -39,7 +39,7 @@ pub(super) struct UpstreamView {
     limits: LimitsView,
     /// Tiers of which so few are ready that others are picked as well.
     panic: Vec<String>,
-    /// Where requests go, in the order in which a retry looks for somebody.
+    /// Where requests go, in the order in which a retry looks for a backend.
     sets: Vec<SetView>,
     /// Where its backends come from, the file first: of a backend that several know, the first says what it is.
     sources: Vec<SourceView>,
@@ -111,7 +111,7 @@ struct ByHandView {
 struct MarkView {
     by: String,
     since: String,
-    /// `null` is until somebody ends it.
+    /// `null` is until an operator ends it.
     until: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<u16>,
@@ -158,7 +158,7 @@ struct ByClass {
     server_error: u64,
 }
 
-impl View {
+impl UpstreamsView {
     /// What a snapshot serves with now.
     pub(super) fn of(snapshot: &Snapshot) -> Self {
         Self {
@@ -181,7 +181,7 @@ impl UpstreamView {
             no_backend: metrics.sum(|shard| &shard.no_backend),
             limits: LimitsView::of(upstream),
             panic: roster.panic().iter().map(ToString::to_string).collect(),
-            sets: picking::sets(&roster),
+            sets: load_balancing::sets(&roster),
             sources: upstream.state.sources.look().iter().map(SourceView::of).collect(),
             backends: roster
                 .backends()
@@ -201,15 +201,15 @@ impl UpstreamView {
 }
 
 impl SourceView {
-    fn of(report: &Report) -> Self {
+    fn of(report: &SourceReport) -> Self {
         Self {
             name: report.source.to_string(),
             condition: report.condition.as_str(),
             since: rfc3339(report.since),
             backends: report.set.as_ref().map(BackendSet::len),
             error: match &report.condition {
-                Condition::Failing { error } => Some(error.clone()),
-                Condition::Awaited | Condition::Current => None,
+                SourceCondition::Failing { error } => Some(error.clone()),
+                SourceCondition::Awaited | SourceCondition::Current => None,
             },
         }
     }
@@ -223,7 +223,7 @@ impl BackendView {
         Some(Self::of(&roster.backends()[index], &roster.seats()[index], &roster, &upstream.config))
     }
 
-    fn of(backend: &Backend, seat: &Seat, roster: &Roster, config: &UpstreamConfig) -> Self {
+    fn of(backend: &Backend, seat: &RosterEntry, roster: &Roster, config: &UpstreamConfig) -> Self {
         let now = Instant::now();
         let metrics: &Sharded<BackendMetrics> = &backend.state.metrics;
         Self {
@@ -312,17 +312,17 @@ impl ByClass {
 }
 
 /// The upstream of that name.
-pub(super) fn find<'s>(snapshot: &'s Snapshot, name: &str) -> Result<&'s Arc<Upstream>, Refusal> {
+pub(super) fn find<'s>(snapshot: &'s Snapshot, name: &str) -> Result<&'s Arc<Upstream>, AdminRefusal> {
     let found = snapshot.upstreams.iter().find(|upstream| upstream.name().as_str() == name);
     found.ok_or_else(|| {
         let names = snapshot.upstreams.iter().map(|upstream| upstream.name().as_str());
         let what = format!("unknown upstream {name:?}");
-        Refusal::new(StatusCode::NOT_FOUND, what, format!("/upstreams/{name}")).one_of(name, names)
+        AdminRefusal::new(StatusCode::NOT_FOUND, what, format!("/upstreams/{name}")).one_of(name, names)
     })
 }
 
 /// The address of a backend of the upstream, also of one that is not there at present and has something set by hand.
-pub(super) fn find_address(upstream: &Upstream, written: &str) -> Result<Address, Refusal> {
+pub(super) fn find_address(upstream: &Upstream, written: &str) -> Result<Address, AdminRefusal> {
     addresses(upstream)
         .into_iter()
         .find(|address| address.to_string() == written)
@@ -330,11 +330,11 @@ pub(super) fn find_address(upstream: &Upstream, written: &str) -> Result<Address
 }
 
 /// That the upstream has no such backend.
-pub(super) fn unknown_backend(upstream: &Upstream, written: &str) -> Refusal {
+pub(super) fn unknown_backend(upstream: &Upstream, written: &str) -> AdminRefusal {
     let names: Vec<_> = addresses(upstream).iter().map(ToString::to_string).collect();
     let what = format!("unknown backend {written:?} of upstream {:?}", upstream.name().as_str());
     let place = format!("/upstreams/{}/backends/{written}", upstream.name());
-    Refusal::new(StatusCode::NOT_FOUND, what, place).one_of(written, names.iter().map(String::as_str))
+    AdminRefusal::new(StatusCode::NOT_FOUND, what, place).one_of(written, names.iter().map(String::as_str))
 }
 
 fn addresses(upstream: &Upstream) -> Vec<Address> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::Notify;
 
 use super::BackendState;
-use super::permits::Permits;
+use super::limits::Permits;
 
 /// The connections to a backend, over all workers: in use and idle.
 ///
@@ -17,7 +17,7 @@ pub(super) struct Connections {
     open: Permits,
     /// Of the moment, as that of requests.
     limit: AtomicU32,
-    /// Who waits for one to be closed.
+    /// The requests that wait for a connection to be closed.
     wanted: AtomicU32,
     closed: Notify,
 }
@@ -44,7 +44,7 @@ impl Connections {
 
     pub(super) fn set_limit(&self, limit: u32) {
         self.limit.store(limit, Ordering::Relaxed);
-        // Who waits looks again.
+        // Waiting requests look again.
         self.closed.notify_waiters();
     }
 }
@@ -61,7 +61,7 @@ impl Connected {
     }
 
     /// Counts one more as soon as there is room for it. `ask` is called when there is none, to have an idle connection closed
-    /// that somebody else keeps.
+    /// that another worker keeps.
     pub async fn wait(backend: &Arc<BackendState>, ask: impl Fn()) -> Self {
         let connections = &backend.connections;
         let _wanting = Wanting::new(connections);
@@ -77,7 +77,7 @@ impl Connected {
         }
     }
 
-    /// Whether somebody waits for a connection to be closed: an idle one is then not worth keeping.
+    /// Whether a request waits for a connection to be closed: an idle one is then not worth keeping.
     pub fn is_wanted(&self) -> bool {
         self.0.connections.wanted.load(Ordering::SeqCst) > 0
     }
@@ -92,7 +92,7 @@ impl Drop for Connected {
     fn drop(&mut self) {
         let connections = &self.0.connections;
         connections.open.give_back();
-        // After giving back, as whoever waits says so before the look: one of the two sees the other.
+        // After giving back, because a waiting request says so before its look: one of the two sees the other.
         if connections.wanted.load(Ordering::SeqCst) > 0 {
             connections.closed.notify_one();
         }

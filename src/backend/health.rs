@@ -48,15 +48,15 @@ impl Verdict {
 /// How many checks in a row turn a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
-    /// Failed ones, 1 at least.
+    /// Failed checks in a row until a backend is unhealthy. At least 1.
     pub unhealthy_after: u32,
-    /// Passed ones, 1 at least.
+    /// Passed checks in a row until a backend is healthy. At least 1.
     pub healthy_after: u32,
 }
 
 /// Checks in a row with the same result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Streak {
+pub struct CheckStreak {
     /// Whether they passed.
     pub passed: bool,
     /// How many; 0 before the first.
@@ -65,20 +65,20 @@ pub struct Streak {
 
 /// A verdict that has become another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct VerdictChange {
     /// What it was.
     pub from: Verdict,
     /// What it is.
     pub to: Verdict,
     /// The checks that turned it.
-    pub streak: Streak,
+    pub streak: CheckStreak,
 }
 
 /// The verdict and what it rests on. Pure: no clock, no I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Account {
     verdict: Verdict,
-    streak: Streak,
+    streak: CheckStreak,
     /// The next check decides alone: there is nothing yet that it could contradict.
     first_decides: bool,
 }
@@ -86,7 +86,7 @@ pub struct Account {
 impl Account {
     /// Begins with a verdict. `first_decides` lets the first check alone confirm or turn it.
     pub fn new(verdict: Verdict, first_decides: bool) -> Self {
-        Self { verdict, streak: Streak::default(), first_decides: first_decides || verdict == Verdict::Unknown }
+        Self { verdict, streak: CheckStreak::default(), first_decides: first_decides || verdict == Verdict::Unknown }
     }
 
     /// What is thought now.
@@ -95,14 +95,14 @@ impl Account {
     }
 
     /// The last checks in a row.
-    pub fn streak(&self) -> Streak {
+    pub fn streak(&self) -> CheckStreak {
         self.streak
     }
 
     /// A check has passed or failed. Says so if that turned the verdict.
-    pub fn record(&mut self, passed: bool, thresholds: Thresholds) -> Option<Change> {
+    pub fn record(&mut self, passed: bool, thresholds: Thresholds) -> Option<VerdictChange> {
         let length = if self.streak.passed == passed { self.streak.length.saturating_add(1) } else { 1 };
-        self.streak = Streak { passed, length };
+        self.streak = CheckStreak { passed, length };
         let needed = match passed {
             _ if self.first_decides => 1,
             true => thresholds.healthy_after,
@@ -114,12 +114,12 @@ impl Account {
             return None;
         }
         self.verdict = to;
-        Some(Change { from, to, streak: self.streak })
+        Some(VerdictChange { from, to, streak: self.streak })
     }
 
     /// Another kind of check begins: what the last ones said no longer counts, but for the verdict.
     pub fn restart(&mut self) {
-        self.streak = Streak::default();
+        self.streak = CheckStreak::default();
     }
 
     /// Whether the last checks contradict the verdict, or there is none yet: the next one should come soon.
@@ -205,7 +205,7 @@ impl Health {
     }
 
     /// Notes a check. Says so if it turned the verdict; the roster is to be built anew then.
-    pub fn record(&self, check: LastCheck, thresholds: Thresholds) -> Option<Change> {
+    pub fn record(&self, check: LastCheck, thresholds: Thresholds) -> Option<VerdictChange> {
         let passed = check.failure.is_none();
         let counter = if passed { &self.passed } else { &self.failed };
         counter.add(1);
@@ -293,8 +293,8 @@ mod tests {
         let mut account = Account::new(Verdict::Healthy, false);
         assert_eq!(account.record(false, THREE_TWO), None);
         assert_eq!(account.record(false, THREE_TWO), None);
-        let streak = Streak { passed: false, length: 3 };
-        let change = Change { from: Verdict::Healthy, to: Verdict::Unhealthy, streak };
+        let streak = CheckStreak { passed: false, length: 3 };
+        let change = VerdictChange { from: Verdict::Healthy, to: Verdict::Unhealthy, streak };
         assert_eq!(account.record(false, THREE_TWO), Some(change));
         assert_eq!(account.record(false, THREE_TWO), None, "once");
         assert_eq!(account.streak().length, 4);
@@ -364,7 +364,7 @@ mod tests {
                     expected = Verdict::of(passed);
                 }
                 prop_assert_eq!(account.verdict(), expected);
-                prop_assert_eq!(account.streak(), Streak { passed, length: row as u32 });
+                prop_assert_eq!(account.streak(), CheckStreak { passed, length: row as u32 });
                 prop_assert_eq!(change.map(|it| (it.from, it.to)), (before != expected).then_some((before, expected)));
                 prop_assert_eq!(account.in_doubt(), Verdict::of(passed) != expected);
             }

@@ -2,12 +2,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::BackendState;
-use super::permits::Permits;
+use super::limits::Permits;
 
 /// The right to make one attempt at a backend. It is counted as in flight until this is dropped, wherever that happens: at
 /// the end of the response's body or of the tunnel, on an error, or when the client is gone.
 ///
-/// Where there are limits, whoever waits for room is told by dropping too.
+/// Where there are limits, dropping it also tells waiting requests.
 #[derive(Debug)]
 pub struct Lease {
     backend: Arc<BackendState>,

@@ -1,7 +1,7 @@
 //! One address of an upstream, and what is known about it.
 //!
 //! A [`Backend`] is made anew when a roster is; the [`BackendState`] it points at outlives rosters and reloads and is found
-//! again by its identity, upstream name and address. Whoever keeps a count of requests in flight does it by holding a
+//! again by its identity, upstream name and address. A request in flight is counted by holding a
 //! [`Lease`], so that the count comes back by dropping.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,27 +14,27 @@ use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
 pub mod set;
-pub mod by_hand;
+pub mod operator_state;
 pub mod ewma;
 pub mod health;
 mod lease;
-pub mod permits;
+pub mod limits;
 pub mod queue;
-mod room;
+mod capacity;
 mod connections;
 pub mod outlier;
 pub mod slow_start;
 
+pub use capacity::UpstreamRoom;
 pub use connections::Connected;
 pub use lease::Lease;
-pub use room::Room;
 pub use set::{BackendSet, Instance};
 
-use by_hand::ByHand;
 use connections::Connections;
 use health::Health;
+use limits::Permits;
+use operator_state::ByHand;
 use outlier::Outlier;
-use permits::Permits;
 use slow_start::Ramp;
 
 /// One address of an upstream, as a roster holds it. Cheap to clone.
@@ -71,7 +71,7 @@ pub struct BackendState {
     /// backend, and one limit holds for all of them.
     limit: AtomicU32,
     /// What it shares with the other backends of its upstream.
-    room: Arc<Room>,
+    room: Arc<UpstreamRoom>,
     /// Its number in this process.
     pub id: BackendId,
     /// Whose backend it is.
@@ -108,11 +108,11 @@ impl BackendState {
         (address, server_name): (Address, Option<ServerName<'static>>),
         shards: usize,
         (health, ramp): (Health, Ramp),
-        room: Arc<Room>,
+        room: Arc<UpstreamRoom>,
         by_hand: Arc<ByHand>,
     ) -> Arc<Self> {
         let outlier = Outlier::new(shards);
-        if let Some(mark) = by_hand.look().get(by_hand::Lever::Eject) {
+        if let Some(mark) = by_hand.look().get(operator_state::Lever::Eject) {
             outlier.history().eject_by_hand(Instant::now(), mark.until.map(|until| until.instant));
         }
         let hold = slots::take();
@@ -190,7 +190,7 @@ mod slots {
         FREE.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A number that nobody else has until this is dropped.
+    /// A number that no other backend has until this is dropped.
     #[derive(Debug)]
     pub(super) struct SlotHold {
         pub(super) id: BackendId,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 
-use crate::config::{Address, BackendConfig, BackendLimits, Place};
+use crate::config::{Address, BackendConfig, BackendLimits, BackendPlacement};
 
 /// What is said of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Instance {
     /// 0 to 65 535; 0 takes nothing new. 1 where nothing is said.
     pub weight: u16,
     /// Its tier and zone. The first tier and no zone where nothing is said.
-    pub place: Place,
+    pub place: BackendPlacement,
     /// How much may be asked of it at a time; `None`: what its upstream says.
     pub limits: Option<BackendLimits>,
     /// The name that its certificate must be for, where its upstream speaks TLS; `None`: what the upstream says, else the host of
@@ -34,7 +34,14 @@ pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 impl Instance {
     /// A backend of weight 1 in the first tier of which nothing else is said.
     pub fn new(address: Address) -> Self {
-        Self { address, weight: 1, place: Place::default(), limits: None, server_name: None, labels: Labels::new() }
+        Self {
+            address,
+            weight: 1,
+            place: BackendPlacement::default(),
+            limits: None,
+            server_name: None,
+            labels: Labels::new(),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! The formula is Envoy's: of its weight a backend has `max(minimum, (max(t, 1 s) / window) ^ (1 / aggression))`, t being the
 //! time since it came. As HAProxy does it, nothing starts slowly when the process does: all would, and none would be spared.
 //!
-//! A roster has whole weights and is built anew when one changes, so the curve is followed in [`Percent`] steps: each a tenth of
+//! A roster has whole weights and is built anew when one changes, so the curve is followed in [`WeightPercent`] steps: each a tenth of
 //! what it has, one percent at least, and taken half-way, which keeps the weight within 5 % of the formula from 10 % of it on
 //! (below that, within half a percent of the whole), and the share, which moves less than the weight, closer still. From 10 %
 //! to all that takes 29 steps.
@@ -17,9 +17,9 @@ pub use crate::config::SlowStartConfig as Settings;
 
 /// A part of a weight in hundredths, from 1 to 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Percent(u8);
+pub struct WeightPercent(u8);
 
-impl Percent {
+impl WeightPercent {
     /// All of it.
     pub const FULL: Self = Self(100);
 
@@ -50,10 +50,10 @@ impl Settings {
     }
 
     /// The step that stands for [`Settings::factor`] in a roster.
-    pub fn percent(&self, since: Duration) -> Percent {
+    pub fn percent(&self, since: Duration) -> WeightPercent {
         let factor = self.factor(since) * 100.0;
         let mut percent = self.first();
-        while percent < Percent::FULL && factor >= half_way(percent) {
+        while percent < WeightPercent::FULL && factor >= half_way(percent) {
             percent = percent.next();
         }
         percent
@@ -63,7 +63,7 @@ impl Settings {
     /// all of its weight.
     pub fn next_step(&self, since: Duration) -> Option<Duration> {
         let percent = self.percent(since);
-        if percent == Percent::FULL {
+        if percent == WeightPercent::FULL {
             return None;
         }
         let due = self.window.mul_f64((half_way(percent) / 100.0).powf(self.aggression()));
@@ -73,7 +73,7 @@ impl Settings {
     }
 
     /// The weights of a slow start from its beginning to its end, each with the time since when it is right.
-    pub fn steps(&self) -> impl Iterator<Item = (Duration, Percent)> {
+    pub fn steps(&self) -> impl Iterator<Item = (Duration, WeightPercent)> {
         let mut next = Some(Duration::ZERO);
         std::iter::from_fn(move || {
             let since = next?;
@@ -82,8 +82,8 @@ impl Settings {
         })
     }
 
-    fn first(&self) -> Percent {
-        Percent::new((self.minimum() * 100.0).round() as u8)
+    fn first(&self) -> WeightPercent {
+        WeightPercent::new((self.minimum() * 100.0).round() as u8)
     }
 
     fn minimum(&self) -> f64 {
@@ -96,7 +96,7 @@ impl Settings {
 }
 
 /// Between a step and the next.
-fn half_way(percent: Percent) -> f64 {
+fn half_way(percent: WeightPercent) -> f64 {
     (f64::from(percent.0) + f64::from(percent.next().0)) / 2.0
 }
 
@@ -116,13 +116,13 @@ impl SlowStart {
     }
 
     /// The part of its weight that it has now.
-    pub fn percent(&self, settings: &Settings, now: Instant) -> Percent {
-        self.0.map_or(Percent::FULL, |began| settings.percent(now.saturating_duration_since(began)))
+    pub fn percent(&self, settings: &Settings, now: Instant) -> WeightPercent {
+        self.0.map_or(WeightPercent::FULL, |began| settings.percent(now.saturating_duration_since(began)))
     }
 
     /// Whether it has less than all of its weight.
     pub fn is_warming(&self, settings: &Settings, now: Instant) -> bool {
-        self.percent(settings, now) < Percent::FULL
+        self.percent(settings, now) < WeightPercent::FULL
     }
 
     /// When the roster is to be built anew because of it; `None` when it has all of its weight.
@@ -191,7 +191,7 @@ mod tests {
         // The first second counts whole.
         assert!((settings(10, 1.0, 0.01).factor(seconds(0.0)) - 0.1).abs() < 1e-9);
         assert_eq!(settings(0, 1.0, 0.1).factor(seconds(0.0)), 1.0, "off");
-        assert_eq!(settings(0, 1.0, 0.1).percent(seconds(0.0)), Percent::FULL);
+        assert_eq!(settings(0, 1.0, 0.1).percent(seconds(0.0)), WeightPercent::FULL);
         assert_eq!(settings(0, 1.0, 0.1).next_step(seconds(0.0)), None);
     }
 
@@ -209,9 +209,9 @@ mod tests {
     fn nothing_starts_slowly_with_the_process_and_what_comes_later_does() {
         let (now, settings) = (Instant::now(), Settings::default());
         let mut start = SlowStart::full();
-        assert_eq!((start.percent(&settings, now), start.next_step(&settings, now)), (Percent::FULL, None));
+        assert_eq!((start.percent(&settings, now), start.next_step(&settings, now)), (WeightPercent::FULL, None));
         start.begin(now);
-        assert_eq!(start.percent(&settings, now), Percent::new(10));
+        assert_eq!(start.percent(&settings, now), WeightPercent::new(10));
         assert!(start.is_warming(&settings, now));
         let mut rebuilt = 0;
         let mut at = now;
@@ -265,7 +265,7 @@ mod tests {
             let since = settings.window.mul_f64(part);
             let before = settings.percent(since);
             match settings.next_step(since) {
-                None => prop_assert_eq!(before, Percent::FULL),
+                None => prop_assert_eq!(before, WeightPercent::FULL),
                 Some(next) => {
                     prop_assert!(next > since && next <= settings.window.max(since));
                     prop_assert!(settings.percent(next) >= before);
@@ -274,7 +274,7 @@ mod tests {
                 }
             }
             prop_assert!(settings.steps().count() <= 60);
-            prop_assert_eq!(settings.percent(settings.window), Percent::FULL);
+            prop_assert_eq!(settings.percent(settings.window), WeightPercent::FULL);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::{self, Config, Loaded, Problems, Refused, Secured, Vocabulary};
+use crate::config::{self, Config, Loaded, Problems, RefusedConfig, Secured, Vocabulary};
 use crate::supervisor;
 
 /// Checks a file. What is wrong or odd goes to standard error, the good news to standard output.
@@ -13,7 +13,7 @@ use crate::supervisor;
 pub fn run(path: &Path, vocabulary: &Vocabulary) -> ExitCode {
     let (problems, secured, config) = match config::load_whole(path, vocabulary) {
         Ok(Loaded { config, warnings }) => (warnings, Secured::of(&config), Some(config)),
-        Err(Refused { problems, secured }) => (problems.into_vec(), secured, None),
+        Err(RefusedConfig { problems, secured }) => (problems.into_vec(), secured, None),
     };
     let problems: Problems = problems.into_iter().chain(supervisor::check_files(&secured)).collect();
     for problem in &problems {

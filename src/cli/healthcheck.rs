@@ -13,17 +13,17 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::time::timeout;
 
-use super::place::Place;
-use crate::fetch::{Fetch, FetchError, Limits};
+use super::admin_address::AdminAddress;
+use crate::http_client::{Fetch, FetchError, FetchLimits};
 
 /// From the connection to the end of the answer: below the three seconds that an orchestrator usually waits.
-const LIMITS: Limits = Limits { time: Duration::from_secs(2), body: 64 << 10 };
+const LIMITS: FetchLimits = FetchLimits { time: Duration::from_secs(2), body: 64 << 10 };
 
 /// Asks `/readyz`. An address may be written as in `lb.toml`: `0.0.0.0:9900` is asked on loopback.
 ///
 /// # Errors
 /// When there is no answer within two seconds, or it is not 200.
-pub fn run(place: &Place) -> Result<(), NotReady> {
+pub fn run(place: &AdminAddress) -> Result<(), NotReady> {
     let unreachable = |error| NotReady::Unreachable { place: place.clone(), error };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| unreachable(error.into()))?;
@@ -39,7 +39,7 @@ pub fn run(place: &Place) -> Result<(), NotReady> {
 }
 
 /// Tries each address of a name.
-async fn ask(place: &Place) -> Result<Response<Bytes>, Box<dyn Error + Send + Sync>> {
+async fn ask(place: &AdminAddress) -> Result<Response<Bytes>, Box<dyn Error + Send + Sync>> {
     let mut last: Box<dyn Error + Send + Sync> = io::Error::from(io::ErrorKind::NotFound).into();
     for (to, host) in place.ways().await? {
         let request = Request::get(format!("http://{host}/readyz")).header(HOST, host).header(CONNECTION, "close");
@@ -57,7 +57,7 @@ pub enum NotReady {
     /// It did not answer.
     Unreachable {
         /// Where it was asked.
-        place: Place,
+        place: AdminAddress,
         /// Why not.
         error: Box<dyn Error + Send + Sync>,
     },
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     /// Answers one connection with `answer`, then keeps it open for a while.
-    fn answering(answer: &'static str, stays: Duration) -> Place {
+    fn answering(answer: &'static str, stays: Duration) -> AdminAddress {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         thread::spawn(move || {
@@ -110,7 +110,7 @@ mod tests {
             stream.write_all(answer.as_bytes()).unwrap();
             thread::sleep(stays);
         });
-        Place::Address(address)
+        AdminAddress::Address(address)
     }
 
     #[test]
@@ -128,19 +128,19 @@ mod tests {
     fn something_else_is_not_ready() {
         assert!(run(&answering("SSH-2.0-OpenSSH\r\n", Duration::ZERO)).is_err());
         assert!(run(&answering("", Duration::ZERO)).is_err());
-        assert!(run(&Place::parse("not an address")).is_err());
+        assert!(run(&AdminAddress::parse("not an address")).is_err());
     }
 
     #[test]
     fn nobody_there() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        assert!(matches!(run(&Place::Address(address)), Err(NotReady::Unreachable { .. })));
+        assert!(matches!(run(&AdminAddress::Address(address)), Err(NotReady::Unreachable { .. })));
     }
 
     #[test]
     fn a_socket_is_asked_too() {
         let path = std::env::temp_dir().join(format!("isobar-healthcheck-{}.sock", std::process::id()));
-        let place = Place::Socket(path.clone());
+        let place = AdminAddress::Socket(path.clone());
         let error = run(&place).unwrap_err();
         assert_eq!(error.to_string(), format!("could not ask unix:{}", path.display()));
         let listener = UnixListener::bind(&path).unwrap();

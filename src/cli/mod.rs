@@ -6,14 +6,14 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Vocabulary;
-use place::Place;
+use admin_address::AdminAddress;
 
 mod run;
 pub mod check;
 pub mod ctl;
 pub mod demo;
 pub mod healthcheck;
-pub mod place;
+pub mod admin_address;
 mod schema;
 
 const EXAMPLES: &str = "\
@@ -49,23 +49,23 @@ Exit codes:
 #[command(name = "isobar", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<CliCommand>,
     #[command(flatten)]
     run: Run,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Serve as the file says, and follow its changes (what happens without a command)
     Run(Run),
     /// Look for mistakes in the file and start nothing
-    Check(File),
+    Check(FileArgs),
     /// Print the JSON schema of the file, for editors
     Schema,
     /// Show it working: three copies of a small service, three strategies, live counts
-    Demo(demo::Options),
+    Demo(demo::DemoOptions),
     /// Look into a running isobar and steer it: drain a backend, change a weight, follow events
-    Ctl(ctl::Options),
+    Ctl(ctl::CtlOptions),
     /// Ask a running isobar whether it is ready: for a container's health check
     Healthcheck(Healthcheck),
 }
@@ -73,14 +73,14 @@ enum Command {
 #[derive(Args, Debug)]
 struct Run {
     #[command(flatten)]
-    file: File,
+    file: FileArgs,
     /// Take over from the isobar that serves this file: its listening sockets first, then it stops. No connection is refused
     #[arg(long)]
     replace: bool,
 }
 
 #[derive(Args, Debug)]
-struct File {
+struct FileArgs {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", default_value = "lb.toml")]
     config: PathBuf,
@@ -99,13 +99,13 @@ struct Healthcheck {
 /// Does what the command line says. Does not return where it says something that cannot be understood, or `--help`.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command.unwrap_or(Command::Run(cli.run)) {
-        Command::Run(Run { file: File { config }, replace }) => run::run(&config, replace),
-        Command::Check(File { config }) => check::run(&config, &Vocabulary::default()),
-        Command::Schema => schema::run(),
-        Command::Demo(options) => demo::run(&options),
-        Command::Ctl(options) => ctl::run(options),
-        Command::Healthcheck(options) => match options.place() {
+    match cli.command.unwrap_or(CliCommand::Run(cli.run)) {
+        CliCommand::Run(Run { file: FileArgs { config }, replace }) => run::run(&config, replace),
+        CliCommand::Check(FileArgs { config }) => check::run(&config, &Vocabulary::default()),
+        CliCommand::Schema => schema::run(),
+        CliCommand::Demo(options) => demo::run(&options),
+        CliCommand::Ctl(options) => ctl::run(options),
+        CliCommand::Healthcheck(options) => match options.place() {
             Ok(place) => healthcheck::run(&place).map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS),
             Err(error) => fail(&error),
         },
@@ -113,11 +113,11 @@ pub fn main() -> ExitCode {
 }
 
 impl Healthcheck {
-    fn place(&self) -> Result<Place, place::Unknown> {
+    fn place(&self) -> Result<AdminAddress, admin_address::Unknown> {
         match (&self.admin, &self.config) {
-            (Some(admin), _) => Ok(Place::parse(admin)),
-            (None, Some(file)) => Place::of_file(file).map(|(place, _)| place),
-            (None, None) => Ok(Place::default()),
+            (Some(admin), _) => Ok(AdminAddress::parse(admin)),
+            (None, Some(file)) => AdminAddress::of_file(file).map(|(place, _)| place),
+            (None, None) => Ok(AdminAddress::default()),
         }
     }
 }
@@ -147,9 +147,9 @@ mod tests {
     use clap::CommandFactory;
     use clap::error::ErrorKind;
 
-    fn parse(line: &str) -> Result<Command, ErrorKind> {
+    fn parse(line: &str) -> Result<CliCommand, ErrorKind> {
         let cli = Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.kind())?;
-        Ok(cli.command.unwrap_or(Command::Run(cli.run)))
+        Ok(cli.command.unwrap_or(CliCommand::Run(cli.run)))
     }
 
     #[test]
@@ -168,7 +168,7 @@ mod tests {
             ("isobar --replace", "lb.toml", true),
             ("isobar run --config x.toml --replace", "x.toml", true),
         ] {
-            let Ok(Command::Run(Run { file: File { config }, replace })) = parse(line) else { panic!("{line}") };
+            let Ok(CliCommand::Run(Run { file: FileArgs { config }, replace })) = parse(line) else { panic!("{line}") };
             assert_eq!((config, replace), (PathBuf::from(file), replaces), "{line}");
         }
     }
@@ -176,15 +176,15 @@ mod tests {
     #[test]
     fn commands_have_their_own_flags() {
         assert!(
-            matches!(parse("isobar check -c x.toml"), Ok(Command::Check(File { config })) if config.ends_with("x.toml"))
+            matches!(parse("isobar check -c x.toml"), Ok(CliCommand::Check(FileArgs { config })) if config.ends_with("x.toml"))
         );
-        assert!(matches!(parse("isobar demo"), Ok(Command::Demo(_))));
+        assert!(matches!(parse("isobar demo"), Ok(CliCommand::Demo(_))));
         for (line, asked) in [
             ("isobar healthcheck", "127.0.0.1:9900"),
             ("isobar healthcheck --admin lb1:99", "lb1:99"),
             ("isobar healthcheck --admin unix:/x", "unix:/x"),
         ] {
-            let Ok(Command::Healthcheck(options)) = parse(line) else { panic!("{line}") };
+            let Ok(CliCommand::Healthcheck(options)) = parse(line) else { panic!("{line}") };
             assert_eq!(options.place().unwrap().to_string(), asked, "{line}");
         }
         // Each flag of its own, although other commands have the same.
@@ -193,13 +193,13 @@ mod tests {
             ("isobar ctl -c x.toml backends", Some("x.toml")),
             ("isobar ctl backends --config x.toml", Some("x.toml")),
         ] {
-            let Ok(Command::Ctl(options)) = parse(line) else { panic!("{line}") };
+            let Ok(CliCommand::Ctl(options)) = parse(line) else { panic!("{line}") };
             assert_eq!(options.file(), file.map(Path::new), "{line}");
         }
         for line in
             ["isobar ctl upstreams", "isobar ctl --admin unix:/x weight u a:1 reset", "isobar ctl log debug --for 5m"]
         {
-            assert!(matches!(parse(line), Ok(Command::Ctl(_))), "{line}");
+            assert!(matches!(parse(line), Ok(CliCommand::Ctl(_))), "{line}");
         }
         for (line, error) in [
             ("isobar ctl", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),

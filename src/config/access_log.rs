@@ -7,10 +7,10 @@ use serde_json::json;
 use super::check::{Check, value};
 use super::error::Problem;
 use super::form::{About, Form, OneOf, Whole, Word};
-use super::kind::FilePath;
+use super::json_tree::Tree;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::FilePath;
 
 /// A line per exchange, and for what is refused before: of those 100 in ten seconds a worker. It is off by default, because a line per
 /// request costs more than most of them.

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::check::Check;
 use super::error::Problem;
 use super::form::{About, Form};
-use super::kind::Location;
+use super::json_tree::Tree;
 use super::report::Place;
-use super::tree::Tree;
+use super::visibility::Location;
 
 /// Where a backend is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

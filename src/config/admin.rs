@@ -10,11 +10,11 @@ use serde_json::json;
 use super::check::{Check, value};
 use super::error::Problem;
 use super::form::{About, Form, Maybe};
-use super::kind::{FilePath, Secret as SecretText};
+use super::json_tree::Tree;
 use super::listener::ListenAddress;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::{FilePath, Secret as SecretText};
 
 /// An address, a socket, or both, to watch and steer the process; also by `isobar ctl`. Enabled by default. `enabled = false` takes the
 /// address away; a `unix_socket` is served all the same. Another value of `enabled` takes effect after a restart.

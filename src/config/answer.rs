@@ -11,10 +11,10 @@ use super::check::{Check, value};
 use super::error::Problem;
 use super::form::{About, Form, Maybe, Whole, variable};
 use super::header::ValueText;
-use super::kind::{Kind, Location, Sensitive};
+use super::json_tree::Tree;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::{Kind, Location, Sensitive};
 
 /// A redirect in place of a backend.
 #[derive(Clone, PartialEq, Eq, Table)]

@@ -12,12 +12,12 @@ use super::difference::Changes;
 use super::error::Problem;
 use super::field::Field;
 use super::form::{About, Form, FromLiteral, Inner, Limit, Literal, Many, Maybe, Name, Switch, Whole, part_about};
-use super::kind::{Kind, Location, OfKind};
+use super::json_tree::Tree;
 use super::raw;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
-use super::{Address, BackendLimits, StrategyConfig, Tier, picking};
+use super::visibility::{Kind, Location, OfKind};
+use super::{Address, BackendLimits, StrategyConfig, Tier, load_balancing};
 
 /// What is said where a backend has no address, and what would be right.
 const NEEDS_AN_ADDRESS: (&str, &str) = ("a backend needs an address", "the like of \"10.0.0.1:9001\"");
@@ -67,9 +67,9 @@ impl BackendConfig {
     }
 
     /// Its tier and zone.
-    pub fn place(&self) -> picking::Place {
+    pub fn place(&self) -> load_balancing::BackendPlacement {
         let tier = if self.backup { Tier::Backup } else { Tier::Priority(self.priority) };
-        picking::Place { tier, zone: self.zone.clone() }
+        load_balancing::BackendPlacement { tier, zone: self.zone.clone() }
     }
 
     fn has_priority(&self) -> bool {

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::access::Access;
 use super::address::is_host_name;
 use super::check::{Check, value};
 use super::error::{Problem, Severity};
 use super::form::{About, Else, Form, Part, Switch};
-use super::kind::{FilePath, Location};
+use super::json_tree::Tree;
 use super::report::Place;
+use super::secret_file::Access;
 use super::table::Table;
 use super::tls::exposed;
-use super::tree::Tree;
+use super::visibility::{FilePath, Location};
 
 /// TLS 1.2 or 1.3 to the backends; the table alone switches it on. Files are read when they are put to use, not by `isobar check` alone.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]

@@ -4,10 +4,10 @@ use std::fmt;
 
 use super::check::{Check, value};
 use super::form::{About, AnySize, Form};
-use super::kind::OfKind;
+use super::json_tree::Tree;
 use super::raw;
 use super::report::Place;
-use super::tree::Tree;
+use super::visibility::OfKind;
 
 /// How large the body of a request may be, and of a gRPC call each of its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

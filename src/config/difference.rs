@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::fmt::{self, Display};
 
-use super::kind::Kind;
 use super::table::Reload;
+use super::visibility::Kind;
 
 /// One difference, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum KeyChange {
     /// A key has another value.
     Value {
         /// Which key.
@@ -34,7 +34,7 @@ pub enum Change {
 /// Members of a list that a line of the log names; a longer list ends in a count.
 const MEMBERS_SHOWN_MAX: usize = 8;
 
-impl Change {
+impl KeyChange {
     /// What differs.
     pub fn key(&self) -> &str {
         match self {
@@ -43,7 +43,7 @@ impl Change {
     }
 }
 
-impl Display for Change {
+impl Display for KeyChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Value { key, from, to } => write!(f, "{key} {from} -> {to}"),
@@ -59,9 +59,9 @@ impl Display for Change {
 
 /// Prints changes with commas between them.
 #[derive(Debug)]
-pub struct Listed<'a>(pub &'a [Change]);
+pub struct DifferenceList<'a>(pub &'a [KeyChange]);
 
-impl Display for Listed<'_> {
+impl Display for DifferenceList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, change) in self.0.iter().enumerate() {
             if i > 0 {
@@ -85,9 +85,9 @@ fn write_members(f: &mut fmt::Formatter<'_>, sign: char, members: &[String]) -> 
 
 /// Collects differences, key by key. What is told of a value is decided by its key.
 pub(crate) struct Changes {
-    found: Vec<Change>,
+    found: Vec<KeyChange>,
     /// Those that have no effect before a restart.
-    restart: Vec<Change>,
+    restart: Vec<KeyChange>,
     /// When what is told now takes effect.
     takes_effect: Reload,
 }
@@ -98,12 +98,12 @@ impl Changes {
         Self { found: Vec::new(), restart: Vec::new(), takes_effect: Reload::AtOnce }
     }
 
-    pub(crate) fn found(self) -> Vec<Change> {
+    pub(crate) fn found(self) -> Vec<KeyChange> {
         self.found
     }
 
     /// Those that a reload applies, and those that have no effect before a restart.
-    pub(crate) fn found_and_restart(self) -> (Vec<Change>, Vec<Change>) {
+    pub(crate) fn found_and_restart(self) -> (Vec<KeyChange>, Vec<KeyChange>) {
         (self.found, self.restart)
     }
 
@@ -118,14 +118,14 @@ impl Changes {
         compare(self);
         for change in self.found.iter_mut().skip(found).chain(self.restart.iter_mut().skip(restart)) {
             match change {
-                Change::Value { key, .. } | Change::Members { key, .. } | Change::Other(key) => {
+                KeyChange::Value { key, .. } | KeyChange::Members { key, .. } | KeyChange::Other(key) => {
                     *key = format!("{key} of {thing}");
                 }
             }
         }
     }
 
-    fn add(&mut self, change: Change) {
+    fn add(&mut self, change: KeyChange) {
         match self.takes_effect {
             Reload::Restart => self.restart.push(change),
             Reload::AtOnce | Reload::Requests | Reload::Connections | Reload::NextStart => self.found.push(change),
@@ -137,9 +137,9 @@ impl Changes {
         let (from, to) = (kind.show(from), kind.show(to));
         self.add(match kind {
             Kind::Plain | Kind::Location | Kind::File if from != to => {
-                Change::Value { key: words.into(), from: from.into(), to: to.into() }
+                KeyChange::Value { key: words.into(), from: from.into(), to: to.into() }
             }
-            _ => Change::Other(words.into()),
+            _ => KeyChange::Other(words.into()),
         });
     }
 
@@ -152,9 +152,9 @@ impl Changes {
         let (added, removed) = (without(new, old), without(old, new));
         self.add(match (added.is_empty() && removed.is_empty(), old == new) {
             // In what cannot be told in a word.
-            (true, true) => Change::Other(words.into()),
-            (true, false) => Change::Other(format!("order of {words}")),
-            (false, _) => Change::Members { key: words.into(), added, removed },
+            (true, true) => KeyChange::Other(words.into()),
+            (true, false) => KeyChange::Other(format!("order of {words}")),
+            (false, _) => KeyChange::Members { key: words.into(), added, removed },
         });
     }
 
@@ -162,7 +162,7 @@ impl Changes {
     pub(crate) fn switch(&mut self, key: &str, was: bool, is: bool) {
         let word = |on| if on { "on" } else { "off" }.to_owned();
         if was != is {
-            self.add(Change::Value { key: key.into(), from: word(was), to: word(is) });
+            self.add(KeyChange::Value { key: key.into(), from: word(was), to: word(is) });
         }
     }
 }

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::kind::{OfKind, Word};
 use super::report::Place;
+use super::visibility::{OfKind, Word};
 
 /// What a key holds. Reading one never fails: what is wrong with it is reported, and the rest of the file is read on.
 #[derive(Debug, Default)]
@@ -52,9 +52,9 @@ impl<T> Field<Vec<Field<T>>> {
 
 impl<'de, T: Deserialize<'de> + OfKind> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Parts<T>(PhantomData<T>);
+        struct FieldVisitor<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Parts<T> {
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for FieldVisitor<T> {
             type Value = Field<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,17 +70,17 @@ impl<'de, T: Deserialize<'de> + OfKind> Deserialize<'de> for Field<T> {
             }
         }
 
-        deserializer.deserialize_tuple_struct(T::KIND.marker(), 2, Parts(PhantomData))
+        deserializer.deserialize_tuple_struct(T::KIND.marker(), 2, FieldVisitor(PhantomData))
     }
 }
 
 /// A table whose keys the user chooses, in the order of the file.
 #[derive(Debug)]
-pub(crate) struct Named<T>(pub(crate) Vec<Entry<T>>);
+pub(crate) struct Named<T>(pub(crate) Vec<NamedEntry<T>>);
 
 /// A key and what it holds.
 #[derive(Debug)]
-pub(crate) struct Entry<T> {
+pub(crate) struct NamedEntry<T> {
     /// The key.
     pub(crate) name: String,
     /// Where the key is.
@@ -91,16 +91,16 @@ pub(crate) struct Entry<T> {
 
 impl<T> Field<Named<T>> {
     /// The entries, with those whose value could not be read.
-    pub(crate) fn entries(&self) -> &[Entry<T>] {
+    pub(crate) fn entries(&self) -> &[NamedEntry<T>] {
         self.value().map_or(&[], |named| &named.0)
     }
 }
 
 impl<'de, T: Deserialize<'de> + OfKind> Deserialize<'de> for Named<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries<T>(PhantomData<T>);
+        struct NamedVisitor<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de> + OfKind> Visitor<'de> for Entries<T> {
+        impl<'de, T: Deserialize<'de> + OfKind> Visitor<'de> for NamedVisitor<T> {
             type Value = Named<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,7 +112,7 @@ impl<'de, T: Deserialize<'de> + OfKind> Deserialize<'de> for Named<T> {
                 while let Some(key) = map.next_key::<Field<Word>>()? {
                     match key {
                         Field::Given(place, name) => {
-                            entries.push(Entry { name: name.to_string(), place, value: map.next_value()? });
+                            entries.push(NamedEntry { name: name.to_string(), place, value: map.next_value()? });
                         }
                         Field::Absent | Field::Wrong(_) => drop(map.next_value::<IgnoredAny>()?),
                     }
@@ -121,6 +121,6 @@ impl<'de, T: Deserialize<'de> + OfKind> Deserialize<'de> for Named<T> {
             }
         }
 
-        deserializer.deserialize_map(Entries(PhantomData))
+        deserializer.deserialize_map(NamedVisitor(PhantomData))
     }
 }

@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::access::Access;
 use super::error::{Problem, Problems};
+use super::secret_file::Access;
 
 /// Bytes that a configuration may have: far more than one that is written has, and little enough to be read and thrown away.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;

@@ -9,12 +9,12 @@ use serde_json::json;
 use super::address::is_host_name;
 use super::check::Check;
 use super::error::Problem;
-use super::field::{Entry, Field, Named};
+use super::field::{Field, Named, NamedEntry};
 use super::form::{About, Form, List, Literal};
-use super::kind::{Kind, Location, Sensitive, Word as Text};
+use super::json_tree::Tree;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::{Kind, Location, Sensitive, Word as Text};
 
 /// Changes to the headers of a message: removed first, then set, then added.
 #[derive(Clone, Default, PartialEq, Eq, Table)]
@@ -171,7 +171,11 @@ where
 }
 
 /// Headers with their values.
-fn values(check: &Check<'_>, entries: &[Entry<Sensitive>], direction: Direction) -> Vec<(HeaderName, HeaderValue)> {
+fn values(
+    check: &Check<'_>,
+    entries: &[NamedEntry<Sensitive>],
+    direction: Direction,
+) -> Vec<(HeaderName, HeaderValue)> {
     let mut values: Vec<(HeaderName, HeaderValue)> = Vec::new();
     for entry in entries {
         let name = editable(check, entry.place, &entry.name, direction);

@@ -14,12 +14,12 @@ use super::error::Problem;
 use super::field::Field;
 use super::form::{About, Else, Form, Maybe, OneOf, Size, Timeout, Whole, Word, variable};
 use super::header::{Direction, HeaderValues, Headers, Host};
-use super::kind::{Kind, Location, Sensitive, Word as Text};
+use super::json_tree::Tree;
 use super::raw;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
 use super::units;
+use super::visibility::{Kind, Location, Sensitive, Word as Text};
 
 /// Asks the backends whether they are well; the table alone switches it on.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]

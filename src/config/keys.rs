@@ -10,8 +10,8 @@ use serde::de::value::{Error, StrDeserializer};
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, Error as _, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::kind::Kind;
 use super::raw;
+use super::visibility::Kind;
 
 /// What of a key's value may be shown; `None` where there is no such key.
 pub fn kind(key: &str) -> Option<Kind> {
@@ -67,7 +67,7 @@ impl<'de> Deserializer<'de> for Walk<'_> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let path = format!("{}[]", self.path);
-        visitor.visit_seq(Parts { place: None, value: Some(Walk { path, ..self }) })
+        visitor.visit_seq(KeyParts { place: None, value: Some(Walk { path, ..self }) })
     }
 
     /// A field, whose marker tells its kind.
@@ -79,7 +79,7 @@ impl<'de> Deserializer<'de> for Walk<'_> {
     ) -> Result<V::Value, Error> {
         let kind = Kind::marked(marker).ok_or_else(|| Error::custom("not a field"))?;
         self.kinds.insert(self.path.clone(), kind);
-        visitor.visit_seq(Parts { place: Some(0), value: Some(self) })
+        visitor.visit_seq(KeyParts { place: Some(0), value: Some(self) })
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -112,12 +112,12 @@ impl<'de> Deserializer<'de> for Walk<'_> {
     }
 }
 
-struct Parts<'k> {
+struct KeyParts<'k> {
     place: Option<usize>,
     value: Option<Walk<'k>>,
 }
 
-impl<'de> de::SeqAccess<'de> for Parts<'_> {
+impl<'de> de::SeqAccess<'de> for KeyParts<'_> {
     type Error = Error;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
@@ -138,7 +138,7 @@ impl<'de> de::MapAccess<'de> for Keys<'_> {
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
         let Some(key) = self.keys.first() else { return Ok(None) };
-        seed.deserialize(Name(key)).map(Some)
+        seed.deserialize(KeyName(key)).map(Some)
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
@@ -149,9 +149,9 @@ impl<'de> de::MapAccess<'de> for Keys<'_> {
 }
 
 /// A key: a text, or a field with one.
-struct Name(&'static str);
+struct KeyName(&'static str);
 
-impl<'de> Deserializer<'de> for Name {
+impl<'de> Deserializer<'de> for KeyName {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -179,7 +179,7 @@ impl<'de> Deserializer<'de> for Name {
 
 struct NameParts {
     place: Option<usize>,
-    name: Option<Name>,
+    name: Option<KeyName>,
 }
 
 impl<'de> de::SeqAccess<'de> for NameParts {

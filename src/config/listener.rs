@@ -11,10 +11,10 @@ use serde_json::json;
 use super::check::Check;
 use super::error::Problem;
 use super::form::{About, Form, Limit, List, Maybe, Name, OnPart, Once, Part, Size, Switch, Timeout, Whole};
-use super::kind::Location;
+use super::json_tree::Tree;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::Location;
 use super::{
     BodyLimit, BodySize, ForwardedHeader, Http2Config, LingeringConfig, ListenerName, LocationPart, MiddlewareName,
     PathsConfig, Redirect, TlsConfig,

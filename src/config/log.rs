@@ -6,10 +6,10 @@ use tracing_subscriber::EnvFilter;
 use super::check::Check;
 use super::error::Problem;
 use super::form::{About, Form, OneOf, Word};
-use super::kind::Word as Text;
+use super::json_tree::Tree;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::Word as Text;
 
 /// What is logged and how.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]

@@ -13,13 +13,13 @@ use super::address::is_host_name;
 use super::check::{Check, unreachable, value};
 use super::difference::Changes;
 use super::error::Problem;
-use super::field::{Entry, Field, Named};
+use super::field::{Field, Named, NamedEntry};
 use super::form::{About, Form, Inner, Literal, Many, Maybe, Switch, part_about};
 use super::header::header_name;
-use super::kind::{Kind, Location, OfKind, Sensitive, Word as Text};
+use super::json_tree::Tree;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::{Kind, Location, OfKind, Sensitive, Word as Text};
 use crate::target::{self, authority};
 
 /// Which hosts match. Lower case, without port or final dot.
@@ -554,7 +554,7 @@ impl Form<Vec<HeaderMatch>> for HeaderMatches {
 
     fn read(&self, check: &Check<'_>, _: Place, written: &Self::Written) -> Option<Vec<HeaderMatch>> {
         let mut matches: Vec<HeaderMatch> = Vec::new();
-        for Entry { name: text, place, value } in &written.0 {
+        for NamedEntry { name: text, place, value } in &written.0 {
             let name = header_name(check, *place, text);
             let value = value.given().and_then(|(place, value)| value.read(check, place));
             let (Some(name), Some(value)) = (name, value) else { continue };

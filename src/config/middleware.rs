@@ -9,12 +9,12 @@ use serde_json::json;
 
 use super::check::Check;
 use super::difference::Changes;
-use super::field::{Entry, Field, Named};
+use super::field::{Field, Named, NamedEntry};
 use super::form::{About, Form, Inner, Literal, Many, Part, Timeout, part_about};
-use super::kind::{Kind, Word, of_kind};
+use super::json_tree::Tree;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::{Kind, Word, of_kind};
 use super::{HeaderEdits, MiddlewareName};
 
 /// The table of a kind of middleware that the embedding program supplies.
@@ -192,7 +192,7 @@ impl Form<Vec<Arc<MiddlewareConfig>>> for Middlewares {
 }
 
 of_kind! {
-    Table: WrittenMiddleware, Free;
+    Table: WrittenMiddleware, FreeTable;
 }
 
 /// `[middleware.NAME]` as the file has it.
@@ -200,15 +200,15 @@ of_kind! {
 pub(crate) struct WrittenMiddleware {
     pub(crate) known: WrittenKnownKeys,
     /// Kinds of the embedding program, and what is none.
-    pub(crate) others: Vec<Entry<Free>>,
+    pub(crate) others: Vec<NamedEntry<FreeTable>>,
 }
 
 /// Any value, of which isobar knows nothing.
 #[derive(serde::Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Free(pub(crate) toml::Value);
+pub(crate) struct FreeTable(pub(crate) toml::Value);
 
-impl fmt::Debug for Free {
+impl fmt::Debug for FreeTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.type_str())
     }
@@ -216,9 +216,9 @@ impl fmt::Debug for Free {
 
 impl<'de> Deserialize<'de> for WrittenMiddleware {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
+        struct MiddlewareKeys;
 
-        impl<'de> Visitor<'de> for Keys {
+        impl<'de> Visitor<'de> for MiddlewareKeys {
             type Value = WrittenMiddleware;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -236,7 +236,7 @@ impl<'de> Deserialize<'de> for WrittenMiddleware {
                         "timeout" => raw.known.timeout = map.next_value()?,
                         "headers" => raw.known.headers = map.next_value()?,
                         other => {
-                            raw.others.push(Entry { name: other.to_owned(), place, value: map.next_value()? });
+                            raw.others.push(NamedEntry { name: other.to_owned(), place, value: map.next_value()? });
                         }
                     }
                 }
@@ -244,6 +244,6 @@ impl<'de> Deserialize<'de> for WrittenMiddleware {
             }
         }
 
-        deserializer.deserialize_struct("Middleware", &["timeout", "headers", super::reader::ANY_KEY], Keys)
+        deserializer.deserialize_struct("Middleware", &["timeout", "headers", super::reader::ANY_KEY], MiddlewareKeys)
     }
 }

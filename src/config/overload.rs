@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::check::{Check, value};
 use super::form::{About, Form, Timeout, Whole};
+use super::json_tree::Tree;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
 
 /// New requests are answered 503 while the process has more to do than it can; the admin address never is. Enabled by default.
 ///

@@ -1,16 +1,16 @@
 //! Values as `lb.toml` has them, where they are more than a text, a number, or true or false.
 //!
 //! A type's serde name is what [`reader`](super::reader) tells the user it expects there. No key is a plain `String`: its type says
-//! what of its value may be shown ([`kind`](super::kind)).
+//! what of its value may be shown ([`visibility`](super::visibility)).
 
 use serde::Deserialize;
 
-use super::kind::of_kind;
-pub(crate) use super::whole::WrittenConfig as File;
+pub(crate) use super::root::WrittenConfig as File;
+use super::visibility::of_kind;
 
 // What of their values may be shown. Those of keys that are texts have it by their types.
 of_kind! {
-    Plain: Workers, Duration, Size, Limit, Condition, Statuses;
+    Plain: Workers, Duration, Size, Limit, RetryCondition, Statuses;
 }
 
 #[derive(Debug, Deserialize)]
@@ -44,7 +44,7 @@ pub(crate) enum Limit {
 /// Why there may be a further attempt.
 #[derive(Debug, Deserialize)]
 #[serde(rename = "\"connect_failure\", \"reset\", \"timeout\" or a status such as 503", rename_all = "snake_case")]
-pub(crate) enum Condition {
+pub(crate) enum RetryCondition {
     Integer(i64),
     String(String),
 }

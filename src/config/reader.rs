@@ -17,8 +17,8 @@ use toml::de::{DeInteger, DeString, DeTable, DeValue};
 
 use super::error::Problem;
 use super::interpolate::{self, Unfilled, Why};
-use super::kind::Kind;
 use super::report::{Place, Report, quote};
+use super::visibility::Kind;
 
 /// Among the keys of a table: it has others as well, whose names are not known here.
 pub(super) const ANY_KEY: &str = "*";
@@ -33,7 +33,7 @@ pub(super) fn read<'a, T: Deserialize<'a> + Default>(
     env: &'a Env<'a>,
 ) -> T {
     let (value, path) = (root.get_ref(), String::new());
-    let reader = Reader { value, span: 0..0, path, kind: Kind::Table, expected: None, report, env };
+    let reader = ValueReader { value, span: 0..0, path, kind: Kind::Table, expected: None, report, env };
     T::deserialize(reader).unwrap_or_else(|given_up| {
         given_up.report(report, Place::FILE);
         T::default()
@@ -85,7 +85,7 @@ impl de::Error for GivenUp {
 }
 
 /// Reads one value.
-struct Reader<'a> {
+struct ValueReader<'a> {
     value: &'a DeValue<'a>,
     span: Range<usize>,
     path: String,
@@ -97,7 +97,7 @@ struct Reader<'a> {
     env: &'a Env<'a>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ValueReader<'a> {
     /// A reader of something inside this value.
     fn inner(&self, path: String, value: &'a Spanned<DeValue<'a>>) -> Self {
         let (kind, expected) = (Kind::Table, None);
@@ -209,7 +209,7 @@ impl<'a> Reader<'a> {
 
 type TableEntry<'a> = (&'a Spanned<DeString<'a>>, &'a Spanned<DeValue<'a>>);
 
-impl<'a> Deserializer<'a> for Reader<'a> {
+impl<'a> Deserializer<'a> for ValueReader<'a> {
     type Error = GivenUp;
 
     fn deserialize_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
@@ -288,7 +288,7 @@ impl<'a> Deserializer<'a> for Reader<'a> {
     fn deserialize_map<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
         match self.value {
             DeValue::Table(table) => {
-                visitor.visit_map(Entries { entries: self.entries(table).into_iter(), value: None, table: self })
+                visitor.visit_map(TableEntries { entries: self.entries(table).into_iter(), value: None, table: self })
             }
             // `[[upstream]]`, as `[[listener]]` is.
             DeValue::Array(_) if self.text().starts_with("[[") => {
@@ -320,7 +320,7 @@ impl<'a> Deserializer<'a> for Reader<'a> {
             }
             self.report.add(place, problem);
         }
-        visitor.visit_map(Entries { entries: known.into_iter(), value: None, table: self })
+        visitor.visit_map(TableEntries { entries: known.into_iter(), value: None, table: self })
     }
 
     /// A [`Field`](super::field::Field), whose marker tells its kind: its place, then its value.
@@ -332,14 +332,14 @@ impl<'a> Deserializer<'a> for Reader<'a> {
     ) -> Result<V::Value, GivenUp> {
         let kind = Kind::marked(marker);
         debug_assert!(kind.is_some(), "{marker} is no field");
-        let reader = Reader { kind: kind.unwrap_or(Kind::Table), ..self };
+        let reader = ValueReader { kind: kind.unwrap_or(Kind::Table), ..self };
         let at = reader.place();
         visitor.visit_seq(FieldParts { place: Some(at), report: reader.report, at, value: Some(reader) })
     }
 
     /// A type that says by its name what it expects.
     fn deserialize_newtype_struct<V: Visitor<'a>>(self, name: &'static str, visitor: V) -> Result<V::Value, GivenUp> {
-        visitor.visit_newtype_struct(Reader { expected: Some(name), ..self })
+        visitor.visit_newtype_struct(ValueReader { expected: Some(name), ..self })
     }
 
     /// A choice by type, whose name says what is expected.
@@ -356,7 +356,7 @@ impl<'a> Deserializer<'a> for Reader<'a> {
             },
             other => other.type_str(),
         };
-        let reader = Reader { expected: Some(name), ..self };
+        let reader = ValueReader { expected: Some(name), ..self };
         match variants.iter().find(|variant| **variant == shape) {
             Some(variant) => visitor.visit_enum(Shaped { variant, reader }),
             None => Err(reader.wrong_type(name)),
@@ -401,7 +401,7 @@ impl<'a, D: Deserializer<'a, Error = GivenUp>> de::SeqAccess<'a> for FieldParts<
 struct Members<'a> {
     members: slice::Iter<'a, Spanned<DeValue<'a>>>,
     index: usize,
-    array: Reader<'a>,
+    array: ValueReader<'a>,
 }
 
 impl<'a> de::SeqAccess<'a> for Members<'a> {
@@ -416,13 +416,13 @@ impl<'a> de::SeqAccess<'a> for Members<'a> {
 }
 
 /// The entries of a table.
-struct Entries<'a> {
+struct TableEntries<'a> {
     entries: std::vec::IntoIter<TableEntry<'a>>,
-    value: Option<Reader<'a>>,
-    table: Reader<'a>,
+    value: Option<ValueReader<'a>>,
+    table: ValueReader<'a>,
 }
 
-impl<'a> de::MapAccess<'a> for Entries<'a> {
+impl<'a> de::MapAccess<'a> for TableEntries<'a> {
     type Error = GivenUp;
 
     fn next_key_seed<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<Option<S::Value>, GivenUp> {
@@ -430,7 +430,7 @@ impl<'a> de::MapAccess<'a> for Entries<'a> {
         let path = join(&self.table.path, key.get_ref());
         let place = self.table.report.place(&path, key.span().start);
         self.value = Some(self.table.inner(path, value));
-        seed.deserialize(Key { name: key.get_ref(), place, report: self.table.report }).map(Some)
+        seed.deserialize(KeyReader { name: key.get_ref(), place, report: self.table.report }).map(Some)
     }
 
     fn next_value_seed<S: DeserializeSeed<'a>>(&mut self, seed: S) -> Result<S::Value, GivenUp> {
@@ -442,13 +442,13 @@ impl<'a> de::MapAccess<'a> for Entries<'a> {
 }
 
 /// A key: a text, or a [`Field`](super::field::Field) with one.
-struct Key<'a> {
+struct KeyReader<'a> {
     name: &'a str,
     place: Place,
     report: &'a Report<'a>,
 }
 
-impl<'a> Deserializer<'a> for Key<'a> {
+impl<'a> Deserializer<'a> for KeyReader<'a> {
     type Error = GivenUp;
 
     fn deserialize_any<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, GivenUp> {
@@ -480,20 +480,20 @@ impl<'a> Deserializer<'a> for Key<'a> {
 /// An enum's variant, chosen by the type of the value.
 struct Shaped<'a> {
     variant: &'static str,
-    reader: Reader<'a>,
+    reader: ValueReader<'a>,
 }
 
 impl<'a> de::EnumAccess<'a> for Shaped<'a> {
     type Error = GivenUp;
-    type Variant = Reader<'a>;
+    type Variant = ValueReader<'a>;
 
-    fn variant_seed<S: DeserializeSeed<'a>>(self, seed: S) -> Result<(S::Value, Reader<'a>), GivenUp> {
+    fn variant_seed<S: DeserializeSeed<'a>>(self, seed: S) -> Result<(S::Value, ValueReader<'a>), GivenUp> {
         let variant: StrDeserializer<'a, GivenUp> = self.variant.into_deserializer();
         Ok((seed.deserialize(variant)?, self.reader))
     }
 }
 
-impl<'a> de::VariantAccess<'a> for Reader<'a> {
+impl<'a> de::VariantAccess<'a> for ValueReader<'a> {
     type Error = GivenUp;
 
     fn unit_variant(self) -> Result<(), GivenUp> {

@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use super::error::{Problem, Problems};
 use super::interpolate;
-use super::kind::Kind;
+use super::visibility::Kind;
 
 /// A place in the file: a key's path and a position. Cheap to carry about; means something only to its [`Report`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,14 +10,14 @@ use super::difference::Changes;
 use super::error::Problem;
 use super::form::{About, Else, Form, List, Literal, Maybe, Name, OneOf, Part, Reference, Switch, Word};
 use super::header::{HeaderEdits, Host};
-use super::kind::Location;
+use super::json_tree::Tree;
 use super::matches::{
     HeaderMatches, Hosts, MatchedPath, Methods, PathExpression, PathRegex, PlainPath, Prefix, QueryMatches,
 };
 use super::report::Place;
-use super::retry::{Retries, WrittenRetries};
+use super::retries::{Retries, WrittenRetries};
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::Location;
 use super::{
     BodyLimit, HeaderMatch, HostPattern, ListenerName, MiddlewareName, PathOverrides, PathPattern, QueryMatch,
     Redirect, Respond, RetryConfig, RouteName, Timeouts, UpstreamName,

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::form::{Inner, Literal, Many, variable};
-use super::kind::Kind;
+use super::root::Config;
 use super::table::{Reload, Table};
-use super::whole::Config;
+use super::visibility::Kind;
 
 /// The JSON schema (draft 7) of `lb.toml`, for editors: what they complete, explain and underline. It knows what can be seen of one key alone;
 /// `isobar check` knows the rest.

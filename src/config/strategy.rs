@@ -7,9 +7,9 @@ use serde_json::json;
 use super::check::Check;
 use super::error::Problem;
 use super::form::{About, Form};
-use super::kind::Word as Text;
+use super::json_tree::Tree;
 use super::report::Place;
-use super::tree::Tree;
+use super::visibility::Word as Text;
 
 /// How a backend is picked.
 #[derive(Clone, Debug, PartialEq, Eq)]

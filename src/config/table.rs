@@ -11,9 +11,9 @@ use serde::de::DeserializeOwned;
 use super::check::{Check, Vocabulary};
 use super::difference::Changes;
 use super::form::{About, Literal};
-use super::kind::OfKind;
+use super::json_tree::Tree;
 use super::report::{Place, Report};
-use super::tree::Tree;
+use super::visibility::OfKind;
 
 /// A table of the file.
 pub(crate) trait Table: Clone + PartialEq {

@@ -7,18 +7,18 @@ use std::time::Duration;
 use http::HeaderValue;
 use serde_json::json;
 
-use super::access::Access;
 use super::check::{Check, value};
 use super::difference::Changes;
 use super::error::{Problem, Severity};
 use super::field::Field;
 use super::form::{About, Form, Limit, List, Literal, Maybe, OneOf, Part, Timeout, Whole, Word};
-use super::kind::{FilePath, Kind};
+use super::json_tree::Tree;
 use super::raw;
 use super::report::Place;
+use super::secret_file::Access;
 use super::table::Table;
-use super::tree::Tree;
 use super::units;
+use super::visibility::{FilePath, Kind};
 
 /// How a listener speaks TLS. The files are named here and read elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]

@@ -7,11 +7,11 @@ use super::backend::{self, Backends, warn_of_unreached};
 use super::check::Check;
 use super::error::Problem;
 use super::form::{About, Form, Limit, List, NamedTable, OnPart, OneOf, Part, Real, Reference, Timeout, Whole, Word};
+use super::json_tree::Tree;
 use super::report::Place;
-use super::retry::Retries;
+use super::retries::Retries;
 use super::strategy::StrategyName;
 use super::table::Table;
-use super::tree::Tree;
 use super::{
     AdaptiveLimitConfig, BackendConfig, BackendLimits, BackendTlsConfig, BreakerConfig, HealthCheckConfig,
     LimitsConfig, MiddlewareName, OutlierConfig, PoolConfig, QueueConfig, RetryBudgetConfig, RetryConfig,
@@ -147,7 +147,7 @@ impl UpstreamConfig {
         }
         it.backends = backend::read_all(check, &written.backends, &it.strategy, it.backend_limits());
         warn_of_unreached(check, &written.max_in_flight, it.backend_limits());
-        // Without backends nobody knows what their limits would be.
+        // Without backends their limits are unknown.
         if let (Some(place), false, false) = (written.queue.place(), it.is_limited(), it.backends.is_empty()) {
             let problem = Problem::error("a queue that nobody ever waits in: no backend has a limit");
             check.add(place, problem.expected("max_in_flight, max_connections or an adaptive_limit too, or no queue"));

@@ -8,10 +8,10 @@ use serde_json::json;
 use super::check::Check;
 use super::field::Named;
 use super::form::{About, Form, Literal, Whole};
-use super::kind::Kind;
+use super::json_tree::Tree;
 use super::report::Place;
 use super::table::Table;
-use super::tree::Tree;
+use super::visibility::Kind;
 
 /// Keeps requests in this process's zone. Enabled where the process (`zone` at the top of the file) and backends say where they are.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]

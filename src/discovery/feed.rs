@@ -11,29 +11,29 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::progress::{Progress, Step};
+use super::progress::{ProgressStep, SourceProgress};
 use super::{AnyDiscovery, Discovery, DiscoveryError};
 use crate::backend::BackendSet;
 use crate::config::UpstreamName;
 use crate::telemetry::events::{EventKind, Events};
-use crate::upstream::sources::Report;
+use crate::upstream::sources::SourceReport;
 use crate::upstream::{Upstream, UpstreamState};
 
 /// A source that is to be followed, not yet begun with.
-pub struct Found {
+pub struct FoundBackends {
     upstream: UpstreamName,
     name: Arc<str>,
     discovery: Box<dyn AnyDiscovery>,
 }
 
-impl Found {
+impl FoundBackends {
     /// Backends of `upstream` are those that `discovery` finds, beside others. `name` is the source's among those of the upstream.
     pub fn by(upstream: UpstreamName, name: Arc<str>, discovery: impl Discovery) -> Self {
         Self { upstream, name, discovery: Box::new(discovery) }
     }
 }
 
-impl fmt::Debug for Found {
+impl fmt::Debug for FoundBackends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Found").field("upstream", &self.upstream).field("name", &self.name).finish_non_exhaustive()
     }
@@ -47,14 +47,14 @@ pub struct Feeds(Vec<Feed>);
 #[derive(Debug)]
 struct Feed {
     upstream: UpstreamName,
-    /// Whom it reports to; `None` while the file has no such upstream.
+    /// The upstream that it reports to; `None` while the file has no such upstream.
     target: watch::Sender<Option<Arc<UpstreamState>>>,
     /// What it has reported last, or would have.
     last: LastReport,
     task: JoinHandle<()>,
 }
 
-type LastReport = Arc<Mutex<Option<Report>>>;
+type LastReport = Arc<Mutex<Option<SourceReport>>>;
 
 impl Drop for Feed {
     fn drop(&mut self) {
@@ -65,9 +65,9 @@ impl Drop for Feed {
 impl Feeds {
     /// Follows these sources. What they can say at once they have said to these upstreams when this returns; it does not wait.
     /// Inside a runtime only.
-    pub fn start(found: Vec<Found>, upstreams: &[Arc<Upstream>], events: &Events) -> Self {
+    pub fn start(found: Vec<FoundBackends>, upstreams: &[Arc<Upstream>], events: &Events) -> Self {
         let states: HashMap<_, _> = upstreams.iter().map(|it| (it.name(), &it.state)).collect();
-        let feeds = found.into_iter().map(|Found { upstream, name, mut discovery }| {
+        let feeds = found.into_iter().map(|FoundBackends { upstream, name, mut discovery }| {
             let what = format!("discovery of upstream {upstream} by {name}");
             let (target, targets) = watch::channel(states.get(&upstream).map(|&state| Arc::clone(state)));
             let last = LastReport::default();
@@ -76,7 +76,7 @@ impl Feeds {
                 name,
                 targets,
                 last: Arc::clone(&last),
-                progress: Progress::new(),
+                progress: SourceProgress::new(),
                 since: SystemTime::now(),
                 events: events.clone(),
             };
@@ -120,7 +120,7 @@ fn at_once(discovery: &mut dyn AnyDiscovery, reporter: &mut Reporter) -> Duratio
     }
 }
 
-/// Asks a source again and again. Ends when it is aborted, or when there is nobody left to report to.
+/// Asks a source again and again. Ends when it is aborted, or when there is no upstream left to report to.
 async fn run(mut discovery: Box<dyn AnyDiscovery>, mut reporter: Reporter, mut pause: Duration) {
     loop {
         let answer = {
@@ -143,13 +143,13 @@ async fn run(mut discovery: Box<dyn AnyDiscovery>, mut reporter: Reporter, mut p
     }
 }
 
-/// What is known of a source, and whom it is told.
+/// What is known of a source, and the upstreams that are told.
 struct Reporter {
     upstream: UpstreamName,
     name: Arc<str>,
     targets: watch::Receiver<Option<Arc<UpstreamState>>>,
     last: LastReport,
-    progress: Progress,
+    progress: SourceProgress,
     /// Since when it stands as it does.
     since: SystemTime,
     events: Events,
@@ -157,7 +157,7 @@ struct Reporter {
 
 impl Reporter {
     fn take(&mut self, answer: Result<BackendSet, DiscoveryError>) -> Duration {
-        let Step { news, told, pause } = self.progress.take(answer, Instant::now().into_std(), rand::random());
+        let ProgressStep { news, told, pause } = self.progress.take(answer, Instant::now().into_std(), rand::random());
         if let Some(evidence) = told {
             self.since = SystemTime::now();
             self.events.publish(EventKind::Discovery {
@@ -175,7 +175,7 @@ impl Reporter {
 
     /// Says to the upstream, if there is one, how it stands.
     fn report(&mut self) {
-        let report = Report {
+        let report = SourceReport {
             source: Arc::clone(&self.name),
             set: self.progress.set().cloned(),
             condition: self.progress.condition().clone(),

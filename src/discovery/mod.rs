@@ -42,7 +42,7 @@ mod feed;
 mod progress;
 mod push;
 
-pub use feed::{Feeds, Found};
+pub use feed::{Feeds, FoundBackends};
 pub use push::{Pushed, Pusher, pushed};
 
 /// A way to find out what backends an upstream has.

@@ -2,13 +2,13 @@
 //!
 //! This is where it is decided whether a set that was found is served with. So far each is: whoever lists backends in a file or
 //! pushes them means it, also where there is none. What holds back a set that a registry on a bad day would give belongs here,
-//! between an answer and [`Step::found`], with `now` as its clock.
+//! between an answer and [`ProgressStep::found`], with `now` as its clock.
 
 use std::time::{Duration, Instant};
 
 use super::DiscoveryError;
 use crate::backend::BackendSet;
-use crate::upstream::sources::Condition;
+use crate::upstream::sources::SourceCondition;
 
 /// A source that always has something to say is asked so often, or it would be all that is done.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -21,10 +21,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// What is known of a source.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct SourceProgress {
     /// The last good set.
     set: Option<BackendSet>,
-    condition: Condition,
+    condition: SourceCondition,
     /// Failures in a row.
     failures: u32,
     /// When the first of these was.
@@ -33,7 +33,7 @@ pub(super) struct Progress {
 
 /// What an answer comes to.
 #[derive(Debug, PartialEq)]
-pub(super) struct Step {
+pub(super) struct ProgressStep {
     /// There is something to report: another set, or another condition.
     pub(super) news: bool,
     /// How it stands has changed: what is to be told, in words.
@@ -42,31 +42,36 @@ pub(super) struct Step {
     pub(super) pause: Duration,
 }
 
-impl Progress {
+impl SourceProgress {
     pub(super) fn new() -> Self {
-        Self { set: None, condition: Condition::Awaited, failures: 0, failing_since: None }
+        Self { set: None, condition: SourceCondition::Awaited, failures: 0, failing_since: None }
     }
 
     pub(super) fn set(&self) -> Option<&BackendSet> {
         self.set.as_ref()
     }
 
-    pub(super) fn condition(&self) -> &Condition {
+    pub(super) fn condition(&self) -> &SourceCondition {
         &self.condition
     }
 
     /// Takes in an answer that came at `now`; `random` is any number.
-    pub(super) fn take(&mut self, answer: Result<BackendSet, DiscoveryError>, now: Instant, random: u64) -> Step {
+    pub(super) fn take(
+        &mut self,
+        answer: Result<BackendSet, DiscoveryError>,
+        now: Instant,
+        random: u64,
+    ) -> ProgressStep {
         match answer {
             Ok(set) => self.found(set, now),
             Err(error) => self.failed(&error, now, random),
         }
     }
 
-    fn found(&mut self, set: BackendSet, now: Instant) -> Step {
+    fn found(&mut self, set: BackendSet, now: Instant) -> ProgressStep {
         let count = counted(set.len());
         let told = match (&self.condition, self.failing_since.take()) {
-            (Condition::Current, _) => None,
+            (SourceCondition::Current, _) => None,
             (_, Some(since)) => {
                 let (failures, took) = (self.failures, now.saturating_duration_since(since).as_secs_f64());
                 Some(format!("{count}, after {failures} failures in {took:.1} s"))
@@ -74,22 +79,22 @@ impl Progress {
             (_, None) => Some(count),
         };
         let news = told.is_some() || self.set.as_ref() != Some(&set);
-        (self.set, self.condition, self.failures) = (Some(set), Condition::Current, 0);
-        Step { news, told, pause: PAUSE_MIN }
+        (self.set, self.condition, self.failures) = (Some(set), SourceCondition::Current, 0);
+        ProgressStep { news, told, pause: PAUSE_MIN }
     }
 
-    fn failed(&mut self, error: &DiscoveryError, now: Instant, random: u64) -> Step {
+    fn failed(&mut self, error: &DiscoveryError, now: Instant, random: u64) -> ProgressStep {
         let pause = pause(self.failures, random);
         self.failures = self.failures.saturating_add(1);
         self.failing_since.get_or_insert(now);
-        let before = std::mem::replace(&mut self.condition, Condition::Failing { error: error.to_string() });
+        let before = std::mem::replace(&mut self.condition, SourceCondition::Failing { error: error.to_string() });
         let kept = match &self.set {
             Some(set) => format!("keeping {}", counted(set.len())),
             None => "no backends are known".into(),
         };
-        let told = (!matches!(before, Condition::Failing { .. }))
+        let told = (!matches!(before, SourceCondition::Failing { .. }))
             .then(|| format!("{error}; {kept}, retry in {:.1} s", pause.as_secs_f64()));
-        Step { news: before != self.condition, told, pause }
+        ProgressStep { news: before != self.condition, told, pause }
     }
 }
 
@@ -119,7 +124,7 @@ mod tests {
 
     /// What is told of answers that come a second after each other; `None` is an error.
     fn told(answers: &[Option<&[u16]>]) -> Vec<(bool, Option<String>)> {
-        let (mut progress, begin) = (Progress::new(), Instant::now());
+        let (mut progress, begin) = (SourceProgress::new(), Instant::now());
         let steps = answers.iter().zip(0..).map(|(answer, second)| {
             let answer = answer.map(set).ok_or_else(|| DiscoveryError::new("connection refused"));
             let step = progress.take(answer, begin + Duration::from_secs(second), 0);
@@ -154,19 +159,20 @@ mod tests {
 
     #[test]
     fn a_failure_keeps_the_last_set_and_says_another_reason_without_telling_it() {
-        let (mut progress, now) = (Progress::new(), Instant::now());
+        let (mut progress, now) = (SourceProgress::new(), Instant::now());
         progress.take(Ok(set(&[1])), now, 0);
         progress.take(Err(DiscoveryError::new("refused")), now, 0);
         let step = progress.take(Err(DiscoveryError::new("timed out")), now, 0);
         assert_eq!((step.news, step.told), (true, None));
         assert_eq!(progress.set(), Some(&set(&[1])));
-        assert_eq!(progress.condition(), &Condition::Failing { error: "timed out".into() });
+        assert_eq!(progress.condition(), &SourceCondition::Failing { error: "timed out".into() });
     }
 
     #[test]
     fn pauses_grow_to_a_bound_and_start_anew_after_a_success() {
-        let (mut progress, now) = (Progress::new(), Instant::now());
-        let fail = |progress: &mut Progress, random| progress.take(Err(DiscoveryError::new("no")), now, random).pause;
+        let (mut progress, now) = (SourceProgress::new(), Instant::now());
+        let fail =
+            |progress: &mut SourceProgress, random| progress.take(Err(DiscoveryError::new("no")), now, random).pause;
         let pauses: Vec<_> = (0..9).map(|_| fail(&mut progress, 1023).as_secs_f64().ceil()).collect();
         assert_eq!(pauses, [1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);
         for _ in 0..100 {

@@ -8,7 +8,7 @@ use crate::backend::Instance;
 use crate::config::{Address, Vocabulary, parse};
 use crate::strategy::Factories;
 use crate::telemetry::events::{EventKind, Events};
-use crate::upstream::sources::Condition;
+use crate::upstream::sources::SourceCondition;
 use crate::upstream::{Upstream, UpstreamState};
 
 const S: Duration = Duration::from_secs(1);
@@ -63,8 +63,8 @@ impl Discovery for Scripted {
     }
 }
 
-fn found(discovery: impl Discovery) -> Vec<Found> {
-    vec![Found::by("u".into(), "test".into(), discovery)]
+fn found(discovery: impl Discovery) -> Vec<FoundBackends> {
+    vec![FoundBackends::by("u".into(), "test".into(), discovery)]
 }
 
 fn told(listener: &mut tokio::sync::broadcast::Receiver<Arc<crate::telemetry::events::Event>>) -> Vec<String> {
@@ -89,7 +89,7 @@ async fn what_is_pushed_before_the_start_is_served_with_from_the_start() {
     drop(pusher);
     tokio::time::sleep(S).await;
     assert_eq!(ports(&state), [1, 3]);
-    assert_eq!(state.sources.look()[1].condition, Condition::Current);
+    assert_eq!(state.sources.look()[1].condition, SourceCondition::Current);
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,10 +99,10 @@ async fn a_failing_source_keeps_its_last_set_and_is_told_of_once() {
     let upstream = upstream(&state);
     let script = Scripted::says(&[Ok(&[2]), Err("refused"), Err("refused"), Err("timed out"), Ok(&[3])]);
     let _feeds = Feeds::start(found(script), &[Arc::clone(&upstream)], &events);
-    assert_eq!(state.sources.look()[1].condition, Condition::Awaited);
+    assert_eq!(state.sources.look()[1].condition, SourceCondition::Awaited);
     tokio::time::sleep(2 * S + S / 10).await;
     assert_eq!(ports(&state), [1, 2]);
-    assert_eq!(state.sources.look()[1].condition, Condition::Failing { error: "refused".into() });
+    assert_eq!(state.sources.look()[1].condition, SourceCondition::Failing { error: "refused".into() });
     assert_eq!(told(&mut listener), ["current: 1 backend", "failing: refused; keeping 1 backend"]);
     tokio::time::sleep(20 * S).await;
     assert_eq!(ports(&state), [1, 3]);
@@ -126,7 +126,7 @@ async fn reloads_do_not_put_off_a_source_nor_its_retries() {
         tokio::time::sleep(S / 10).await;
     }
     // In 20 s: after 0.25 to 0.5 s, twice that, and so on.
-    let Condition::Failing { error } = &state.sources.look()[1].condition else { panic!("it fails") };
+    let SourceCondition::Failing { error } = &state.sources.look()[1].condition else { panic!("it fails") };
     let asked: u32 = error.parse().unwrap();
     assert!((5..=8).contains(&asked), "{asked}");
 }

@@ -26,30 +26,32 @@ use tracing::{debug, error, info};
 
 use crate::admin::Admin;
 use crate::config::{AdminConfig, Loaded};
-use crate::descriptors;
-use crate::discovery::{Discovery, Found};
+use crate::discovery::{Discovery, FoundBackends};
+use crate::file_descriptors;
 use crate::handover::{Inherited, Sockets};
 use crate::middleware::{self, Kinds};
 use crate::strategy::{Factories, Factory};
-use crate::supervisor::watch::{self, Stamp};
-use crate::supervisor::{Control, Ended, Error, Handle, Harmless, Signals, Source, Successor, Supervisor, vocabulary};
+use crate::supervisor::file_watch::{self, Stamp};
+use crate::supervisor::{
+    ConfigSource, ControlTask, Ended, Error, Handle, Harmless, Signals, Successor, Supervisor, vocabulary,
+};
 use crate::telemetry::logging::{self, Logging};
 
-mod seen;
+mod admin_view;
 mod systemd;
 mod takeover;
 
-use takeover::{Before, Lent};
+use takeover::{Before, LentSocket};
 
 /// A load balancer; see [`Isobar::builder`].
 #[derive(Debug)]
 pub struct Isobar;
 
 impl Isobar {
-    /// Begins to describe one.
+    /// A builder with the defaults.
     pub fn builder() -> Builder {
         Builder {
-            source: Source::File("lb.toml".into()),
+            source: ConfigSource::File("lb.toml".into()),
             factories: Factories::default(),
             found: Vec::new(),
             kinds: Kinds::default(),
@@ -67,9 +69,9 @@ impl Isobar {
 #[derive(Debug)]
 #[must_use = "nothing runs before `start`"]
 pub struct Builder {
-    source: Source,
+    source: ConfigSource,
     factories: Factories,
-    found: Vec<Found>,
+    found: Vec<FoundBackends>,
     kinds: Kinds,
     watch: bool,
     admin: bool,
@@ -90,15 +92,15 @@ pub struct Takeover {
 }
 
 impl Builder {
-    /// Runs as the file says, `lb.toml` where this is not called, and follows its changes.
+    /// Reads the configuration from this file and follows its changes. Default is `lb.toml` in the working directory.
     pub fn config_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.source = Source::File(path.into());
+        self.source = ConfigSource::File(path.into());
         self
     }
 
-    /// Runs as the text says. [`Handle::apply_text`] replaces it.
+    /// Reads the configuration from this text instead of a file. [`Handle::apply_text`] replaces it.
     pub fn config_text(mut self, text: impl Into<String>) -> Self {
-        self.source = Source::Text(text.into());
+        self.source = ConfigSource::Text(text.into());
         self
     }
 
@@ -117,37 +119,37 @@ impl Builder {
         name: impl Into<Arc<str>>,
         discovery: impl Discovery,
     ) -> Self {
-        self.found.push(Found::by(upstream.as_ref().into(), name.into(), discovery));
+        self.found.push(FoundBackends::by(upstream.as_ref().into(), name.into(), discovery));
         self
     }
 
     /// Lets the configuration use a kind of middleware of this program's own by `name`: `[middleware.NAME.KIND]`.
-    pub fn middleware(mut self, kind: impl Into<String>, factory: middleware::Factory) -> Self {
+    pub fn middleware(mut self, kind: impl Into<String>, factory: middleware::MiddlewareFactory) -> Self {
         self.kinds.add(kind, factory);
         self
     }
 
-    /// Whether the file's changes are followed; they are where this is not called.
+    /// Whether isobar follows changes of the file. Default is `true`.
     pub fn watch(mut self, watch: bool) -> Self {
         self.watch = watch;
         self
     }
 
-    /// Whether the configuration's admin address is served; it is where this is not called.
+    /// Whether the admin address of the configuration is served. Default is `true`.
     pub fn admin(mut self, admin: bool) -> Self {
         self.admin = admin;
         self
     }
 
     /// Whether the signals of the process are acted upon: SIGHUP reloads, SIGUSR1 opens log files anew, SIGTERM, SIGINT and
-    /// SIGQUIT stop, and a further one of these ends at once; SIGUSR2 starts [`Takeover::successor`]; SIGALRM does nothing. Not where this is
-    /// not called: they belong to the program.
+    /// SIGQUIT stop, and a second one of these ends at once; SIGUSR2 starts [`Takeover::successor`]; SIGALRM does nothing. Default is
+    /// `false`: signals belong to the program.
     pub fn signals(mut self, signals: bool) -> Self {
         self.signals = signals;
         self
     }
 
-    /// Whether the configuration's `[log]` sets up the logging of the process. Not where this is not called: events go
+    /// Whether the configuration's `[log]` sets up the logging of the process. Default is `false`: events go
     /// to whatever `tracing` subscriber the program has. It should keep the target `h2` at `error`: clients can have that library
     /// warn as often as they like.
     pub fn logging(mut self, logging: bool) -> Self {
@@ -155,20 +157,20 @@ impl Builder {
         self
     }
 
-    /// How it takes over from the process before, and gives to the next. It does neither where this is not called.
+    /// How it takes over from a running process, and hands over to the next. Default is neither.
     pub fn takeover(mut self, takeover: Takeover) -> Self {
         self.takeover = Some(takeover);
         self
     }
 
     /// Whether the process may open as many files as the system allows it: its soft limit of file descriptors is raised to the hard one.
-    /// Not where this is not called: the limit is the program's, and child processes inherit it.
+    /// Default is `false`: the limit is the program's, and child processes inherit it.
     pub fn all_descriptors(mut self, descriptors: bool) -> Self {
         self.descriptors = descriptors;
         self
     }
 
-    /// Starts it. When this returns, it accepts connections.
+    /// Starts isobar. When this returns, isobar accepts connections.
     ///
     /// # Errors
     /// When the configuration is refused, an address cannot be bound or a thread not started. Nothing is left running.
@@ -186,13 +188,13 @@ impl Builder {
                 let outcome = match std::panic::catch_unwind(run) {
                     Ok(outcome) => outcome,
                     Err(panic) => {
-                        // The workers would go on without anybody to steer them; and to drop the runtime may wait for a look at a file.
+                        // The workers would go on without a control plane; and to drop the runtime may wait for a look at a file.
                         watched.abandon();
                         runtime.shutdown_background();
                         std::panic::resume_unwind(panic);
                     }
                 };
-                // The word goes out before anything is taken down: after a second signal nobody should wait for that.
+                // The word goes out before anything is taken down: after a second signal nothing should wait for that.
                 let _ = end.send(outcome);
                 if let (Some(admin), Ended::Stopped { .. } | Ended::Failed { .. }) = (admin, outcome) {
                     runtime.block_on(admin.end());
@@ -217,8 +219,8 @@ impl Builder {
     fn launch(self) -> Result<Launched, Error> {
         // Before the file is read, so that a change in between is seen as one.
         let stamp = match &self.source {
-            Source::File(path) => Stamp::of(path).ok(),
-            Source::Text(_) => None,
+            ConfigSource::File(path) => Stamp::of(path).ok(),
+            ConfigSource::Text(_) => None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
         // Signals register with the runtime they are made in.
@@ -232,7 +234,7 @@ impl Builder {
             raise_descriptors();
         }
         let (file, takeover) = match (&self.source, self.takeover) {
-            (Source::File(path), Some(takeover)) => (Some(path.clone()), takeover),
+            (ConfigSource::File(path), Some(takeover)) => (Some(path.clone()), takeover),
             _ => (None, Takeover { replace: false, successor: None }),
         };
         let mut before = file.as_ref().and_then(|file| runtime.block_on(Before::find(file, takeover.replace)));
@@ -256,7 +258,7 @@ impl Builder {
                 (admin_address.map(display), unix_socket.as_ref().map(|path| display(path.display())));
             info!(address, socket, "admin listening");
         }
-        let (control, handle) = Control::new(supervisor, self.source, vocabulary, logging, &warnings);
+        let (control, handle) = ControlTask::new(supervisor, self.source, vocabulary, logging, &warnings);
         let vital = handle.events().vital().clone();
         if let Some(signals) = signals {
             runtime.spawn(vital.clone().watch("signals".into(), signals.forward(handle.clone(), takeover.successor)));
@@ -268,16 +270,16 @@ impl Builder {
         }
         let lent = admin.as_ref().and_then(|admin| admin.lend().ok()?);
         let most = handle.process().descriptors.plan.admin;
-        let mut admin = admin.map(|admin| Served::start(&runtime, admin.with_connections(most), &handle));
+        let mut admin = admin.map(|admin| ServedAdmin::start(&runtime, admin.with_connections(most), &handle));
         if let Some(before) = before {
             runtime.block_on(before.replace());
         }
         if let Some(file) = file {
             systemd::ready();
-            runtime.spawn(takeover::offer(file, handle.clone(), lent, admin.as_mut().and_then(Served::stopper)));
+            runtime.spawn(takeover::offer(file, handle.clone(), lent, admin.as_mut().and_then(ServedAdmin::stopper)));
         }
         if let Some(path) = watched {
-            runtime.spawn(vital.watch("watch over the file".into(), watch::run(path, stamp, handle.clone())));
+            runtime.spawn(vital.watch("watch over the file".into(), file_watch::run(path, stamp, handle.clone())));
         }
         drop(inside);
         unwritten.leave();
@@ -301,16 +303,16 @@ impl Drop for Unwritten {
     }
 }
 
-fn file_to_watch(source: &Source, watch: bool) -> Option<PathBuf> {
+fn file_to_watch(source: &ConfigSource, watch: bool) -> Option<PathBuf> {
     match source {
-        Source::File(path) if watch => Some(path.clone()),
-        Source::File(_) | Source::Text(_) => None,
+        ConfigSource::File(path) if watch => Some(path.clone()),
+        ConfigSource::File(_) | ConfigSource::Text(_) => None,
     }
 }
 
 /// Where that is not possible, what there is has to do.
 fn raise_descriptors() {
-    match descriptors::raise() {
+    match file_descriptors::raise() {
         Ok((before, now)) if before != now => {
             info!(from = before.soft, to = now.soft, "raised the limit of file descriptors")
         }
@@ -320,7 +322,7 @@ fn raise_descriptors() {
 }
 
 /// At its address: with the socket of the process before, where that had the same.
-fn bind_admin(config: &AdminConfig, inherited: Option<Lent>, replacing: bool) -> Result<Admin, Error> {
+fn bind_admin(config: &AdminConfig, inherited: Option<LentSocket>, replacing: bool) -> Result<Admin, Error> {
     let bind = |address| {
         let admin = match inherited {
             Some((bound, socket)) if bound == address => Admin::inherited(socket.into()),
@@ -341,21 +343,21 @@ fn bind_admin(config: &AdminConfig, inherited: Option<Lent>, replacing: bool) ->
 /// What the control thread goes on with.
 struct Launched {
     runtime: Runtime,
-    control: Control,
+    control: ControlTask,
     handle: Handle,
-    admin: Option<Served>,
+    admin: Option<ServedAdmin>,
     admin_address: Option<SocketAddr>,
 }
 
 /// The admin address while it answers. It is the last to stop, unless another process takes it over: until then it says that the
 /// process is stopping.
-struct Served {
+struct ServedAdmin {
     task: tokio::task::JoinHandle<()>,
     stop: Arc<Notify>,
     closed: Option<oneshot::Receiver<()>>,
 }
 
-impl Served {
+impl ServedAdmin {
     fn start(runtime: &Runtime, admin: Admin, handle: &Handle) -> Self {
         let stop = Arc::new(Notify::new());
         let (closing, closed) = oneshot::channel();
@@ -393,17 +395,17 @@ pub struct Running {
 }
 
 impl Running {
-    /// Looks into it and steers it; may be cloned and outlive this.
+    /// A handle to observe and control it; it can be cloned, and outlives this.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Where it listens now, in the order of the configuration, with the ports that were taken for 0.
+    /// The addresses that it listens on now, in the order of the configuration, with the ports that were taken for port 0.
     pub fn listener_addresses(&self) -> Vec<SocketAddr> {
         self.handle.listeners().iter().map(|listener| listener.address).collect()
     }
 
-    /// Where its admin address is served; `None` where it is switched off.
+    /// The admin address; `None` if it is disabled.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
     }

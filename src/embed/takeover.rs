@@ -15,7 +15,7 @@ use crate::handover::{Offer, Predecessor, Sockets};
 use crate::supervisor::Handle;
 
 /// A listening socket with its address.
-pub(super) type Lent = (SocketAddr, OwnedFd);
+pub(super) type LentSocket = (SocketAddr, OwnedFd);
 
 /// How long to wait after a process could not be talked to.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -66,7 +66,7 @@ impl Before {
 pub(super) async fn offer(
     file: PathBuf,
     handle: Handle,
-    mut admin: Option<Lent>,
+    mut admin: Option<LentSocket>,
     stop_admin: Option<(Arc<Notify>, oneshot::Receiver<()>)>,
 ) {
     let Some(offer) = make(&file).await else { return };

@@ -1,4 +1,4 @@
-//! One request with its response: who asked, through what, until when, and the bodies on their way.
+//! One request with its response: its client, its deadlines, and the bodies on their way.
 
 use std::cell::{Ref, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, HeaderValue};
 
 use crate::config::{Config, ListenerConfig, ListenerName};
-use crate::descriptors::Seats;
+use crate::file_descriptors::DescriptorSeats;
 use crate::target::{Host, authority};
 use crate::telemetry::metrics::{ListenerMetrics, Sharded};
 
 pub mod body;
-pub mod dry;
-pub mod watch;
+pub mod drained_sockets;
+pub mod deadline;
 
 pub use crate::http1::head::{HeaderLines, RequestHead};
-pub use crate::http1::pass_through::PassThrough;
+pub use crate::http1::pass_through_headers::PassThrough;
 pub use crate::http1::passes_through;
-use watch::Watch;
+use deadline::Watch;
 
 /// What all exchanges of a client connection share.
 pub struct Client {
@@ -28,7 +28,7 @@ pub struct Client {
     pub peer: SocketAddr,
     /// Whether `peer` is one of the listener's trusted proxies.
     pub trusted: bool,
-    /// The lines that tell a backend who asked, with the host they were made for: the same for nearly all requests of a
+    /// The lines that tell a backend about the client, with the host they were made for: the same for nearly all requests of a
     /// connection.
     pub lines: RefCell<(Option<HeaderValue>, Rc<HeaderLines>)>,
     /// `peer` without its port, as a header holds it.
@@ -38,7 +38,7 @@ pub struct Client {
     /// By which it came: `http` or `https`.
     pub scheme: &'static str,
     /// The host that it has named in its handshake, where requests for others are refused.
-    pub indicated: Option<Indicated>,
+    pub indicated: Option<SniName>,
     /// What backends are told of its certificate: headers. Empty where it has shown none.
     pub identity: Vec<(HeaderName, HeaderValue)>,
     /// The settings of the listener when the connection was accepted. Not where its name is to be looked for: see
@@ -49,7 +49,7 @@ pub struct Client {
     /// What the listener counts.
     pub metrics: Arc<Sharded<ListenerMetrics>>,
     /// What its exchanges may have of connections to backends.
-    pub seats: Rc<Seats>,
+    pub seats: Rc<DescriptorSeats>,
 }
 
 impl Client {
@@ -90,7 +90,7 @@ impl std::fmt::Debug for Client {
 }
 
 /// The host that a client has named in its TLS handshake (SNI).
-pub struct Indicated {
+pub struct SniName {
     name: Box<str>,
     /// Whether another may be asked for on the same connection.
     others: Box<dyn Fn(&str) -> bool>,
@@ -98,7 +98,7 @@ pub struct Indicated {
     agreed: RefCell<Option<HeaderValue>>,
 }
 
-impl Indicated {
+impl SniName {
     /// `others` says of any other host whether it may be asked for on the same connection.
     pub fn new(name: &str, others: Box<dyn Fn(&str) -> bool>) -> Self {
         let name = authority::name(name).unwrap_or_else(|| name.to_owned());
@@ -188,7 +188,7 @@ impl std::fmt::Debug for Exchange {
 pub(crate) mod testing {
     use super::*;
     use crate::config::ListenerConfig;
-    use watch::Clock;
+    use deadline::Clock;
 
     struct Nowhere;
 
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn hosts_that_agree_with_the_one_that_was_named() {
-        let indicated = Indicated::new("a.example", Box::new(|host| host == "b.example"));
+        let indicated = SniName::new("a.example", Box::new(|host| host == "b.example"));
         for (host, misdirected) in [
             ("a.example", false),
             ("a.example:8443", false),

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 mod channel;
 // Sockets without a name in the file system are Linux's.
 #[cfg(not(target_os = "linux"))]
-#[path = "elsewhere.rs"]
+#[path = "unsupported.rs"]
 mod channel;
 
 use channel::Channel;

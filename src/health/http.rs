@@ -138,7 +138,7 @@ impl HealthCheck for Http {
             let response = in_time(deadline, "waiting for the response", sender.send_request(self.request(address)));
             self.judge(response.await?, deadline).await
         };
-        // How the connection ends is told to whoever waits for a response on it.
+        // The request that waits for a response is told how the connection ends.
         let driven = async {
             let _ = connection.await;
             pending::<Infallible>().await
@@ -150,7 +150,7 @@ impl HealthCheck for Http {
     }
 }
 
-/// A connection that is closed when nobody waits for it any more.
+/// A connection that is closed when it is dropped.
 pub(super) struct AbortOnDrop(pub(super) JoinHandle<hyper::Result<()>>);
 
 impl Drop for AbortOnDrop {

@@ -1,4 +1,4 @@
-//! Asks backends by itself whether they are well, or at least there.
+//! Active health checks of backends, and the lookout for ejected backends.
 //!
 //! One [`Prober`] per process, on the control plane, with a task for each backend that is to be checked. Backends come and go
 //! with reloads and by discovery. A task goes on over both with the pace it has: other settings reach it on the way, so that a file that changes all the time neither starves
@@ -20,26 +20,26 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, warn};
 
-use crate::backend::health::{Change, LastCheck, Thresholds};
+use crate::backend::health::{LastCheck, Thresholds, VerdictChange};
 use crate::backend::outlier::Sight;
 use crate::backend::{BackendId, BackendState};
 use crate::config::{Address, GrpcStatus, HealthCheckConfig, ProbeKind, Protocol, UpstreamName};
 use crate::socket::Socket;
 use crate::telemetry::events::{EventKind, Events};
-use crate::telemetry::seldom::Seldom;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::transport::connect::{self, NoConnection};
 use crate::transport::tls::{BackendTls, HandshakeFailed, TlsOf};
 use crate::upstream::{Upstream, UpstreamState};
 
-mod pace;
-mod lookout;
+mod schedule;
+mod reachability;
 mod http;
 mod tcp;
 mod grpc;
 
 use self::grpc::Grpc;
 use self::http::Http;
-use self::lookout::Lookout;
+use self::reachability::Lookout;
 use self::tcp::Tcp;
 
 /// A way to find out whether a backend is well.
@@ -132,22 +132,22 @@ async fn connect(address: &Address, tls: Option<TlsOf<'_>>, deadline: Instant) -
 pub struct Prober {
     events: Events,
     turns: Arc<Semaphore>,
-    not_asked: Arc<Seldom>,
+    not_asked: Arc<LogThrottle>,
     /// Control plane only.
-    tasks: Mutex<Tasks>,
+    tasks: Mutex<CheckTasks>,
 }
 
 #[derive(Debug, Default)]
-struct Tasks {
+struct CheckTasks {
     /// Tasks begun so far: where in its interval the next one starts.
     begun: u64,
-    upstreams: HashMap<UpstreamName, Checked>,
+    upstreams: HashMap<UpstreamName, CheckedUpstream>,
     lookouts: HashMap<UpstreamName, Lookout>,
 }
 
 /// An upstream whose backends are checked.
 #[derive(Debug)]
-struct Checked {
+struct CheckedUpstream {
     settings: watch::Sender<Arc<Settings>>,
     backends: HashMap<BackendId, Task>,
 }
@@ -159,11 +159,11 @@ struct Settings {
     /// As requests have it.
     tls: Option<Arc<BackendTls>>,
     protocol: Protocol,
-    kind: Kind,
+    kind: CheckKind,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum CheckKind {
     Http(Box<Http>),
     Tcp,
     Grpc(Box<Grpc>),
@@ -185,7 +185,7 @@ impl Drop for Task {
 impl Prober {
     /// One that checks nothing yet, will tell `events` what it finds, and makes `turns` checks at a time: further ones wait.
     pub fn new(events: Events, turns: usize) -> Self {
-        let (turns, not_asked) = (Arc::new(Semaphore::new(turns)), Arc::new(Seldom::new(1)));
+        let (turns, not_asked) = (Arc::new(Semaphore::new(turns)), Arc::new(LogThrottle::new(1)));
         Self { events, turns, not_asked, tasks: Mutex::default() }
     }
 
@@ -200,7 +200,7 @@ impl Prober {
                 Some(checked) => checked.under(config, upstream),
                 None => {
                     let settings = Arc::new(Settings::new(config, upstream));
-                    Checked { settings: watch::Sender::new(settings), backends: HashMap::new() }
+                    CheckedUpstream { settings: watch::Sender::new(settings), backends: HashMap::new() }
                 }
             };
             self.follow_backends(&mut checked, &mut tasks.begun, upstream);
@@ -230,7 +230,7 @@ impl Prober {
     }
 
     /// Begins with backends that are new, goes on with those that are known, and ends with those that are gone.
-    fn follow_backends(&self, checked: &mut Checked, begun: &mut u64, upstream: &Upstream) {
+    fn follow_backends(&self, checked: &mut CheckedUpstream, begun: &mut u64, upstream: &Upstream) {
         let mut before = std::mem::take(&mut checked.backends);
         for backend in upstream.roster().backends() {
             let state = &backend.state;
@@ -246,7 +246,7 @@ impl Prober {
         begun: &mut u64,
         (upstream, backend): (&Arc<UpstreamState>, &Arc<BackendState>),
     ) -> Task {
-        let first = pace::first(*begun, backend.health.verdict(), settings.borrow().config.interval);
+        let first = schedule::first(*begun, backend.health.verdict(), settings.borrow().config.interval);
         *begun += 1;
         let checking = Checking {
             backend: Arc::clone(backend),
@@ -263,7 +263,7 @@ impl Prober {
     }
 }
 
-impl Checked {
+impl CheckedUpstream {
     /// The same under the settings of now. Where these differ, streaks begin anew.
     fn under(self, config: &Arc<HealthCheckConfig>, upstream: &Upstream) -> Self {
         let differs = |settings: &Settings| {
@@ -282,9 +282,9 @@ impl Checked {
 impl Settings {
     fn new(config: &Arc<HealthCheckConfig>, upstream: &Upstream) -> Self {
         let kind = match config.kind {
-            ProbeKind::Http => Kind::Http(Box::new(Http::new(config, upstream.config.protocol))),
-            ProbeKind::Tcp => Kind::Tcp,
-            ProbeKind::Grpc => Kind::Grpc(Box::new(Grpc::new(config))),
+            ProbeKind::Http => CheckKind::Http(Box::new(Http::new(config, upstream.config.protocol))),
+            ProbeKind::Tcp => CheckKind::Tcp,
+            ProbeKind::Grpc => CheckKind::Grpc(Box::new(Grpc::new(config))),
         };
         let protocol = upstream.config.protocol;
         Self { config: Arc::clone(config), tls: upstream.tls.clone(), protocol, kind }
@@ -303,9 +303,9 @@ impl Settings {
         let address = elsewhere.as_ref().unwrap_or(address);
         let tls = self.tls.as_deref().map(|tls| tls.of(server_name.as_ref()));
         match &self.kind {
-            Kind::Http(http) => http.check(address, tls, deadline).await,
-            Kind::Tcp => Tcp.check(address, tls, deadline).await,
-            Kind::Grpc(grpc) => grpc.check(address, tls, deadline).await,
+            CheckKind::Http(http) => http.check(address, tls, deadline).await,
+            CheckKind::Tcp => Tcp.check(address, tls, deadline).await,
+            CheckKind::Grpc(grpc) => grpc.check(address, tls, deadline).await,
         }
     }
 }
@@ -318,11 +318,11 @@ struct Checking {
     turns: Arc<Semaphore>,
     events: Events,
     /// Shared, as what keeps one from being made keeps all.
-    not_asked: Arc<Seldom>,
+    not_asked: Arc<LogThrottle>,
 }
 
 impl Checking {
-    /// Checks again and again, first at `due`. Ends when it is aborted, or when nobody is left to give it settings.
+    /// Checks again and again, first at `due`. Ends when it is aborted, or when the sender of its settings is gone.
     async fn run(mut self, mut due: Instant) {
         let mut last = None;
         let mut ejections = self.upstream.ejections.subscribe();
@@ -358,7 +358,7 @@ impl Checking {
         let (account, _) = self.backend.health.look();
         // A backend that is ejected for want of an answer is in doubt too.
         let in_doubt = account.in_doubt() || self.backend.outlier.is_missed();
-        pace::pause(&self.settings.borrow().config, in_doubt, rand::random())
+        schedule::pause(&self.settings.borrow().config, in_doubt, rand::random())
     }
 
     /// One check, when it is its turn. Says when it began.
@@ -371,7 +371,7 @@ impl Checking {
         drop(turn);
         // What was asked under other settings says nothing about these.
         if let Err(CheckFailed::Ours(error)) = &outcome {
-            // Nobody was asked. The next check comes at its time.
+            // No backend was asked. The next check comes at its time.
             self.could_not_ask(error);
         } else if !self.settings.has_changed().ok()? {
             self.note_sight(&outcome, &settings.kind, started);
@@ -388,12 +388,12 @@ impl Checking {
     }
 
     /// What a check that began at `started` says of a backend that is ejected, beside its verdict.
-    fn note_sight(&self, outcome: &Result<(), CheckFailed>, kind: &Kind, started: Instant) {
+    fn note_sight(&self, outcome: &Result<(), CheckFailed>, kind: &CheckKind, started: Instant) {
         let (mut history, started) = (self.backend.outlier.history(), started.into_std());
         let news = match outcome {
             // Another port says nothing about the one that requests go to.
             _ if self.settings.borrow().config.port.is_some() => false,
-            Ok(()) if matches!(kind, Kind::Tcp) => history.saw(Sight::Connected, started),
+            Ok(()) if matches!(kind, CheckKind::Tcp) => history.saw(Sight::Connected, started),
             Ok(()) => history.saw(Sight::Checked, started),
             Err(CheckFailed::Connect(_)) => history.saw_nobody(started),
             Err(_) => false,
@@ -431,7 +431,7 @@ impl Checking {
 }
 
 /// What a change rests on: `3 checks in a row failed; the last: connection refused after 0.2 ms`.
-fn evidence(change: &Change, last: &LastCheck) -> String {
+fn evidence(change: &VerdictChange, last: &LastCheck) -> String {
     let took = format!("{:.1} ms", last.took.as_secs_f64() * 1e3);
     match (change.streak.length, &last.failure) {
         (..=1, Some(failure)) => format!("a check failed: {failure} after {took}"),

@@ -5,12 +5,12 @@ use std::task::{Context, Poll, Waker};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::backend::health::{Streak, Verdict};
+use crate::backend::health::{CheckStreak, Verdict};
 use crate::config::{BackendConfig, InitialHealth, PoolConfig, Table as _, UpstreamConfig};
 use crate::strategy::Factories;
 
-fn change(passed: bool, length: u32) -> Change {
-    Change { from: Verdict::Healthy, to: Verdict::Unhealthy, streak: Streak { passed, length } }
+fn change(passed: bool, length: u32) -> VerdictChange {
+    VerdictChange { from: Verdict::Healthy, to: Verdict::Unhealthy, streak: CheckStreak { passed, length } }
 }
 
 fn last(failure: Option<&str>) -> LastCheck {

@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes};
 use http::header::{HeaderMap, HeaderValue};
 
-use super::field::{self, Line};
+use super::field::{self, FieldLine};
 
 /// Bytes of a chunk's extension, and of a trailer section, at most.
 const EXTENSION_BYTES: u16 = 1024;
@@ -15,13 +15,13 @@ const TRAILERS: usize = 64;
 /// Where in the chunks the next byte is.
 #[derive(Debug)]
 pub struct Chunked {
-    state: State,
+    state: ChunkState,
     /// The trailer section so far.
     trailers: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum State {
+enum ChunkState {
     /// In a chunk's size, with so many digits read.
     Size { size: u64, digits: u8 },
     /// In a chunk's extension, after so many bytes of it.
@@ -50,7 +50,7 @@ pub enum Next {
 impl Default for Chunked {
     /// Before the first chunk.
     fn default() -> Self {
-        Self { state: State::Size { size: 0, digits: 0 }, trailers: Vec::new() }
+        Self { state: ChunkState::Size { size: 0, digits: 0 }, trailers: Vec::new() }
     }
 }
 
@@ -62,12 +62,13 @@ impl Chunked {
     pub fn next(&mut self, input: &mut Bytes) -> Result<Next, &'static str> {
         while let Some(&byte) = input.first() {
             self.state = match self.state {
-                State::Data(left) => {
+                ChunkState::Data(left) => {
                     let taken = left.min(input.len() as u64);
-                    self.state = if taken == left { State::DataEnd { lf: false } } else { State::Data(left - taken) };
+                    self.state =
+                        if taken == left { ChunkState::DataEnd { lf: false } } else { ChunkState::Data(left - taken) };
                     return Ok(Next::Data(input.split_to(taken as usize)));
                 }
-                State::Trailers => {
+                ChunkState::Trailers => {
                     let end = memchr::memchr(b'\n', input).map_or(input.len(), |end| end + 1);
                     self.trailers.extend_from_slice(&input[..end]);
                     input.advance(end);
@@ -79,29 +80,29 @@ impl Chunked {
                     }
                     continue;
                 }
-                State::Size { size, digits } => match (byte as char).to_digit(16) {
+                ChunkState::Size { size, digits } => match (byte as char).to_digit(16) {
                     Some(_) if digits == 15 => return Err("a chunk's size with too many digits"),
-                    Some(digit) => State::Size { size: size << 4 | u64::from(digit), digits: digits + 1 },
+                    Some(digit) => ChunkState::Size { size: size << 4 | u64::from(digit), digits: digits + 1 },
                     None if digits == 0 => return Err("a chunk without a size"),
-                    None if byte == b'\r' => State::SizeLf { size },
+                    None if byte == b'\r' => ChunkState::SizeLf { size },
                     // Some send blanks behind the size.
-                    None if matches!(byte, b';' | b' ' | b'\t') => State::Extension { size, bytes: 0 },
+                    None if matches!(byte, b';' | b' ' | b'\t') => ChunkState::Extension { size, bytes: 0 },
                     None => return Err("a chunk's size that is not a number"),
                 },
-                State::Extension { size, bytes } => match byte {
-                    b'\r' => State::SizeLf { size },
+                ChunkState::Extension { size, bytes } => match byte {
+                    b'\r' => ChunkState::SizeLf { size },
                     b'\n' | 0 => return Err("a chunk's extension with a forbidden character"),
                     _ if bytes == EXTENSION_BYTES => return Err("a chunk's extension that is too long"),
-                    _ => State::Extension { size, bytes: bytes + 1 },
+                    _ => ChunkState::Extension { size, bytes: bytes + 1 },
                 },
-                State::SizeLf { size } => match (byte, size) {
-                    (b'\n', 0) => State::Trailers,
-                    (b'\n', size) => State::Data(size),
+                ChunkState::SizeLf { size } => match (byte, size) {
+                    (b'\n', 0) => ChunkState::Trailers,
+                    (b'\n', size) => ChunkState::Data(size),
                     _ => return Err("a chunk's size that ends without LF"),
                 },
-                State::DataEnd { lf: false } if byte == b'\r' => State::DataEnd { lf: true },
-                State::DataEnd { lf: true } if byte == b'\n' => State::Size { size: 0, digits: 0 },
-                State::DataEnd { .. } => return Err("a chunk that is longer than its size"),
+                ChunkState::DataEnd { lf: false } if byte == b'\r' => ChunkState::DataEnd { lf: true },
+                ChunkState::DataEnd { lf: true } if byte == b'\n' => ChunkState::Size { size: 0, digits: 0 },
+                ChunkState::DataEnd { .. } => return Err("a chunk that is longer than its size"),
             };
             input.advance(1);
         }
@@ -111,7 +112,7 @@ impl Chunked {
     /// Takes data behind `first` as well, as much of it as is there, from chunks that are whole in `input` and as long as there are fewer
     /// than `most` bytes: a piece for many small chunks. What is anything else, or wrong, is left for [`Chunked::next`].
     pub fn gather(&mut self, first: Bytes, input: &mut Bytes, most: usize) -> Bytes {
-        let (mut at, mut end) = (0, matches!(self.state, State::DataEnd { lf: false }));
+        let (mut at, mut end) = (0, matches!(self.state, ChunkState::DataEnd { lf: false }));
         let mut data = Vec::new();
         while end && first.len() + data.len() < most {
             let Some((size, from)) = behind(&input[at..]) else { break };
@@ -152,13 +153,13 @@ fn trailers(section: &[u8]) -> Result<Option<HeaderMap>, &'static str> {
     let (mut map, mut at) = (HeaderMap::new(), 0);
     loop {
         match field::line(section, &mut at).map_err(|_| MALFORMED)? {
-            Line::Field(..) if map.len() == TRAILERS => return Err(MALFORMED),
-            Line::Field(name, value) => {
+            FieldLine::Field(..) if map.len() == TRAILERS => return Err(MALFORMED),
+            FieldLine::Field(name, value) => {
                 let name = name.read(section).map_err(|_| MALFORMED)?;
                 map.append(name, HeaderValue::from_bytes(&section[value]).map_err(|_| MALFORMED)?);
             }
-            Line::End => return Ok(Some(map)),
-            Line::Partial => return Err(MALFORMED),
+            FieldLine::End => return Ok(Some(map)),
+            FieldLine::Partial => return Err(MALFORMED),
         }
     }
 }

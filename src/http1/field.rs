@@ -8,13 +8,13 @@ use std::ops::Range;
 use http::header::{HeaderName, InvalidHeaderName};
 use memchr::memchr;
 
-use super::name::{self, Known};
+use super::header_name::{self, KnownName};
 
 /// What a section goes on with.
 #[derive(Debug)]
-pub(super) enum Line {
+pub(super) enum FieldLine {
     /// A field: its name, and where its value is, without the white space around it.
-    Field(Name, Range<usize>),
+    Field(FieldName, Range<usize>),
     /// The empty line that ends the section.
     End,
     /// The end of the line is not there yet.
@@ -23,13 +23,13 @@ pub(super) enum Line {
 
 /// The name of a field.
 #[derive(Clone, Debug)]
-pub(super) struct Name {
+pub(super) struct FieldName {
     /// Where it is.
     pub(super) place: Range<usize>,
-    known: Option<&'static Known>,
+    known: Option<&'static KnownName>,
 }
 
-impl Name {
+impl FieldName {
     /// Whether it is one of a pass-through header.
     pub(super) fn passes(&self) -> bool {
         self.known.is_some_and(|known| known.passes)
@@ -59,19 +59,19 @@ pub(super) struct NoName;
 /// Reads the line that begins `at` a place in `bytes`, and sets `at` to where the next one begins.
 ///
 /// A lone LF ends a line too (RFC 9112 §2.2); what clients send has been through the guard, which refuses that.
-pub(super) fn line(bytes: &[u8], at: &mut usize) -> Result<Line, NoName> {
+pub(super) fn line(bytes: &[u8], at: &mut usize) -> Result<FieldLine, NoName> {
     let start = *at;
     let rest = bytes.get(start..).unwrap_or_default();
-    let Some(end) = memchr(b'\n', rest) else { return Ok(Line::Partial) };
+    let Some(end) = memchr(b'\n', rest) else { return Ok(FieldLine::Partial) };
     *at = start + end + 1;
     let line = match &rest[..end] {
         [line @ .., b'\r'] => line,
         line => line,
     };
     if line.is_empty() {
-        return Ok(Line::End);
+        return Ok(FieldLine::End);
     }
-    let (colon, known) = match name::known(line) {
+    let (colon, known) = match header_name::known(line) {
         Some((length, name)) => (length, Some(name)),
         None => (line.iter().position(|&byte| !TOKEN[usize::from(byte)]).unwrap_or_default(), None),
     };
@@ -85,7 +85,7 @@ pub(super) fn line(bytes: &[u8], at: &mut usize) -> Result<Line, NoName> {
     while from < to && is_space(line[to - 1]) {
         to -= 1;
     }
-    Ok(Line::Field(Name { place: start..start + colon, known }, start + from..start + to))
+    Ok(FieldLine::Field(FieldName { place: start..start + colon, known }, start + from..start + to))
 }
 
 /// Where a message begins: behind empty lines (RFC 9112 §2.2).
@@ -133,9 +133,9 @@ mod tests {
         let (mut fields, mut at) = (Vec::new(), 0);
         loop {
             match line(text, &mut at)? {
-                Line::Field(name, value) => fields.push((&text[name.place], &text[value])),
-                Line::End => return Ok(Some((fields, at))),
-                Line::Partial => return Ok(None),
+                FieldLine::Field(name, value) => fields.push((&text[name.place], &text[value])),
+                FieldLine::End => return Ok(Some((fields, at))),
+                FieldLine::Partial => return Ok(None),
             }
         }
     }

@@ -10,9 +10,9 @@ use std::rc::Rc;
 use http::header::{Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Extensions, Method, Uri, Version, request};
 
-use super::name;
-use super::pass_through::PassThrough;
-use crate::fields::tells_client;
+use super::header_name;
+use super::pass_through_headers::PassThrough;
+use crate::header_names::tells_client;
 
 /// The head of a request.
 ///
@@ -110,7 +110,7 @@ impl RequestHead {
 
     fn is_a_line(&self, name: &HeaderName) -> bool {
         // The names come first: most tell that there is no such line.
-        let passes = || !self.pass_through.is_empty() && name::passes(name) && self.pass_through.has(name);
+        let passes = || !self.pass_through.is_empty() && header_name::passes(name) && self.pass_through.has(name);
         let tells = || tells_client(name) && self.lines.as_ref().is_some_and(|lines| lines.has(name));
         passes() || tells()
     }
@@ -197,7 +197,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::http1::request::{Head, read};
+    use crate::http1::request::{ReceivedRequest, read};
 
     const COOKIE: HeaderName = http::header::COOKIE;
     const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -206,7 +206,7 @@ mod tests {
         let text = "GET / HTTP/1.1\r\nHost: h\r\nCookie: a\r\nX: 1\r\nCookie: b\r\n\r\n";
         let mut slot = None;
         assert_eq!(read(&mut Bytes::from(text), HeaderMap::new(), (100, true), &mut slot), Ok(true));
-        let Head { mut head, .. } = slot.unwrap();
+        let ReceivedRequest { mut head, .. } = slot.unwrap();
         head.set_lines(Rc::new(HeaderLines::new(b"x-forwarded-for: 192.0.2.1\r\nx-forwarded-port: 80\r\n".to_vec())));
         assert_eq!(head.in_map().len(), 2, "the others are lines");
         head

@@ -9,12 +9,12 @@ use http::HeaderMap;
 use http::header::{self, HeaderName};
 use tokio::io::AsyncWrite;
 
-use crate::fields::{is_spelling_of, tells_client, tells_identity};
+use crate::header_names::{is_spelling_of, tells_client, tells_identity};
 
 use super::Framing;
 use super::chunked::{Chunked, Next};
 
-/// Header fields that tell the framing, who asks, or what a recipient decides by before it reads a body: never taken from a
+/// Header fields that tell the framing or the client, or that a recipient decides by before it reads a body: never taken from a
 /// trailer section (RFC 9110 §6.5.1), since some recipients merge that into the header section.
 const NOT_TRAILERS: [HeaderName; 20] = [
     header::AUTHORIZATION,
@@ -112,7 +112,7 @@ impl Outgoing {
     }
 
     /// So much of the body goes another way, behind what was taken so far.
-    pub fn poured(&mut self, bytes: usize) {
+    pub fn spliced(&mut self, bytes: usize) {
         if let Framing::Length(left) = &mut self.framing {
             *left = left.saturating_sub(bytes as u64);
         }

@@ -8,15 +8,15 @@ use http::{Extensions, Method, Uri, Version};
 use memchr::{memchr, memmem};
 
 use super::Framing;
-use super::field::{self, Line};
+use super::field::{self, FieldLine};
 use super::head::{HeaderLines, RequestHead};
 use super::outgoing::{length, line};
-use super::pass_through::{PassThrough, is_value};
-use crate::target::sent::{self, AsSent};
+use super::pass_through_headers::{PassThrough, is_value};
+use crate::target::raw_target::{self, AsSent};
 
 /// A request's head, and what it says of the message and of the connection.
 #[derive(Debug)]
-pub struct Head {
+pub struct ReceivedRequest {
     /// The head.
     pub head: RequestHead,
     /// How its body is framed.
@@ -42,14 +42,14 @@ pub struct Terms {
 
 /// Why a head is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Malformed {
+pub enum MalformedRequest {
     /// The request line.
     Line,
     /// The target.
     Target,
     /// The target is longer than 64 KiB.
     LongTarget,
-    /// The target has a fragment, which is nobody's but the client's.
+    /// The target has a fragment, which is only for the client.
     Fragment,
     /// A header field.
     Field,
@@ -77,7 +77,7 @@ pub fn part(bytes: &mut Bytes) -> Option<Bytes> {
 pub const MUCH_BYTES: usize = 4 * 1024;
 
 /// Reads the head that `bytes` begin with, takes it from there and puts it into `slot`, where it stays: it is large. `false` when
-/// its end is not there yet. `headers` is space for its fields, of which there are `max_headers` at most; with `lets_pass`, pass-through
+/// its end is not there yet. `headers` is space for its fields, of which there are `max_headers` at most; with `passes_through`, pass-through
 /// headers are left as lines.
 ///
 /// # Errors
@@ -85,42 +85,44 @@ pub const MUCH_BYTES: usize = 4 * 1024;
 pub fn read(
     bytes: &mut Bytes,
     mut headers: HeaderMap,
-    (max_headers, lets_pass): (usize, bool),
-    slot: &mut Option<Head>,
-) -> Result<bool, Malformed> {
+    (max_headers, passes_through): (usize, bool),
+    slot: &mut Option<ReceivedRequest>,
+) -> Result<bool, MalformedRequest> {
     let start = field::begin(bytes);
     let Some(end) = memchr(b'\n', &bytes[start..]) else { return Ok(false) };
     let mut at = start + end + 1;
-    let Some((method, target, http10)) = request_line(&bytes[start..start + end]) else { return Err(Malformed::Line) };
-    let method = Method::from_bytes(&bytes[start..start + method]).map_err(|_| Malformed::Line)?;
+    let Some((method, target, http10)) = request_line(&bytes[start..start + end]) else {
+        return Err(MalformedRequest::Line);
+    };
+    let method = Method::from_bytes(&bytes[start..start + method]).map_err(|_| MalformedRequest::Line)?;
     let mut extensions = Extensions::new();
     let target = start + target.start..start + target.end;
     let long = target.len() > LONGEST_TARGET;
     // What is made of a head shares the bytes it is read from.
     let uri = match Uri::from_maybe_shared(bytes.slice(target.clone())) {
         Ok(uri) => uri,
-        Err(_) if long => return Err(Malformed::LongTarget),
+        Err(_) if long => return Err(MalformedRequest::LongTarget),
         Err(_) => uncommon(&bytes.slice(target.clone()), &mut extensions)?,
     };
     // `Uri` drops one. Nothing was dropped where the path is as long as the target.
     let whole = uri.path_and_query().is_some_and(|kept| kept.as_str().len() == target.len());
     if !whole && memchr(b'#', &bytes[target]).is_some() {
-        return Err(Malformed::Fragment);
+        return Err(MalformedRequest::Fragment);
     }
 
     let (mut close, mut keep_alive) = (false, false);
     let (mut expects, mut trailers) = (false, false);
     let mut framing = Framing::None;
     headers.clear();
-    let (mut fields, mut pass_through, mut room) = (0, PassThrough::default(), lets_pass);
+    let (mut fields, mut pass_through, mut room) = (0, PassThrough::default(), passes_through);
     loop {
-        let (name, place) = match field::line(bytes, &mut at).map_err(|_| Malformed::Field)? {
-            Line::Field(name, place) => (name, place),
-            Line::End => break,
-            Line::Partial => return Ok(false),
+        let (name, place) = match field::line(bytes, &mut at).map_err(|_| MalformedRequest::Field)? {
+            FieldLine::Field(name, place) => (name, place),
+            FieldLine::End => break,
+            FieldLine::Partial => return Ok(false),
         };
         if fields == max_headers {
-            return Err(Malformed::Field);
+            return Err(MalformedRequest::Field);
         }
         fields += 1;
         let value = &bytes[place.clone()];
@@ -133,7 +135,7 @@ pub fn read(
             pass_through.found_in(bytes);
             pass_through.give_to(&mut headers);
         }
-        let name = name.read(bytes).map_err(|_| Malformed::Field)?;
+        let name = name.read(bytes).map_err(|_| MalformedRequest::Field)?;
         match name.as_str().len() {
             2 if name == header::TE => trailers |= tokens(value).any(|token| is(token, b"trailers")),
             6 if name == header::EXPECT => expects |= is(value, b"100-continue"),
@@ -144,13 +146,13 @@ pub fn read(
                 }
             }
             14 if name == header::CONTENT_LENGTH => {
-                let length = number(value).ok_or(Malformed::Field)?;
+                let length = number(value).ok_or(MalformedRequest::Field)?;
                 framing = if length == 0 { Framing::None } else { Framing::Length(length) };
             }
             17 if name == header::TRANSFER_ENCODING => framing = Framing::Chunked,
             _ => {}
         }
-        headers.append(name, HeaderValue::from_maybe_shared(bytes.slice(place)).map_err(|_| Malformed::Field)?);
+        headers.append(name, HeaderValue::from_maybe_shared(bytes.slice(place)).map_err(|_| MalformedRequest::Field)?);
     }
     pass_through.found_in(bytes);
     let terms = Terms { http10, head: method == Method::HEAD, keep_alive: !close && (keep_alive || !http10), trailers };
@@ -162,18 +164,18 @@ pub fn read(
     }
     let version = if http10 { Version::HTTP_10 } else { Version::HTTP_11 };
     let head = RequestHead { method, uri, version, extensions, map: headers, pass_through, lines: None };
-    *slot = Some(Head { head, framing, terms, expects: expects && !http10 });
+    *slot = Some(ReceivedRequest { head, framing, terms, expects: expects && !http10 });
     Ok(true)
 }
 
 /// Takes a target with characters that a [`Uri`] has escaped only: the target as it was sent is put beside it.
 #[cold]
-fn uncommon(target: &Bytes, extensions: &mut Extensions) -> Result<Uri, Malformed> {
-    let (escaped, sent) = sent::escaped(target).ok_or(Malformed::Target)?;
+fn uncommon(target: &Bytes, extensions: &mut Extensions) -> Result<Uri, MalformedRequest> {
+    let (escaped, sent) = raw_target::escaped(target).ok_or(MalformedRequest::Target)?;
     if escaped.len() > LONGEST_TARGET {
-        return Err(Malformed::LongTarget);
+        return Err(MalformedRequest::LongTarget);
     }
-    let uri = Uri::from_maybe_shared(Bytes::from(escaped)).map_err(|_| Malformed::Target)?;
+    let uri = Uri::from_maybe_shared(Bytes::from(escaped)).map_err(|_| MalformedRequest::Target)?;
     extensions.insert(sent);
     Ok(uri)
 }
@@ -188,7 +190,7 @@ fn request_line(line: &[u8]) -> Option<(usize, Range<usize>, bool)> {
     };
     let method = rest.iter().position(|&byte| byte == b' ')?;
     let target = method + 1..rest.len();
-    // No white space, no control character: the target ends where everybody else thinks that it does.
+    // No white space, no control character: the target ends where all other readers think that it does.
     let is_one = !target.is_empty() && rest[target.clone()].iter().all(|&byte| byte > b' ' && byte != 0x7f);
     is_one.then_some((method, target, http10))
 }
@@ -260,7 +262,11 @@ mod tests {
     use super::*;
 
     /// With all fields in the map.
-    fn read(bytes: &mut Bytes, headers: HeaderMap, max_headers: usize) -> Result<Option<Head>, Malformed> {
+    fn read(
+        bytes: &mut Bytes,
+        headers: HeaderMap,
+        max_headers: usize,
+    ) -> Result<Option<ReceivedRequest>, MalformedRequest> {
         let mut slot = None;
         super::read(bytes, headers, (max_headers, true), &mut slot)?;
         if let Some(head) = &mut slot {
@@ -270,7 +276,7 @@ mod tests {
     }
     use proptest::prelude::*;
 
-    fn head(text: &str) -> Result<Option<Head>, Malformed> {
+    fn head(text: &str) -> Result<Option<ReceivedRequest>, MalformedRequest> {
         read(&mut Bytes::from(text.to_owned()), HeaderMap::new(), 100)
     }
 
@@ -332,26 +338,26 @@ mod tests {
     #[test]
     fn refuses_what_is_no_head() {
         for (text, expected) in [
-            ("GET / HTTP/1.1\r\nA\0: b\r\n\r\n", Malformed::Field),
-            ("GET / HTTP/1.1\r\nA: b\0\r\n\r\n", Malformed::Field),
-            ("GET / HTTP/1.1\r\nA : b\r\n\r\n", Malformed::Field),
-            ("GET / HTTP/1.1\r\n: b\r\n\r\n", Malformed::Field),
-            ("G\0T / HTTP/1.1\r\n\r\n", Malformed::Line),
-            ("GET  / HTTP/1.1\r\n\r\n", Malformed::Line),
-            ("GET http://a:b:c/ HTTP/1.1\r\n\r\n", Malformed::Target),
-            ("GET # HTTP/1.1\r\n\r\n", Malformed::Target),
-            ("GET #a HTTP/1.1\r\n\r\n", Malformed::Target),
-            ("GET /# HTTP/1.1\r\n\r\n", Malformed::Fragment),
-            ("GET /a?b#c HTTP/1.1\r\n\r\n", Malformed::Fragment),
-            ("GET ?#c HTTP/1.1\r\n\r\n", Malformed::Target),
-            ("GET *#c HTTP/1.1\r\n\r\n", Malformed::Target),
-            ("GET http://h/a#c HTTP/1.1\r\n\r\n", Malformed::Fragment),
-            ("GET http://h#/ HTTP/1.1\r\n\r\n", Malformed::Fragment),
+            ("GET / HTTP/1.1\r\nA\0: b\r\n\r\n", MalformedRequest::Field),
+            ("GET / HTTP/1.1\r\nA: b\0\r\n\r\n", MalformedRequest::Field),
+            ("GET / HTTP/1.1\r\nA : b\r\n\r\n", MalformedRequest::Field),
+            ("GET / HTTP/1.1\r\n: b\r\n\r\n", MalformedRequest::Field),
+            ("G\0T / HTTP/1.1\r\n\r\n", MalformedRequest::Line),
+            ("GET  / HTTP/1.1\r\n\r\n", MalformedRequest::Line),
+            ("GET http://a:b:c/ HTTP/1.1\r\n\r\n", MalformedRequest::Target),
+            ("GET # HTTP/1.1\r\n\r\n", MalformedRequest::Target),
+            ("GET #a HTTP/1.1\r\n\r\n", MalformedRequest::Target),
+            ("GET /# HTTP/1.1\r\n\r\n", MalformedRequest::Fragment),
+            ("GET /a?b#c HTTP/1.1\r\n\r\n", MalformedRequest::Fragment),
+            ("GET ?#c HTTP/1.1\r\n\r\n", MalformedRequest::Target),
+            ("GET *#c HTTP/1.1\r\n\r\n", MalformedRequest::Target),
+            ("GET http://h/a#c HTTP/1.1\r\n\r\n", MalformedRequest::Fragment),
+            ("GET http://h#/ HTTP/1.1\r\n\r\n", MalformedRequest::Fragment),
         ] {
             assert_eq!(head(text).map(|head| head.is_some()).unwrap_err(), expected, "{text:?}");
         }
         let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(70_000));
-        assert_eq!(head(&long).map(|head| head.is_some()), Err(Malformed::LongTarget));
+        assert_eq!(head(&long).map(|head| head.is_some()), Err(MalformedRequest::LongTarget));
     }
 
     #[test]
@@ -418,9 +424,9 @@ mod tests {
                     prop_assert_eq!(head.head.map, expected);
                 }
                 (Ok(None), _) => prop_assert!(bytes.len() == text.len()),
-                (Err(Malformed::Fragment), Ok(httparse::Status::Complete(_))) => prop_assert!(theirs.path.unwrap().contains('#')),
+                (Err(MalformedRequest::Fragment), Ok(httparse::Status::Complete(_))) => prop_assert!(theirs.path.unwrap().contains('#')),
                 // A target that is none to `Uri`, or a value that is none to `HeaderValue`.
-                (Err(ours), Ok(httparse::Status::Complete(_))) => prop_assert_eq!(ours, Malformed::Target),
+                (Err(ours), Ok(httparse::Status::Complete(_))) => prop_assert_eq!(ours, MalformedRequest::Target),
                 (ours, theirs) => prop_assert!(ours.is_err() && theirs.is_err() || matches!(theirs, Ok(httparse::Status::Partial)), "{ours:?} {theirs:?}"),
             }
         }
@@ -457,7 +463,7 @@ mod tests {
             let text = format!("GET / HTTP/1.1\r\n{text}\r\n");
             let mut slot = None;
             prop_assert_eq!(super::read(&mut Bytes::from(text.clone()), HeaderMap::new(), (100, true), &mut slot), Ok(true));
-            let Head { mut head, .. } = slot.unwrap();
+            let ReceivedRequest { mut head, .. } = slot.unwrap();
             let mut out = Vec::new();
             write(&mut out, &head, Framing::None);
             let all = read(&mut Bytes::from(text), HeaderMap::new(), 100).unwrap().unwrap().head.map;

@@ -1,7 +1,7 @@
 //! The head of a response: read from a backend, written to a client.
 //!
 //! Reading is stricter than a user agent has to be: what two recipients may frame differently is refused, so that neither a broken nor
-//! a taken-over backend can have its bytes read as the response to somebody else's request (response splitting).
+//! a taken-over backend can have its bytes read as the response to another client's request (response splitting).
 
 use std::ops::Range;
 
@@ -13,9 +13,9 @@ use hyper::ext::ReasonPhrase;
 use memchr::memchr;
 
 use super::Framing;
-use super::field::{self, Line, Name};
+use super::field::{self, FieldLine, FieldName};
 use super::outgoing::{length, line};
-use super::pass_through::{PassThrough, is_value};
+use super::pass_through_headers::{PassThrough, is_value};
 use super::request::{Terms, is, number, tokens};
 
 /// Fields of a head at most.
@@ -23,9 +23,9 @@ const FIELDS: usize = 256;
 
 /// A head, as places in the bytes that it was read from.
 #[derive(Debug, Default)]
-pub struct Head {
+pub struct ResponseHead {
     /// Whether pass-through headers are left as lines. Said before it is read.
-    pub lets_pass: bool,
+    pub passes_through: bool,
     /// The status.
     pub status: StatusCode,
     /// How the body is framed.
@@ -36,7 +36,7 @@ pub struct Head {
     pub noted: Noted,
     reason: Range<usize>,
     /// Names and values, without the transfer coding. The space is used again.
-    fields: Vec<(Name, Range<usize>)>,
+    fields: Vec<(FieldName, Range<usize>)>,
     /// The pass-through headers.
     pass_through: PassThrough,
 }
@@ -50,7 +50,7 @@ pub struct Noted {
     pub dated: bool,
 }
 
-impl Head {
+impl ResponseHead {
     /// Reads the head that `bytes` begin with: how long it is, or `None` when its end is not there yet. `bodiless` is that of
     /// the answer to a HEAD.
     ///
@@ -74,15 +74,15 @@ impl Head {
         let mut at = start + end + 1;
         self.fields.clear();
         self.pass_through = PassThrough::default();
-        let (mut fields, mut room) = (0, self.lets_pass);
+        let (mut fields, mut room) = (0, self.passes_through);
         let (mut close, mut keep_alive) = (false, false);
         let (mut length, mut chunked) = (None, false);
         self.noted = Noted::default();
         loop {
             let (told, place) = match field::line(bytes, &mut at).map_err(|_| NO_NAME)? {
-                Line::Field(name, place) => (name, place),
-                Line::End => break,
-                Line::Partial => return Ok(None),
+                FieldLine::Field(name, place) => (name, place),
+                FieldLine::End => break,
+                FieldLine::Partial => return Ok(None),
             };
             let (name, value) = (&bytes[told.place.clone()], &bytes[place.clone()]);
             // Few names are of such a length.
@@ -298,15 +298,15 @@ mod tests {
     use super::*;
 
     /// With all fields in the map.
-    fn fill(mut head: Head, bytes: &Bytes, response: &mut Response<()>) {
+    fn fill(mut head: ResponseHead, bytes: &Bytes, response: &mut Response<()>) {
         let (mut parts, ()) = std::mem::take(response).into_parts();
         head.response(bytes, &mut parts).unwrap().give_to(&mut parts.headers);
         *response = Response::from_parts(parts, ());
     }
     use proptest::prelude::*;
 
-    fn parse(text: &str) -> Result<Option<(Head, usize)>, &'static str> {
-        let mut head = Head { lets_pass: true, ..Head::default() };
+    fn parse(text: &str) -> Result<Option<(ResponseHead, usize)>, &'static str> {
+        let mut head = ResponseHead { passes_through: true, ..ResponseHead::default() };
         Ok(head.parse(text.as_bytes(), false)?.map(|end| (head, end)))
     }
 
@@ -328,7 +328,7 @@ mod tests {
             let (head, _) = parse(&format!("HTTP/1.1 {status} \r\nContent-Length: 5\r\n\r\n")).unwrap().unwrap();
             assert_eq!(head.framing, Framing::None, "{status}");
         }
-        let mut head = Head::default();
+        let mut head = ResponseHead::default();
         head.parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true).unwrap();
         assert_eq!(head.framing, Framing::None);
     }
@@ -473,7 +473,7 @@ mod tests {
         ) {
             let text = Bytes::from(format!("{begin}{line}{fields}{end}"));
             let mut parts = Response::new(()).into_parts().0;
-            let mut head = Head { lets_pass: true, ..Head::default() };
+            let mut head = ResponseHead { passes_through: true, ..ResponseHead::default() };
             let ours = head.parse(&text, false);
             let ours = ours.and_then(|end| end.map(|end| head.response(&text, &mut parts).map(|mut pass_through| {
                 pass_through.give_to(&mut parts.headers);
@@ -511,12 +511,12 @@ mod tests {
                 fields.iter().map(|(name, value, end)| [name, ":", value.as_str(), end].concat()).collect();
             let text = Bytes::from(format!("HTTP/1.1 200 OK\r\n{text}\r\n"));
             let map = |text: &Bytes| {
-                let (mut head, mut response) = (Head::default(), Response::new(()));
+                let (mut head, mut response) = (ResponseHead::default(), Response::new(()));
                 assert!(matches!(head.parse(text, false), Ok(Some(_))), "{text:?}");
                 fill(head, text, &mut response);
                 response.into_parts().0.headers
             };
-            let (mut head, mut parts) = (Head { lets_pass: true, ..Head::default() }, Response::new(()).into_parts().0);
+            let (mut head, mut parts) = (ResponseHead { passes_through: true, ..ResponseHead::default() }, Response::new(()).into_parts().0);
             prop_assert_eq!(head.parse(&text, false), Ok(Some(text.len())));
             for name in ["server", "vary", "set-cookie", "content-type", "via", "x-a"] {
                 let first = fields.iter().find(|(it, _, _)| it.eq_ignore_ascii_case(name)).map(|(_, value, _)| value.as_bytes());
@@ -547,7 +547,7 @@ mod tests {
         fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut text = b"HTTP/1.1 200 OK\r\n".to_vec();
             text.extend(bytes);
-            let mut head = Head::default();
+            let mut head = ResponseHead::default();
             if let Ok(Some(end)) = head.parse(&text, false) {
                 let _ = head.response(&Bytes::copy_from_slice(&text[..end]), &mut Response::new(()).into_parts().0);
             }

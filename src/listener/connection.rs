@@ -15,23 +15,23 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::config::LingeringConfig;
-use crate::descriptors::Seats;
-use crate::exchange::body::{Body, Source};
-use crate::exchange::watch::{Clock, Phase, Watch};
+use crate::exchange::body::{Body, BodySource};
+use crate::exchange::deadline::{Clock, Phase, Watch};
 use crate::exchange::{Client, ClientSide};
-use crate::http1::request::{Head, Malformed, Terms};
+use crate::file_descriptors::DescriptorSeats;
+use crate::http1::request::{MalformedRequest, ReceivedRequest, Terms};
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Handled, Proxy, Refusal};
 
 use super::closing::{FIRST_REQUEST, LINGER, refusal_text};
-use super::guard::{LONG_TARGET, NOT_HTTP};
-use super::http2::{self, Tasks};
-use super::refused::{self, Known, Who};
-use super::wire::{Asked, Wire};
-use super::{Listener, Open, handshake, lingering};
+use super::http1::{NextRequest, Wire};
+use super::http2::{self, StreamTasks};
+use super::refused_log::{self, RefusedRequest, Who};
+use super::strict_framing::{LONG_TARGET, NOT_HTTP};
+use super::{Listener, OpenConnection, handshake, lingering};
 
 /// How the HTTP part of a connection ended.
-enum End {
+enum ConnectionEnd {
     /// As HTTP ends: the client closed it, or it broke, or what came is refused.
     Closed,
     /// We end it, behind an answer that says so.
@@ -43,7 +43,7 @@ enum End {
     /// A request's head did not come in time.
     HeadTimeout,
     /// What came is no request.
-    Malformed(Malformed),
+    Malformed(MalformedRequest),
     /// A response's body did not move, or broke, or the process ends now.
     Cut,
     /// Both sides have switched to another protocol.
@@ -54,12 +54,12 @@ enum End {
 pub async fn serve(
     (tcp, peer): (TcpStream, SocketAddr),
     listener: Arc<Listener>,
-    open: Open,
-    (clock, tasks): (Rc<Clock>, Rc<Tasks>),
+    open: OpenConnection,
+    (clock, tasks): (Rc<Clock>, Rc<StreamTasks>),
     proxy: Rc<Proxy>,
 ) {
     let config = listener.config.load_full();
-    let seats = Seats::new(&proxy.transport.room);
+    let seats = DescriptorSeats::new(&proxy.transport.room);
     let watch = Watch::new(&clock, config.idle_timeout.min(config.header_timeout), super::owner(&listener));
     if listener.draining.load(Ordering::Relaxed) {
         watch.drain();
@@ -69,7 +69,7 @@ pub async fn serve(
     let Some(socket) = made else { return };
     let secure = socket.plain().is_none();
     let identity = handshake::identity(&socket);
-    let indicated = handshake::indicated(&socket, tls);
+    let indicated = handshake::sni_name(&socket, tls);
     watch.enter(Phase::Idle, config.idle_timeout.min(config.header_timeout));
     let wire = Wire::new(socket, &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
     let ip = peer.ip().to_canonical();
@@ -88,7 +88,7 @@ pub async fn serve(
         name: RefCell::new((0, config.name.clone())),
         listener: Arc::clone(&config),
     });
-    let mut end = End::Closed;
+    let mut end = ConnectionEnd::Closed;
     if !wire.is_http2() {
         end = speak(&wire, &client, &proxy).await;
     }
@@ -114,13 +114,13 @@ pub async fn serve(
 }
 
 /// What follows when HTTP has ended on a connection. Whether the client got all that was for it.
-async fn finish(end: End, wire: &Rc<Wire>, client: &Client, proxy: &Proxy) -> bool {
+async fn finish(end: ConnectionEnd, wire: &Rc<Wire>, client: &Client, proxy: &Proxy) -> bool {
     let refusal = match end {
-        End::Tunnel(tunnel) => {
+        ConnectionEnd::Tunnel(tunnel) => {
             let held = wire.into_tunnel();
             return tunnel.run(wire.io(), held).await.is_ok();
         }
-        End::Said => {
+        ConnectionEnd::Said => {
             // What the client has sent beyond would turn the end of the connection into a reset, and that may overtake the
             // answer.
             if wire.mid_body() || wire.has_unread() {
@@ -128,18 +128,18 @@ async fn finish(end: End, wire: &Rc<Wire>, client: &Client, proxy: &Proxy) -> bo
             }
             return true;
         }
-        End::Idle => return true,
-        End::Gone | End::Cut => return false,
-        End::Closed => wire.refusal(),
-        End::HeadTimeout => Some(refused::LATE),
-        End::Malformed(malformed) => Some(malformed_head(malformed)),
+        ConnectionEnd::Idle => return true,
+        ConnectionEnd::Gone | ConnectionEnd::Cut => return false,
+        ConnectionEnd::Closed => wire.refusal(),
+        ConnectionEnd::HeadTimeout => Some(refused_log::LATE),
+        ConnectionEnd::Malformed(malformed) => Some(malformed_head(malformed)),
     };
     // A client that is too slow is not given longer for it.
-    let lingering = if refusal == Some(refused::LATE) { &lingering::SHORT } else { &client.listener.lingering };
+    let lingering = if refusal == Some(refused_log::LATE) { &lingering::SHORT } else { &client.listener.lingering };
     if let Some(refusal) = refusal {
         client.metrics.of(proxy.worker).rejected.add(1);
         let answered = refusal != NOT_HTTP;
-        refused::log(proxy, Who::Client(client), refusal, answered, || Known::read(&wire.begun()));
+        refused_log::log(proxy, Who::Client(client), refusal, answered, || RefusedRequest::read(&wire.begun()));
         if answered {
             refuse(wire, refusal, lingering).await;
         }
@@ -148,29 +148,29 @@ async fn finish(end: End, wire: &Rc<Wire>, client: &Client, proxy: &Proxy) -> bo
 }
 
 /// What is said to a head that is none.
-fn malformed_head(malformed: Malformed) -> Refusal {
+fn malformed_head(malformed: MalformedRequest) -> Refusal {
     match malformed {
-        Malformed::Line => Refusal::bad_request("the request line is not one of HTTP/1.1"),
-        Malformed::Target => Refusal::bad_request("the request target is not one of HTTP"),
-        Malformed::Fragment => Refusal::bad_request("the request target has a fragment"),
-        Malformed::LongTarget => LONG_TARGET,
-        Malformed::Field => Refusal::bad_request("a header field holds a forbidden character"),
+        MalformedRequest::Line => Refusal::bad_request("the request line is not one of HTTP/1.1"),
+        MalformedRequest::Target => Refusal::bad_request("the request target is not one of HTTP"),
+        MalformedRequest::Fragment => Refusal::bad_request("the request target has a fragment"),
+        MalformedRequest::LongTarget => LONG_TARGET,
+        MalformedRequest::Field => Refusal::bad_request("a header field holds a forbidden character"),
     }
 }
 
 /// Speaks HTTP/1.1 until the connection ends or becomes a tunnel: one request after the other.
-async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
+async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> ConnectionEnd {
     // Where a request's head and what it comes to are put: each is large, and so never moved.
     let mut slot = None;
     let mut handled = Handled::default();
     loop {
-        let Head { head, terms, .. } = match next(wire, proxy, &mut slot).await {
+        let ReceivedRequest { head, terms, .. } = match next(wire, proxy, &mut slot).await {
             Ok(head) => head,
             Err(end) => return end,
         };
         wire.begin();
         let terms = *terms;
-        let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn Source>);
+        let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn BodySource>);
         {
             let side = (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _);
             let exchange = pin!(Rc::clone(proxy).handle::<false>(side, head, upload, &mut handled));
@@ -190,7 +190,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
         // With it goes the account of the exchange, which is over.
         handled.body = Body::empty();
         if let Some(tunnel) = handled.tunnel.take() {
-            return End::Tunnel(tunnel);
+            return ConnectionEnd::Tunnel(tunnel);
         }
         if close {
             if wire.is_wanted() {
@@ -198,14 +198,14 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
                 let _ = tokio::time::timeout(LINGER, poll_fn(|cx| wire.poll_shutdown(cx))).await;
                 uploaded(wire).await;
             }
-            return End::Said;
+            return ConnectionEnd::Said;
         }
         if !wire.is_read() {
             if let Some(end) = uploaded(wire).await {
                 return end;
             }
             if !wire.is_read() && !lingering::discard(wire, &client.listener.lingering).await {
-                return End::Closed;
+                return ConnectionEnd::Closed;
             }
         }
         if wire.has_next() {
@@ -216,27 +216,37 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> End {
 }
 
 /// Waits for the next request, whose head is put into `slot`.
-async fn next<'a>(wire: &Wire, proxy: &Proxy, slot: &'a mut Option<Head>) -> Result<&'a mut Head, End> {
+async fn next<'a>(
+    wire: &Wire,
+    proxy: &Proxy,
+    slot: &'a mut Option<ReceivedRequest>,
+) -> Result<&'a mut ReceivedRequest, ConnectionEnd> {
     let watch = &wire.watch;
     let mut awaited = false;
     let end = poll_fn(|cx| {
         watch.register(cx);
-        match wire.poll_request(cx, slot, proxy.lets_pass()) {
-            Poll::Ready(Asked::Head) => return Poll::Ready(None),
-            Poll::Ready(Asked::Closed) => return Poll::Ready(Some(End::Closed)),
-            Poll::Ready(Asked::Malformed(malformed)) => return Poll::Ready(Some(End::Malformed(malformed))),
+        match wire.poll_request(cx, slot, proxy.passes_through()) {
+            Poll::Ready(NextRequest::Head) => return Poll::Ready(None),
+            Poll::Ready(NextRequest::Closed) => return Poll::Ready(Some(ConnectionEnd::Closed)),
+            Poll::Ready(NextRequest::Malformed(malformed)) => {
+                return Poll::Ready(Some(ConnectionEnd::Malformed(malformed)));
+            }
             Poll::Pending => {}
         }
         if watch.is_cut() {
-            return Poll::Ready(Some(End::Cut));
+            return Poll::Ready(Some(ConnectionEnd::Cut));
         }
         if watch.expired() {
-            return Poll::Ready(Some(if watch.phase() == Phase::Head { End::HeadTimeout } else { End::Idle }));
+            return Poll::Ready(Some(if watch.phase() == Phase::Head {
+                ConnectionEnd::HeadTimeout
+            } else {
+                ConnectionEnd::Idle
+            }));
         }
         // Not in the middle of a head, nor when one has come and was not read yet: that request shall still be served.
         if watch.draining() && !awaited && !wire.mid_head() && !wire.has_unread() {
             if !wire.take_fresh() && watch.since() >= FIRST_REQUEST {
-                return Poll::Ready(Some(End::Idle));
+                return Poll::Ready(Some(ConnectionEnd::Idle));
             }
             // A client that has just connected is about to ask, and one that asks all the time may be: its request may be on its way, and
             // nothing has told it that it should ask elsewhere. With TLS 1.2 it cannot have asked before.
@@ -248,12 +258,12 @@ async fn next<'a>(wire: &Wire, proxy: &Proxy, slot: &'a mut Option<Head>) -> Res
     .await;
     match (slot, end) {
         (Some(head), None) => Ok(head),
-        (_, end) => Err(end.unwrap_or(End::Closed)),
+        (_, end) => Err(end.unwrap_or(ConnectionEnd::Closed)),
     }
 }
 
 /// Waits for what the request comes to. How the connection ends, if it comes to nothing.
-async fn answered(wire: &Wire, mut exchange: Pin<&mut impl Future<Output = ()>>) -> Option<End> {
+async fn answered(wire: &Wire, mut exchange: Pin<&mut impl Future<Output = ()>>) -> Option<ConnectionEnd> {
     let watch = &wire.watch;
     poll_fn(|cx| {
         watch.register(cx);
@@ -261,42 +271,42 @@ async fn answered(wire: &Wire, mut exchange: Pin<&mut impl Future<Output = ()>>)
             return Poll::Ready(None);
         }
         if wire.poll_ahead(cx).is_ready() {
-            return Poll::Ready(Some(End::Gone));
+            return Poll::Ready(Some(ConnectionEnd::Gone));
         }
-        // Deadlines are seen by whoever waits for a backend.
-        if watch.is_cut() { Poll::Ready(Some(End::Cut)) } else { Poll::Pending }
+        // The code that waits for a backend sees the deadlines.
+        if watch.is_cut() { Poll::Ready(Some(ConnectionEnd::Cut)) } else { Poll::Pending }
     })
     .await
 }
 
 /// Sends the response. How the connection ends, if it cannot be sent.
-async fn sent(wire: &Wire, body: &mut Body, terms: Terms) -> Option<End> {
+async fn sent(wire: &Wire, body: &mut Body, terms: Terms) -> Option<ConnectionEnd> {
     let watch = &wire.watch;
     poll_fn(|cx| {
         watch.register(cx);
         match wire.poll_respond(cx, body, terms) {
             Poll::Ready(Ok(())) => return Poll::Ready(None),
-            Poll::Ready(Err(_)) => return Poll::Ready(Some(End::Cut)),
+            Poll::Ready(Err(_)) => return Poll::Ready(Some(ConnectionEnd::Cut)),
             Poll::Pending => {}
         }
         if wire.poll_ahead(cx).is_ready() {
-            return Poll::Ready(Some(End::Gone));
+            return Poll::Ready(Some(ConnectionEnd::Gone));
         }
-        if watch.is_cut() || watch.expired() { Poll::Ready(Some(End::Cut)) } else { Poll::Pending }
+        if watch.is_cut() || watch.expired() { Poll::Ready(Some(ConnectionEnd::Cut)) } else { Poll::Pending }
     })
     .await
 }
 
 /// Waits until the body of a request whose answer has been sent has been read to its end, or its backend takes no more of it. How the
 /// connection ends, if neither comes.
-async fn uploaded(wire: &Wire) -> Option<End> {
+async fn uploaded(wire: &Wire) -> Option<ConnectionEnd> {
     let watch = &wire.watch;
     poll_fn(|cx| {
         watch.register(cx);
         if wire.is_read() || !wire.is_wanted() {
             return Poll::Ready(None);
         }
-        if watch.is_cut() || watch.expired() { Poll::Ready(Some(End::Cut)) } else { Poll::Pending }
+        if watch.is_cut() || watch.expired() { Poll::Ready(Some(ConnectionEnd::Cut)) } else { Poll::Pending }
     })
     .await
 }

@@ -22,10 +22,10 @@ use tracing::debug;
 
 use super::Listener;
 use super::closing::{FIRST_REQUEST, end, tell};
-use super::refused::{self, PLAIN};
+use super::refused_log::{self, PLAIN};
 use crate::config::Misdirected;
-use crate::exchange::Indicated;
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::SniName;
+use crate::exchange::deadline::{Phase, Watch};
 use crate::proxy::Proxy;
 use crate::socket::Socket;
 use crate::telemetry::metrics::{HandshakeFailure, handshake_index};
@@ -58,14 +58,14 @@ async fn secure(tcp: TcpStream, (listener, tls): (&Listener, &Tls), watch: &Watc
             metrics.handshakes[handshake_index(new, resumed)].add(1);
             Some(Socket::Tls(stream))
         }
-        Err(Failed { failure, error, tcp }) => {
+        Err(FailedHandshake { failure, error, tcp }) => {
             metrics.handshake_failures[failure as usize].add(1);
             let client = peer.as_ref().ok().map(ToString::to_string);
             debug!(listener = %listener.name(), client, reason = failure.as_str(), error, "TLS handshake failed");
             match (tcp, failure) {
                 (Some(tcp), HandshakeFailure::PlainHttp) => {
                     if let Ok(peer) = peer {
-                        refused::turned_away(proxy, (listener, peer), PLAIN, true);
+                        refused_log::turned_away(proxy, (listener, peer), PLAIN, true);
                     }
                     tell(tcp, PLAIN).await;
                 }
@@ -86,7 +86,7 @@ pub(super) fn identity(socket: &Socket) -> Vec<(HeaderName, HeaderValue)> {
 }
 
 /// The host that the client has named, where that makes a difference.
-pub(super) fn indicated(socket: &Socket, tls: Option<Arc<Tls>>) -> Option<Indicated> {
+pub(super) fn sni_name(socket: &Socket, tls: Option<Arc<Tls>>) -> Option<SniName> {
     let Socket::Tls(stream) = socket else { return None };
     let (TlsStream::Server(stream), Some(tls)) = (&**stream, tls) else { return None };
     let name = stream.get_ref().1.server_name()?;
@@ -94,47 +94,47 @@ pub(super) fn indicated(socket: &Socket, tls: Option<Arc<Tls>>) -> Option<Indica
         return None;
     }
     let named = name.to_owned();
-    Some(Indicated::new(name, Box::new(move |host| tls.may_ask_for(&named, host))))
+    Some(SniName::new(name, Box::new(move |host| tls.may_ask_for(&named, host))))
 }
 
 /// A handshake that came to nothing.
-struct Failed {
+struct FailedHandshake {
     failure: HandshakeFailure,
     error: Option<String>,
     /// The socket, where the client is still to be told.
     tcp: Option<TcpStream>,
 }
 
-impl From<HandshakeFailure> for Failed {
+impl From<HandshakeFailure> for FailedHandshake {
     fn from(failure: HandshakeFailure) -> Self {
         Self { failure, error: None, tcp: None }
     }
 }
 
-async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<Box<TlsStream<TcpStream>>, Failed> {
-    // Who says nothing takes no turn from those who do.
+async fn shake(tcp: TcpStream, tls: &Tls, watch: &Watch) -> Result<Box<TlsStream<TcpStream>>, FailedHandshake> {
+    // A silent client takes no turn from the others.
     let first = in_time(watch, || !has_unread(&tcp), first_byte(&tcp)).await?;
     match first {
         Ok(Some(byte)) if byte.is_ascii_alphabetic() => {
             // The first byte of TLS is 22: a letter begins a method of HTTP.
-            return Err(Failed { tcp: Some(tcp), ..HandshakeFailure::PlainHttp.into() });
+            return Err(FailedHandshake { tcp: Some(tcp), ..HandshakeFailure::PlainHttp.into() });
         }
         Ok(Some(_)) => {}
         Ok(None) | Err(_) => return Err(HandshakeFailure::Closed.into()),
     }
     let failed = |error: io::Error, tcp| {
         let failure = failure(&error);
-        // Who has gone, or has sent an alert itself, is told nothing.
+        // A client that has gone, or has sent an alert itself, is told nothing.
         let tcp = Option::filter(tcp, |_| !matches!(failure, HandshakeFailure::Closed | HandshakeFailure::Alert));
-        Failed { failure, error: Some(error.to_string()), tcp }
+        FailedHandshake { failure, error: Some(error.to_string()), tcp }
     };
-    // Nor does who says only a part of what it has to.
+    // Nor does a client that has sent only a part of its hello.
     let mut hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
     let hello = match in_time(watch, || false, &mut hello).await? {
         Ok(said) => said,
         Err(error) => return Err(failed(error, hello.take_io())),
     };
-    // Nobody closes the semaphore.
+    // The semaphore is never closed.
     let _turn = in_time(watch, || false, tls.turns.acquire()).await?.map_err(|_| HandshakeFailure::Closed)?;
     let answered = answer(hello, Arc::clone(&tls.server));
     in_time(watch, || false, answered).await?.map_err(|(error, tcp)| failed(error, Some(tcp)))
@@ -152,14 +152,14 @@ async fn answer(
         let handshake = hello.into_stream_with(server, |connection| {
             again.set(connection.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest));
         });
-        // In a box at once: it is large, and would be moved again by whoever hands it on.
+        // In a box at once: it is large, and would be moved each time that it is handed on.
         handshake.into_fallible().await.map(|stream| Box::new(TlsStream::Server(stream)))
     });
     one_a_turn(shaken, &again).await
 }
 
 thread_local! {
-    /// Who may work at a handshake on this worker.
+    /// The turns for work at handshakes on this worker.
     static AT_WORK: Arc<Semaphore> = Arc::new(Semaphore::new(1));
 }
 
@@ -168,7 +168,7 @@ thread_local! {
 async fn one_a_turn<T>(mut handshake: impl Future<Output = T> + Unpin, again: &Cell<bool>) -> T {
     let at_work = AT_WORK.with(Arc::clone);
     loop {
-        // Nobody closes it.
+        // It is never closed.
         let turn = Arc::clone(&at_work).acquire_owned().await;
         let worked = poll_fn(|cx| Poll::Ready(Pin::new(&mut handshake).poll(cx))).await;
         // Apart, so that this task is woken by its client alone.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::io::ReadBuf;
 use tokio::time::{Instant, sleep_until};
 
-use super::wire::Wire;
+use super::http1::Wire;
 use crate::config::LingeringConfig;
 
 /// For clients that nothing is gained by waiting for: what it was before there were keys for it.
@@ -25,7 +25,7 @@ const DRAINING: Duration = Duration::from_secs(1);
 /// Bytes that are read at a time.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// Reads what is left of a request's body that nobody takes. Whether that was all of it: then the next request may come.
+/// Reads what is left of a request's body that no backend takes. Whether that was all of it: then the next request may come.
 pub(super) async fn discard(wire: &Wire, limits: &LingeringConfig) -> bool {
     throw_away(wire, limits, |cx| wire.poll_discard(cx)).await
 }

@@ -1,4 +1,4 @@
-//! Sockets to connections.
+//! Listeners: bound sockets, and the connections of clients with HTTP/1.1, HTTP/2 and TLS.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -13,18 +13,18 @@ use crate::handover::Inherited;
 use crate::telemetry::metrics::{AddressLimit, ListenerMetrics, Sharded};
 use crate::tls::Tls;
 
-pub mod addresses;
+pub mod client_limits;
 pub mod connection;
 mod handshake;
 mod lingering;
 pub mod closing;
-pub mod guard;
-pub mod refused;
+pub mod strict_framing;
+pub mod refused_log;
 mod http2;
-pub mod wire;
+pub mod http1;
 
-use addresses::{Addresses, Limits, Network};
-pub use http2::Tasks;
+use client_limits::{AddressLimits, Addresses, ClientNetwork};
+pub use http2::StreamTasks;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use http2::downgrade;
@@ -60,14 +60,14 @@ impl Listener {
     ///
     /// # Errors
     /// When the address has as much as it may. That is counted, and now and then told to the log.
-    pub fn admit(&self, ip: IpAddr, by: usize) -> Result<Option<Network>, AddressLimit> {
+    pub fn admit(&self, ip: IpAddr, by: usize) -> Result<Option<ClientNetwork>, AddressLimit> {
         let config = self.config.load();
-        let limits = Limits {
+        let limits = AddressLimits {
             connections: config.max_connections_per_address,
             handshakes: config.tls.as_ref().and_then(|tls| tls.handshakes_per_second_per_address),
         };
         // Those of a proxy are many clients'.
-        if limits == Limits::default() || config.trusts(ip) {
+        if limits == AddressLimits::default() || config.trusts(ip) {
             return Ok(None);
         }
         let admitted = self.addresses.admit(ip, limits);
@@ -110,11 +110,11 @@ impl Bound {
 /// half of the connections; so the address is first bound without it, which fails if another process is there, and also where one of `ours`,
 /// the addresses of this process, is a part of this one, or the other way round. Those `inherited` at this address from the process before
 /// are all kept, however many workers there are: connections may wait in each. None is bound where the workers have sockets on this address
-/// for another listener ([`Known::moved`]): they are told to take these.
+/// for another listener ([`BoundAddresses::moved`]): they are told to take these.
 ///
 /// # Errors
 /// When the address cannot be bound, or another process listens there.
-pub fn bind(config: &Arc<ListenerConfig>, workers: usize, known: Known<'_>) -> io::Result<Bound> {
+pub fn bind(config: &Arc<ListenerConfig>, workers: usize, known: BoundAddresses<'_>) -> io::Result<Bound> {
     let mut address = config.address;
     let mut sockets = known.inherited.take(address);
     let moved = known.moved.contains(&address);
@@ -152,7 +152,7 @@ pub fn covers(address: SocketAddr, other: SocketAddr) -> bool {
 
 /// What is listened on already, and not by a stranger.
 #[derive(Debug)]
-pub struct Known<'a> {
+pub struct BoundAddresses<'a> {
     /// Addresses of this process's listeners.
     pub ours: &'a [SocketAddr],
     /// Addresses whose sockets another listener of this process has.
@@ -161,7 +161,7 @@ pub struct Known<'a> {
     pub inherited: &'a mut Inherited,
 }
 
-impl Known<'_> {
+impl BoundAddresses<'_> {
     /// Whether a part of that address is.
     fn overlaps(&self, address: SocketAddr) -> bool {
         self.ours.iter().chain(self.inherited.addresses()).any(|&it| overlap(it, address))
@@ -196,17 +196,17 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
 
 /// Counts a connection as open until it is dropped.
 #[derive(Debug)]
-pub struct Open {
+pub struct OpenConnection {
     listener: Arc<Listener>,
     worker: Arc<Vec<AtomicUsize>>,
     index: usize,
     /// What it is counted at by its address.
-    network: Option<Network>,
+    network: Option<ClientNetwork>,
 }
 
-impl Open {
+impl OpenConnection {
     /// Counts one more at `listener` and at worker number `index`, which is to serve it. Called by worker number `by`, which
-    /// has accepted it: nobody else writes that one's shard. `network` is what it was admitted as.
+    /// has accepted it: no other worker writes that shard. `network` is what it was admitted as.
     ///
     /// # Errors
     /// The same, but counted at the worker that has accepted it, when the listener has as many as it takes.
@@ -214,7 +214,7 @@ impl Open {
         listener: &Arc<Listener>,
         worker: &Arc<Vec<AtomicUsize>>,
         (by, index): (usize, usize),
-        network: Option<Network>,
+        network: Option<ClientNetwork>,
     ) -> Result<Self, Self> {
         let before = listener.open.fetch_add(1, Ordering::Relaxed);
         let refused = before >= listener.config.load().max_connections;
@@ -246,7 +246,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         if let Some(network) = self.network {
             self.listener.addresses.leave(network);

@@ -3,7 +3,7 @@ use http::{HeaderMap, header};
 use super::{LooksAt, Middleware, Origin, RequestView, ResponseView, Step};
 use crate::config::HeaderEdits;
 use crate::exchange::passes_through;
-use crate::fields::{self, has_underscore, is_spelling_of, tells_client};
+use crate::header_names::{self, has_underscore, is_spelling_of, tells_client};
 
 /// Removes, sets and adds headers, both ways: `[middleware.NAME.headers]`, and the header rules of a route.
 #[derive(Debug)]
@@ -72,14 +72,14 @@ fn is_apart(edits: &HeaderEdits) -> bool {
 /// the rule has removed, or set otherwise.
 #[cold]
 fn keep_to(edits: &HeaderEdits, trailers: &mut HeaderMap) {
-    fields::remove(trailers, |name| edits.names().any(|it| is_spelling_of(it, name)));
+    header_names::remove(trailers, |name| edits.names().any(|it| is_spelling_of(it, name)));
 }
 
 fn apply(edits: &HeaderEdits, headers: &mut HeaderMap) {
     // What a rule says of a field holds for each spelling that some backend takes for it.
     let touched = || edits.touched().any(has_underscore);
     if headers.keys().any(has_underscore) || touched() {
-        fields::remove(headers, |name| edits.touched().any(|it| it != name && is_spelling_of(it, name)));
+        header_names::remove(headers, |name| edits.touched().any(|it| it != name && is_spelling_of(it, name)));
     }
     for name in &edits.remove {
         headers.remove(name);

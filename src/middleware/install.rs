@@ -100,15 +100,15 @@ impl Setup<'_> {
 ///
 /// # Errors
 /// When its table says what cannot be: a sentence that the log has behind the middleware's name. The configuration is refused then.
-pub type Factory = Arc<dyn Fn(&Setup<'_>) -> Result<Box<dyn Middleware>, String> + Send + Sync>;
+pub type MiddlewareFactory = Arc<dyn Fn(&Setup<'_>) -> Result<Box<dyn Middleware>, String> + Send + Sync>;
 
 /// The kinds of middleware of the embedding program, by the names that `lb.toml` uses.
 #[derive(Clone, Default)]
-pub struct Kinds(HashMap<String, Factory>);
+pub struct Kinds(HashMap<String, MiddlewareFactory>);
 
 impl Kinds {
     /// Adds one. The names of isobar's own kinds cannot be taken: those win.
-    pub fn add(&mut self, name: impl Into<String>, factory: Factory) {
+    pub fn add(&mut self, name: impl Into<String>, factory: MiddlewareFactory) {
         self.0.insert(name.into(), factory);
     }
 
@@ -121,7 +121,7 @@ impl Kinds {
     ///
     /// # Errors
     /// When its factory refuses the table, or there is none.
-    pub fn install(&self, config: &Arc<MiddlewareConfig>, state: Arc<State>) -> Result<Arc<Installed>, Failed> {
+    pub fn install(&self, config: &Arc<MiddlewareConfig>, state: Arc<State>) -> Result<Arc<Installed>, InstallFailed> {
         let hook = match &config.kind {
             MiddlewareKind::Headers(HeaderRules { request, response }) => {
                 Box::new(Headers::new(request.clone(), response.clone())) as Box<dyn Middleware>
@@ -133,7 +133,7 @@ impl Kinds {
                     // The check of the configuration refuses such a kind.
                     None => Err(format!("there is no kind {kind:?}")),
                 };
-                made.map_err(|why| Failed { name: config.name.clone(), why })?
+                made.map_err(|why| InstallFailed { name: config.name.clone(), why })?
             }
         };
         Ok(Arc::new(Installed { config: Some(Arc::clone(config)), hook, state: Some(state) }))
@@ -148,7 +148,7 @@ impl fmt::Debug for Kinds {
 
 /// A middleware that could not be made.
 #[derive(Debug)]
-pub struct Failed {
+pub struct InstallFailed {
     /// Its name.
     pub name: MiddlewareName,
     /// What its factory says.
@@ -157,14 +157,14 @@ pub struct Failed {
 
 /// The middleware of a configuration.
 #[derive(Debug, Default)]
-pub struct Set {
+pub struct MiddlewareSet {
     /// Sorted by name.
     pub installed: Vec<Arc<Installed>>,
     /// Of the listeners that have some.
     pub listeners: Box<[(ListenerName, Chain)]>,
 }
 
-impl Set {
+impl MiddlewareSet {
     /// Gives each listener its own of what was installed.
     pub fn new(installed: Vec<Arc<Installed>>, listeners: &[Arc<ListenerConfig>]) -> Self {
         let mut set = Self { installed, listeners: Box::default() };
@@ -202,7 +202,7 @@ mod tests {
 
     fn kinds() -> Kinds {
         let mut kinds = Kinds::default();
-        let factory: Factory = Arc::new(|setup| {
+        let factory: MiddlewareFactory = Arc::new(|setup| {
             if setup.table.contains_key("wrong") {
                 return Err("wrong is no key of this kind".into());
             }

@@ -17,7 +17,7 @@
 //!
 //! # How a middleware is made
 //!
-//! [`Kinds`] has a [`Factory`] for each kind of an embedding program; isobar's own kinds are built here. A table
+//! [`Kinds`] has a [`MiddlewareFactory`] for each kind of an embedding program; isobar's own kinds are built here. A table
 //! `[middleware.NAME.KIND]` of the file is one [`Installed`] middleware. A reload makes it anew where its keys have changed. What is to
 //! survive that lives in its state ([`Setup::state`]), which is found again by name and kind.
 //!
@@ -46,7 +46,7 @@ use std::time::Duration;
 use http::{HeaderMap, header, response};
 
 use crate::config::{MiddlewareName, RouteConfig};
-use crate::exchange::body::{Body, BoxBody, Progress, Wrap};
+use crate::exchange::body::{Body, BoxBody, ExchangeProgress, Wrap};
 use crate::exchange::{Exchange, RequestHead};
 
 mod answer;
@@ -55,7 +55,7 @@ mod install;
 
 pub use answer::Answer;
 use headers::Headers;
-pub use install::{Factory, Failed, Installed, Kinds, Set, Setup, State};
+pub use install::{InstallFailed, Installed, Kinds, MiddlewareFactory, MiddlewareSet, Setup, State};
 
 /// A plug-in around an exchange. Its methods are called on the request path, by several workers at a time: they must not block. What
 /// takes time is awaited ([`Step::Wait`]).
@@ -166,7 +166,7 @@ pub struct ResponseView<'a> {
     pub origin: Origin,
     /// `None` where there is none to wrap: the connection becomes a tunnel.
     body: Option<&'a mut Body>,
-    progress: &'a Rc<dyn Progress>,
+    progress: &'a Rc<dyn ExchangeProgress>,
     notes: &'a Notes,
     place: usize,
 }
@@ -175,7 +175,7 @@ impl<'a> ResponseView<'a> {
     /// The response of an exchange, at the middleware at `place` in its chain.
     pub fn new(
         (head, body): (&'a mut response::Parts, Option<&'a mut Body>),
-        (exchange, progress): (&'a Exchange, &'a Rc<dyn Progress>),
+        (exchange, progress): (&'a Exchange, &'a Rc<dyn ExchangeProgress>),
         origin: Origin,
         (notes, place): (&'a Notes, usize),
     ) -> Self {

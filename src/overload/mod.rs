@@ -85,7 +85,7 @@ impl Cause {
 
 /// New work is refused, or no longer, for a cause.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Change {
+pub struct OverloadChange {
     /// The cause.
     pub cause: Cause,
     /// By which worker; `None`: by all.
@@ -108,19 +108,19 @@ pub struct Usage {
 /// The level of the process, shared by all workers. Outlives reloads.
 #[derive(Debug)]
 pub struct Overload {
-    descriptors: Gauge,
-    memory: Gauge,
+    descriptors: OverloadLevel,
+    memory: OverloadLevel,
     /// One a worker. They share lines: read with every request, but written only while a worker lags.
-    lags: Box<[Gauge]>,
+    lags: Box<[OverloadLevel]>,
 }
 
 impl Overload {
     /// Nothing is refused yet.
     pub fn new(workers: usize) -> Self {
         Self {
-            descriptors: Gauge::default(),
-            memory: Gauge::default(),
-            lags: (0..workers.max(1)).map(|_| Gauge::default()).collect(),
+            descriptors: OverloadLevel::default(),
+            memory: OverloadLevel::default(),
+            lags: (0..workers.max(1)).map(|_| OverloadLevel::default()).collect(),
         }
     }
 
@@ -145,7 +145,7 @@ impl Overload {
 
     /// How many workers refuse new work for that cause.
     pub fn refusing(&self, cause: Cause) -> usize {
-        let all = |gauge: &Gauge| if gauge.is_over() { self.lags.len() } else { 0 };
+        let all = |gauge: &OverloadLevel| if gauge.is_over() { self.lags.len() } else { 0 };
         match cause {
             Cause::Lag => self.lags.iter().filter(|gauge| gauge.is_over()).count(),
             Cause::Descriptors => all(&self.descriptors),
@@ -154,17 +154,17 @@ impl Overload {
     }
 
     /// Takes in by how much a worker's timer was late. By that worker only.
-    pub fn lagged(&self, worker: usize, lag: Duration, settings: &OverloadSettings) -> Option<Change> {
+    pub fn lagged(&self, worker: usize, lag: Duration, settings: &OverloadSettings) -> Option<OverloadChange> {
         let seen = lag.as_secs_f64() * 1_000.0;
         let refuses = self.lag(worker).look(Some(seen), settings.lag_ms.as_ref())?;
-        Some(Change { cause: Cause::Lag, worker: Some(worker), refuses, seen })
+        Some(OverloadChange { cause: Cause::Lag, worker: Some(worker), refuses, seen })
     }
 
     /// Takes in what the process uses. By one thread only.
-    pub fn used(&self, usage: Usage, settings: &OverloadSettings) -> [Option<Change>; 2] {
-        let look = |cause, gauge: &Gauge, seen: Option<f64>, threshold: &Option<Threshold>| {
+    pub fn used(&self, usage: Usage, settings: &OverloadSettings) -> [Option<OverloadChange>; 2] {
+        let look = |cause, gauge: &OverloadLevel, seen: Option<f64>, threshold: &Option<Threshold>| {
             let refuses = gauge.look(seen, threshold.as_ref())?;
-            Some(Change { cause, worker: None, refuses, seen: seen.unwrap_or_default() })
+            Some(OverloadChange { cause, worker: None, refuses, seen: seen.unwrap_or_default() })
         };
         [
             look(Cause::Descriptors, &self.descriptors, usage.descriptors, &settings.descriptors),
@@ -172,7 +172,7 @@ impl Overload {
         ]
     }
 
-    fn lag(&self, worker: usize) -> &Gauge {
+    fn lag(&self, worker: usize) -> &OverloadLevel {
         &self.lags[worker.min(self.lags.len() - 1)]
     }
 }
@@ -180,9 +180,9 @@ impl Overload {
 /// A level with hysteresis, which one thread writes and any may read: the lowest bit is whether it is over, the rest how many
 /// looks in a row have said otherwise.
 #[derive(Debug, Default)]
-struct Gauge(AtomicU32);
+struct OverloadLevel(AtomicU32);
 
-impl Gauge {
+impl OverloadLevel {
     fn is_over(&self) -> bool {
         self.0.load(Ordering::Relaxed) & 1 == 1
     }
@@ -256,7 +256,7 @@ mod tests {
     fn a_change_says_what_was_seen() {
         let (overload, settings) = (Overload::new(1), settings());
         let [descriptors, memory] = overload.used(Usage { descriptors: Some(0.97), memory: None }, &settings);
-        let expected = Change { cause: Cause::Descriptors, worker: None, refuses: true, seen: 0.97 };
+        let expected = OverloadChange { cause: Cause::Descriptors, worker: None, refuses: true, seen: 0.97 };
         assert_eq!((descriptors, memory), (Some(expected), None));
     }
 
@@ -280,7 +280,7 @@ mod tests {
             looks in prop::collection::vec(0_u32..10, 1..100),
         ) {
             let threshold = Threshold { above: 7.0, below: 3.0, rise, fall };
-            let gauge = Gauge::default();
+            let gauge = OverloadLevel::default();
             let (mut over, mut since) = (false, 0);
             for (index, &seen) in looks.iter().enumerate() {
                 let changed = gauge.look(Some(f64::from(seen)), Some(&threshold));

@@ -10,13 +10,13 @@ use http::{Method, StatusCode, Uri, Version};
 use crate::backend::BackendState;
 use crate::config::{GrpcStatus, MiddlewareName};
 use crate::exchange::{Exchange, RequestHead};
-use crate::route::path::Refused;
-use crate::route::{Action, Route};
+use crate::route::path::RefusedPath;
+use crate::route::{Route, RouteAction};
 use crate::telemetry::access_log::{InForce, Record};
 use crate::telemetry::metrics::ListenerMetrics;
 
-use super::reason;
-use super::{Blame, Held};
+use super::exchange_end;
+use super::{Blame, HeldSnapshot};
 
 /// What an exchange has come to so far.
 pub(super) struct Account {
@@ -40,7 +40,7 @@ struct Logged {
     referer: Option<HeaderValue>,
     backend: RefCell<Option<Arc<BackendState>>>,
     /// Which key of `paths` has refused it.
-    refused: Cell<Option<Refused>>,
+    refused: Cell<Option<RefusedPath>>,
     /// Which middleware has answered it, or was too slow.
     middleware: RefCell<Option<MiddlewareName>>,
     connect: Cell<Option<Duration>>,
@@ -60,7 +60,7 @@ pub(super) struct Ended<'a> {
 
 impl Account {
     /// Of a request whose head has been read.
-    pub(super) fn open(snapshot: &Held, exchange: &Exchange, head: &RequestHead) -> Self {
+    pub(super) fn open(snapshot: &HeldSnapshot, exchange: &Exchange, head: &RequestHead) -> Self {
         let logged = (snapshot.config.access_log.is_some() || tracing::enabled!(tracing::Level::DEBUG)).then(|| {
             // The line has it, and may be written long after that snapshot.
             drop(exchange.client.listener_name(snapshot.generation, &snapshot.config));
@@ -131,7 +131,7 @@ impl Account {
 
     /// A key of `paths` has refused it.
     #[cold]
-    pub(super) fn refuse(&self, refused: Refused) {
+    pub(super) fn refuse(&self, refused: RefusedPath) {
         if let Some(logged) = &self.logged {
             logged.refused.set(Some(refused));
         }
@@ -210,11 +210,11 @@ impl Account {
     fn write(&self, logged: &Logged, ended: &Ended<'_>) {
         let Ended { exchange, version, route, took, grpc_status, access_log } = *ended;
         let upstream = route.and_then(|route| match &route.action {
-            Action::Forward(forward) => Some(forward.upstream.name().as_str()),
+            RouteAction::Forward(forward) => Some(forward.upstream.name().as_str()),
             _ => None,
         });
         let backend = logged.backend.borrow();
-        let (reason, blame) = self.reason.get().unwrap_or((reason::COMPLETE, None));
+        let (reason, blame) = self.reason.get().unwrap_or((exchange_end::COMPLETE, None));
         // Without the query: there are secrets in those, and this log goes to other places than the access log.
         tracing::debug!(
             client = %exchange.client_ip,
@@ -232,7 +232,7 @@ impl Account {
         );
         let in_force = access_log.load();
         let Some(log) = &*in_force else { return };
-        let detail = logged.refused.get().map(|Refused { key, why }| format!("paths.{}: {why}", key.as_str()));
+        let detail = logged.refused.get().map(|RefusedPath { key, why }| format!("paths.{}: {why}", key.as_str()));
         let detail = detail.or_else(|| logged.middleware.borrow().as_ref().map(|name| format!("middleware.{name}")));
         log.record(&Record {
             time: logged.time,

@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use crate::config::RetryConfig;
-use crate::descriptors;
 use crate::exchange::RequestHead;
 use crate::exchange::body::RequestBody;
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::deadline::{Phase, Watch};
+use crate::file_descriptors;
 use crate::telemetry::metrics::RetryCause;
 use crate::transport::connect::{self, Dialling, NoConnection};
-use crate::transport::{Connection, Failed};
+use crate::transport::{Connection, NoResponse};
 
 use super::ProxyError;
-use super::ending::Ending;
-use super::grpc::{Call, Head};
+use super::admission::AttemptSlot;
+use super::attempt_end::Ending;
+use super::grpc::{GrpcCall, GrpcResponseHead};
 use super::hedge;
-use super::place::Place;
-use super::retry::{Attempts, Held};
-use super::running::Running;
+use super::retry::{Attempts, RetryStake};
+use super::running::RunningExchange;
 use super::upload::Upload;
 
 /// An attempt, but for its connection: that goes to the client's side with the answer, and a move of both at each step would cost more
 /// than a second name does.
 pub(super) struct Attempt {
-    pub(super) place: Place,
+    pub(super) place: AttemptSlot,
     /// When it began, as the time of a backend to answer counts.
     pub(super) begun: Instant,
     /// Whether no idle connection will do.
@@ -49,7 +49,7 @@ pub(super) enum Failure {
 /// What follows an attempt that failed.
 pub(super) enum Next {
     /// An attempt at this place, which was taken before the one that failed was given up.
-    At(Place),
+    At(AttemptSlot),
     /// Another attempt, if there is a place for it. Otherwise it is this error.
     Retry(RetryCause, ProxyError),
     /// No attempt: it is this error.
@@ -63,11 +63,11 @@ impl From<Next> for Failure {
 }
 
 /// What came of waiting for the head of a response; `None` when the time for it is over.
-pub(super) type Heard = Option<Result<StatusCode, Failed>>;
+pub(super) type Heard = Option<Result<StatusCode, NoResponse>>;
 
 impl Attempt {
     /// At a place that was just taken.
-    pub(super) fn now(place: Place) -> Self {
+    pub(super) fn now(place: AttemptSlot) -> Self {
         Self { place, begun: Instant::now(), fresh: false }
     }
 
@@ -96,7 +96,7 @@ impl Attempt {
         let limit = attempts.limit(most);
         running.await_head(limit.unwrap_or(most));
         body.rewind();
-        connection.begin(request, body, attempts.lets_pass);
+        connection.begin(request, body, attempts.passes_through);
         let mut heard = match attempts.hedge_delay() {
             None => in_time(watch, response(&connection, body, running)).await,
             Some(delay) => Box::pin(hedge::race((&mut connection, self), attempts, request, body, delay)).await,
@@ -136,7 +136,7 @@ impl Attempt {
             return Ok(None);
         }
         if attempts.may_repeat(body)
-            && let Some(next) = attempts.next(RetryCause::Timeout, None, Held::Attempt).await
+            && let Some(next) = attempts.next(RetryCause::Timeout, None, RetryStake::Attempt).await
         {
             Ending::Slow.report(attempts, &mut self.place, self.begun);
             return Err(Next::At(next));
@@ -186,14 +186,14 @@ impl Attempt {
         connection: &mut Connection,
         attempts: &mut Attempts<'_>,
         body: &RequestBody,
-        (status, head): (StatusCode, Head),
+        (status, head): (StatusCode, GrpcResponseHead),
     ) -> Result<(), Failure> {
         if attempts.is_unwanted(status, head)
             && attempts.may_repeat_after(head, body)
-            && !(head != Head::Http && Call::pushes_back(connection))
+            && !(head != GrpcResponseHead::Http && GrpcCall::pushes_back(connection))
         {
             let asked = connection.field("retry-after");
-            if let Some(next) = attempts.next(RetryCause::Status, asked, Held::Attempt).await {
+            if let Some(next) = attempts.next(RetryCause::Status, asked, RetryStake::Attempt).await {
                 Ending::Unwanted(status, head).report(attempts, &mut self.place, self.begun);
                 connection.discard();
                 return Err(Next::At(next).into());
@@ -218,7 +218,7 @@ impl Attempt {
         connection: &Connection,
         attempts: &mut Attempts<'_>,
         body: &RequestBody,
-        failed: Failed,
+        failed: NoResponse,
     ) -> Failure {
         match attempts.running.upload() {
             Upload::TooLarge => return Next::Nothing(ProxyError::BodyTooLarge).into(),
@@ -267,7 +267,7 @@ impl Attempt {
 }
 
 /// Makes a new connection, within the time that the upstream allows for it.
-async fn dial(attempts: &Attempts<'_>, place: &Place) -> Result<Connection, ProxyError> {
+async fn dial(attempts: &Attempts<'_>, place: &AttemptSlot) -> Result<Connection, ProxyError> {
     let Attempts { proxy, running, upstream, .. } = *attempts;
     let watch = &running.exchange.watch;
     watch.enter(Phase::Connect, upstream.config.connect_timeout);
@@ -287,7 +287,7 @@ async fn dial(attempts: &Attempts<'_>, place: &Place) -> Result<Connection, Prox
 #[cold]
 pub(super) fn connected(
     attempts: &Attempts<'_>,
-    place: &Place,
+    place: &AttemptSlot,
     dialled: Option<Result<Connection, NoConnection>>,
     dialling: &Dialling<'_>,
     capped: bool,
@@ -306,7 +306,7 @@ pub(super) fn connected(
         Some(Err(NoConnection::Ours(error))) => return Err(ProxyError::Exhausted { backend: backend(), error }),
         None if dialling.is_short() && capped => return Err(ProxyError::ExchangeTimeout),
         None if dialling.is_short() => {
-            return Err(ProxyError::Exhausted { backend: backend(), error: descriptors::no_room() });
+            return Err(ProxyError::Exhausted { backend: backend(), error: file_descriptors::no_room() });
         }
         Some(Err(NoConnection::Tcp(error))) => ProxyError::Connect { backend: backend(), error },
         Some(Err(NoConnection::Tls(error))) => ProxyError::Handshake { backend: backend(), error },
@@ -335,8 +335,8 @@ async fn gathered(connection: &Connection) -> std::io::Result<()> {
 pub(super) fn response<'a>(
     connection: &'a Connection,
     body: &'a mut RequestBody,
-    running: &'a Running,
-) -> impl Future<Output = Result<StatusCode, Failed>> + use<'a> {
+    running: &'a RunningExchange,
+) -> impl Future<Output = Result<StatusCode, NoResponse>> + use<'a> {
     poll_fn(move |cx| connection.poll_response(cx, body, running))
 }
 

@@ -9,7 +9,7 @@ use http::StatusCode;
 
 use crate::config::{Address, GrpcStatus};
 use crate::overload::Cause;
-use crate::route::path::Refused;
+use crate::route::path::RefusedPath;
 use crate::transport::tls::HandshakeFailed;
 
 /// Why an exchange ends with a response of the proxy's own.
@@ -24,7 +24,7 @@ pub enum ProxyError {
     /// The request cannot be passed on as it is.
     BadRequest(&'static str),
     /// The request's path is refused by a key of `paths`.
-    Path(Refused),
+    Path(RefusedPath),
     /// The request's body, or a message of a call, is larger than the route or the listener takes.
     BodyTooLarge,
     /// The client did not send its body in time.
@@ -105,7 +105,7 @@ pub enum Blame {
     Client,
     /// A backend's.
     Backend,
-    /// Nobody's, or ours.
+    /// Neither the client's nor the backend's, or isobar's own.
     Proxy,
 }
 
@@ -245,7 +245,7 @@ impl ProxyError {
             Self::NoRoute => "no route matches this request",
             Self::Method => "this method is not proxied",
             Self::Misdirected => "this connection was made for another host",
-            Self::BadRequest(why) | Self::Path(Refused { why, .. }) => why,
+            Self::BadRequest(why) | Self::Path(RefusedPath { why, .. }) => why,
             Self::BodyTooLarge => "the request body is larger than it may be",
             Self::ClientTooSlow => "the request body did not arrive in time",
             Self::MiddlewareTimeout => "a check of the request took too long",

@@ -7,16 +7,16 @@ use http_body::Body as _;
 
 use crate::config::{Expect, Protocol, RetryConfig};
 use crate::exchange::RequestHead;
-use crate::exchange::body::{Progress, RequestBody, Source};
+use crate::exchange::body::{BodySource, ExchangeProgress, RequestBody};
 use crate::route::{Forward, Route, path, rewrite};
 
-use super::answer::answer;
+use super::admission::AttemptSlot;
 use super::attempt::{Attempt, Failure, Next};
-use super::place::Place;
-use super::retry::{self, Attempts, Held};
-use super::running::Running;
+use super::backend_response::answer;
+use super::retry::{self, Attempts, RetryStake};
+use super::running::RunningExchange;
 use super::upload::Upload;
-use super::{Handled, Proxy, ProxyError, expect, headers};
+use super::{Handled, Proxy, ProxyError, expect_pass, headers};
 
 /// A request that is to be forwarded.
 pub(super) struct Asked<'a> {
@@ -33,9 +33,9 @@ pub(super) struct Asked<'a> {
 /// What it comes to where no backend answers.
 pub(super) async fn forward(
     proxy: &Proxy,
-    running: &Rc<Running>,
+    running: &Rc<RunningExchange>,
     mut asked: Asked<'_>,
-    upload: Option<Rc<dyn Source>>,
+    upload: Option<Rc<dyn BodySource>>,
     handled: &mut Handled,
 ) -> Result<(), ProxyError> {
     let (mut body, repeatable) = prepare(running, &mut asked, upload)?;
@@ -72,11 +72,11 @@ fn next_place<'a>(
     attempts: &'a mut Attempts<'_>,
     next: Next,
     request: &'a mut RequestHead,
-) -> impl Future<Output = Result<Place, ProxyError>> {
+) -> impl Future<Output = Result<AttemptSlot, ProxyError>> {
     Box::pin(async move {
         let place = match next {
             Next::At(place) => place,
-            Next::Retry(cause, error) => match attempts.next(cause, None, Held::Nothing).await {
+            Next::Retry(cause, error) => match attempts.next(cause, None, RetryStake::Nothing).await {
                 Some(place) => place,
                 None => return Err(attempts.failed(error)),
             },
@@ -94,9 +94,9 @@ fn next_place<'a>(
 /// What the client is answered in place of a backend's response.
 #[inline]
 fn prepare(
-    running: &Rc<Running>,
+    running: &Rc<RunningExchange>,
     asked: &mut Asked<'_>,
-    upload: Option<Rc<dyn Source>>,
+    upload: Option<Rc<dyn BodySource>>,
 ) -> Result<(RequestBody, bool), ProxyError> {
     let Asked { route, forward, head: request, upgrade } = asked;
     let has_body = upload.is_some();
@@ -127,11 +127,11 @@ fn prepare(
     let measured = upload.as_ref().is_some_and(|body| body.left().is_some());
     running.forwarded(&forward.timeouts, if has_body { Upload::Moving } else { Upload::Over }, measured)?;
     let upload = match upload {
-        Some(source) if forward.expect == Expect::Pass => Some(expect::pass(running, forward, request, source)),
+        Some(source) if forward.expect == Expect::Pass => Some(expect_pass::pass(running, forward, request, source)),
         upload => upload,
     };
     let mut body = match upload {
-        Some(source) => RequestBody::streamed(source, Rc::clone(running) as Rc<dyn Progress>),
+        Some(source) => RequestBody::streamed(source, Rc::clone(running) as Rc<dyn ExchangeProgress>),
         None => RequestBody::empty(),
     };
     let repeatable = upgrade.is_none() && retry::is_repeatable(request);

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue};
 
+use super::forwarded::{self, Asker};
 use super::headers::{self, Cleaning};
-use super::told::{self, Asker};
 use crate::exchange::{Client, PassThrough, RequestHead};
 use crate::transport::Noted;
 
@@ -14,7 +14,7 @@ use crate::transport::Noted;
 pub fn clean(head: &mut RequestHead, client: &Client, may_switch: bool) -> Option<HeaderValue> {
     let asker = Asker::of(head.in_map(), client);
     let upgrade = headers::clean(head, asker, Cleaning { may_switch, looks_at_clients: false });
-    told::identity(head.in_map_mut(), client);
+    forwarded::identity(head.in_map_mut(), client);
     upgrade
 }
 

@@ -12,13 +12,13 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
 use crate::backend::BackendState;
-use crate::backend::outlier::Outcome;
+use crate::backend::outlier::AttemptOutcome;
 use crate::config::{GrpcStatus, Timeouts};
 use crate::exchange::RequestHead;
 use crate::transport::Connection;
 
 use super::ProxyError;
-use super::reason::Cut;
+use super::exchange_end::ExchangeCut;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -27,9 +27,9 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// A call under way.
-pub(super) struct Call {
+pub(super) struct GrpcCall {
     /// How long its client wants it to take at most.
-    timeout: Result<Option<Duration>, Malformed>,
+    timeout: Result<Option<Duration>, MalformedTimeout>,
     /// When it has to be over.
     deadline: Cell<Option<Instant>>,
     /// Whether that is as its client wants it, and not the route.
@@ -46,11 +46,11 @@ pub(super) struct Call {
 
 /// A `grpc-timeout` that is none.
 #[derive(Clone, Copy, Debug)]
-struct Malformed;
+struct MalformedTimeout;
 
 /// What the head of a backend's response says of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Head {
+pub(super) enum GrpcResponseHead {
     /// Nothing: it is no call, or answered in plain HTTP.
     Http,
     /// Its status: nothing else comes ("Trailers-Only").
@@ -93,7 +93,7 @@ impl Messages {
     }
 }
 
-impl Head {
+impl GrpcResponseHead {
     /// That of a middleware's answer in gRPC.
     #[cold]
     pub(super) fn of_answer(headers: &HeaderMap) -> Self {
@@ -109,7 +109,7 @@ impl Head {
     }
 }
 
-impl Call {
+impl GrpcCall {
     /// The call that a request by HTTP/2 is, if it is one.
     pub(super) fn of(head: &RequestHead) -> Option<Box<Self>> {
         if head.method != Method::POST || !is_grpc(head.get(&header::CONTENT_TYPE)?.as_bytes()) {
@@ -118,8 +118,8 @@ impl Call {
         let mut timeouts = head.in_map().get_all(GRPC_TIMEOUT).iter();
         let timeout = match (timeouts.next(), timeouts.next()) {
             (None, _) => Ok(None),
-            (Some(one), None) => read_timeout(one.as_bytes()).map(Some).ok_or(Malformed),
-            (Some(_), Some(_)) => Err(Malformed),
+            (Some(one), None) => read_timeout(one.as_bytes()).map(Some).ok_or(MalformedTimeout),
+            (Some(_), Some(_)) => Err(MalformedTimeout),
         };
         Some(Box::new(Self {
             timeout,
@@ -148,7 +148,7 @@ impl Call {
     #[cold]
     #[inline(never)]
     pub(super) fn bound(&self, timeouts: &Timeouts, started: Instant) -> Result<Option<Duration>, ProxyError> {
-        let asked = self.timeout.map_err(|Malformed| ProxyError::BadRequest("the grpc-timeout is malformed"))?;
+        let asked = self.timeout.map_err(|MalformedTimeout| ProxyError::BadRequest("the grpc-timeout is malformed"))?;
         let asked = asked.map(|asked| asked.min(timeouts.grpc_timeout_max.unwrap_or(Duration::MAX)));
         let bound = asked.into_iter().chain(timeouts.exchange).min();
         self.by_client.set(asked.is_some() && asked == bound);
@@ -184,14 +184,16 @@ impl Call {
     /// What the head of a response says.
     #[cold]
     #[inline(never)]
-    pub(super) fn head(status: StatusCode, connection: &Connection) -> Head {
+    pub(super) fn head(status: StatusCode, connection: &Connection) -> GrpcResponseHead {
         if status != StatusCode::OK {
-            return Head::Http;
+            return GrpcResponseHead::Http;
         }
         match connection.field(GRPC_STATUS.as_str()) {
-            Some(value) => Head::Status(GrpcStatus::read(&value)),
-            None if connection.field(header::CONTENT_TYPE.as_str()).is_some_and(|kind| is_grpc(&kind)) => Head::Open,
-            None => Head::Http,
+            Some(value) => GrpcResponseHead::Status(GrpcStatus::read(&value)),
+            None if connection.field(header::CONTENT_TYPE.as_str()).is_some_and(|kind| is_grpc(&kind)) => {
+                GrpcResponseHead::Open
+            }
+            None => GrpcResponseHead::Http,
         }
     }
 
@@ -203,9 +205,9 @@ impl Call {
 
     /// The head of its response goes to the client.
     #[cold]
-    pub(super) fn answered(&self, head: Head) {
-        self.responds.set(head != Head::Http);
-        if let Head::Status(status) = head {
+    pub(super) fn answered(&self, head: GrpcResponseHead) {
+        self.responds.set(head != GrpcResponseHead::Http);
+        if let GrpcResponseHead::Status(status) = head {
             self.status.set(Some(status));
         }
     }
@@ -242,21 +244,21 @@ impl Call {
     ///
     /// A reset would say less: its reasons mean other things to clients of gRPC, `CANCEL` that they have cancelled it themselves.
     /// A status that is not OK says that the response is not whole, whatever of it has come.
-    pub(super) fn last_words(&self, cut: Cut) -> Option<HeaderMap> {
+    pub(super) fn last_words(&self, cut: ExchangeCut) -> Option<HeaderMap> {
         let (status, words) = match cut {
             _ if !self.responds.get() => return None,
-            Cut::OverTime => (GrpcStatus::DeadlineExceeded, OVER_TIME),
-            Cut::BodyTooLarge => (GrpcStatus::ResourceExhausted, "the request is larger than it may be"),
-            Cut::BackendCutShort => (GrpcStatus::Unavailable, "the backend broke off its response"),
-            Cut::MiddlewareFailed => (GrpcStatus::Internal, "the response could not be processed"),
-            Cut::BackendStalled => (GrpcStatus::Unavailable, "nothing moved for too long"),
-            Cut::Drained => (GrpcStatus::Unavailable, "the time to finish is over"),
-            Cut::ClientGone
-            | Cut::ClientLeft
-            | Cut::ClientStalled
-            | Cut::ClientTooSlow
-            | Cut::TunnelIdle
-            | Cut::TunnelBroken => {
+            ExchangeCut::OverTime => (GrpcStatus::DeadlineExceeded, OVER_TIME),
+            ExchangeCut::BodyTooLarge => (GrpcStatus::ResourceExhausted, "the request is larger than it may be"),
+            ExchangeCut::BackendCutShort => (GrpcStatus::Unavailable, "the backend broke off its response"),
+            ExchangeCut::MiddlewareFailed => (GrpcStatus::Internal, "the response could not be processed"),
+            ExchangeCut::BackendStalled => (GrpcStatus::Unavailable, "nothing moved for too long"),
+            ExchangeCut::Drained => (GrpcStatus::Unavailable, "the time to finish is over"),
+            ExchangeCut::ClientGone
+            | ExchangeCut::ClientLeft
+            | ExchangeCut::ClientStalled
+            | ExchangeCut::ClientTooSlow
+            | ExchangeCut::TunnelIdle
+            | ExchangeCut::TunnelBroken => {
                 return None;
             }
         };
@@ -349,7 +351,7 @@ pub(super) fn concluded(http: u16) -> GrpcStatus {
     }
 }
 
-/// What HTTP would have said, to those who judge a backend. That a deadline has passed is not held against it: clients choose
+/// The status of HTTP that stands for it when a backend is judged. That a deadline has passed is not held against it: clients choose
 /// their deadlines, and one that gives none of them a chance must not have backends thrown out. Nor is what a client has asked for
 /// wrongly, or too much.
 #[cold]
@@ -374,8 +376,8 @@ fn seen(status: GrpcStatus) -> StatusCode {
 }
 
 /// The same for outlier detection, of a status that has come behind a response.
-pub(super) fn outcome(status: GrpcStatus) -> Outcome {
-    Outcome::of_status(seen(status).as_u16())
+pub(super) fn outcome(status: GrpcStatus) -> AttemptOutcome {
+    AttemptOutcome::of_status(seen(status).as_u16())
 }
 
 #[cfg(test)]

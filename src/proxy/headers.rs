@@ -4,10 +4,10 @@ use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::exchange::{Client, PassThrough, RequestHead};
-use crate::fields::tells_client;
+use crate::header_names::tells_client;
 use crate::transport::Noted;
 
-use super::told::{self, Asker, Found};
+use super::forwarded::{self, Asker, ForwardedFound};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -28,7 +28,7 @@ struct HopByHop {
     upgrade: bool,
     expect: bool,
     /// Those that tell of the client.
-    told: Found,
+    told: ForwardedFound,
 }
 
 impl HopByHop {
@@ -123,7 +123,7 @@ fn asks_for_http2(headers: &HeaderMap) -> bool {
     protocols.map(<[u8]>::trim_ascii).any(|protocol| protocol.len() >= 2 && protocol[..2].eq_ignore_ascii_case(b"h2"))
 }
 
-/// What making a request's headers clean depends on beside who asks.
+/// What cleaning a request's headers depends on beside the client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cleaning {
     /// Whether a wish to switch protocols may be passed on.
@@ -168,7 +168,7 @@ pub(super) fn clean(head: &mut RequestHead, asker: Asker<'_>, cleaning: Cleaning
     if asker.client.listener.via {
         append_via(headers);
     }
-    told::tell(head, asker, found.told, cleaning.looks_at_clients);
+    forwarded::tell(head, asker, found.told, cleaning.looks_at_clients);
     upgrade
 }
 
@@ -194,7 +194,7 @@ pub(super) fn to_client(
             pass_through.give_to(headers);
         }
         let protocols = match status {
-            // Nobody else can tell the client what to switch to (RFC 9110 §15.5.22).
+            // Only the backend can tell the client what to switch to (RFC 9110 §15.5.22).
             StatusCode::UPGRADE_REQUIRED if found.upgrade && !asks_for_http2(headers) => {
                 headers.get(header::UPGRADE).cloned()
             }
@@ -215,7 +215,7 @@ pub(super) fn to_client(
 
 /// What of an informational response's head goes to the client: all but what is for this hop. Its lines end with CRLF
 /// whatever they ended with, so that client and proxy agree where it ends; it begins with its status, whatever empty lines were
-/// before that, and with the version of whoever sends it (RFC 9110 §6.2), which is the proxy.
+/// before that, and with the version of its sender (RFC 9110 §6.2), which is the proxy.
 pub(super) fn informational(head: &[u8]) -> Option<Vec<u8>> {
     let lines = head.strip_suffix(b"\n")?.split(|&byte| byte == b'\n');
     let mut lines = lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)).skip_while(|line| line.is_empty());

@@ -15,7 +15,7 @@ use crate::transport::connect::{self, Dialling};
 use crate::transport::{Connection, Informed};
 
 use super::attempt::{Attempt, Heard, connected, in_time, response};
-use super::ending::Ending;
+use super::attempt_end::Ending;
 use super::retry::Attempts;
 
 /// What came of it.
@@ -139,7 +139,7 @@ async fn ask(
             }
         }
     };
-    connection.begin(request, &body, attempts.lets_pass);
+    connection.begin(request, &body, attempts.passes_through);
     attempt.begun = Instant::now();
     match poll_fn(|cx| connection.poll_response(cx, &mut body, &Silent)).await {
         Ok(status) => Some(Second { connection, attempt, body, status }),

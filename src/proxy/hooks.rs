@@ -9,14 +9,14 @@ use http::header;
 use http::{HeaderMap, Response};
 
 use crate::exchange::RequestHead;
-use crate::exchange::body::{Body, Progress, Source, WrappedSource};
-use crate::exchange::watch::Phase;
+use crate::exchange::body::{Body, BodySource, ExchangeProgress, WrappedSource};
+use crate::exchange::deadline::Phase;
 use crate::middleware::{Answer, Chain, Installed, LooksAt, Notes, Origin, RequestView, ResponseView, Step, Waiting};
-use crate::route::{Action, Forward, Route};
+use crate::route::{Forward, Route, RouteAction};
 
 use super::attempt::in_time;
-use super::running::Running;
-use super::{Handled, ProxyError, grpc, reason, respond};
+use super::running::RunningExchange;
+use super::{Handled, ProxyError, exchange_end, grpc, own_response};
 
 /// What of an exchange concerns its middleware.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Hooks {
     }
 }
 
-impl Running {
+impl RunningExchange {
     /// Whether there is middleware on its way, as far as that is known.
     pub(super) fn has_hooks(&self) -> bool {
         self.hooks.outer.is_some() || self.found().is_some_and(|route| !route.chain.is_empty())
@@ -63,7 +63,7 @@ impl Running {
         if looks_at == LooksAt::Nothing {
             return;
         }
-        let progress = Rc::clone(self) as Rc<dyn Progress>;
+        let progress = Rc::clone(self) as Rc<dyn ExchangeProgress>;
         let Handled { head, body, tunnel, .. } = &mut *handled;
         let mut place = self.links().count();
         for link in self.links().rev() {
@@ -85,8 +85,8 @@ impl Running {
     pub(super) fn wrapped(
         self: &Rc<Self>,
         forward: &Forward,
-        upload: Rc<dyn Source>,
-    ) -> Result<Rc<dyn Source>, ProxyError> {
+        upload: Rc<dyn BodySource>,
+    ) -> Result<Rc<dyn BodySource>, ProxyError> {
         let wraps = self.hooks.notes.take_wraps();
         if wraps.is_empty() {
             return Ok(upload);
@@ -114,16 +114,16 @@ impl Running {
         if let Some(state) = &link.state {
             state.metrics.of(self.worker()).answered.add(1);
         }
-        self.ended_by_middleware(link.name(), Some(reason::ANSWERED));
+        self.ended_by_middleware(link.name(), Some(exchange_end::ANSWERED));
         let (response, words, status) = answer.into_parts();
         let Some(call) = self.call() else { return response };
         if response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| grpc::is_grpc(kind.as_bytes())) {
-            call.answered(grpc::Head::of_answer(response.headers()));
+            call.answered(grpc::GrpcResponseHead::of_answer(response.headers()));
             return response;
         }
         let status = status.unwrap_or_else(|| grpc::concluded(response.status().as_u16()));
         call.ends(status);
-        respond::grpc_answer(response, status, words)
+        own_response::grpc_answer(response, status, words)
     }
 }
 
@@ -132,7 +132,7 @@ impl Running {
 /// # Errors
 /// When one of them waits for too long.
 pub(super) async fn pass(
-    running: &Running,
+    running: &RunningExchange,
     route: Option<&Route>,
     head: &mut RequestHead,
 ) -> Result<Option<Response<Body>>, ProxyError> {
@@ -157,7 +157,7 @@ pub(super) async fn pass(
 /// Waits for what a middleware waits for, within its time and that of the whole exchange. A client that goes ends the exchange, and this
 /// with it.
 async fn wait(
-    running: &Running,
+    running: &RunningExchange,
     route: Option<&Route>,
     link: &Installed,
     waiting: Waiting<'_>,
@@ -166,7 +166,7 @@ async fn wait(
     if let Some(metrics) = metrics {
         metrics.waited.add(1);
     }
-    if let Some(Action::Forward(forward)) = route.map(|route| &route.action) {
+    if let Some(RouteAction::Forward(forward)) = route.map(|route| &route.action) {
         running.bound(&forward.timeouts)?;
     }
     let watch = &running.exchange.watch;

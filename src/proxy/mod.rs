@@ -12,37 +12,37 @@ use http::header::{self, HeaderValue};
 use http::{Method, Response, Version, response};
 
 use crate::config::{ForwardedHeader, PathPattern, PathRewrite, Redirect};
-use crate::descriptors::Room;
-use crate::exchange::body::{Body, Source};
-use crate::exchange::watch::{Clock, Watch};
+use crate::exchange::body::{Body, BodySource};
+use crate::exchange::deadline::{Clock, Watch};
 use crate::exchange::{Client, ClientSide, Exchange, PassThrough, RequestHead};
+use crate::file_descriptors::DescriptorRoom;
 use crate::middleware::Origin;
 use crate::overload::Cause;
-use crate::route::{self, Action, Forward, Reading, Route};
+use crate::route::{self, Forward, Reading, Route, RouteAction};
 use crate::strategy::Dice;
 use crate::target::{self, Host, authority};
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::process::Process;
-use crate::telemetry::seldom::Seldom;
 use crate::transport::Transport;
 
 mod forward;
 mod attempt;
-mod ending;
-mod answer;
-mod expect;
+mod attempt_end;
+mod backend_response;
+mod expect_pass;
 mod retry;
 mod hedge;
-mod place;
+mod admission;
 mod grpc;
 mod headers;
-mod spelled;
-mod told;
+mod ambiguous_path;
+mod forwarded;
 mod hooks;
-mod respond;
+mod own_response;
 mod running;
 mod upload;
 mod account;
-mod reason;
+mod exchange_end;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -52,11 +52,11 @@ mod snapshot;
 pub mod upgrade;
 
 pub use error::{Blame, ProxyError, Refusal, RefusalKind};
-use grpc::Call;
+use forwarded::Asker;
+use grpc::GrpcCall;
 use headers::Cleaning;
-use running::Running;
-pub use snapshot::{Current, Held, KeptRoute, Published, Snapshot};
-use told::Asker;
+use running::RunningExchange;
+pub use snapshot::{Current, HeldSnapshot, KeptRoute, Published, Snapshot};
 use upgrade::Tunnel;
 
 /// A worker's data plane.
@@ -71,9 +71,9 @@ pub struct Proxy {
     /// What the process tells of itself.
     pub process: Arc<Process>,
     /// When what was refused before it came here has a line in the access log.
-    pub refusals: Seldom,
+    pub refusals: LogThrottle,
     dice: RefCell<Dice>,
-    dates: respond::Dates,
+    dates: own_response::Dates,
 }
 
 /// Lines in ten seconds, of each worker, that the access log has for what is refused before it comes to an exchange: enough to see what it
@@ -121,15 +121,15 @@ enum Choice<'a> {
 impl Proxy {
     /// The data plane of worker number `worker`.
     pub fn new(worker: usize, published: Arc<Published>, clock: Rc<Clock>, process: Arc<Process>) -> Rc<Self> {
-        let room = Room::new(Arc::clone(&process.descriptors), worker);
+        let room = DescriptorRoom::new(Arc::clone(&process.descriptors), worker);
         Rc::new(Self {
             worker,
             current: Current::new(published),
             transport: Transport::new(clock, room),
             process,
-            refusals: Seldom::new(REFUSALS),
+            refusals: LogThrottle::new(REFUSALS),
             dice: RefCell::default(),
-            dates: respond::Dates::default(),
+            dates: own_response::Dates::default(),
         })
     }
 
@@ -143,7 +143,7 @@ impl Proxy {
         self: Rc<Self>,
         (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
         head: &mut RequestHead,
-        mut upload: Option<Rc<dyn Source>>,
+        mut upload: Option<Rc<dyn BodySource>>,
         handled: &mut Handled,
     ) {
         let started = Instant::now();
@@ -154,8 +154,8 @@ impl Proxy {
         if snapshot.looks_at_headers() {
             head.read_lines();
         }
-        let call = if HTTP2 { Call::of(head) } else { None };
-        let running = Running::begin(&self, &snapshot, exchange, call, head);
+        let call = if HTTP2 { GrpcCall::of(head) } else { None };
+        let running = RunningExchange::begin(&self, &snapshot, exchange, call, head);
         let chosen = match self.process.refuses(self.worker) {
             None => self.choose(&running, &snapshot, head),
             Some(cause) => Err(self.overloaded(cause)),
@@ -177,7 +177,7 @@ impl Proxy {
             if running.has_hooks() {
                 match hooks::pass(&running, Some(route), head).await {
                     Ok(None) => {
-                        if let (Action::Forward(forward), Some(body)) = (&route.action, upload.take()) {
+                        if let (RouteAction::Forward(forward), Some(body)) = (&route.action, upload.take()) {
                             upload = match running.wrapped(forward, body) {
                                 Ok(body) => Some(body),
                                 Err(error) => break 'come_to Err(error),
@@ -192,16 +192,16 @@ impl Proxy {
                 }
             }
             match &route.action {
-                Action::Forward(forward) => {
+                RouteAction::Forward(forward) => {
                     let asked = forward::Asked { route, forward, head, upgrade };
                     forward::forward(&self, &running, asked, upload, handled).await.map(|()| Origin::Backend)
                 }
-                Action::Redirect(redirect) => redirected(&running.exchange, redirect, head).map(|response| {
+                RouteAction::Redirect(redirect) => redirected(&running.exchange, redirect, head).map(|response| {
                     *handled = response.into();
                     Origin::Route
                 }),
-                Action::Respond(fixed) => {
-                    *handled = respond::fixed(fixed).into();
+                RouteAction::Respond(fixed) => {
+                    *handled = own_response::fixed(fixed).into();
                     Ok(Origin::Route)
                 }
             }
@@ -215,7 +215,7 @@ impl Proxy {
     }
 
     /// Whether pass-through headers of the next request may be left as lines. Advice: a look for one finds it all the same.
-    pub fn lets_pass(&self) -> bool {
+    pub fn passes_through(&self) -> bool {
         !self.current.look(Snapshot::looks_at_headers)
     }
 
@@ -232,8 +232,8 @@ impl Proxy {
     /// said before a route asks for it, and what a route changes comes last.
     fn choose<'a>(
         &self,
-        running: &'a Running,
-        snapshot: &Held,
+        running: &'a RunningExchange,
+        snapshot: &HeldSnapshot,
         head: &mut RequestHead,
     ) -> Result<Choice<'a>, ProxyError> {
         let exchange = &running.exchange;
@@ -255,14 +255,14 @@ impl Proxy {
         let upgrade = headers::clean(head, asker, cleaning);
         // Behind that, or a client could have it removed by naming it in `Connection`.
         if snapshot.config.tells_identity {
-            told::identity(head.in_map_mut(), client);
+            forwarded::identity(head.in_map_mut(), client);
         }
         let route = match target::path::is_plain(head.uri.path().as_bytes()) {
-            true => spelled::find(running, snapshot, Reading::plain(head.uri.path()), head),
-            false => spelled::find_spelled(running, snapshot, head),
+            true => ambiguous_path::find(running, snapshot, Reading::plain(head.uri.path()), head),
+            false => ambiguous_path::find_spelled(running, snapshot, head),
         };
         if let Ok(route) = route
-            && let Action::Forward(forward) = &route.action
+            && let RouteAction::Forward(forward) = &route.action
             && !client.listener.forwarded_headers.is_empty()
         {
             prefix_taken_off(route, forward, client, head);
@@ -272,7 +272,11 @@ impl Proxy {
 }
 
 /// Has a request for which there is no route come to the middleware of its listener, which may answer it all the same.
-async fn nowhere(running: &Running, head: &mut RequestHead, handled: &mut Handled) -> Result<Origin, ProxyError> {
+async fn nowhere(
+    running: &RunningExchange,
+    head: &mut RequestHead,
+    handled: &mut Handled,
+) -> Result<Origin, ProxyError> {
     match hooks::pass(running, None, head).await? {
         Some(answer) => {
             *handled = answer.into();
@@ -284,10 +288,10 @@ async fn nowhere(running: &Running, head: &mut RequestHead, handled: &mut Handle
 
 /// The redirect of a route.
 fn redirected(exchange: &Exchange, redirect: &Redirect, head: &RequestHead) -> Result<Response<Body>, ProxyError> {
-    let host = told::public_authority(head.in_map(), &exchange.client);
+    let host = forwarded::public_authority(head.in_map(), &exchange.client);
     let location = route::rewrite::location(redirect, exchange.scheme, &host, &head.uri)
         .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
-    Ok(respond::redirect(redirect.status, location))
+    Ok(own_response::redirect(redirect.status, location))
 }
 
 /// The host that is asked for, in its canonical form.
@@ -303,13 +307,13 @@ fn prefix_taken_off(route: &Route, forward: &Forward, client: &Client, head: &mu
         && !prefix.is_empty()
         && client.listener.forwarded_headers.contains(&ForwardedHeader::Prefix)
     {
-        told::tell_prefix(head.in_map_mut(), client, prefix);
+        forwarded::tell_prefix(head.in_map_mut(), client, prefix);
     }
 }
 
 /// Where the client has named a host in its handshake, the request is to be for that one, or for one with the same certificate:
-/// somebody in between cannot have a connection to one host end at another, and no client gets past what is asked of it by name.
-fn agree_on_host(proxy: &Proxy, running: &Running, head: &RequestHead) -> Result<(), ProxyError> {
+/// an attacker in between cannot have a connection to one host end at another, and no client gets past what is asked of it by name.
+fn agree_on_host(proxy: &Proxy, running: &RunningExchange, head: &RequestHead) -> Result<(), ProxyError> {
     let client = &running.exchange.client;
     if let Some(indicated) = &client.indicated
         && let Some(host) = headers::host(head.in_map())
@@ -324,15 +328,15 @@ fn agree_on_host(proxy: &Proxy, running: &Running, head: &RequestHead) -> Result
 /// To the host without its port, which is that of a listener in the clear.
 fn to_https(redirect: &Redirect, client: &Client, head: &mut RequestHead) -> Result<Response<Body>, ProxyError> {
     if !target::path::is_plain(head.uri.path().as_bytes()) {
-        let path = spelled::tidy(head)?;
+        let path = ambiguous_path::tidy(head)?;
         let path = route::path::settle(&path, &client.listener.paths).map_err(ProxyError::Path)?;
-        spelled::replace(head, &path)?;
+        ambiguous_path::replace(head, &path)?;
     }
-    let authority = told::public_authority(head.in_map(), client);
+    let authority = forwarded::public_authority(head.in_map(), client);
     let host = authority::split(&authority).0;
     let location = route::rewrite::location(redirect, "http", host, &head.uri)
         .ok_or(ProxyError::BadRequest("no redirect can be made for this target"))?;
-    Ok(respond::redirect(redirect.status, location))
+    Ok(own_response::redirect(redirect.status, location))
 }
 
 /// Makes the authority canonical: from here on the `Host` field has it, and the target is a path. A target with a host in it outweighs the

@@ -10,23 +10,23 @@ use crate::backend::BackendState;
 use crate::config::RetryConfig;
 use crate::exchange::RequestHead;
 use crate::exchange::body::RequestBody;
-use crate::exchange::watch::{Phase, Watch};
+use crate::exchange::deadline::{Phase, Watch};
 use crate::middleware::LooksAt;
 use crate::route::Forward;
 use crate::strategy::Tried;
 use crate::telemetry::clock;
 use crate::telemetry::metrics::RetryCause;
-use crate::transport::{Connection, Failed, Manner};
+use crate::transport::{Connection, Manner, NoResponse};
 use crate::upstream::backoff::{BackoffSettings, retry_after};
-use crate::upstream::percentile::HedgingSettings;
+use crate::upstream::hedge_delay::HedgingSettings;
 use crate::upstream::retry_budget::BudgetSettings;
 use crate::upstream::{Reach, Upstream};
 
+use super::admission::{self, AttemptSlot};
 use super::attempt::{Next, in_time};
 use super::forward::Asked;
-use super::grpc::Head;
-use super::place::{self, Place};
-use super::running::Running;
+use super::grpc::GrpcResponseHead;
+use super::running::RunningExchange;
 use super::{Proxy, ProxyError};
 
 /// Tells a backend the number of the attempt, from the second on.
@@ -40,12 +40,12 @@ const SLACK: Duration = Duration::from_secs(1);
 /// The attempts of one request.
 pub(super) struct Attempts<'a> {
     pub(super) proxy: &'a Proxy,
-    pub(super) running: &'a Running,
+    pub(super) running: &'a RunningExchange,
     pub(super) forward: &'a Forward,
     pub(super) upstream: &'a Upstream,
     pub(super) config: &'a RetryConfig,
     /// Whether pass-through headers of a response may be left as lines.
-    pub(super) lets_pass: bool,
+    pub(super) passes_through: bool,
     /// Whether the client asks to switch to another protocol.
     switches: bool,
     tried: Tried,
@@ -61,7 +61,7 @@ pub(super) struct Attempts<'a> {
 
 /// What whoever asks for a further attempt still has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Held {
+pub(super) enum RetryStake {
     /// An answer, or time for one, and with it a place for which others may wait: that is given up only for a place at hand.
     Attempt,
     /// Nothing that could be lost.
@@ -76,7 +76,7 @@ pub(super) fn is_repeatable(head: &RequestHead) -> bool {
 impl<'a> Attempts<'a> {
     /// None yet. In place: what is tried is a list that is not worth a move.
     #[inline]
-    pub(super) fn new(proxy: &'a Proxy, running: &'a Running, asked: &Asked<'a>, repeatable: bool) -> Self {
+    pub(super) fn new(proxy: &'a Proxy, running: &'a RunningExchange, asked: &Asked<'a>, repeatable: bool) -> Self {
         let forward = asked.forward;
         let (upstream, config) = (&*forward.upstream, &*forward.retries);
         if config.max > 0 {
@@ -91,7 +91,7 @@ impl<'a> Attempts<'a> {
             upstream,
             config,
             // Middleware may want to see all of the response too, and HTTP/2 has no lines.
-            lets_pass: running.looks_at_response() != LooksAt::All && !running.http2(),
+            passes_through: running.looks_at_response() != LooksAt::All && !running.http2(),
             switches: asked.upgrade.is_some(),
             tried: Tried::default(),
             further: 0,
@@ -106,8 +106,8 @@ impl<'a> Attempts<'a> {
     /// # Errors
     /// When there is no place for it.
     #[inline]
-    pub(super) fn first(&mut self) -> Result<Option<Place>, ProxyError> {
-        match place::take(self.proxy, self.started(), self.upstream, &self.tried) {
+    pub(super) fn first(&mut self) -> Result<Option<AttemptSlot>, ProxyError> {
+        match admission::take(self.proxy, self.started(), self.upstream, &self.tried) {
             Ok(Some(place)) => {
                 self.note(&place);
                 Ok(Some(place))
@@ -120,8 +120,8 @@ impl<'a> Attempts<'a> {
 
     /// The same where no backend is ready.
     #[cold]
-    fn first_of_others(&mut self) -> Result<Option<Place>, ProxyError> {
-        let place = place::take_further(self.proxy, self.started(), self.upstream, (&self.tried, Reach::Anybody));
+    fn first_of_others(&mut self) -> Result<Option<AttemptSlot>, ProxyError> {
+        let place = admission::take_further(self.proxy, self.started(), self.upstream, (&self.tried, Reach::Anybody));
         if let Ok(Some(place)) = &place {
             self.note(place);
             self.note_resort(place);
@@ -134,8 +134,8 @@ impl<'a> Attempts<'a> {
     /// # Errors
     /// When there is none in time.
     #[cold]
-    pub(super) async fn in_line(&mut self) -> Result<Place, ProxyError> {
-        match place::wait(self.proxy, self.waiting(), self.upstream, (&self.tried, Reach::Anybody)).await {
+    pub(super) async fn in_line(&mut self) -> Result<AttemptSlot, ProxyError> {
+        match admission::wait(self.proxy, self.waiting(), self.upstream, (&self.tried, Reach::Anybody)).await {
             Ok(place) => {
                 self.note(&place);
                 self.note_resort(&place);
@@ -156,7 +156,7 @@ impl<'a> Attempts<'a> {
     }
 
     #[cold]
-    fn note_resort(&mut self, place: &Place) {
+    fn note_resort(&mut self, place: &AttemptSlot) {
         self.last_resort = !self.upstream.is_ready(place.backend().id);
     }
 
@@ -168,13 +168,13 @@ impl<'a> Attempts<'a> {
         error
     }
 
-    fn note(&mut self, place: &Place) {
+    fn note(&mut self, place: &AttemptSlot) {
         self.tried.push(place.backend().id);
         self.running.attempt(place.backend());
     }
 
     /// The idle connection to a backend that was used last.
-    pub(super) fn idle(&self, place: &Place) -> Option<Connection> {
+    pub(super) fn idle(&self, place: &AttemptSlot) -> Option<Connection> {
         let seats = &self.running.exchange.client.seats;
         self.proxy.transport.checkout(place.backend(), self.manner(), seats)
     }
@@ -196,7 +196,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Whether an idle connection that failed had been closed by the backend just before. So many are taken for that.
-    pub(super) fn take_for_stale(&mut self, connection: &Connection, failed: &Failed) -> bool {
+    pub(super) fn take_for_stale(&mut self, connection: &Connection, failed: &NoResponse) -> bool {
         let stale = self.spare > 0 && connection.was_stale(failed);
         self.spare -= u8::from(stale);
         stale
@@ -215,15 +215,15 @@ impl<'a> Attempts<'a> {
 
     /// The same after a response with that head. A status of gRPC that stands there says that nothing was sent but the status, and
     /// whether a call may be made again after it is for the file to say, not for the method, which is the same for all calls.
-    pub(super) fn may_repeat_after(&self, head: Head, body: &RequestBody) -> bool {
-        (self.repeatable || matches!(head, Head::Status(_))) && body.is_kept()
+    pub(super) fn may_repeat_after(&self, head: GrpcResponseHead, body: &RequestBody) -> bool {
+        (self.repeatable || matches!(head, GrpcResponseHead::Status(_))) && body.is_kept()
     }
 
     /// Whether a response of that status, or one of gRPC in its head, is one to try again after.
     #[inline]
-    pub(super) fn is_unwanted(&self, status: StatusCode, head: Head) -> bool {
+    pub(super) fn is_unwanted(&self, status: StatusCode, head: GrpcResponseHead) -> bool {
         match head {
-            Head::Status(grpc) => self.config.max > 0 && self.config.grpc_statuses.contains(&grpc),
+            GrpcResponseHead::Status(grpc) => self.config.max > 0 && self.config.grpc_statuses.contains(&grpc),
             _ => status.as_u16() >= 400 && self.config.max > 0 && self.config.on.statuses.contains(&status),
         }
     }
@@ -237,7 +237,12 @@ impl<'a> Attempts<'a> {
     /// caller has made sure that the request may be sent again. Where an attempt is held it does not stand in line for a
     /// place, nor go to a backend that is perhaps gone; where nothing is held, any is tried before the request fails.
     #[cold]
-    pub(super) async fn next(&mut self, cause: RetryCause, asked: Option<Bytes>, held: Held) -> Option<Place> {
+    pub(super) async fn next(
+        &mut self,
+        cause: RetryCause,
+        asked: Option<Bytes>,
+        held: RetryStake,
+    ) -> Option<AttemptSlot> {
         let Self { running, upstream, config, .. } = *self;
         let on = match cause {
             RetryCause::ConnectFailure => config.on.connect_failure,
@@ -248,8 +253,8 @@ impl<'a> Attempts<'a> {
         let watch = &running.exchange.watch;
         let left = self.further < config.max && self.tried.len() < Tried::CAPACITY;
         let reach = match held {
-            Held::Attempt => Reach::Answering,
-            Held::Nothing => Reach::Anybody,
+            RetryStake::Attempt => Reach::Answering,
+            RetryStake::Nothing => Reach::Anybody,
         };
         if !on || !left || watch.is_capped() || !upstream.has_untried(&self.tried, reach) {
             return None;
@@ -265,7 +270,7 @@ impl<'a> Attempts<'a> {
             return None;
         }
         if !wait.is_zero() {
-            // Nothing is awaited from anybody meanwhile.
+            // Nothing is awaited meanwhile.
             watch.enter(Phase::Connect, wait + SLACK);
             in_time(watch, tokio::time::sleep(wait)).await;
             if watch.is_capped() {
@@ -273,10 +278,10 @@ impl<'a> Attempts<'a> {
             }
         }
         // Meanwhile the last one may have become unready; what was withdrawn is then lost, which is on the safe side.
-        let next = match place::take_further(self.proxy, self.started(), upstream, (&self.tried, reach)).ok()? {
+        let next = match admission::take_further(self.proxy, self.started(), upstream, (&self.tried, reach)).ok()? {
             Some(next) => next,
-            None if held == Held::Nothing => {
-                place::wait(self.proxy, self.waiting(), upstream, (&self.tried, reach)).await.ok()?
+            None if held == RetryStake::Nothing => {
+                admission::wait(self.proxy, self.waiting(), upstream, (&self.tried, reach)).await.ok()?
             }
             None => return None,
         };
@@ -288,7 +293,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// How long to wait before the next attempt, which goes to another backend. Where nothing was sent, or the time is over
-    /// already, nobody is spared by a wait.
+    /// already, a wait spares no backend.
     fn wait(&self, cause: RetryCause, asked: Option<Bytes>) -> Option<Duration> {
         if matches!(cause, RetryCause::ConnectFailure | RetryCause::Timeout) {
             return Some(Duration::ZERO);
@@ -304,7 +309,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// It came to an answer of this backend for the client: counts what the further attempts were good for.
-    pub(super) fn answered(&self, backend: &BackendState, status: StatusCode, head: Head) {
+    pub(super) fn answered(&self, backend: &BackendState, status: StatusCode, head: GrpcResponseHead) {
         if self.config.hedge.is_some() && self.further == 0 && self.repeatable {
             let now = Instant::now();
             let took = now.saturating_duration_since(self.running.exchange.started);
@@ -341,7 +346,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Where a second attempt beside the first goes, if there may be one.
-    pub(super) fn hedge(&mut self) -> Option<Place> {
+    pub(super) fn hedge(&mut self) -> Option<AttemptSlot> {
         let hedge = self.config.hedge.as_ref()?;
         let metrics = self.upstream.state.metrics.of(self.proxy.worker);
         if self.running.exchange.watch.is_capped() || !self.upstream.has_untried(&self.tried, Reach::Ready) {
@@ -353,7 +358,7 @@ impl<'a> Attempts<'a> {
             return None;
         }
         let where_to = (&self.tried, Reach::Ready);
-        let second = place::take_further(self.proxy, self.started(), self.upstream, where_to).ok()??;
+        let second = admission::take_further(self.proxy, self.started(), self.upstream, where_to).ok()??;
         self.note(&second);
         metrics.hedges.add(1);
         Some(second)

@@ -10,23 +10,23 @@ use http::{StatusCode, Version};
 
 use crate::backend::BackendState;
 use crate::config::{BodyLimit, MiddlewareName, Misdirected, Timeouts};
-use crate::exchange::watch::{NEVER, Phase, Way};
+use crate::exchange::deadline::{NEVER, Phase, Way};
 use crate::exchange::{Exchange, RequestHead};
-use crate::route::{Action, Route};
+use crate::route::{Route, RouteAction};
 use crate::transport::Connection;
 
 use super::account::{Account, Ended};
-use super::grpc::{Call, Head, OVER_TIME};
+use super::exchange_end::ExchangeCut;
+use super::grpc::{GrpcCall, GrpcResponseHead, OVER_TIME};
 use super::hooks::Hooks;
-use super::reason::Cut;
 use super::upload::{Upload, Uploading, Waits};
-use super::{Handled, Held, KeptRoute, Proxy, ProxyError, respond};
+use super::{Handled, HeldSnapshot, KeptRoute, Proxy, ProxyError, own_response};
 
 mod bodies;
 mod call;
 
 /// An exchange under way. It may last for long, and holds what it needs: not the snapshot that it was begun with.
-pub(super) struct Running {
+pub(super) struct RunningExchange {
     pub(super) exchange: Exchange,
     proxy: Rc<Proxy>,
     /// What concerns its middleware.
@@ -44,18 +44,18 @@ pub(super) struct Running {
     failed: Cell<bool>,
     over: Cell<bool>,
     /// The call of gRPC that it is, if it is one.
-    call: Option<Box<Call>>,
+    call: Option<Box<GrpcCall>>,
     /// The backend's connection, until the response has been read.
     connection: RefCell<Option<Connection>>,
 }
 
-impl Running {
+impl RunningExchange {
     /// The request's head has been read.
     pub(super) fn begin(
         proxy: &Rc<Proxy>,
-        snapshot: &Held,
+        snapshot: &HeldSnapshot,
         exchange: Exchange,
-        call: Option<Box<Call>>,
+        call: Option<Box<GrpcCall>>,
         head: &RequestHead,
     ) -> Rc<Self> {
         exchange.client.metrics.of(proxy.worker).requests.add(1);
@@ -93,7 +93,7 @@ impl Running {
     /// The request goes to an upstream, with these limits. `measured`: the length of its body is known.
     ///
     /// # Errors
-    /// When a call is to take no time, or one that nobody understands.
+    /// When a call is to take no time, or its timeout is malformed.
     pub(super) fn forwarded(&self, timeouts: &Timeouts, upload: Upload, measured: bool) -> Result<(), ProxyError> {
         let body_idle = match &self.call {
             None => timeouts.body_idle,
@@ -106,7 +106,7 @@ impl Running {
     /// The whole exchange may take so long. Said once more, it makes no difference.
     ///
     /// # Errors
-    /// As of [`Running::forwarded`].
+    /// As of [`RunningExchange::forwarded`].
     pub(super) fn bound(&self, timeouts: &Timeouts) -> Result<(), ProxyError> {
         let limit = match &self.call {
             None => timeouts.exchange,
@@ -159,7 +159,7 @@ impl Running {
     }
 
     /// The head of a backend's response has come.
-    pub(super) fn answered(&self, head: Head) {
+    pub(super) fn answered(&self, head: GrpcResponseHead) {
         if let Some(call) = &self.call {
             call.answered(head);
         }
@@ -202,7 +202,7 @@ impl Running {
     pub(super) fn failed(&self, error: &ProxyError) -> Handled {
         self.account.end(error.reason(), Some(error.blame()));
         tracing::debug!(
-            error = %Chain(error),
+            error = %ErrorChain(error),
             route = self.found().map(|route| route.name.as_str()),
             client = %self.exchange.client_ip,
             "exchange failed"
@@ -212,11 +212,11 @@ impl Running {
             self.account.refuse(*refused);
         }
         let mut response = match &self.call {
-            None => respond::error(error),
+            None => own_response::error(error),
             Some(call) => {
                 call.ends(error.grpc_status());
                 let words = if let ProxyError::ExchangeTimeout = error { OVER_TIME } else { error.told() };
-                respond::grpc_error(error.grpc_status(), words)
+                own_response::grpc_error(error.grpc_status(), words)
             }
         };
         let tls = self.exchange.client.listener.tls.as_ref();
@@ -285,41 +285,41 @@ impl Running {
         self.route.get().map(|route| &***route)
     }
 
-    fn cut(&self, cut: Cut) {
-        if let Cut::Drained = cut {
+    fn cut(&self, cut: ExchangeCut) {
+        if let ExchangeCut::Drained = cut {
             self.exchange.client.metrics.of(self.proxy.worker).cut.add(1);
         }
         self.account.end(cut.reason(), cut.blame());
     }
 
-    /// Who cut a response or a tunnel short.
+    /// What cut a response or a tunnel short.
     #[cold]
-    fn how_cut(&self) -> Cut {
+    fn how_cut(&self) -> ExchangeCut {
         let Exchange { watch, side, .. } = &self.exchange;
         let tunnel = watch.phase() == Phase::Tunnel;
         if self.upload.state() == Upload::TooLarge {
-            Cut::BodyTooLarge
+            ExchangeCut::BodyTooLarge
         } else if self.broke.get() {
-            Cut::BackendCutShort
+            ExchangeCut::BackendCutShort
         } else if self.failed.get() {
-            Cut::MiddlewareFailed
+            ExchangeCut::MiddlewareFailed
         } else if watch.is_cut() {
-            Cut::Drained
+            ExchangeCut::Drained
         } else if watch.expired() {
             match (tunnel, watch.is_capped(), side.has_unsent()) {
                 _ if watch.is_slow() => {
                     self.slow(if side.has_unsent() { Way::Down } else { Way::Up });
-                    Cut::ClientTooSlow
+                    ExchangeCut::ClientTooSlow
                 }
-                (true, _, _) => Cut::TunnelIdle,
-                (false, true, _) => Cut::OverTime,
-                (false, false, true) => Cut::ClientStalled,
-                (false, false, false) => Cut::BackendStalled,
+                (true, _, _) => ExchangeCut::TunnelIdle,
+                (false, true, _) => ExchangeCut::OverTime,
+                (false, false, true) => ExchangeCut::ClientStalled,
+                (false, false, false) => ExchangeCut::BackendStalled,
             }
         } else if tunnel {
-            Cut::TunnelBroken
+            ExchangeCut::TunnelBroken
         } else {
-            Cut::ClientLeft
+            ExchangeCut::ClientLeft
         }
     }
 
@@ -348,7 +348,7 @@ impl Running {
         let class = self.account.class();
         if let Some(route) = self.found() {
             route.metrics.of(worker).responses[class].add(1);
-            if let Action::Forward(forward) = &route.action {
+            if let RouteAction::Forward(forward) = &route.action {
                 let upstream = forward.upstream.state.metrics.of(worker);
                 upstream.responses[class].add(1);
                 upstream.durations.observe(took);
@@ -368,12 +368,12 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    /// Nobody is left to answer: the client is gone.
+impl Drop for RunningExchange {
+    /// There is no one to answer: the client is gone.
     fn drop(&mut self) {
         if !self.over.get() {
             if !self.account.has_ended() {
-                self.cut(if self.exchange.watch.is_cut() { Cut::Drained } else { Cut::ClientGone });
+                self.cut(if self.exchange.watch.is_cut() { ExchangeCut::Drained } else { ExchangeCut::ClientGone });
             }
             self.close(false);
         }
@@ -381,9 +381,9 @@ impl Drop for Running {
 }
 
 /// An error with what caused it, on one line.
-struct Chain<'a>(&'a ProxyError);
+struct ErrorChain<'a>(&'a ProxyError);
 
-impl std::fmt::Display for Chain<'_> {
+impl std::fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0)?;
         let mut source = std::error::Error::source(self.0);

@@ -8,8 +8,8 @@ use arc_swap::ArcSwap;
 
 use crate::config::Config;
 use crate::exchange::Client;
-use crate::middleware::{Chain, Set};
-use crate::route::{Route, Table};
+use crate::middleware::{Chain, MiddlewareSet};
+use crate::route::{Route, RoutingTable};
 use crate::upstream::Upstream;
 
 /// What a request is served with: routes and upstreams that fit together. Immutable; a reload makes the next one.
@@ -20,11 +20,11 @@ pub struct Snapshot {
     /// What it was built from.
     pub config: Arc<Config>,
     /// Which route a request takes.
-    pub routes: Table,
+    pub routes: RoutingTable,
     /// Sorted by name.
     pub upstreams: Vec<Arc<Upstream>>,
     /// What requests pass through, of all listeners, routes and upstreams.
-    pub middleware: Set,
+    pub middleware: MiddlewareSet,
 }
 
 impl Snapshot {
@@ -68,7 +68,7 @@ impl Published {
 /// A worker's hold on a snapshot, for as long as it looks for what to do with a request. What an exchange keeps until its end, which
 /// that of a tunnel may have in a week, is the route alone.
 #[derive(Debug)]
-pub struct Held {
+pub struct HeldSnapshot {
     snapshot: Arc<Snapshot>,
     /// Those that requests were found for.
     routes: Box<[OnceCell<KeptRoute>]>,
@@ -79,7 +79,7 @@ pub struct Held {
 /// A worker's hold on a route, and on what that needs.
 pub type KeptRoute = Rc<Arc<Route>>;
 
-impl Held {
+impl HeldSnapshot {
     fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
         let routes = snapshot.routes.routes().iter().map(|_| OnceCell::new()).collect();
         let chains = snapshot.middleware.listeners.iter().map(|_| OnceCell::new()).collect();
@@ -105,13 +105,13 @@ impl Held {
         Some(Rc::clone(self.chains[index].get_or_init(|| Rc::new(listeners[index].1.clone()))))
     }
 
-    /// The route that [`Table::find_index`] gave the index of, to keep.
+    /// The route that [`RoutingTable::find_index`] gave the index of, to keep.
     pub fn route(&self, index: usize) -> KeptRoute {
         Rc::clone(self.routes[index].get_or_init(|| Rc::new(Arc::clone(&self.snapshot.routes.routes()[index]))))
     }
 }
 
-impl Deref for Held {
+impl Deref for HeldSnapshot {
     type Target = Snapshot;
 
     fn deref(&self) -> &Snapshot {
@@ -124,20 +124,20 @@ impl Deref for Held {
 #[derive(Debug)]
 pub struct Current {
     published: Arc<Published>,
-    held: RefCell<(u64, Rc<Held>)>,
+    held: RefCell<(u64, Rc<HeldSnapshot>)>,
 }
 
 impl Current {
     /// A worker's hold on what is published.
     pub fn new(published: Arc<Published>) -> Self {
         let version = published.version.load(Ordering::Acquire);
-        let held = RefCell::new((version, Held::new(published.load())));
+        let held = RefCell::new((version, HeldSnapshot::new(published.load())));
         Self { published, held }
     }
 
     /// The snapshot to serve a request with.
     #[inline]
-    pub fn get(&self) -> Rc<Held> {
+    pub fn get(&self) -> Rc<HeldSnapshot> {
         self.renew();
         Rc::clone(&self.held.borrow().1)
     }
@@ -159,7 +159,7 @@ impl Current {
 
     #[cold]
     fn hold(&self, version: u64) {
-        let held = Held::new(self.published.load());
+        let held = HeldSnapshot::new(self.published.load());
         let before = self.held.replace((version, held));
         drop(before);
     }

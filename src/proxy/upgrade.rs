@@ -7,23 +7,23 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::backend::Lease;
-use crate::exchange::body::Progress;
+use crate::exchange::body::ExchangeProgress;
 use crate::relay::{Relayed, relay};
 use crate::transport::Link;
 
-use super::running::Running;
+use super::running::RunningExchange;
 
 /// An exchange whose two connections are from now on one. The request counts as in flight, at the backend and at the
 /// listener, until it ends.
 pub struct Tunnel {
     link: Rc<Link>,
-    running: Rc<Running>,
+    running: Rc<RunningExchange>,
     idle: Duration,
     _lease: Lease,
 }
 
 impl Tunnel {
-    pub(super) fn new(link: Rc<Link>, lease: Lease, running: Rc<Running>, idle: Duration) -> Self {
+    pub(super) fn new(link: Rc<Link>, lease: Lease, running: Rc<RunningExchange>, idle: Duration) -> Self {
         running.exchange.client.metrics.of(running.worker()).tunnels_opened.add(1);
         Self { link, running, idle, _lease: lease }
     }

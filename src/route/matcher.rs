@@ -5,11 +5,11 @@ use http::HeaderValue;
 use super::{Reading, query};
 use crate::config::{HeaderMatch, ListenerName, QueryMatch, RouteConfig, ValueMatch};
 use crate::exchange::RequestHead;
-use crate::fields::is_spelling_of;
+use crate::header_names::is_spelling_of;
 
 /// A request, as far as routes look at it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked<'a> {
+pub(super) struct MatchInput<'a> {
     pub(super) listener: &'a ListenerName,
     pub(super) head: &'a RequestHead,
     pub(super) path: Reading<'a>,
@@ -25,7 +25,7 @@ pub(super) fn constraints(config: &RouteConfig) -> usize {
 }
 
 /// Whether the request has all of them.
-pub(super) fn matches(config: &RouteConfig, asked: &Asked<'_>) -> bool {
+pub(super) fn matches(config: &RouteConfig, asked: &MatchInput<'_>) -> bool {
     (config.listeners.is_empty() || config.listeners.contains(asked.listener))
         && (config.methods.is_empty() || config.methods.contains(&asked.head.method))
         && config.headers.iter().all(|wanted| has_header(wanted, asked.head))

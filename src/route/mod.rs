@@ -31,7 +31,7 @@ use crate::config::{
     self, HostPattern, ListenerName, MiddlewareName, PathPattern, RouteConfig, RouteName, UpstreamName,
 };
 use crate::exchange::RequestHead;
-use crate::fields::tells_client;
+use crate::header_names::tells_client;
 use crate::middleware::{Chain, Installed};
 use crate::target::{self, Host, authority};
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
@@ -44,7 +44,7 @@ pub mod path;
 pub mod rewrite;
 
 use keys::{Exact, Longest};
-use matcher::Asked;
+use matcher::MatchInput;
 
 /// Where requests that match go, and what happens to them on the way.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub struct Route {
     /// What it was built from.
     pub config: Arc<RouteConfig>,
     /// What is done with a request.
-    pub action: Action,
+    pub action: RouteAction,
     /// What it passes through.
     pub chain: Chain,
     /// What was counted of it, over reloads.
@@ -63,7 +63,7 @@ pub struct Route {
 
 /// What is done with a request, with the names of the configuration resolved.
 #[derive(Debug)]
-pub enum Action {
+pub enum RouteAction {
     /// Forwarded to an upstream.
     Forward(Forward),
     /// Answered with a redirect.
@@ -83,7 +83,7 @@ pub struct Forward {
     pub host: Option<HeaderValue>,
     /// How large a request's body may be, in place of what the listener says.
     pub max_body: Option<config::BodyLimit>,
-    /// Who tells a client to go on that asks before it sends its body.
+    /// What tells a client with `Expect: 100-continue` to go on.
     pub expect: config::Expect,
     /// How long it may take.
     pub timeouts: config::Timeouts,
@@ -93,20 +93,20 @@ pub struct Forward {
 
 /// All routes, laid out for the search. Immutable.
 #[derive(Debug)]
-pub struct Table {
+pub struct RoutingTable {
     routes: Box<[Arc<Route>]>,
     /// By host name.
-    exact_hosts: Exact<Paths>,
+    exact_hosts: Exact<HostRoutes>,
     /// By what comes after the `*`.
-    wildcard_hosts: Longest<Paths>,
-    any_host: Paths,
+    wildcard_hosts: Longest<HostRoutes>,
+    any_host: HostRoutes,
     /// Whether a route asks for headers.
     looks_at_headers: bool,
     /// Whether one of those is a header that tells of the client.
     looks_at_clients: bool,
 }
 
-impl Table {
+impl RoutingTable {
     /// Lays the routes out, each with its own of the `middleware` that was installed. `metrics` gives what was counted of a route so far, or a new set.
     pub fn build(
         routes: &[Arc<RouteConfig>],
@@ -117,7 +117,7 @@ impl Table {
         let draft = Draft::of(routes);
         let upstreams: HashMap<_, _> = upstreams.iter().map(|upstream| (upstream.name(), upstream)).collect();
         let routes = routes.iter().map(|config| {
-            let action = Action::build(config, &upstreams);
+            let action = RouteAction::build(config, &upstreams);
             let behind = action.middleware();
             Arc::new(Route {
                 name: config.name.clone(),
@@ -149,7 +149,7 @@ impl Table {
     }
 
     /// The route of a request that came to `listener` for `authority`: the value of a `Host` header, or nothing. `None` too where that
-    /// or the path is one that is refused. For a look at a table; requests are served by [`Table::find_index`].
+    /// or the path is one that is refused. For a look at a table; requests are served by [`RoutingTable::find_index`].
     pub fn find(&self, listener: &ListenerName, authority: &str, request: &RequestHead) -> Option<&Route> {
         let authority = match authority {
             "" => String::new(),
@@ -161,7 +161,7 @@ impl Table {
         index.map(|index| self.get(index))
     }
 
-    /// The route of a request that came to `listener` for `host`, with a path that is read so. For [`Table::get`]: a number can be kept
+    /// The route of a request that came to `listener` for `host`, with a path that is read so. For [`RoutingTable::get`]: a number can be kept
     /// where a reference cannot. Allocates nothing, unless a route compares an encoded query with a pattern.
     pub fn find_index(
         &self,
@@ -170,11 +170,11 @@ impl Table {
         path: Reading<'_>,
         request: &RequestHead,
     ) -> Option<usize> {
-        let asked = Asked { listener, head: request, path };
+        let asked = MatchInput { listener, head: request, path };
         self.find_by_host(host.as_str().as_bytes(), &asked).or_else(|| self.any_host.find(&asked))
     }
 
-    /// The route that [`Table::find_index`] of this very table gave the index of.
+    /// The route that [`RoutingTable::find_index`] of this very table gave the index of.
     pub fn get(&self, index: usize) -> &Route {
         &self.routes[index]
     }
@@ -184,13 +184,13 @@ impl Table {
         &self.routes
     }
 
-    /// Whether a route is for requests to some hosts only. Otherwise it does not matter to [`Table::find_index`] which host it is given.
+    /// Whether a route is for requests to some hosts only. Otherwise it does not matter to [`RoutingTable::find_index`] which host it is given.
     #[inline]
     pub fn looks_at_hosts(&self) -> bool {
         !(self.exact_hosts.is_empty() && self.wildcard_hosts.is_empty())
     }
 
-    fn find_by_host(&self, host: &[u8], asked: &Asked<'_>) -> Option<usize> {
+    fn find_by_host(&self, host: &[u8], asked: &MatchInput<'_>) -> Option<usize> {
         if !self.looks_at_hosts() {
             return None;
         }
@@ -209,7 +209,7 @@ pub struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Of a path that is read alike by everybody.
+    /// Of a path that all servers read alike.
     pub fn plain(path: &'a str) -> Self {
         Self { path, with_parameters: None }
     }
@@ -221,7 +221,7 @@ impl<'a> From<&'a target::path::Matched> for Reading<'a> {
     }
 }
 
-impl Action {
+impl RouteAction {
     /// The middleware of the upstream, where there is one.
     fn middleware(&self) -> &[MiddlewareName] {
         match self {
@@ -260,22 +260,22 @@ impl Action {
 
 /// The routes of a host.
 #[derive(Debug)]
-struct Paths {
-    exact: Exact<Candidates>,
-    prefixes: Longest<Candidates>,
+struct HostRoutes {
+    exact: Exact<RouteCandidates>,
+    prefixes: Longest<RouteCandidates>,
     /// In the order of the file.
-    patterns: Box<[(Regex, Candidates)]>,
+    patterns: Box<[(Regex, RouteCandidates)]>,
     /// Those of every path.
-    every: Option<Candidates>,
+    every: Option<RouteCandidates>,
 }
 
-impl Paths {
-    fn find(&self, asked: &Asked<'_>) -> Option<usize> {
+impl HostRoutes {
+    fn find(&self, asked: &MatchInput<'_>) -> Option<usize> {
         let path = asked.path.path.as_bytes();
-        let first = |candidates: &Candidates| candidates.first(asked);
+        let first = |candidates: &RouteCandidates| candidates.first(asked);
         let by_pattern = || {
             let Reading { path, with_parameters } = asked.path;
-            let fits = |(regex, _): &&(Regex, Candidates)| {
+            let fits = |(regex, _): &&(Regex, RouteCandidates)| {
                 regex.is_match(path) || with_parameters.is_some_and(|path| regex.is_match(path))
             };
             self.patterns.iter().filter(fits).find_map(|(_, candidates)| first(candidates))
@@ -289,18 +289,18 @@ impl Paths {
 
 /// The routes of a path, those that ask for more first.
 #[derive(Debug)]
-struct Candidates(Box<[Candidate]>);
+struct RouteCandidates(Box<[RouteCandidate]>);
 
 #[derive(Debug)]
-struct Candidate {
+struct RouteCandidate {
     route: usize,
     /// `None` where nothing is asked for, so that this is seen without a look elsewhere in memory.
     constrained: Option<Arc<RouteConfig>>,
 }
 
-impl Candidates {
-    fn first(&self, asked: &Asked<'_>) -> Option<usize> {
-        let fits = |candidate: &&Candidate| match &candidate.constrained {
+impl RouteCandidates {
+    fn first(&self, asked: &MatchInput<'_>) -> Option<usize> {
+        let fits = |candidate: &&RouteCandidate| match &candidate.constrained {
             None => true,
             Some(config) => matcher::matches(config, asked),
         };
@@ -318,10 +318,10 @@ struct Draft {
 
 #[derive(Default)]
 struct DraftPaths {
-    exact: HashMap<Box<[u8]>, Vec<Candidate>>,
-    prefixes: HashMap<Box<[u8]>, Vec<Candidate>>,
+    exact: HashMap<Box<[u8]>, Vec<RouteCandidate>>,
+    prefixes: HashMap<Box<[u8]>, Vec<RouteCandidate>>,
     /// By the pattern's text, with the place in the file of the first route that has it.
-    patterns: BTreeMap<String, (usize, Regex, Vec<Candidate>)>,
+    patterns: BTreeMap<String, (usize, Regex, Vec<RouteCandidate>)>,
 }
 
 impl Draft {
@@ -356,7 +356,7 @@ impl Draft {
 impl DraftPaths {
     fn add(&mut self, route: usize, config: &Arc<RouteConfig>) {
         let constrained = (matcher::constraints(config) > 0).then(|| Arc::clone(config));
-        let candidate = Candidate { route, constrained };
+        let candidate = RouteCandidate { route, constrained };
         match &config.path {
             PathPattern::Exact(path) => self.exact.entry(path.as_bytes().into()).or_default().push(candidate),
             PathPattern::Prefix(prefix) => self.prefixes.entry(prefix.as_bytes().into()).or_default().push(candidate),
@@ -370,15 +370,15 @@ impl DraftPaths {
         }
     }
 
-    fn finish(mut self) -> Paths {
-        let every = self.prefixes.remove(&b""[..]).map(|candidates| Candidates(candidates.into()));
-        let finish = |(path, candidates): (_, Vec<_>)| (path, Candidates(candidates.into()));
+    fn finish(mut self) -> HostRoutes {
+        let every = self.prefixes.remove(&b""[..]).map(|candidates| RouteCandidates(candidates.into()));
+        let finish = |(path, candidates): (_, Vec<_>)| (path, RouteCandidates(candidates.into()));
         let mut patterns: Vec<_> = self.patterns.into_values().collect();
         patterns.sort_by_key(|&(first, ..)| first);
-        Paths {
+        HostRoutes {
             exact: self.exact.into_iter().map(finish).collect(),
             prefixes: self.prefixes.into_iter().map(finish).collect(),
-            patterns: patterns.into_iter().map(|(_, regex, list)| (regex, Candidates(list.into()))).collect(),
+            patterns: patterns.into_iter().map(|(_, regex, list)| (regex, RouteCandidates(list.into()))).collect(),
             every,
         }
     }

@@ -10,28 +10,29 @@ use http::uri::PathAndQuery;
 use crate::config::{PathRule, PathsConfig, PathsKey};
 use crate::exchange::RequestHead;
 use crate::target::path::{has_dots, matched};
-use crate::target::sent::AsSent;
+use crate::target::raw_target::AsSent;
 
 /// Why a path is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedPath {
     /// By which key of `paths`.
     pub key: PathsKey,
     /// What of the path.
     pub why: &'static str,
 }
 
-const DOTS: Refused = Refused { key: PathsKey::DotSegments, why: "the path has a dot segment" };
-const ABOVE: Refused = Refused { key: PathsKey::DotSegments, why: "the path leads above its root" };
-const ENCODED: Refused = Refused { key: PathsKey::EncodedSlashes, why: "the path has an encoded slash" };
-const DUPLICATE: Refused = Refused { key: PathsKey::DuplicateSlashes, why: "the path has two slashes in a row" };
-const BACKSLASH: Refused = Refused { key: PathsKey::Backslashes, why: "the path has a backslash" };
+const DOTS: RefusedPath = RefusedPath { key: PathsKey::DotSegments, why: "the path has a dot segment" };
+const ABOVE: RefusedPath = RefusedPath { key: PathsKey::DotSegments, why: "the path leads above its root" };
+const ENCODED: RefusedPath = RefusedPath { key: PathsKey::EncodedSlashes, why: "the path has an encoded slash" };
+const DUPLICATE: RefusedPath =
+    RefusedPath { key: PathsKey::DuplicateSlashes, why: "the path has two slashes in a row" };
+const BACKSLASH: RefusedPath = RefusedPath { key: PathsKey::Backslashes, why: "the path has a backslash" };
 
 /// A tidy path by these rules: what the backend is sent.
 ///
 /// # Errors
 /// Why the request is refused.
-pub fn settle<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, Refused> {
+pub fn settle<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, RefusedPath> {
     let mut text = slashes(path, rules)?;
     if text.contains("//") {
         match rules.duplicate_slashes {
@@ -61,7 +62,7 @@ pub fn settle<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, Re
 }
 
 /// Encoded slashes and backslashes by their rules.
-fn slashes<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, Refused> {
+fn slashes<'a>(path: &'a str, rules: &PathsConfig) -> Result<Cow<'a, str>, RefusedPath> {
     let mut text = Cow::Borrowed(path);
     for (spelling, rule, why) in [
         ("%2F", rules.encoded_slashes, ENCODED),
@@ -141,7 +142,7 @@ mod tests {
         PathsConfig { dot_segments: rule, encoded_slashes: rule, duplicate_slashes: rule, backslashes: rule }
     }
 
-    fn settled(path: &str, rules: &PathsConfig) -> Result<String, Refused> {
+    fn settled(path: &str, rules: &PathsConfig) -> Result<String, RefusedPath> {
         settle(&tidy(path).unwrap(), rules).map(Cow::into_owned)
     }
 
@@ -207,7 +208,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is made plain is plain, to whoever looks at it again.
+        /// A normalized path stays as it is when it is normalized again.
         #[test]
         fn what_is_made_plain_is_plain(path in "/([a/.;%]|%2e|%2f|%5c|%3b|\\\\){0,12}") {
             if let Ok(plain) = settled(&path, &all(PathRule::Normalize)) {

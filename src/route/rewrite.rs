@@ -12,7 +12,7 @@ use crate::target;
 /// The target that the backend sees; `None` where it is the client's.
 ///
 /// It starts with exactly one slash wherever this puts it together: `/api//elsewhere` without `/api` is `/elsewhere`, because
-/// `//elsewhere` would name a host to whoever resolves it as a reference (RFC 3986 §4.2). A target that is no path, as in
+/// `//elsewhere` would name a host to a reader that resolves it as a reference (RFC 3986 §4.2). A target that is no path, as in
 /// `OPTIONS *`, is left alone, and so is the path of a route that matches by pattern: it has no prefix.
 pub fn backend_target(rewrite: &PathRewrite, pattern: &PathPattern, uri: &Uri) -> Option<PathAndQuery> {
     let replacement = match rewrite {

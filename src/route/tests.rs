@@ -41,8 +41,8 @@ fn routes(lines: &[&str]) -> Vec<Arc<RouteConfig>> {
     lines.iter().map(|line| route(line, line)).collect()
 }
 
-fn table(routes: &[Arc<RouteConfig>]) -> Table {
-    Table::build(routes, &[], &[], &mut |_| Arc::new(Sharded::new(1)))
+fn table(routes: &[Arc<RouteConfig>]) -> RoutingTable {
+    RoutingTable::build(routes, &[], &[], &mut |_| Arc::new(Sharded::new(1)))
 }
 
 /// A request from a line such as `POST a.example:80 /x?q=1 x-a=1 @main`; the method may be left out, the host is `-` for
@@ -65,7 +65,7 @@ fn request(line: &str) -> (ListenerName, String, RequestHead) {
     (listener.into(), host.to_owned(), parts)
 }
 
-fn find<'a>(table: &'a Table, line: &str) -> Option<&'a str> {
+fn find<'a>(table: &'a RoutingTable, line: &str) -> Option<&'a str> {
     let (listener, host, parts) = request(line);
     table.find(&listener, &host, &parts).map(|route| route.name.as_str())
 }
@@ -274,7 +274,7 @@ fn actions_are_resolved() {
         &Factories::default(),
     );
     let mut asked_for = Vec::new();
-    let table = Table::build(&configs, &[Arc::clone(&upstream)], &[], &mut |name| {
+    let table = RoutingTable::build(&configs, &[Arc::clone(&upstream)], &[], &mut |name| {
         asked_for.push(name.to_string());
         Arc::new(Sharded::new(1))
     });
@@ -284,12 +284,14 @@ fn actions_are_resolved() {
         let (listener, host, parts) = request(line);
         &table.find(&listener, &host, &parts).unwrap().action
     };
-    let Action::Forward(forward) = action("/users/1") else { panic!("not forwarded") };
+    let RouteAction::Forward(forward) = action("/users/1") else { panic!("not forwarded") };
     assert!(Arc::ptr_eq(&forward.upstream, &upstream));
     assert_eq!(forward.host.as_ref().unwrap(), "inside");
-    assert!(matches!(action("/moved"), Action::Redirect(found) if *found == redirect));
+    assert!(matches!(action("/moved"), RouteAction::Redirect(found) if *found == redirect));
     // Not the users: whoever wrote the route meant somewhere else.
-    assert!(matches!(action("/users/lost"), Action::Respond(found) if found.status == StatusCode::SERVICE_UNAVAILABLE));
+    assert!(
+        matches!(action("/users/lost"), RouteAction::Respond(found) if found.status == StatusCode::SERVICE_UNAVAILABLE)
+    );
 }
 
 /// The rules of the module's head, applied to every route in turn.
@@ -298,7 +300,7 @@ fn find_naively(
     (listener, host, head): &(ListenerName, String, RequestHead),
 ) -> Option<usize> {
     let path = head.uri.path();
-    let asked = Asked { listener, head, path: Reading::plain(path) };
+    let asked = MatchInput { listener, head, path: Reading::plain(path) };
     let mut best: Option<(_, usize)> = None;
     for (index, route) in routes.iter().enumerate() {
         let hosts: Vec<Option<&HostPattern>> = match route.hosts.as_slice() {

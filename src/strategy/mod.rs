@@ -15,20 +15,20 @@ use tracing::error;
 use crate::backend::{Backend, BackendId};
 use crate::config::StrategyConfig;
 
-mod alias;
+mod alias_method;
 pub mod conformance;
-mod dice;
+mod random_source;
 mod least_connections;
 mod load;
 mod power_of_two;
 mod random;
 mod rotation;
 mod round_robin;
-mod untried;
+mod skip_tried;
 mod weighted_random;
 mod weighted_round_robin;
 
-pub use dice::Dice;
+pub use random_source::Dice;
 
 use least_connections::LeastConnections;
 use power_of_two::PowerOfTwo;
@@ -164,7 +164,7 @@ pub fn build(
         StrategyConfig::Custom(name) => match factories.0.get(&**name) {
             Some(factory) => factory(ready, cursor),
             None => {
-                // The check of the configuration refuses a name that no factory has. Whoever builds without that check
+                // The check of the configuration refuses a name that no factory has. A caller that builds without that check
                 // gets requests served, and is told.
                 error!(strategy = %name, "no factory for this strategy, using round_robin");
                 Box::new(RoundRobin::new(cursor))

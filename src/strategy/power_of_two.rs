@@ -1,9 +1,9 @@
 use std::cmp::Ordering;
 
-use super::alias::Alias;
-use super::dice::scale;
+use super::alias_method::Alias;
 use super::load::Load;
-use super::{Candidates, Dice, Strategy, untried};
+use super::random_source::scale;
+use super::{Candidates, Dice, Strategy, skip_tried};
 use crate::backend::Backend;
 
 /// The less loaded of two distinct draws.
@@ -40,8 +40,8 @@ impl PowerOfTwo {
                     None => dice.below(n),
                 };
                 let weight = |backend: &Backend| backend.weight.into();
-                let first = untried::pick(candidates, None, dice, weight, propose)?;
-                Some((first, untried::pick(candidates, Some(first), dice, weight, propose)))
+                let first = skip_tried::pick(candidates, None, dice, weight, propose)?;
+                Some((first, skip_tried::pick(candidates, Some(first), dice, weight, propose)))
             }
         }
     }

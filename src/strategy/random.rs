@@ -1,4 +1,4 @@
-use super::{Candidates, Dice, Strategy, untried};
+use super::{Candidates, Dice, Strategy, skip_tried};
 
 /// Any, equally likely. Keeps no state, so any number of proxies in front of the same backends cannot fall into step.
 #[derive(Debug)]
@@ -10,7 +10,7 @@ impl Strategy for Random {
         if n == 0 {
             return None;
         }
-        untried::pick(candidates, None, dice, |_| 1, |dice| dice.below(n))
+        skip_tried::pick(candidates, None, dice, |_| 1, |dice| dice.below(n))
     }
 }
 

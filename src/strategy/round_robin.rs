@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Candidates, Cursor, Dice, Strategy, untried};
+use super::{Candidates, Cursor, Dice, Strategy, skip_tried};
 
 /// Each in turn.
 ///
@@ -28,7 +28,7 @@ impl Strategy for RoundRobin {
         if candidates.tried.is_empty() {
             return Some((self.cursor.advance() % n) as usize);
         }
-        untried::pick(candidates, None, dice, |_| 1, |dice| dice.below(n as usize))
+        skip_tried::pick(candidates, None, dice, |_| 1, |dice| dice.below(n as usize))
     }
 }
 

@@ -1,5 +1,5 @@
-use super::alias::Alias;
-use super::{Candidates, Dice, Strategy, untried};
+use super::alias_method::Alias;
+use super::{Candidates, Dice, Strategy, skip_tried};
 use crate::backend::Backend;
 
 /// Any, as likely as its weight.
@@ -19,7 +19,7 @@ impl Strategy for WeightedRandom {
         if candidates.backends.is_empty() {
             return None;
         }
-        untried::pick(candidates, None, dice, |backend| backend.weight.into(), |dice| self.table.draw(dice))
+        skip_tried::pick(candidates, None, dice, |backend| backend.weight.into(), |dice| self.table.draw(dice))
     }
 }
 

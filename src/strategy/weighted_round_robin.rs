@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::rotation::Rotation;
-use super::{Candidates, Cursor, Dice, Strategy, untried};
+use super::{Candidates, Cursor, Dice, Strategy, skip_tried};
 use crate::backend::Backend;
 
 /// The longest round that is written out: 128 KiB. It is also the most that `u16` can number, for a round is at least
@@ -10,20 +10,20 @@ const SCHEDULE_MAX: u64 = 1 << 16;
 
 /// Each in turn as often as its weight, evenly spread: `a a b a c a a` for 5, 1, 1.
 ///
-/// The order is that of nginx's smooth weighted round robin: exact after each round, and on the way there nobody is a
-/// whole pick ahead of their share, for only who is owed something is picked; the longest that anybody was seen to wait
+/// The order is that of nginx's smooth weighted round robin: exact after each round, and on the way there no backend is a
+/// whole pick ahead of its share, for only a backend that is owed something is picked; the longest that a backend was seen to wait
 /// was 1.3 picks behind it. It repeats, so it is worked out once, when the list is built, and a pick reads the next
 /// place. That place is shared by all workers: the order is exact over the whole process. A further attempt takes no place, as
 /// in `round_robin`: it draws one of the round, which is a backend as likely as its weight.
 #[derive(Debug)]
 pub(super) struct WeightedRoundRobin {
-    order: Order,
+    order: RoundOrder,
     cursor: Arc<Cursor>,
 }
 
 /// Whose turn it is at a place.
 #[derive(Debug)]
-enum Order {
+enum RoundOrder {
     /// Weights that, divided by what they have in common, add up to 65 536 at most: the round, written out.
     Schedule(Box<[u16]>),
     /// Others: very close to the shares all the time instead of exact once in a very long round.
@@ -35,9 +35,9 @@ impl WeightedRoundRobin {
         let divisor = ready.iter().fold(0, |divisor, backend| common_divisor(divisor, backend.weight)).max(1);
         let total: u64 = ready.iter().map(|backend| u64::from(backend.weight / divisor)).sum();
         let order = if total <= SCHEDULE_MAX {
-            Order::Schedule(schedule(ready, divisor, total))
+            RoundOrder::Schedule(schedule(ready, divisor, total))
         } else {
-            Order::Rotation(Rotation::new(ready))
+            RoundOrder::Rotation(Rotation::new(ready))
         };
         Self { order, cursor: Arc::clone(cursor) }
     }
@@ -47,15 +47,17 @@ impl Strategy for WeightedRoundRobin {
     fn pick(&self, candidates: &Candidates<'_>, dice: &mut Dice) -> Option<usize> {
         let weight = |backend: &Backend| backend.weight.into();
         match &self.order {
-            Order::Schedule(round) if round.is_empty() => None,
-            Order::Schedule(round) if candidates.tried.is_empty() => {
+            RoundOrder::Schedule(round) if round.is_empty() => None,
+            RoundOrder::Schedule(round) if candidates.tried.is_empty() => {
                 Some(usize::from(round[(self.cursor.advance() % round.len() as u64) as usize]))
             }
-            Order::Schedule(round) => {
-                untried::pick(candidates, None, dice, weight, |dice| usize::from(round[dice.below(round.len())]))
+            RoundOrder::Schedule(round) => {
+                skip_tried::pick(candidates, None, dice, weight, |dice| usize::from(round[dice.below(round.len())]))
             }
-            Order::Rotation(rotation) if candidates.tried.is_empty() => Some(rotation.at(self.cursor.advance())),
-            Order::Rotation(rotation) => untried::pick(candidates, None, dice, weight, |dice| rotation.at(dice.bits())),
+            RoundOrder::Rotation(rotation) if candidates.tried.is_empty() => Some(rotation.at(self.cursor.advance())),
+            RoundOrder::Rotation(rotation) => {
+                skip_tried::pick(candidates, None, dice, weight, |dice| rotation.at(dice.bits()))
+            }
         }
     }
 }
@@ -70,7 +72,7 @@ struct Class {
     credit: i64,
 }
 
-/// Writes a round out: at each place everybody is credited their weight, and the first of those with the most credit is
+/// Writes a round out: at each place each backend is credited its weight, and the first of those with the most credit is
 /// picked and charged the sum of the weights.
 fn schedule(ready: &[Backend], divisor: u16, total: u64) -> Box<[u16]> {
     let total = total as i64;
@@ -127,12 +129,12 @@ mod tests {
 
     fn round(weights: &[u16]) -> Vec<u16> {
         match WeightedRoundRobin::new(&backends(weights), &Arc::default()).order {
-            Order::Schedule(round) => round.into(),
-            Order::Rotation(_) => panic!("the round of {weights:?} is not written out"),
+            RoundOrder::Schedule(round) => round.into(),
+            RoundOrder::Rotation(_) => panic!("the round of {weights:?} is not written out"),
         }
     }
 
-    /// nginx's own loop, as it is described: everybody looked at for each pick.
+    /// nginx's own loop, as it is described: it looks at each backend for each pick.
     fn nginx(weights: &[u16], picks: usize) -> Vec<u16> {
         let total: i64 = weights.iter().map(|&weight| i64::from(weight)).sum();
         let mut credits = vec![0; weights.len()];
@@ -198,7 +200,7 @@ mod tests {
         assert_eq!(round(&[65_535, 1]).len(), 65_536);
         assert_smooth(&[65_535, 1], &round(&[65_535, 1]));
         let longer = WeightedRoundRobin::new(&backends(&[65_535, 2]), &Arc::default());
-        assert!(matches!(longer.order, Order::Rotation(_)));
+        assert!(matches!(longer.order, RoundOrder::Rotation(_)));
     }
 
     #[test]
@@ -248,7 +250,7 @@ mod tests {
         }
     }
 
-    /// Often said of smooth round robin, and not so: here somebody waits until they are owed more than a pick.
+    /// Often said of smooth round robin, and not so: here a backend waits until it is owed more than a pick.
     #[test]
     fn smooth_is_not_within_one_pick() {
         let weights = [21, 203, 203, 287, 8, 203, 30];

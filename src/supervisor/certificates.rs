@@ -1,6 +1,6 @@
-//! Follows the files of certificates: what renews them writes new ones in their place, and tells nobody.
+//! Follows the files of certificates: a tool that renews them writes new files and does not tell isobar.
 //!
-//! Looked at as [`watch`](super::watch) looks at `lb.toml`, and acted upon once two looks in a row agree on all files of a
+//! Looked at as [`file_watch`](super::file_watch) looks at `lb.toml`, and acted upon once two looks in a row agree on all files of a
 //! listener. Of a certificate and its key one is written first; should two looks fall in between, that is refused, and the next
 //! change is looked at again. Connections that are open are not touched.
 
@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
-use super::watch::Stamp;
-use super::{Shared, report};
+use super::file_watch::Stamp;
+use super::{ServedState, report};
 use crate::config::{Problem, Problems, TlsConfig};
 use crate::listener::Listener;
 use crate::telemetry::events::EventKind;
@@ -27,11 +27,11 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// The task that looks. Dropped, it ends.
 #[derive(Debug)]
-pub(super) struct Certificates(JoinHandle<()>);
+pub(super) struct CertificateWatch(JoinHandle<()>);
 
 /// What is known of a listener's files.
 #[derive(Debug)]
-struct Known {
+struct WatchedCertificates {
     settings: Arc<TlsConfig>,
     /// What was acted upon last. `None` before the first time: the files may have changed after they were read.
     settled: Option<Stamps>,
@@ -43,7 +43,7 @@ struct Known {
 type Stamps = Vec<Option<Stamp>>;
 
 /// What became of a change.
-enum Outcome {
+enum CertificateReload {
     /// The files say what they said.
     Same,
     /// They can be used.
@@ -52,9 +52,9 @@ enum Outcome {
     Bad(Problems),
 }
 
-impl Certificates {
+impl CertificateWatch {
     /// Begins to look. Inside a runtime only.
-    pub(super) fn start(shared: &Arc<Shared>) -> Self {
+    pub(super) fn start(shared: &Arc<ServedState>) -> Self {
         let shared = Arc::clone(shared);
         let vital = shared.process.events.vital().clone();
         Self(tokio::spawn(vital.watch("certificates".into(), async move {
@@ -73,14 +73,14 @@ impl Certificates {
     }
 }
 
-impl Drop for Certificates {
+impl Drop for CertificateWatch {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 /// Looks at the files of all listeners once.
-async fn look(shared: &Shared, mut known: Vec<Known>) -> Vec<Known> {
+async fn look(shared: &ServedState, mut known: Vec<WatchedCertificates>) -> Vec<WatchedCertificates> {
     let mut next = Vec::new();
     for listener in shared.listeners.load_full().iter() {
         let Some(tls) = listener.tls.load_full() else { continue };
@@ -90,7 +90,7 @@ async fn look(shared: &Shared, mut known: Vec<Known>) -> Vec<Known> {
         let Ok(seen): Result<Stamps, _> = looked.await else { continue };
         // A reload has read them, and made settings of its own.
         let place = known.iter().position(|known| Arc::ptr_eq(&known.settings, &tls.settings));
-        let mut now = Known { settings: Arc::clone(&tls.settings), settled: None, seen };
+        let mut now = WatchedCertificates { settings: Arc::clone(&tls.settings), settled: None, seen };
         if let Some(before) = place.map(|place| known.swap_remove(place)) {
             let steady = before.seen == now.seen;
             now.settled = before.settled;
@@ -105,19 +105,19 @@ async fn look(shared: &Shared, mut known: Vec<Known>) -> Vec<Known> {
 }
 
 /// Reads the files of a listener, and takes what they say if that can be used.
-async fn read(shared: &Shared, listener: &Arc<Listener>, tls: Arc<Tls>) {
+async fn read(shared: &ServedState, listener: &Arc<Listener>, tls: Arc<Tls>) {
     let before = Arc::clone(&tls);
     let read = tokio::task::spawn_blocking(move || {
         let mut problems = Vec::new();
         match Tls::load(&tls.settings, Some(&tls), SystemTime::now(), &mut problems) {
-            Some(new) if new.is_of_the_same_files(&tls) => Outcome::Same,
-            Some(new) => Outcome::Good(Box::new(new), problems),
-            None => Outcome::Bad(Problems::new(problems)),
+            Some(new) if new.is_of_the_same_files(&tls) => CertificateReload::Same,
+            Some(new) => CertificateReload::Good(Box::new(new), problems),
+            None => CertificateReload::Bad(Problems::new(problems)),
         }
     });
     let (replaced, evidence) = match read.await {
-        Ok(Outcome::Same) | Err(_) => return,
-        Ok(Outcome::Good(new, warnings)) => {
+        Ok(CertificateReload::Same) | Err(_) => return,
+        Ok(CertificateReload::Good(new, warnings)) => {
             let evidence = until(&new);
             // A reload that came meanwhile has read the files itself.
             let new = Some(Arc::new(*new));
@@ -129,7 +129,7 @@ async fn read(shared: &Shared, listener: &Arc<Listener>, tls: Arc<Tls>) {
             report::warnings(&warnings);
             (true, evidence)
         }
-        Ok(Outcome::Bad(problems)) => {
+        Ok(CertificateReload::Bad(problems)) => {
             listener.certificates_refused.fetch_add(1, Ordering::Relaxed);
             let problems = problems.to_string();
             error!(listener = %listener.name(), %problems, "certificates refused, keeping those before");
@@ -149,7 +149,7 @@ fn until(tls: &Tls) -> String {
 }
 
 /// Warns of certificates that are about to expire.
-fn complain(shared: &Shared) {
+fn complain(shared: &ServedState) {
     for listener in shared.listeners.load_full().iter() {
         let Some(tls) = listener.tls.load_full() else { continue };
         for certificate in &tls.certificates {

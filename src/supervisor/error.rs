@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::{AccessLogOutput, ListenerName, Problem, Problems};
-use crate::middleware::Failed;
+use crate::middleware::InstallFailed;
 
 /// Why a configuration is not served. Whatever was served before still is.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A middleware of the embedding program refuses its table.
-    Middleware(Failed),
+    Middleware(InstallFailed),
     /// A thread, its event loop or its signal handlers cannot be made.
     Thread(io::Error),
     /// What another process listens on could not be taken over from it.
@@ -74,7 +74,7 @@ impl fmt::Display for Error {
             Self::AccessLog { output: AccessLogOutput::Stdout, source } => {
                 write!(f, "could not write the access log to standard output: {source}")
             }
-            Self::Middleware(Failed { name, why }) => write!(f, "could not make middleware {name}: {why}"),
+            Self::Middleware(InstallFailed { name, why }) => write!(f, "could not make middleware {name}: {why}"),
             Self::Thread(source) => write!(f, "could not start a thread: {source}"),
             Self::Takeover(source) => write!(f, "could not take over from the process that serves this file: {source}"),
             Self::Stopping => f.write_str("stopping, so no other configuration is taken"),

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
-use super::control::{Command, Outcome, Trigger};
+use super::command_loop::{ControlCommand, ReloadOutcome, Trigger};
 use super::{Applied, Error};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
@@ -20,24 +20,24 @@ use crate::worker::Workers;
 /// Looks into a running isobar and steers it. Cheap to clone; may be used from any thread and any runtime.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    pub(super) shared: Arc<Shared>,
-    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) shared: Arc<ServedState>,
+    pub(super) commands: mpsc::Sender<ControlCommand>,
     pub(super) stops: mpsc::UnboundedSender<Stop>,
     pub(super) logging: Option<Logging>,
 }
 
 /// What is served, as others see it.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct ServedState {
     pub(super) workers: Workers,
     pub(super) listeners: ArcSwap<Vec<Arc<Listener>>>,
-    status: ArcSwap<Status>,
+    status: ArcSwap<ConfigStatus>,
     pub(super) process: Arc<Process>,
 }
 
 /// How it stands with the configuration.
 #[derive(Clone, Debug)]
-pub struct Status {
+pub struct ConfigStatus {
     /// The file that is watched; `None` where the embedding program supplies the text.
     pub file: Option<PathBuf>,
     /// The generation that is served.
@@ -67,7 +67,7 @@ pub struct LastError {
     pub text: String,
 }
 
-/// Who asks to stop.
+/// How the stop was asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Stop {
     /// A program or the admin address; without a time, the file's `shutdown_grace`.
@@ -109,7 +109,7 @@ impl Handle {
     }
 
     /// How it stands with the configuration.
-    pub fn status(&self) -> Arc<Status> {
+    pub fn status(&self) -> Arc<ConfigStatus> {
         self.shared.status.load_full()
     }
 
@@ -134,7 +134,7 @@ impl Handle {
     /// # Errors
     /// When the file is refused; what was served before still is.
     pub async fn reload(&self) -> Result<Arc<Applied>, Arc<Error>> {
-        self.send(|reply| Command::Reload { trigger: Trigger::Asked, reply: Some(reply) }).await
+        self.send(|reply| ControlCommand::Reload { trigger: Trigger::Asked, reply: Some(reply) }).await
     }
 
     /// Applies `text` in place of what was served. Where a file is watched, its next change is applied over this.
@@ -143,12 +143,12 @@ impl Handle {
     /// When the text is refused; what was served before still is.
     pub async fn apply_text(&self, text: impl Into<String>) -> Result<Arc<Applied>, Arc<Error>> {
         let text = text.into();
-        self.send(|reply| Command::Apply { text, reply }).await
+        self.send(|reply| ControlCommand::Apply { text, reply }).await
     }
 
     /// Asks to stop and does not wait for it. Without `grace`, the file's `shutdown_grace` bounds it.
     pub fn stop(&self, grace: Option<Duration>) {
-        // Nobody listens any more when it has stopped already.
+        // There is no listener when it has stopped already.
         let _ = self.stops.send(Stop::Asked(grace));
     }
 
@@ -165,12 +165,12 @@ impl Handle {
         self.shared.workers.lend().await
     }
 
-    /// For when the task that answers is gone: nobody else ends the connections then.
+    /// For when the task that answers is gone: nothing else ends the connections then.
     pub(crate) fn abandon(&self) {
         self.shared.workers.abandon();
     }
 
-    async fn send(&self, command: impl FnOnce(oneshot::Sender<Outcome>) -> Command) -> Outcome {
+    async fn send(&self, command: impl FnOnce(oneshot::Sender<ReloadOutcome>) -> ControlCommand) -> ReloadOutcome {
         let (reply, outcome) = oneshot::channel();
         // What could not be sent comes back in the error, the sender of the reply in it: dropped before it is waited for.
         drop(self.commands.send(command(reply)).await);
@@ -178,10 +178,10 @@ impl Handle {
     }
 }
 
-impl Shared {
+impl ServedState {
     pub(super) fn new(workers: Workers, process: Arc<Process>, listeners: Vec<Arc<Listener>>) -> Self {
         let now = SystemTime::now();
-        let status = Status {
+        let status = ConfigStatus {
             file: None,
             generation: workers.snapshot().generation,
             started_at: now,
@@ -199,13 +199,13 @@ impl Shared {
         self.listeners.store(Arc::new(listeners));
     }
 
-    pub(super) fn status(&self) -> Arc<Status> {
+    pub(super) fn status(&self) -> Arc<ConfigStatus> {
         self.status.load_full()
     }
 
     /// Changes the status. The control task alone calls this, so nothing is lost between the load and the store.
-    pub(super) fn note(&self, change: impl FnOnce(&mut Status)) {
-        let mut status = Status::clone(&self.status.load());
+    pub(super) fn note(&self, change: impl FnOnce(&mut ConfigStatus)) {
+        let mut status = ConfigStatus::clone(&self.status.load());
         change(&mut status);
         self.status.store(Arc::new(status));
     }

@@ -11,58 +11,58 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::{Config, MiddlewareName, Problem, Problems, RouteName, UpstreamName};
-use crate::descriptors;
-use crate::discovery::{Feeds, Found};
+use crate::discovery::{Feeds, FoundBackends};
+use crate::file_descriptors;
 use crate::handover::Inherited;
 use crate::health::Prober;
-use crate::listener::{self, Bound, Known, Listener, covers};
+use crate::listener::{self, Bound, BoundAddresses, Listener, covers};
 use crate::middleware::{self, Installed, Kinds};
 use crate::overload::sample::{descriptors_max, open_descriptors};
 use crate::proxy::Snapshot;
-use crate::route::Table;
+use crate::route::RoutingTable;
 use crate::strategy::Factories;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
 use crate::telemetry::process::Process;
 use crate::tls::Tls;
 use crate::transport::tls::BackendTls;
-use crate::upstream::keeper::{self, Keepers};
+use crate::upstream::roster_keeper::{self, Keepers};
 use crate::upstream::{Turnover, Upstream, UpstreamState};
 use crate::worker::Workers;
 
 mod certificates;
-mod control;
+mod command_loop;
 mod error;
-mod gauge;
+mod resource_watch;
 mod handle;
-mod memory;
-pub mod plan;
-mod pulse;
+mod release_memory;
+pub mod reload_plan;
+mod watchdog;
 mod report;
-mod secured;
+mod tls_files;
 mod signals;
 mod successor;
-pub mod watch;
+pub mod file_watch;
 
-pub(crate) use control::{Control, Source, vocabulary};
-pub use control::{Ended, FAILED_GRACE};
+pub(crate) use command_loop::{ConfigSource, ControlTask, vocabulary};
+pub use command_loop::{Ended, FAILED_GRACE};
 pub use error::Error;
-pub(crate) use handle::Shared;
-pub use handle::{Handle, LastError, Status};
-pub use plan::Plan;
-pub use secured::check_files;
+pub(crate) use handle::ServedState;
+pub use handle::{ConfigStatus, Handle, LastError};
+pub use reload_plan::ReloadPlan;
 pub(crate) use signals::{Harmless, Signals};
 pub use successor::Successor;
+pub use tls_files::check_files;
 
-use certificates::Certificates;
-use gauge::Gauge;
-use plan::Step;
-use pulse::Pulse;
+use certificates::CertificateWatch;
+use reload_plan::PlanStep;
+use resource_watch::ResourceMonitor;
+use watchdog::PulseMonitor;
 
 /// What runs, and what outlives the configuration it runs with.
 #[derive(Debug)]
 pub struct Supervisor {
-    shared: Arc<Shared>,
+    shared: Arc<ServedState>,
     factories: Factories,
     kinds: Kinds,
     lasting: Lasting,
@@ -71,9 +71,9 @@ pub struct Supervisor {
     feeds: Feeds,
     /// Of the start.
     warnings: Vec<Problem>,
-    _gauge: Gauge,
-    _certificates: Certificates,
-    _pulse: Pulse,
+    _gauge: ResourceMonitor,
+    _certificates: CertificateWatch,
+    _pulse: PulseMonitor,
 }
 
 /// What goes on over a reload, found again by its identity. Dropped once the configuration no longer names it: what comes
@@ -103,10 +103,10 @@ impl Lasting {
 }
 
 /// Everything that a configuration needs and that was not there. Dropping it undoes it.
-struct Prepared {
+struct PreparedReload {
     snapshot: Arc<Snapshot>,
     lasting: Lasting,
-    log: Log,
+    log: AccessLogStep,
     bound: Vec<Bound>,
     /// What the listeners make handshakes with, in the order of the configuration.
     tls: TlsOfEach,
@@ -115,7 +115,7 @@ struct Prepared {
 }
 
 /// What becomes of the access log.
-enum Log {
+enum AccessLogStep {
     /// It stays, and so does its file.
     Kept,
     /// Its file is opened anew: log rotation has moved it away.
@@ -128,7 +128,7 @@ enum Log {
 type TlsOfEach = Vec<Option<Arc<Tls>>>;
 
 /// Whether the files that are written to are opened anew although their configuration is the same, as is expected of a
-/// reload that somebody asks for: log rotation moves files away and says so.
+/// reload on request: log rotation moves files away and says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reopen {
     /// Only where they changed.
@@ -143,7 +143,7 @@ pub struct Applied {
     /// The generation that is served now; the same as before when nothing differed.
     pub generation: u64,
     /// What differed.
-    pub plan: Plan,
+    pub plan: ReloadPlan,
     /// What is legal in the file and probably not meant.
     pub warnings: Vec<Problem>,
     /// How long it took, reading the file not included.
@@ -160,18 +160,18 @@ impl Supervisor {
     pub fn start(
         config: Config,
         (factories, kinds): (Factories, Kinds),
-        found: Vec<Found>,
+        found: Vec<FoundBackends>,
         inherited: Inherited,
     ) -> Result<Self, Error> {
         let workers = workers(&config);
         let config = Arc::new(config);
-        let mut plan = plan::plan(&nothing_but_settings(&config), &config);
-        let (backend_tls, mut warnings) = secured::prepare(&config, &mut plan, &[])?;
-        let Prepared { snapshot, lasting, log, bound, tls, warnings: mut others } = prepare(
+        let mut plan = reload_plan::plan(&nothing_but_settings(&config), &config);
+        let (backend_tls, mut warnings) = tls_files::prepare(&config, &mut plan, &[])?;
+        let PreparedReload { snapshot, lasting, log, bound, tls, warnings: mut others } = prepare(
             &plan,
             1,
             &config,
-            Running {
+            ReloadBase {
                 workers,
                 factories: &factories,
                 kinds: &kinds,
@@ -186,7 +186,7 @@ impl Supervisor {
             Reopen::All,
         )?;
         warnings.append(&mut others);
-        let plan = descriptors::Plan::new(
+        let plan = file_descriptors::DescriptorPlan::new(
             descriptors_max(),
             open_descriptors().unwrap_or(0),
             workers,
@@ -198,7 +198,7 @@ impl Supervisor {
         for upstream in &snapshot.upstreams {
             upstream.state.sources.file_says(upstream.listed());
             // What is found already is served with from the first request on.
-            keeper::follow_sources(upstream, Instant::now());
+            roster_keeper::follow_sources(upstream, Instant::now());
             upstream.enforce();
         }
         let workers = Workers::start(workers, snapshot, &process).map_err(Error::Thread)?;
@@ -210,12 +210,12 @@ impl Supervisor {
         }
         report::started(&config, &lasting.listeners, workers.count());
         report::descriptors(&config, &process.descriptors.plan);
-        let shared = Arc::new(Shared::new(workers, process, lasting.listeners.clone()));
+        let shared = Arc::new(ServedState::new(workers, process, lasting.listeners.clone()));
         let (events, checks) = (&shared.process.events, shared.process.descriptors.plan.checks);
         let prober = Arc::new(Prober::new(events.clone(), checks));
         let keepers = Keepers::new(events.clone(), Arc::new(turning_over(&shared, &prober)));
-        let (gauge, certificates) = (Gauge::start(&shared), Certificates::start(&shared));
-        let pulse = Pulse::start(&shared);
+        let (gauge, certificates) = (ResourceMonitor::start(&shared), CertificateWatch::start(&shared));
+        let pulse = PulseMonitor::start(&shared);
         let mut supervisor = Self {
             shared,
             factories,
@@ -241,19 +241,19 @@ impl Supervisor {
         let started = Instant::now();
         let workers = &self.shared.workers;
         let before = workers.snapshot();
-        let mut plan = plan::plan(&before.config, &config);
+        let mut plan = reload_plan::plan(&before.config, &config);
         config.keep_the_running(&before.config);
         if plan.is_empty() && reopen == Reopen::Changed {
             return Ok(Applied { generation: before.generation, plan, warnings, took: started.elapsed() });
         }
 
         let config = Arc::new(config);
-        let (backend_tls, mut others) = match secured::prepare(&config, &mut plan, &before.upstreams) {
+        let (backend_tls, mut others) = match tls_files::prepare(&config, &mut plan, &before.upstreams) {
             Ok(prepared) => prepared,
             Err(problems) => return Err(Error::from(problems).beside(warnings)),
         };
         warnings.append(&mut others);
-        let running = Running {
+        let running = ReloadBase {
             workers: workers.count(),
             factories: &self.factories,
             kinds: &self.kinds,
@@ -281,8 +281,8 @@ impl Supervisor {
     }
 
     /// The point of no return. Gives back the listeners that are no longer wanted.
-    fn commit(&mut self, prepared: Prepared) -> Vec<Arc<Listener>> {
-        let Prepared { snapshot, lasting, log, bound, tls, warnings: _ } = prepared;
+    fn commit(&mut self, prepared: PreparedReload) -> Vec<Arc<Listener>> {
+        let PreparedReload { snapshot, lasting, log, bound, tls, warnings: _ } = prepared;
         let workers = &self.shared.workers;
         log.take_effect(&self.shared.process);
         // Before the first request that knows of them: a backend never sees more than its limit.
@@ -319,14 +319,14 @@ impl Supervisor {
         cut
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<ServedState> {
         &self.shared
     }
 }
 
 /// Tells workers and health checks of backends that come and go by discovery. A reload tells them itself.
 fn turning_over(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServedState>,
     prober: &Arc<Prober>,
 ) -> impl Fn(&Arc<Upstream>, &Turnover) + Send + Sync + 'static {
     let (shared, prober) = (Arc::clone(shared), Arc::clone(prober));
@@ -337,7 +337,7 @@ fn turning_over(
 }
 
 /// What a preparation builds upon and must not touch.
-struct Running<'a> {
+struct ReloadBase<'a> {
     workers: usize,
     factories: &'a Factories,
     kinds: &'a Kinds,
@@ -354,7 +354,7 @@ struct Running<'a> {
     logs: bool,
 }
 
-impl Log {
+impl AccessLogStep {
     /// Before the first exchange that goes by the new configuration.
     fn take_effect(self, process: &Process) {
         match self {
@@ -370,13 +370,13 @@ impl Log {
 }
 
 fn prepare(
-    plan: &Plan,
+    plan: &ReloadPlan,
     generation: u64,
     config: &Arc<Config>,
-    mut running: Running<'_>,
+    mut running: ReloadBase<'_>,
     backend_tls: Vec<Option<Arc<BackendTls>>>,
     reopen: Reopen,
-) -> Result<Prepared, Error> {
+) -> Result<PreparedReload, Error> {
     // Files and sockets first: what can fail should do so before work is spent on the rest.
     let log = open_access_log(plan, config, running.logs, reopen)?;
     let (tls, warnings) = load_certificates(plan, config, running.lasting)?;
@@ -394,8 +394,8 @@ fn prepare(
         });
         states.insert(name.clone(), Arc::clone(&state));
         match step {
-            Step::Kept { from } => Arc::clone(&running.before[*from]),
-            Step::Changed { .. } | Step::Added => {
+            PlanStep::Kept { from } => Arc::clone(&running.before[*from]),
+            PlanStep::Changed { .. } | PlanStep::Added => {
                 Upstream::build_with(Arc::clone(config), state, running.factories, tls)
             }
         }
@@ -403,22 +403,26 @@ fn prepare(
     let upstreams: Vec<_> = upstreams.collect();
 
     let mut metrics = HashMap::with_capacity(config.routes.len());
-    let routes = Table::build(&config.routes, &upstreams, &installed, &mut |name| {
+    let routes = RoutingTable::build(&config.routes, &upstreams, &installed, &mut |name| {
         let known = || running.lasting.routes.get(name).cloned();
         let fresh = || Arc::new(Sharded::new(running.workers));
         Arc::clone(metrics.entry(name.clone()).or_insert_with(|| known().unwrap_or_else(fresh)))
     });
 
-    let middleware = middleware::Set::new(installed, &config.listeners);
+    let middleware = middleware::MiddlewareSet::new(installed, &config.listeners);
     let snapshot = Arc::new(Snapshot { generation, config: Arc::clone(config), routes, upstreams, middleware });
     let lasting = Lasting { upstreams: states, routes: metrics, middleware: kept, listeners, moved };
-    Ok(Prepared { snapshot, lasting, log, bound, tls, warnings })
+    Ok(PreparedReload { snapshot, lasting, log, bound, tls, warnings })
 }
 
 type States = HashMap<MiddlewareName, Arc<middleware::State>>;
 
 /// Makes the middleware that has changed, each on the state that there is of its name and kind.
-fn install(plan: &Plan, config: &Config, running: &Running<'_>) -> Result<(Vec<Arc<Installed>>, States), Error> {
+fn install(
+    plan: &ReloadPlan,
+    config: &Config,
+    running: &ReloadBase<'_>,
+) -> Result<(Vec<Arc<Installed>>, States), Error> {
     let mut states = HashMap::with_capacity(config.middleware.len());
     let steps = config.middleware.iter().zip(&plan.middleware.next);
     let installed = steps.map(|(config, (name, step))| {
@@ -426,8 +430,10 @@ fn install(plan: &Plan, config: &Config, running: &Running<'_>) -> Result<(Vec<A
         let state = known.unwrap_or_else(|| middleware::State::new(config, running.workers));
         states.insert(name.clone(), Arc::clone(&state));
         match step {
-            Step::Kept { from } => Ok(Arc::clone(&running.installed[*from])),
-            Step::Changed { .. } | Step::Added => running.kinds.install(config, state).map_err(Error::Middleware),
+            PlanStep::Kept { from } => Ok(Arc::clone(&running.installed[*from])),
+            PlanStep::Changed { .. } | PlanStep::Added => {
+                running.kinds.install(config, state).map_err(Error::Middleware)
+            }
         }
     });
     let installed = installed.collect::<Result<_, _>>()?;
@@ -435,18 +441,22 @@ fn install(plan: &Plan, config: &Config, running: &Running<'_>) -> Result<(Vec<A
 }
 
 /// Reads the certificates of all listeners, also of those that are kept: the files may be others.
-fn load_certificates(plan: &Plan, config: &Config, lasting: &Lasting) -> Result<(TlsOfEach, Vec<Problem>), Error> {
+fn load_certificates(
+    plan: &ReloadPlan,
+    config: &Config,
+    lasting: &Lasting,
+) -> Result<(TlsOfEach, Vec<Problem>), Error> {
     let (mut all, mut problems) = (Vec::with_capacity(config.listeners.len()), Vec::new());
     for (config, (_, step)) in config.listeners.iter().zip(&plan.listeners.next) {
         let before = match step {
-            Step::Kept { from } | Step::Changed { from, .. } => lasting.listeners[*from].tls.load_full(),
-            Step::Added => None,
+            PlanStep::Kept { from } | PlanStep::Changed { from, .. } => lasting.listeners[*from].tls.load_full(),
+            PlanStep::Added => None,
         };
         let load = |tls| Tls::load(tls, before.as_deref(), SystemTime::now(), &mut problems);
         all.push(config.tls.as_ref().and_then(load).map(Arc::new));
     }
     let problems = Problems::new(problems);
-    if problems.refuse() { Err(secured::refused(config).into()) } else { Ok((all, problems.into_vec())) }
+    if problems.refuse() { Err(tls_files::refused(config).into()) } else { Ok((all, problems.into_vec())) }
 }
 
 /// The listeners of a configuration, and those of them that were bound for it.
@@ -457,18 +467,18 @@ struct Listening {
     moved: Vec<SocketAddr>,
 }
 
-fn bind_listeners(plan: &Plan, config: &Config, running: &mut Running<'_>) -> Result<Listening, Error> {
+fn bind_listeners(plan: &ReloadPlan, config: &Config, running: &mut ReloadBase<'_>) -> Result<Listening, Error> {
     let mut moved = running.lasting.moved.clone();
     let mut listeners = Vec::with_capacity(config.listeners.len());
     let mut added: Vec<Bound> = Vec::new();
     let mut ours: Vec<_> = running.lasting.listeners.iter().map(|listener| listener.address).collect();
     for (config, (_, step)) in config.listeners.iter().zip(&plan.listeners.next) {
         match step {
-            Step::Kept { from } | Step::Changed { from, .. } => {
+            PlanStep::Kept { from } | PlanStep::Changed { from, .. } => {
                 listeners.push(Arc::clone(&running.lasting.listeners[*from]));
             }
-            Step::Added => {
-                let known = Known { ours: &ours, moved: &moved, inherited: &mut running.inherited };
+            PlanStep::Added => {
+                let known = BoundAddresses { ours: &ours, moved: &moved, inherited: &mut running.inherited };
                 let bound = listener::bind(config, running.workers, known).map_err(|source| Error::Bind {
                     listener: config.name.clone(),
                     address: config.address,
@@ -480,7 +490,7 @@ fn bind_listeners(plan: &Plan, config: &Config, running: &mut Running<'_>) -> Re
             }
         }
     }
-    // What the process before listens on and no listener has as it is: to let go of it would lose who connects meanwhile.
+    // What the process before listens on and no listener has as it is: to close it would lose clients that connect meanwhile.
     for (address, socket) in running.inherited.rest() {
         if let Some(heir) = added.iter_mut().find(|it| covers(it.listener.address, address)) {
             heir.sockets.push(socket);
@@ -500,16 +510,16 @@ fn bind_listeners(plan: &Plan, config: &Config, running: &mut Running<'_>) -> Re
 }
 
 /// `logs`: there is an access log, of the configuration of before.
-fn open_access_log(plan: &Plan, config: &Config, logs: bool, reopen: Reopen) -> Result<Log, Error> {
-    let Some(wanted) = &config.access_log else { return Ok(Log::Replaced(None)) };
+fn open_access_log(plan: &ReloadPlan, config: &Config, logs: bool, reopen: Reopen) -> Result<AccessLogStep, Error> {
+    let Some(wanted) = &config.access_log else { return Ok(AccessLogStep::Replaced(None)) };
     let refused = |source| Error::AccessLog { output: wanted.output.clone(), source };
     if !logs || plan.access_log_changes() {
-        return AccessLog::open(wanted).map(|log| Log::Replaced(Some(log))).map_err(refused);
+        return AccessLog::open(wanted).map(|log| AccessLogStep::Replaced(Some(log))).map_err(refused);
     }
     if reopen == Reopen::Changed {
-        return Ok(Log::Kept);
+        return Ok(AccessLogStep::Kept);
     }
-    AccessLog::probe(wanted).map(|()| Log::Reopened).map_err(refused)
+    AccessLog::probe(wanted).map(|()| AccessLogStep::Reopened).map_err(refused)
 }
 
 /// A start is a reload from here.

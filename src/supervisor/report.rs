@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tracing::{debug, info, warn};
 
 use super::Applied;
-use super::plan::Listed;
+use super::reload_plan::DifferenceList;
 use crate::config::{Config, Problem};
-use crate::descriptors::Plan;
+use crate::file_descriptors::DescriptorPlan;
 use crate::listener::Listener;
 
 /// Kept upstreams that get a line each at `info`. Past these, lines that say that nothing happened would bury those that
@@ -26,7 +26,7 @@ pub(super) fn started(config: &Config, listeners: &[Arc<Listener>], workers: usi
 }
 
 /// What the descriptors of the process are enough for, and whether that is less than the file allows.
-pub(super) fn descriptors(config: &Config, plan: &Plan) {
+pub(super) fn descriptors(config: &Config, plan: &DescriptorPlan) {
     let Some(limit) = plan.limit else { return };
     let allowed = config.listeners.iter().map(|listener| listener.max_connections as u64).sum::<u64>();
     let fit = plan.connections;
@@ -69,7 +69,7 @@ pub(super) fn applied(applied: &Applied) {
 
 fn listeners(Applied { plan, .. }: &Applied) {
     for (listener, changes) in plan.listeners.changed() {
-        info!(%listener, changes = %Listed(changes), "listener changed");
+        info!(%listener, changes = %DifferenceList(changes), "listener changed");
     }
     for listener in plan.listeners.added() {
         info!(%listener, "listener added");
@@ -86,16 +86,16 @@ fn routes(Applied { plan, .. }: &Applied) {
     }
     info!(
         kept = routes.kept().count(),
-        changed = %Named(routes.changed().map(|(name, changes)| format!("{name} ({})", Listed(changes))).collect()),
-        added = %Named(routes.added().map(ToString::to_string).collect()),
-        removed = %Named(routes.removed.iter().map(|(name, _)| name.to_string()).collect()),
+        changed = %NamedCount(routes.changed().map(|(name, changes)| format!("{name} ({})", DifferenceList(changes))).collect()),
+        added = %NamedCount(routes.added().map(ToString::to_string).collect()),
+        removed = %NamedCount(routes.removed.iter().map(|(name, _)| name.to_string()).collect()),
         "routes changed"
     );
 }
 
 fn middleware(Applied { plan, .. }: &Applied) {
     for (middleware, changes) in plan.middleware.changed() {
-        info!(%middleware, changes = %Listed(changes), "middleware changed");
+        info!(%middleware, changes = %DifferenceList(changes), "middleware changed");
     }
     for middleware in plan.middleware.added() {
         info!(%middleware, "middleware added");
@@ -119,7 +119,7 @@ fn upstreams(Applied { plan, .. }: &Applied) {
         info!(kept, "upstreams kept");
     }
     for (upstream, changes) in upstreams.changed() {
-        info!(%upstream, changes = %Listed(changes), "upstream replaced");
+        info!(%upstream, changes = %DifferenceList(changes), "upstream replaced");
     }
     for upstream in upstreams.added() {
         info!(%upstream, "upstream added");
@@ -130,9 +130,9 @@ fn upstreams(Applied { plan, .. }: &Applied) {
 }
 
 /// A count, and the first few names.
-struct Named(Vec<String>);
+struct NamedCount(Vec<String>);
 
-impl Display for Named {
+impl Display for NamedCount {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0.len())?;
         for (i, name) in self.0.iter().take(ROUTES_NAMED_MAX).enumerate() {

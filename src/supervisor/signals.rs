@@ -3,9 +3,9 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-use super::control::{Command, Trigger};
+use super::command_loop::{ControlCommand, Trigger};
 use super::handle::{Handle, Stop};
-use super::successor::{Running, Successor};
+use super::successor::{RunningSuccessor, Successor};
 
 /// The signals of the process: SIGHUP reloads, SIGUSR1 opens log files anew, SIGTERM, SIGINT and SIGQUIT stop, SIGUSR2 starts the process that
 /// takes the place of this one.
@@ -59,12 +59,12 @@ impl Signals {
 
     /// Passes them on for as long as the process lives; `successor` is what SIGUSR2 starts.
     pub(crate) async fn forward(mut self, handle: Handle, successor: Option<Successor>) {
-        let mut successor = successor.map(Running::new);
+        let mut successor = successor.map(RunningSuccessor::new);
         loop {
             tokio::select! {
                 Some(()) = self.hangup.recv() => {
                     // A full queue means that a reload is about to happen anyway. Waiting here would hold up a SIGTERM.
-                    let _ = handle.commands.try_send(Command::Reload { trigger: Trigger::Signal, reply: None });
+                    let _ = handle.commands.try_send(ControlCommand::Reload { trigger: Trigger::Signal, reply: None });
                 }
                 Some(()) = self.user2.recv() => match &mut successor {
                     _ if handle.status().stopping => warn!("SIGUSR2 ignored: this process is stopping"),
@@ -87,6 +87,6 @@ fn nothing(signal: &str) {
 }
 
 fn stop(handle: &Handle, kind: SignalKind) {
-    // When nobody listens any more, the stop is over and the process ends by itself.
+    // When there is no listener any more, the stop is over and the process ends by itself.
     let _ = handle.stops.send(Stop::Signal(kind.as_raw_value()));
 }

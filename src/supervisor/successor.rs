@@ -17,13 +17,13 @@ pub struct Successor {
 
 /// At most one successor at a time.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct RunningSuccessor {
     successor: Successor,
     watched: Option<JoinHandle<()>>,
     pid: Option<u32>,
 }
 
-impl Running {
+impl RunningSuccessor {
     pub(super) fn new(successor: Successor) -> Self {
         Self { successor, watched: None, pid: None }
     }

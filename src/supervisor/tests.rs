@@ -187,8 +187,8 @@ async fn what_is_read_while_the_file_is_written_is_thrown_away() {
     let handle = running.handle();
     // The control task takes up one command after the other, but reloads that wait together are one.
     let noticed = async |seen| {
-        let trigger = control::Trigger::File(Some(seen));
-        handle.commands.send(control::Command::Reload { trigger, reply: None }).await.unwrap();
+        let trigger = command_loop::Trigger::File(Some(seen));
+        handle.commands.send(command_loop::ControlCommand::Reload { trigger, reply: None }).await.unwrap();
         eventually(|| handle.commands.capacity() == handle.commands.max_capacity()).await;
     };
     let counted = |text: &str| {
@@ -196,7 +196,7 @@ async fn what_is_read_while_the_file_is_written_is_thrown_away() {
         let status = handle.status();
         (status.reloads_applied, status.reloads_failed)
     };
-    let seen = || watch::Stamp::of(&file.0).unwrap();
+    let seen = || file_watch::Stamp::of(&file.0).unwrap();
 
     let before = seen();
     for half in ["[[listener]]\naddr", &text("")] {

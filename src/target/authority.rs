@@ -1,4 +1,4 @@
-//! Who is asked: the value of `Host`, of `:authority`, or of an absolute target's authority, by one grammar.
+//! The host that is asked: the value of `Host`, of `:authority`, or of an absolute target's authority, by one grammar.
 //!
 //! A name or an address, and digits for a port if any (RFC 9110 §7.2, RFC 3986 §3.2). Narrower than RFC 3986 in what no name in use
 //! has, and what servers read differently: no user, no escapes, no sub-delimiters, no empty label, no zone. The canonical form has a
@@ -39,7 +39,7 @@ pub fn split(authority: &str) -> (&str, Option<&str>) {
 }
 
 /// Whether an authority is canonical as it is: what nearly all requests are asked. It may say no of one that is, and never yes of one
-/// that is not. The empty one, which names nobody, is none.
+/// that is not. The empty one, which names no host, is none.
 #[inline]
 pub fn is_canonical(authority: &[u8]) -> bool {
     let (mut classes, mut dots, mut last, mut name) = (0, 0, DOT, authority.len());
@@ -90,7 +90,7 @@ pub fn canonical(authority: &[u8]) -> Option<String> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (address, port) = rest.split_once(']')?;
-            // Never with a zone, which is nobody's but the client's (RFC 6874).
+            // Never with a zone, which means something to the client only (RFC 6874).
             (format!("[{}]", address.parse::<Ipv6Addr>().ok()?), port)
         }
         None => {

@@ -1,6 +1,6 @@
-//! What a request asks for, in one form: its authority and its path.
+//! The target of a request in canonical form: its authority and its path.
 //!
-//! A rule protects what it names only if everybody reads a request alike: the route table, the comparison with the name in a TLS
+//! A rule protects what it names only if all readers read a request alike: the route table, the comparison with the name in a TLS
 //! handshake, redirects, and the backend. So a target and its authority are made canonical here, or refused, before anything compares
 //! them, and nothing compares anything else.
 //!
@@ -9,6 +9,6 @@
 
 pub mod authority;
 pub mod path;
-pub mod sent;
+pub mod raw_target;
 
 pub use authority::Host;

@@ -1,4 +1,4 @@
-//! The path of a target, as everybody reads it.
+//! The path of a target, as all readers in isobar use it.
 //!
 //! Two forms are made of it. What is *forwarded* differs from what came only where every reader agrees that it is the same: an escaped
 //! unreserved character is that character (RFC 3986 §6.2.2.2), the digits of other escapes are upper case, and a `%` that begins no
@@ -106,7 +106,7 @@ pub struct Matched {
 
 /// What of a tidy path is matched. One that is matched stays as it is.
 pub fn matched(path: &str) -> Matched {
-    let read = |parameters| read(path, Reader { parameters, ..Reader::DEFAULT });
+    let read = |parameters| read(path, PathReader { parameters, ..PathReader::DEFAULT });
     let has_parameters = path.contains(';') || path.contains("%3B");
     Matched { path: read(false), with_parameters: has_parameters.then(|| read(true)) }
 }
@@ -115,7 +115,7 @@ pub fn matched(path: &str) -> Matched {
 /// [`matched`].
 pub fn literal(path: &str) -> Option<String> {
     let differs = path.contains('\\') || path.contains("%5C") || path.contains("%2F");
-    differs.then(|| read(path, Reader { decodes: false, ..Reader::DEFAULT }))
+    differs.then(|| read(path, PathReader { decodes: false, ..PathReader::DEFAULT }))
 }
 
 /// All the ways in which some backend reads a tidy path with dot segments, or with slashes in parameters, beside that in which it is
@@ -123,9 +123,10 @@ pub fn literal(path: &str) -> Option<String> {
 /// slashes stand around is a segment to it or is none, and parameters are a part of a name or are none.
 pub fn guesses(path: &str) -> Vec<String> {
     let dots = [Dots::Names, Dots::Resolved, Dots::ResolvedBesideNothing];
-    let ways =
-        [true, false].into_iter().flat_map(|decodes| dots.map(|dots| Reader { decodes, dots, ..Reader::DEFAULT }));
-    let ways = ways.flat_map(|reader| [reader, Reader { parameters: true, whole: true, ..reader }]);
+    let ways = [true, false]
+        .into_iter()
+        .flat_map(|decodes| dots.map(|dots| PathReader { decodes, dots, ..PathReader::DEFAULT }));
+    let ways = ways.flat_map(|reader| [reader, PathReader { parameters: true, whole: true, ..reader }]);
     ways.map(|reader| read(path, reader)).collect()
 }
 
@@ -168,7 +169,7 @@ pub fn behind<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
 
 /// How a backend reads paths.
 #[derive(Clone, Copy)]
-struct Reader {
+struct PathReader {
     /// It takes encoded slashes and backslashes for slashes.
     decodes: bool,
     dots: Dots,
@@ -189,12 +190,12 @@ enum Dots {
     ResolvedBesideNothing,
 }
 
-impl Reader {
+impl PathReader {
     /// Decodes everything.
     const DEFAULT: Self = Self { decodes: true, dots: Dots::Resolved, parameters: false, whole: false };
 }
 
-fn read(path: &str, reader: Reader) -> String {
+fn read(path: &str, reader: PathReader) -> String {
     if !path.starts_with('/') {
         // `*`.
         return path.to_owned();

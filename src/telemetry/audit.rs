@@ -1,19 +1,19 @@
-//! Who has changed what: a line in the log for each change that is made or tried by hand.
+//! The audit log: a line for each change that is made or tried by hand, with its user.
 //!
 //! Under a target of their own, `isobar::audit`, so that they can be told from the rest. They are logged at `info` whatever
 //! level the rest has: see [`logging`](super::logging).
 
 use tracing::info;
 
-use super::seldom::Seldom;
+use super::log_throttle::LogThrottle;
 
 /// The target of these lines.
 pub const TARGET: &str = "isobar::audit";
 
 /// A change, in words.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry<'a> {
-    /// Who: a user over the socket, the holder of the token, an address.
+pub struct AuditEntry<'a> {
+    /// The user: a user over the socket, the holder of the token, an address.
     pub who: &'a str,
     /// What was done.
     pub what: &'a str,
@@ -28,12 +28,12 @@ pub struct Entry<'a> {
 }
 
 /// It was done.
-pub fn changed(entry: &Entry<'_>) {
+pub fn changed(entry: &AuditEntry<'_>) {
     line(entry, "changed");
 }
 
 /// It was so already.
-pub fn unchanged(entry: &Entry<'_>) {
+pub fn unchanged(entry: &AuditEntry<'_>) {
     line(entry, "unchanged");
 }
 
@@ -42,14 +42,14 @@ pub fn refused(who: &str, what: &str, why: &str) {
     info!(target: "isobar::audit", who, what, why, outcome = "refused", "by hand");
 }
 
-/// Changes that are refused to those who have not shown that they may make any, and who could go on asking: ten lines in ten seconds at
+/// Changes that are refused for want of permission, which a client could repeat for ever: ten lines in ten seconds at
 /// most. Each says for how many `times` it stands.
 #[derive(Debug)]
-pub struct Strangers(Seldom);
+pub struct Strangers(LogThrottle);
 
 impl Default for Strangers {
     fn default() -> Self {
-        Self(Seldom::new(10))
+        Self(LogThrottle::new(10))
     }
 }
 
@@ -64,7 +64,7 @@ impl Strangers {
 
 const WHAT_CHARS: usize = 200;
 
-fn line(entry: &Entry<'_>, outcome: &str) {
-    let Entry { who, what, upstream, backend, from, to } = entry;
+fn line(entry: &AuditEntry<'_>, outcome: &str) {
+    let AuditEntry { who, what, upstream, backend, from, to } = entry;
     info!(target: "isobar::audit", who, what, upstream, backend, from, to, outcome, "by hand");
 }

@@ -1,6 +1,6 @@
 //! What has happened: changes of state that an operator may want to be told of as they come.
 //!
-//! A ring that whoever listens reads at his own pace. Who is too slow loses the oldest and is told how many; nobody ever
+//! A ring that each listener reads at its own pace. A listener that is too slow loses the oldest events and is told how many; nothing ever
 //! waits for a reader.
 
 use std::collections::VecDeque;
@@ -13,9 +13,9 @@ use tracing::{info, warn};
 
 use super::audit;
 use crate::config::{Address, ListenerName, UpstreamName};
-use crate::telemetry::vital::Vital;
+use crate::telemetry::panics::Vital;
 
-/// Events that a reader may be behind before it loses some, and that one who comes back finds.
+/// Events that a reader may be behind before it loses some, and that a reader which comes back finds.
 const BEHIND_MAX: usize = 1024;
 
 /// Something that has happened.
@@ -77,7 +77,7 @@ pub enum EventKind {
         lasts: Option<Duration>,
         /// Ejections of it that are not forgiven, this one counted in.
         times: u32,
-        /// Who did it: `detection` or `hand`.
+        /// What did it: `detection` or `hand`.
         by: &'static str,
         /// The kind of the reason.
         reason: &'static str,
@@ -93,7 +93,7 @@ pub enum EventKind {
         /// How long it was.
         #[serde(rename = "after_s", serialize_with = "seconds")]
         after: Duration,
-        /// Who had ejected it: `detection` or `hand`.
+        /// What had ejected it: `detection` or `hand`.
         by: &'static str,
         /// The kind of the reason for which it was.
         reason: &'static str,
@@ -160,7 +160,7 @@ pub enum EventKind {
     },
     /// An operator has changed something, or what he changed is over by itself.
     ByHand {
-        /// Who, as far as it is known: a user over the socket, the holder of the token, an address.
+        /// The user, as far as it is known: a user over the socket, the holder of the token, an address.
         who: String,
         /// What was done: `drain`, `weight`, `log`.
         what: String,
@@ -255,7 +255,7 @@ impl EventKind {
             Self::Discovery { upstream, source, to: _, evidence } => {
                 info!(%upstream, %source, evidence, "discovery answers");
             }
-            Self::ByHand { who, what, upstream, backend, from, to } => audit::changed(&audit::Entry {
+            Self::ByHand { who, what, upstream, backend, from, to } => audit::changed(&audit::AuditEntry {
                 who,
                 what,
                 upstream: upstream.as_ref().map(UpstreamName::as_str),
@@ -297,7 +297,7 @@ struct Recent {
     events: VecDeque<Arc<Event>>,
 }
 
-/// What one who comes back gets.
+/// What a reader that comes back gets.
 #[derive(Debug)]
 pub struct Resumed {
     /// What came since, the oldest first.
@@ -319,7 +319,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Logs it and tells those who listen. Never waits. Not for what every request does: it allocates and locks.
+    /// Logs it and tells the listeners. Never waits. Not for what every request does: it allocates and locks.
     pub fn publish(&self, kind: EventKind) {
         kind.log();
         let mut recent = self.recent();
@@ -329,7 +329,7 @@ impl Events {
         if recent.events.len() > BEHIND_MAX {
             recent.events.pop_front();
         }
-        // An error only says that nobody listens.
+        // An error only says that there is no listener.
         let _ = self.0.live.send(event);
     }
 

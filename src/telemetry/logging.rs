@@ -1,6 +1,6 @@
 //! Logs of the process itself, to standard error.
 //!
-//! An event is a line in the queue of [`Lines`]: a standard error that takes nothing holds up neither a worker nor the control plane.
+//! An event is a line in the queue of [`LogLines`]: a standard error that takes nothing holds up neither a worker nor the control plane.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -17,7 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use super::audit;
-use super::lines::{Lines, Output};
+use super::line_writer::{LogLines, LogSink};
 use crate::config::{LogConfig, LogFormat, log_filter};
 
 /// Lines that may wait to be written.
@@ -29,10 +29,10 @@ const LINES_MAX: usize = 8192;
 /// # Errors
 /// When standard error cannot be written to by a thread of its own.
 pub fn init(config: &LogConfig) -> io::Result<Logging> {
-    super::vital::log_panics();
+    super::panics::log_panics();
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let lines = Arc::new(Lines::open("log", Output::Stderr, LINES_MAX)?);
-    let queue = Queue(Arc::clone(&lines));
+    let lines = Arc::new(LogLines::open("log", LogSink::Stderr, LINES_MAX)?);
+    let queue = QueueWriter(Arc::clone(&lines));
     let (subscriber, logging) = subscriber(config, move || queue.clone(), colours);
     Ok(match tracing::subscriber::set_global_default(subscriber) {
         Ok(()) => Logging { lines: Some(lines), ..logging },
@@ -42,9 +42,9 @@ pub fn init(config: &LogConfig) -> io::Result<Logging> {
 
 /// Takes an event, which comes as one piece.
 #[derive(Clone, Debug)]
-struct Queue(Arc<Lines>);
+struct QueueWriter(Arc<LogLines>);
 
-impl Write for Queue {
+impl Write for QueueWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.push_now(line.into());
         Ok(line.len())
@@ -58,11 +58,11 @@ impl Write for Queue {
 /// Changes what is logged while it is. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Logging {
-    /// `None` where somebody else decides on it.
+    /// `None` where the embedding program decides on it.
     filter: Option<reload::Handle<EnvFilter, Registry>>,
     levels: Arc<Mutex<Levels>>,
     /// On their way to standard error; `None` where they go elsewhere.
-    lines: Option<Arc<Lines>>,
+    lines: Option<Arc<LogLines>>,
 }
 
 /// What is logged.
@@ -70,7 +70,7 @@ pub struct Logging {
 pub struct Levels {
     /// What the configuration says.
     pub configured: String,
-    /// What somebody wants instead for a time.
+    /// What is set by hand instead for a time.
     pub raised: Option<Raised>,
     /// How often it was raised: tells the ends of two apart.
     times: u64,
@@ -81,7 +81,7 @@ pub struct Levels {
 pub struct Raised {
     /// A level or a filter.
     pub level: String,
-    /// Who wanted it.
+    /// The user who set it.
     pub by: String,
     /// When.
     pub since: SystemTime,
@@ -99,7 +99,7 @@ impl Levels {
 
 #[cfg(test)]
 impl Logging {
-    /// That of a subscriber that nobody logs to.
+    /// That of a subscriber without an output.
     pub(crate) fn apart(config: &LogConfig) -> Self {
         subscriber(config, io::sink, false).1
     }
@@ -223,7 +223,7 @@ where
 enum Floor {
     /// They may: the configuration that says so means it.
     Off,
-    /// Whoever steers a running process cannot have it so.
+    /// It cannot be set so in a running process.
     Audit,
 }
 

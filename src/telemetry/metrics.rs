@@ -1,7 +1,7 @@
 //! Counters that cost a load and a store.
 //!
-//! Each worker writes a shard of its own and nobody else's, so counting takes neither a lock nor a locked instruction and no
-//! cache line goes back and forth between cores. Whoever reads adds the shards up.
+//! Each worker writes its own shard only, so counting takes neither a lock nor a locked instruction and no
+//! cache line goes back and forth between cores. Readers add the shards up.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -322,7 +322,7 @@ pub enum FloodKind {
     EmptyData,
     /// WINDOW_UPDATE.
     WindowUpdate,
-    /// Frames that nobody knows, or has asked for.
+    /// Unknown frames, and answers to what was not asked.
     Unknown,
     /// What the crate `h2` counts by itself.
     Other,

@@ -4,14 +4,14 @@
 
 pub mod metrics;
 pub mod events;
-pub mod lines;
+pub mod line_writer;
 pub mod access_log;
 pub mod audit;
 pub mod logging;
-pub mod seldom;
+pub mod log_throttle;
 pub mod calendar;
 pub mod clock;
-pub mod resources;
+pub mod process_resources;
 pub mod process;
-pub mod pulse;
-pub mod vital;
+pub mod heartbeat;
+pub mod panics;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::access_log::InForce;
 use super::events::{EventKind, Events};
+use super::heartbeat::Pulse;
 use super::metrics::{Counter, Sharded};
-use super::pulse::Pulse;
 use crate::config::OverloadConfig;
-use crate::descriptors::{Descriptors, Plan};
-use crate::overload::{Cause, Change, Overload, OverloadSettings, Usage};
+use crate::file_descriptors::{DescriptorPlan, Descriptors};
+use crate::overload::{Cause, Overload, OverloadChange, OverloadSettings, Usage};
 
 /// Made once, at the start.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct Process {
     /// What has happened.
     pub events: Events,
     /// Requests and connections that were refused because there was too much to do, a shard per worker.
-    pub refused: Sharded<Refused>,
+    pub refused: Sharded<RefusedCounters>,
     /// Its file descriptors, and how they are dealt out.
     pub descriptors: Arc<Descriptors>,
     /// Whether its workers still run.
@@ -29,9 +29,9 @@ pub struct Process {
 
 /// What a worker has refused, by cause.
 #[derive(Debug, Default)]
-pub struct Refused([Counter; Cause::ALL.len()]);
+pub struct RefusedCounters([Counter; Cause::ALL.len()]);
 
-impl Refused {
+impl RefusedCounters {
     /// How many for that cause.
     pub fn of(&self, cause: Cause) -> &Counter {
         &self.0[cause as usize]
@@ -41,11 +41,11 @@ impl Refused {
 impl Process {
     /// Nothing has happened and nothing is refused. `workers` is their number; there are as many descriptors as are wanted.
     pub fn new(workers: usize) -> Arc<Self> {
-        Self::with_descriptors(workers, Plan::UNLIMITED)
+        Self::with_descriptors(workers, DescriptorPlan::UNLIMITED)
     }
 
     /// The same with descriptors that are divided by `plan`.
-    pub fn with_descriptors(workers: usize, plan: Plan) -> Arc<Self> {
+    pub fn with_descriptors(workers: usize, plan: DescriptorPlan) -> Arc<Self> {
         Arc::new(Self {
             events: Events::default(),
             refused: Sharded::new(workers),
@@ -86,7 +86,7 @@ impl Process {
     }
 
     #[cold]
-    fn tell(&self, Change { cause, worker, refuses, seen }: Change) {
+    fn tell(&self, OverloadChange { cause, worker, refuses, seen }: OverloadChange) {
         let evidence = match cause {
             Cause::Lag => format!("timers {seen:.0} ms late"),
             Cause::Descriptors => format!("{:.1} % of the file descriptors open", seen * 100.0),

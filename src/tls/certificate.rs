@@ -17,7 +17,7 @@ use crate::config::{CertificateConfig, FileKey, Problem};
 
 /// A certificate that can be shown to clients.
 #[derive(Debug)]
-pub(super) struct Loaded {
+pub(super) struct LoadedCertificate {
     /// With its key.
     pub(super) certified: Arc<CertifiedKey>,
     /// The DNS names that it is for, in lower case; those of a wildcard begin with `*.`.
@@ -32,7 +32,7 @@ pub(super) fn load(
     files: &mut Files,
     now: SystemTime,
     problems: &mut Vec<Problem>,
-) -> Option<Loaded> {
+) -> Option<LoadedCertificate> {
     // All files are read, so that every problem is found at once.
     let chain = files.read(&config.certificate, problems);
     let key = files.read_secret(&config.key, problems);
@@ -55,7 +55,7 @@ pub(super) fn load(
     certified.ocsp = ocsp.flatten();
     let (names, expires) = looked_at?;
     let expiry = Expiry { file: config.certificate.path.clone(), at: expires };
-    Some(Loaded { certified: Arc::new(certified), names, expiry })
+    Some(LoadedCertificate { certified: Arc::new(certified), names, expiry })
 }
 
 /// The certificates of a PEM file, at least one.

@@ -1,7 +1,7 @@
-//! TLS to clients: the files that a listener names, made into what its handshakes are made with.
+//! TLS to clients: the certificate files of a listener, made into the configuration of its handshakes.
 //!
 //! Reading files may block, so it happens at the start, at a reload and when a file has changed, on the control plane; a
-//! connection finds everything ready in a [`Tls`]. `isobar check` reads the same way, and drops what comes of it.
+//! connection finds everything ready in a [`Tls`]. `isobar check` reads in the same way, and drops the result.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fmt;
@@ -18,15 +18,15 @@ use tokio::sync::Semaphore;
 use crate::config::{self, Access, FileKey, Problem, Severity, TlsConfig, TlsProfile};
 
 mod certificate;
-mod clients;
-mod names;
+mod client_certificates;
+mod server_names;
 
-use certificate::Loaded;
-use clients::Verifier;
-pub use clients::identity;
-use names::Names;
+use certificate::LoadedCertificate;
+use client_certificates::ClientVerifier;
+pub use client_certificates::identity;
+use server_names::CertificatesByName;
 
-/// What may be spoken behind a handshake, the best first (ALPN). Whoever adds one here has `listener::connection` speak it.
+/// What may be spoken behind a handshake, the best first (ALPN). For another one here, `listener::connection` must speak it.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// What the handshakes of a listener are made with. Immutable: another file or setting makes another.
@@ -39,7 +39,7 @@ pub struct Tls {
     pub certificates: Vec<Expiry>,
     /// A handshake holds one of these.
     pub turns: Arc<Semaphore>,
-    names: Arc<Names>,
+    names: Arc<CertificatesByName>,
     /// Of all that was in the files: whether they are others is told by it.
     digest: u64,
     tickets: Arc<dyn ProducesTickets>,
@@ -98,17 +98,17 @@ impl Tls {
     ) -> Option<Self> {
         let known = problems.len();
         let mut files = Files::default();
-        let loaded: Vec<Loaded> =
+        let loaded: Vec<LoadedCertificate> =
             settings.certificates.iter().filter_map(|it| certificate::load(it, &mut files, now, problems)).collect();
         let asked = settings.client_certificates.as_ref();
-        let verifier = asked.and_then(|config| clients::verifier(config, &mut files, problems));
+        let verifier = asked.and_then(|config| client_certificates::verifier(config, &mut files, problems));
         if problems[known..].iter().any(|problem| problem.severity == Severity::Error) {
             return None;
         }
         // Nothing can be said against the rest but by the key that the listener has in any case.
         let key = &settings.certificates.first()?.certificate;
         let clients = verifier.as_ref().map(|(_, material)| material.clone()).unwrap_or_default();
-        let names = Arc::new(Names::new(&loaded, settings.unknown_names));
+        let names = Arc::new(CertificatesByName::new(&loaded, settings.unknown_names));
         let built = server(settings, Arc::clone(&names), verifier, before);
         let (server, tickets) = built.map_err(|error| problems.push(key.error(error.to_string()))).ok()?;
         let turns = match before {
@@ -127,7 +127,7 @@ impl Tls {
         })
     }
 
-    /// Whether who has named `name` in its handshake may ask for `host` on the same connection: the certificate that it was
+    /// Whether a client with the server name `name` may ask for `host` on the same connection: the certificate that it was
     /// shown is the one for that host too (RFC 9113 §9.1.1). Where clients show certificates they do so for the host that they
     /// have named, and no other.
     pub fn may_ask_for(&self, name: &str, host: &str) -> bool {
@@ -142,8 +142,8 @@ impl Tls {
 
 fn server(
     settings: &TlsConfig,
-    names: Arc<Names>,
-    verifier: Option<Verifier>,
+    names: Arc<CertificatesByName>,
+    verifier: Option<ClientVerifier>,
     before: Option<&Tls>,
 ) -> Result<(Arc<ServerConfig>, Arc<dyn ProducesTickets>), rustls::Error> {
     // The suites of the provider are those of Mozilla's intermediate profile but for DHE, which is slow and hardly used. The
@@ -195,7 +195,7 @@ impl Files {
         self.read_with_access(key, problems).map(|(bytes, _)| bytes)
     }
 
-    /// Reads a private key, and warns if everybody may.
+    /// Reads a private key, and warns if all users can read it.
     fn read_secret(&mut self, key: &FileKey, problems: &mut Vec<Problem>) -> Option<Vec<u8>> {
         let (bytes, access) = self.read_with_access(key, problems)?;
         problems.extend(key.exposed(access));

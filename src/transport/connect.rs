@@ -12,11 +12,11 @@ use tokio::time::sleep;
 
 use crate::backend::{BackendState, Connected};
 use crate::config::Address;
-use crate::descriptors::{Held, Seat, Seats, is_ours};
+use crate::file_descriptors::{DescriptorSeat, DescriptorSeats, HeldDescriptor, is_ours};
 use crate::socket::Socket;
 
 use super::tls::{BackendTls, HandshakeFailed};
-use super::{Connection, Link, Manner, Transport, multiplex};
+use super::{Connection, Link, Manner, Transport, http2};
 
 /// Why there is no connection. Nothing of a request was sent.
 #[derive(Debug)]
@@ -46,16 +46,16 @@ impl fmt::Display for NoConnection {
 
 impl std::error::Error for NoConnection {}
 
-/// For whom a connection is made.
+/// What a connection is made for.
 #[derive(Debug)]
 pub struct Dialling<'a> {
-    seats: &'a Rc<Seats>,
+    seats: &'a Rc<DescriptorSeats>,
     short: Cell<bool>,
 }
 
 impl<'a> Dialling<'a> {
     /// For an exchange of the client that has these seats.
-    pub fn new(seats: &'a Rc<Seats>) -> Self {
+    pub fn new(seats: &'a Rc<DescriptorSeats>) -> Self {
         Self { seats, short: Cell::new(false) }
     }
 
@@ -65,7 +65,7 @@ impl<'a> Dialling<'a> {
     }
 
     /// A seat, as soon as there is one.
-    pub(super) async fn seat(&self) -> Seat {
+    pub(super) async fn seat(&self) -> DescriptorSeat {
         self.short.set(true);
         let seat = self.seats.wait().await;
         self.short.set(false);
@@ -85,7 +85,7 @@ pub async fn connect(
     dialling: &Dialling<'_>,
 ) -> Result<Connection, NoConnection> {
     if manner.multiplexes() {
-        return Box::pin(multiplex::connect(transport, backend, manner, dialling)).await;
+        return Box::pin(http2::connect(transport, backend, manner, dialling)).await;
     }
     let seat = dialling.seat().await;
     let connected = match Connected::try_new(backend) {
@@ -107,7 +107,7 @@ pub(super) async fn reach(
     backend: &BackendState,
     manner: Manner<'_>,
     dialling: &Dialling<'_>,
-) -> Result<(Socket, Held), NoConnection> {
+) -> Result<(Socket, HeldDescriptor), NoConnection> {
     if transport.room.is_full() {
         transport.make_room();
     }

@@ -1,4 +1,4 @@
-//! Bytes to a backend and back.
+//! Connections to backends: pools, HTTP/1.1, HTTP/2 and TLS.
 //!
 //! A worker has its own [`Transport`], with its own idle connections. HTTP/1.1 is spoken by [`Link`], in the task of the
 //! exchange that waits for the answer, HTTP/2 by `multiplex`, whose connections exchanges share.
@@ -15,26 +15,26 @@ use http::{StatusCode, response};
 
 use crate::backend::{BackendId, BackendState, Connected};
 use crate::config::{PoolConfig, Protocol};
-use crate::descriptors::{Room, Seats};
-use crate::exchange::body::{RequestBody, Source};
-use crate::exchange::watch::Clock;
+use crate::exchange::body::{BodySource, RequestBody};
+use crate::exchange::deadline::Clock;
+use crate::file_descriptors::{DescriptorRoom, DescriptorSeats};
+use crate::http1::buffers::Space;
 use crate::http1::head::RequestHead;
-use crate::http1::pass_through::PassThrough;
+use crate::http1::pass_through_headers::PassThrough;
 pub use crate::http1::response::Noted;
-use crate::http1::space::Space;
 
 pub mod connect;
-pub mod link;
-mod multiplex;
+pub mod http1;
+mod http2;
 mod pool;
-mod sieve;
-mod stream;
+mod http2_empty_frames;
+mod http2_stream;
 pub mod tls;
 
-pub use link::{Failed, Informed, Link};
-use multiplex::Sessions;
+pub use http1::{Informed, Link, NoResponse};
+use http2::Sessions;
+use http2_stream::BackendStream;
 use pool::Pools;
-use stream::Stream;
 use tls::BackendTls;
 
 /// A worker's way to its backends.
@@ -44,7 +44,7 @@ pub struct Transport {
     /// What messages need while they are under way.
     pub space: Rc<Space>,
     /// The worker's share of file descriptors.
-    pub room: Rc<Room>,
+    pub room: Rc<DescriptorRoom>,
     clock: Rc<Clock>,
     /// Has other workers close an idle connection to a backend.
     short: RefCell<Option<Short>>,
@@ -79,16 +79,16 @@ impl Manner<'_> {
 }
 
 /// What an attempt is made on.
-enum Line {
+enum AttemptConnection {
     /// A connection of its own.
     Http1(Rc<Link>),
     /// A part of one.
-    Http2(Rc<Stream>),
+    Http2(Rc<BackendStream>),
 }
 
 /// A connection to a backend, taken out for one attempt.
 pub struct Connection {
-    line: Line,
+    line: AttemptConnection,
     resumed: Option<bool>,
     /// Whether it has served a request before: then it may turn out to be closed already.
     pub reused: bool,
@@ -100,7 +100,7 @@ pub struct Connection {
 
 impl Transport {
     /// No connections yet, and so much room for them.
-    pub fn new(clock: Rc<Clock>, room: Rc<Room>) -> Rc<Self> {
+    pub fn new(clock: Rc<Clock>, room: Rc<DescriptorRoom>) -> Rc<Self> {
         Rc::new(Self {
             pools: RefCell::default(),
             sessions: RefCell::default(),
@@ -117,7 +117,7 @@ impl Transport {
         self: &Rc<Self>,
         backend: &BackendState,
         manner: Manner<'_>,
-        seats: &Rc<Seats>,
+        seats: &Rc<DescriptorSeats>,
     ) -> Option<Connection> {
         let identity = BackendTls::identity(manner.tls);
         if manner.multiplexes() {
@@ -142,7 +142,7 @@ impl Transport {
 
     /// Keeps a connection for its next request, if it is fit for one.
     fn keep(&self, slot: BackendId, pool: PoolConfig, link: Rc<Link>) {
-        // One that somebody waits for at another worker is worth more closed.
+        // One that a request at another worker waits for is worth more closed.
         if link.rest() && !link.connected(Connected::is_wanted) {
             link.seat(None);
             self.pools.borrow_mut().put(slot, pool, pool::Idle { link, since_ms: self.clock.now_ms() });
@@ -165,7 +165,7 @@ impl Transport {
         *self.short.borrow_mut() = Some(ask);
     }
 
-    /// Closes an idle connection to a backend, if somebody misses it.
+    /// Closes an idle connection to a backend, if a request waits for it.
     pub fn spare(&self, backend: BackendId) {
         if !self.pools.borrow_mut().spare(backend) {
             self.sessions.borrow_mut().spare(backend);
@@ -208,26 +208,42 @@ impl Connection {
     fn new(link: Rc<Link>, reused: bool, transport: &Rc<Transport>, backend: &BackendState, pool: PoolConfig) -> Self {
         let resumed = if reused { None } else { link.resumed() };
         let transport = Rc::clone(transport);
-        Self { line: Line::Http1(link), resumed, reused, transport, slot: backend.id, pool, released: false }
+        Self {
+            line: AttemptConnection::Http1(link),
+            resumed,
+            reused,
+            transport,
+            slot: backend.id,
+            pool,
+            released: false,
+        }
     }
 
     fn multiplexed(
-        stream: Rc<Stream>,
+        stream: Rc<BackendStream>,
         reused: bool,
         transport: &Rc<Transport>,
         backend: &BackendState,
         pool: PoolConfig,
     ) -> Self {
         let transport = Rc::clone(transport);
-        Self { line: Line::Http2(stream), resumed: None, reused, transport, slot: backend.id, pool, released: false }
+        Self {
+            line: AttemptConnection::Http2(stream),
+            resumed: None,
+            reused,
+            transport,
+            slot: backend.id,
+            pool,
+            released: false,
+        }
     }
 
-    /// Takes a request. It is sent by [`Connection::poll_response`]. With `lets_pass`, pass-through headers of the response are
+    /// Takes a request. It is sent by [`Connection::poll_response`]. With `passes_through`, pass-through headers of the response are
     /// left as lines.
-    pub fn begin(&self, head: &RequestHead, body: &RequestBody, lets_pass: bool) {
+    pub fn begin(&self, head: &RequestHead, body: &RequestBody, passes_through: bool) {
         match &self.line {
-            Line::Http1(link) => link.begin(head, body, lets_pass),
-            Line::Http2(stream) => stream.begin(head, body),
+            AttemptConnection::Http1(link) => link.begin(head, body, passes_through),
+            AttemptConnection::Http2(stream) => stream.begin(head, body),
         }
     }
 
@@ -241,10 +257,10 @@ impl Connection {
         cx: &mut Context<'_>,
         body: &mut RequestBody,
         informed: &dyn Informed,
-    ) -> Poll<Result<StatusCode, Failed>> {
+    ) -> Poll<Result<StatusCode, NoResponse>> {
         match &self.line {
-            Line::Http1(link) => link.poll_response(cx, body, informed),
-            Line::Http2(stream) => stream.poll_response(cx, body, informed),
+            AttemptConnection::Http1(link) => link.poll_response(cx, body, informed),
+            AttemptConnection::Http2(stream) => stream.poll_response(cx, body, informed),
         }
     }
 
@@ -254,16 +270,16 @@ impl Connection {
     /// When a field is malformed.
     pub fn response(&self, parts: &mut response::Parts) -> io::Result<PassThrough> {
         match &self.line {
-            Line::Http1(link) => link.response(parts),
-            Line::Http2(stream) => stream.response(parts),
+            AttemptConnection::Http1(link) => link.response(parts),
+            AttemptConnection::Http2(stream) => stream.response(parts),
         }
     }
 
     /// Whether the response's body is of known length, of `limit` bytes at most, and not all there yet.
     pub fn gathers(&self, limit: usize) -> bool {
         match &self.line {
-            Line::Http1(link) => link.gathers(limit),
-            Line::Http2(stream) => stream.gathers(limit),
+            AttemptConnection::Http1(link) => link.gathers(limit),
+            AttemptConnection::Http2(stream) => stream.gathers(limit),
         }
     }
 
@@ -273,32 +289,32 @@ impl Connection {
     /// When the connection breaks before.
     pub fn poll_gather(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.line {
-            Line::Http1(link) => link.poll_gather(cx),
-            Line::Http2(stream) => stream.poll_gather(cx),
+            AttemptConnection::Http1(link) => link.poll_gather(cx),
+            AttemptConnection::Http2(stream) => stream.poll_gather(cx),
         }
     }
 
     /// What was noted of the fields of the response whose status is known.
     pub fn noted(&self) -> Noted {
         match &self.line {
-            Line::Http1(link) => link.noted(),
-            Line::Http2(stream) => stream.noted(),
+            AttemptConnection::Http1(link) => link.noted(),
+            AttemptConnection::Http2(stream) => stream.noted(),
         }
     }
 
     /// The body of the response, where all of it has come with its head.
     pub fn whole(&self) -> Option<Bytes> {
         match &self.line {
-            Line::Http1(link) => link.whole(),
-            Line::Http2(stream) => stream.whole(),
+            AttemptConnection::Http1(link) => link.whole(),
+            AttemptConnection::Http2(stream) => stream.whole(),
         }
     }
 
     /// A field of the response whose status is known, before [`Connection::response`] takes the head.
     pub fn field(&self, name: &str) -> Option<Bytes> {
         match &self.line {
-            Line::Http1(link) => link.field(name),
-            Line::Http2(stream) => stream.field(name),
+            AttemptConnection::Http1(link) => link.field(name),
+            AttemptConnection::Http2(stream) => stream.field(name),
         }
     }
 
@@ -314,13 +330,13 @@ impl Connection {
     /// of it within `idle`.
     pub fn upload(&self, body: RequestBody, idle: Duration) {
         let link = match &self.line {
-            Line::Http1(link) => Rc::clone(link),
-            Line::Http2(stream) if stream.uploading() => {
+            AttemptConnection::Http1(link) => Rc::clone(link),
+            AttemptConnection::Http2(stream) if stream.uploading() => {
                 let stream = Rc::clone(stream);
                 tokio::task::spawn_local(async move { stream.upload(body, idle).await });
                 return;
             }
-            Line::Http2(_) => return,
+            AttemptConnection::Http2(_) => return,
         };
         if !link.uploading() {
             return;
@@ -339,24 +355,24 @@ impl Connection {
     /// is in the middle of a request, takes no other.
     pub fn forgo(&self) {
         match &self.line {
-            Line::Http1(link) => link.forgo(),
-            Line::Http2(stream) => stream.forgo(),
+            AttemptConnection::Http1(link) => link.forgo(),
+            AttemptConnection::Http2(stream) => stream.forgo(),
         }
     }
 
     /// Whether the backend has said that it ends the connection behind its response.
     pub fn closes(&self) -> bool {
         match &self.line {
-            Line::Http1(link) => link.closes(),
-            Line::Http2(_) => false,
+            AttemptConnection::Http1(link) => link.closes(),
+            AttemptConnection::Http2(_) => false,
         }
     }
 
     /// Whether any byte of a response has come since the request was sent.
     pub fn answered(&self) -> bool {
         match &self.line {
-            Line::Http1(link) => link.answered(),
-            Line::Http2(stream) => stream.answered(),
+            AttemptConnection::Http1(link) => link.answered(),
+            AttemptConnection::Http2(stream) => stream.answered(),
         }
     }
 
@@ -367,12 +383,12 @@ impl Connection {
 
     /// Whether an attempt that has failed in this way says nothing about the backend: the connection was there already, and had
     /// been closed or given up just before.
-    pub fn was_stale(&self, failed: &Failed) -> bool {
+    pub fn was_stale(&self, failed: &NoResponse) -> bool {
         let stale = match &self.line {
-            Line::Http1(_) => self.reused,
+            AttemptConnection::Http1(_) => self.reused,
             // Before a backend has said how many streams it takes, it may refuse some on a new connection too.
             // One that breaks under the streams of others is the backend's failure, and theirs.
-            Line::Http2(stream) => {
+            AttemptConnection::Http2(stream) => {
                 let closed = self.reused && stream.was_alone() && failed.error.kind() != io::ErrorKind::InvalidData;
                 failed.unsent || closed
             }
@@ -381,26 +397,26 @@ impl Connection {
     }
 
     /// Where the rest of the response's body comes from.
-    pub fn source(&self) -> Rc<dyn Source> {
+    pub fn source(&self) -> Rc<dyn BodySource> {
         match &self.line {
-            Line::Http1(link) => Rc::clone(link) as Rc<dyn Source>,
-            Line::Http2(stream) => Rc::clone(stream) as Rc<dyn Source>,
+            AttemptConnection::Http1(link) => Rc::clone(link) as Rc<dyn BodySource>,
+            AttemptConnection::Http2(stream) => Rc::clone(stream) as Rc<dyn BodySource>,
         }
     }
 
     /// The connection itself, where it can become a tunnel.
     pub fn link(&self) -> Option<&Rc<Link>> {
         match &self.line {
-            Line::Http1(link) => Some(link),
-            Line::Http2(_) => None,
+            AttemptConnection::Http1(link) => Some(link),
+            AttemptConnection::Http2(_) => None,
         }
     }
 
     /// Whether some of the request's body is still to be sent.
     pub fn uploads(&self) -> bool {
         match &self.line {
-            Line::Http1(link) => link.uploading(),
-            Line::Http2(stream) => stream.uploading(),
+            AttemptConnection::Http1(link) => link.uploading(),
+            AttemptConnection::Http2(stream) => stream.uploading(),
         }
     }
 
@@ -411,7 +427,7 @@ impl Connection {
 
     fn give_back(&mut self) {
         self.released = true;
-        if let Line::Http1(link) = &self.line
+        if let AttemptConnection::Http1(link) = &self.line
             && !link.uploading()
         {
             self.transport.keep(self.slot, self.pool, Rc::clone(link));
@@ -423,8 +439,8 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if !self.released {
             match &self.line {
-                Line::Http1(link) => link.abandon(),
-                Line::Http2(stream) => stream.abandon(),
+                AttemptConnection::Http1(link) => link.abandon(),
+                AttemptConnection::Http2(stream) => stream.abandon(),
             }
         }
     }

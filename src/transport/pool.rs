@@ -8,11 +8,11 @@ use super::Link;
 /// A worker's idle connections, by backend. The connection used last is taken first: its memory is warm, and the others can
 /// grow old enough to be closed.
 #[derive(Debug, Default)]
-pub(super) struct Pools(Vec<Slot>);
+pub(super) struct Pools(Vec<PoolSlot>);
 
 /// The idle connections to one backend, the oldest first.
 #[derive(Debug, Default)]
-struct Slot {
+struct PoolSlot {
     epoch: u32,
     idle_timeout_ms: u64,
     idle: Vec<Idle>,
@@ -45,12 +45,12 @@ impl Pools {
         }
         let index = id.slot as usize;
         if self.0.len() <= index {
-            self.0.resize_with(index + 1, Slot::default);
+            self.0.resize_with(index + 1, PoolSlot::default);
         }
         let slot = &mut self.0[index];
         if slot.epoch != id.epoch {
             // Another backend had the slot; its connections are no use to this one.
-            *slot = Slot { epoch: id.epoch, ..Slot::default() };
+            *slot = PoolSlot { epoch: id.epoch, ..PoolSlot::default() };
         }
         slot.idle_timeout_ms = config.idle_timeout.as_millis() as u64;
         if slot.idle.len() >= config.max_idle {
@@ -59,7 +59,7 @@ impl Pools {
         slot.idle.push(idle);
     }
 
-    /// Closes the oldest, if somebody misses it. Says whether there was one.
+    /// Closes the oldest, if a request waits for it. Says whether there was one.
     pub(super) fn spare(&mut self, id: BackendId) -> bool {
         let Some(slot) = self.0.get_mut(id.slot as usize).filter(|slot| slot.epoch == id.epoch) else { return false };
         let missed = slot.idle.first().is_some_and(|idle| idle.link.connected(Connected::is_missed));

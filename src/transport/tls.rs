@@ -58,16 +58,16 @@ impl BackendTls {
     ) -> Result<Arc<Self>, Box<Problem>> {
         let mut bytes = Vec::new();
         let verifier = match &config.ca {
-            _ if config.insecure_skip_verify => Verifier::None,
+            _ if config.insecure_skip_verify => BackendVerifier::None,
             Some(file) => {
                 let (pem, _) = read(file)?;
                 bytes.push(hash(&pem));
-                Verifier::Roots(roots_in(file, &pem)?)
+                BackendVerifier::Roots(roots_in(file, &pem)?)
             }
             None => {
                 let (roots, hash) = system.read(config)?;
                 bytes.push(hash);
-                Verifier::Roots(roots)
+                BackendVerifier::Roots(roots)
             }
         };
         let shown = match &config.client_certificate {
@@ -90,13 +90,15 @@ impl BackendTls {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
         let builder = builder.map_err(whole)?;
         let builder = match verifier {
-            Verifier::Roots(roots) => {
+            BackendVerifier::Roots(roots) => {
                 let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
                 let verifier =
                     verifier.map_err(|error| config.spot.problem(format!("TLS cannot be set up: {error}")))?;
                 builder.with_webpki_verifier(verifier)
             }
-            Verifier::None => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))),
+            BackendVerifier::None => {
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+            }
         };
         let mut client = match shown {
             None => builder.with_no_client_auth(),
@@ -195,7 +197,7 @@ impl fmt::Debug for BackendTls {
     }
 }
 
-enum Verifier {
+enum BackendVerifier {
     Roots(Arc<RootCertStore>),
     None,
 }
@@ -273,20 +275,20 @@ fn unusable(file: &NamedFile, error: &dyn fmt::Display) -> Box<Problem> {
 #[derive(Debug)]
 pub struct HandshakeFailed {
     /// Of what kind it is.
-    pub kind: Failure,
+    pub kind: BackendHandshakeFailure,
     source: io::Error,
 }
 
 /// Why a handshake came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum BackendHandshakeFailure {
     /// The backend's certificate has expired.
     Expired,
     /// It is not valid yet.
     NotYetValid,
-    /// Nobody who is trusted has issued it.
+    /// Its issuer is not trusted.
     UnknownIssuer,
-    /// It is for somebody else.
+    /// It is for another name.
     WrongName,
     /// Something else is wrong with it.
     BadCertificate,
@@ -294,7 +296,7 @@ pub enum Failure {
     Other,
 }
 
-impl Failure {
+impl BackendHandshakeFailure {
     /// Whether it is the backend's certificate that is not good.
     pub fn is_certificate(self) -> bool {
         self != Self::Other
@@ -307,14 +309,14 @@ impl HandshakeFailed {
         let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let kind = match inner {
             Some(rustls::Error::InvalidCertificate(error)) => match error {
-                E::Expired | E::ExpiredContext { .. } => Failure::Expired,
-                E::NotValidYet | E::NotValidYetContext { .. } => Failure::NotYetValid,
-                E::UnknownIssuer => Failure::UnknownIssuer,
-                E::NotValidForName | E::NotValidForNameContext { .. } => Failure::WrongName,
-                _ => Failure::BadCertificate,
+                E::Expired | E::ExpiredContext { .. } => BackendHandshakeFailure::Expired,
+                E::NotValidYet | E::NotValidYetContext { .. } => BackendHandshakeFailure::NotYetValid,
+                E::UnknownIssuer => BackendHandshakeFailure::UnknownIssuer,
+                E::NotValidForName | E::NotValidForNameContext { .. } => BackendHandshakeFailure::WrongName,
+                _ => BackendHandshakeFailure::BadCertificate,
             },
-            Some(rustls::Error::NoCertificatesPresented) => Failure::BadCertificate,
-            _ => Failure::Other,
+            Some(rustls::Error::NoCertificatesPresented) => BackendHandshakeFailure::BadCertificate,
+            _ => BackendHandshakeFailure::Other,
         };
         Self { kind, source }
     }
@@ -323,16 +325,16 @@ impl HandshakeFailed {
 impl fmt::Display for HandshakeFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
-            Failure::Expired => "certificate has expired",
-            Failure::NotYetValid => "certificate is not valid yet",
-            Failure::UnknownIssuer => "certificate has an unknown issuer",
-            Failure::WrongName => "certificate is for another name",
-            Failure::BadCertificate => "certificate is not good",
-            Failure::Other => "tls handshake failed",
+            BackendHandshakeFailure::Expired => "certificate has expired",
+            BackendHandshakeFailure::NotYetValid => "certificate is not valid yet",
+            BackendHandshakeFailure::UnknownIssuer => "certificate has an unknown issuer",
+            BackendHandshakeFailure::WrongName => "certificate is for another name",
+            BackendHandshakeFailure::BadCertificate => "certificate is not good",
+            BackendHandshakeFailure::Other => "tls handshake failed",
         })?;
         match self.kind {
             // All there is to say.
-            Failure::UnknownIssuer => Ok(()),
+            BackendHandshakeFailure::UnknownIssuer => Ok(()),
             _ if self.source.kind() == io::ErrorKind::UnexpectedEof => f.write_str(": the connection was closed"),
             _ => write!(f, ": {}", self.source),
         }
@@ -345,7 +347,7 @@ impl std::error::Error for HandshakeFailed {
     }
 }
 
-/// Takes any certificate, but has whoever shows it prove that it is his: what is signed must be signed right.
+/// Takes any certificate, but its signature must be valid: the backend must have its key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

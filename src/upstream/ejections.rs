@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Readiness, Upstream};
 use crate::backend::Backend;
-use crate::backend::outlier::{self, Action, By, Ejection, End, Occasion, Sight, Subject};
+use crate::backend::outlier::{self, By, Ejection, EjectionEnd, Occasion, OutlierAction, Sight, Subject};
 use crate::telemetry::events::EventKind;
 
 /// Brings the ejections of an upstream up to `now`, and says what has happened. `random` gives any numbers.
@@ -27,7 +27,7 @@ pub(super) fn judge(
         let ramp = *backend.state.ramp();
         upstream.config.slow_start.as_ref().is_some_and(|settings| ramp.if_ready(now).is_warming(settings, now))
     };
-    // A lock of each backend is held from here to the end of the judgement. Nobody else takes two of them.
+    // A lock of each backend is held from here to the end of the judgement. No other code takes two of them.
     let mut histories: Vec<_> = backends.iter().map(|backend| backend.state.outlier.history()).collect();
     for (backend, history) in backends.iter().zip(&mut histories) {
         if backend.state.outlier.has_served() {
@@ -56,7 +56,7 @@ pub(super) fn judge(
     drop(histories);
 
     let done = actions.into_iter().filter_map(|action| match action {
-        Action::Eject { index, until, reason } => {
+        OutlierAction::Eject { index, until, reason } => {
             let backend = &backends[index].state;
             backend.outlier.was_ejected(&reason, now);
             upstream.state.ejections.send_modify(|ejections| *ejections += 1);
@@ -70,11 +70,11 @@ pub(super) fn judge(
                 evidence: reason.to_string(),
             })
         }
-        Action::Uneject { index, ejection, end } => {
+        OutlierAction::Uneject { index, ejection, end } => {
             backends[index].state.outlier.forget_streaks(now);
             Some(unejected(&backends[index], &ejection, now, end.as_str()))
         }
-        Action::Begin { index } => {
+        OutlierAction::Begin { index } => {
             backends[index].state.outlier.forget_streaks(now);
             None
         }
@@ -87,7 +87,7 @@ fn end_what_has_ended(backend: &Backend, now: Instant) -> Option<EventKind> {
     let ejection = backend.state.outlier.history().ejection().cloned()?;
     let evidence = match ejection.by {
         By::Detection => "outlier detection is off",
-        By::Hand if ejection.until.is_some_and(|until| until <= now) => End::Time.as_str(),
+        By::Hand if ejection.until.is_some_and(|until| until <= now) => EjectionEnd::Time.as_str(),
         By::Hand => return None,
     };
     backend.state.outlier.take_back(now);

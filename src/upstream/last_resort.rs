@@ -36,7 +36,7 @@ pub enum Reach {
     Ready,
     /// Where all of these were tried, to those that answer: something is given up for it, which is more than nothing.
     Answering,
-    /// Where all of these were tried, to anybody: otherwise the request fails.
+    /// Where all of these were tried, to any backend: otherwise the request fails.
     Anybody,
 }
 

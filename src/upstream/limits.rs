@@ -4,18 +4,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Upstream;
-use super::breaker::BreakerSettings;
-use super::gradient::GradientSettings;
-use super::window::Span;
+use super::adaptive_limit::GradientSettings;
+use super::circuit_breaker::BreakerSettings;
+use super::sliding_window::WindowSpan;
 use crate::backend::Backend;
-use crate::backend::permits::Permits;
-use crate::backend::queue::{Order, QueueSettings};
+use crate::backend::limits::Permits;
+use crate::backend::queue::{QueueDiscipline, QueueSettings};
 use crate::config::{AdaptiveLimitConfig, BackendLimits, BreakerConfig, LimitsConfig, QueueConfig, QueueOrder};
 
 /// The settings of the moment, handed to the machines with each event.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Who waits for a backend with room, and for how long.
+pub struct UpstreamLimits {
+    /// The queue for backends with a free slot: its length and time.
     pub queue: QueueSettings,
     /// When backends are not asked for a while; `None`: they always are.
     pub breaker: Option<BreakerSettings>,
@@ -25,7 +25,7 @@ pub struct Limits {
     backend: BackendLimits,
 }
 
-impl Limits {
+impl UpstreamLimits {
     /// What `config` comes to.
     pub(super) fn new(config: &LimitsConfig) -> Self {
         Self {
@@ -48,7 +48,7 @@ impl Limits {
 
 impl Upstream {
     /// From now on the limits of its configuration hold, also for requests of the snapshot before: a backend has one limit,
-    /// whoever asks. Whoever waits for room looks again. Does not wait. Control plane only; before requests are served with
+    /// each request. Waiting requests look again. Does not wait. Control plane only; before requests are served with
     /// it.
     pub fn enforce(&self) {
         self.enforce_at(self.roster().backends());
@@ -70,7 +70,7 @@ impl Upstream {
         }
     }
 
-    /// Whether a backend, or all together, may be full: only then has anybody to look at the line.
+    /// Whether a backend, or all together, may be full: only then the queue matters.
     #[inline]
     pub fn is_bounded(&self) -> bool {
         self.bounded.load(Ordering::Relaxed)
@@ -80,15 +80,15 @@ impl Upstream {
 fn queue(config: &QueueConfig) -> QueueSettings {
     let QueueConfig { target, interval, .. } = *config;
     let order = match config.order {
-        QueueOrder::Fifo => Order::Fifo,
-        QueueOrder::Adaptive => Order::Adaptive { target, interval },
+        QueueOrder::Fifo => QueueDiscipline::Fifo,
+        QueueOrder::Adaptive => QueueDiscipline::Adaptive { target, interval },
     };
     QueueSettings { max: config.length, timeout: config.timeout, order }
 }
 
 fn breaker(config: &BreakerConfig) -> BreakerSettings {
     BreakerSettings {
-        window: Span::new(config.window),
+        window: WindowSpan::new(config.window),
         min_calls: config.min_calls,
         failure_ratio: ratio(config.failure_percent.into()),
         slow_after: config.slow_after,
@@ -128,7 +128,7 @@ mod tests {
         let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nupstream = \"u\"\n[upstream.u]\n\
                     backends = [\"10.0.0.1:80\"]\ncircuit_breaker = {}\nadaptive_limit = {}\n";
         let config = parse(text, "lb.toml", &|_| None, &Vocabulary::default()).unwrap().config;
-        let limits = Limits::new(&config.upstreams[0].limits());
+        let limits = UpstreamLimits::new(&config.upstreams[0].limits());
         assert_eq!(limits.queue, QueueSettings::default());
         assert_eq!(limits.breaker, Some(BreakerSettings::default()));
         assert_eq!(limits.adaptive, Some(GradientSettings::default()));

@@ -5,7 +5,7 @@
 //! the metrics, lives in [`UpstreamState`], which is handed from the old to the new; so does what its [`sources`] say.
 //! The [`Roster`], the backends with the strategy built for them, is one value behind one swap, so that a pick never sees
 //! a strategy beside a list that it was not built for. It is built anew when the set or the readiness of a backend changes: by
-//! [`Upstream::serve`] and [`Upstream::refresh`], which the upstream's [`keeper`] calls.
+//! [`Upstream::serve`] and [`Upstream::refresh`], which the upstream's [`roster_keeper`] calls.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
@@ -15,21 +15,21 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
-use crate::backend::by_hand::ByHand;
 use crate::backend::health::{Account, Health, Verdict};
-use crate::backend::outlier::Outcome;
-use crate::backend::permits::Permits;
+use crate::backend::limits::Permits;
+use crate::backend::operator_state::ByHand;
+use crate::backend::outlier::AttemptOutcome;
 use crate::backend::set::Difference;
 use crate::backend::slow_start::Ramp;
-use crate::backend::{Backend, BackendId, BackendSet, BackendState, Instance, Lease, Room};
+use crate::backend::{Backend, BackendId, BackendSet, BackendState, Instance, Lease, UpstreamRoom};
 use crate::config::{Address, InitialHealth, UpstreamConfig, UpstreamName};
 use crate::strategy::{Dice, Factories, Tried};
 use crate::telemetry::metrics::{Sharded, UpstreamMetrics};
 use crate::transport::Manner;
 use crate::transport::tls::BackendTls;
 
-pub mod by_hand;
-pub mod keeper;
+pub mod operator_actions;
+pub mod roster_keeper;
 mod readiness;
 mod roster;
 pub mod sources;
@@ -37,27 +37,27 @@ mod last_resort;
 mod limits;
 mod ejections;
 mod panic;
-pub mod window;
+pub mod sliding_window;
 pub mod retry_budget;
 pub mod backoff;
-pub mod breaker;
-pub mod gradient;
-pub mod percentile;
+pub mod circuit_breaker;
+pub mod adaptive_limit;
+pub mod hedge_delay;
 pub mod tiers;
-pub mod weights;
+pub mod slow_start_weights;
 
+use hedge_delay::Latencies;
 pub use last_resort::{Reach, Signs};
-pub use limits::Limits;
-use percentile::Latencies;
+pub use limits::UpstreamLimits;
 pub use readiness::Readiness;
 use retry_budget::RetryBudget;
-pub use roster::{Cursors, Roster, Seat, Source};
+pub use roster::{Cursors, PickSource, Roster, RosterEntry};
 
 use roster::Layout;
 use sources::Sources;
 
-use breaker::Breaker;
-use gradient::Gradient;
+use adaptive_limit::Gradient;
+use circuit_breaker::Breaker;
 
 /// A pool of backends as a snapshot holds it.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ pub struct Upstream {
     /// What outlives it.
     pub state: Arc<UpstreamState>,
     /// The settings of what limits it.
-    pub limits: Limits,
+    pub limits: UpstreamLimits,
     /// How its backends are spoken to by TLS; `None` is in the clear.
     pub tls: Option<Arc<BackendTls>>,
     factories: Factories,
@@ -97,7 +97,7 @@ impl Upstream {
         let listed = BackendSet::of_file(&config.backends);
         let set = state.sources.set_with(&listed);
         let backends = backends(&set, &config, &state);
-        let limits = Limits::new(&config.limits());
+        let limits = UpstreamLimits::new(&config.limits());
         let bounded = AtomicBool::new(limits.bound(&backends));
         let layout = Layout::of(&backends, &config, Instant::now());
         let roster = Roster::build((set, layout), backends, &config, &state.cursors, factories);
@@ -141,7 +141,7 @@ impl Upstream {
         let before = self.roster.load_full();
         let mut backends = before.backends().to_vec();
         for backend in &mut backends {
-            backend.weight = by_hand::weight(&backend.instance, &backend.state);
+            backend.weight = operator_actions::weight(&backend.instance, &backend.state);
         }
         self.rebuild((before.set().clone(), backends), &before, now)
     }
@@ -150,7 +150,7 @@ impl Upstream {
     fn rebuild(&self, (set, backends): (BackendSet, Vec<Backend>), before: &Roster, now: Instant) -> bool {
         for backend in &backends {
             let readiness = Readiness::of(backend, &self.config, now);
-            // Who was never checked was never used: that is a start and no return.
+            // A backend that was never checked was never used: that is a start and no return.
             if readiness != Readiness::Unchecked {
                 backend.state.ramp().note(readiness == Readiness::Ready, now);
             }
@@ -247,7 +247,7 @@ impl Upstream {
     /// Notes how an attempt at one of its backends ended, for outlier detection. `took` is the time from sending the request to
     /// the first byte of the response, or to the end of waiting for it. On the request path, by `worker` alone.
     #[inline]
-    pub fn note(&self, backend: &BackendState, worker: usize, outcome: Outcome, took: Duration) {
+    pub fn note(&self, backend: &BackendState, worker: usize, outcome: AttemptOutcome, took: Duration) {
         if let Some(settings) = &self.config.outlier_detection
             && backend.outlier.note(worker, outcome, took, Instant::now, settings).is_some()
         {
@@ -333,7 +333,7 @@ fn backends(set: &BackendSet, config: &UpstreamConfig, state: &UpstreamState) ->
     state.forget_unused();
     let backends = set.iter().map(|instance| {
         let state = state.backend(instance, fresh);
-        Backend { weight: by_hand::weight(instance, &state), instance: Arc::clone(instance), state }
+        Backend { weight: operator_actions::weight(instance, &state), instance: Arc::clone(instance), state }
     });
     backends.collect()
 }
@@ -363,30 +363,30 @@ pub struct UpstreamState {
     pub sources: Sources,
     /// Called when the readiness of a backend may have changed, or what sources say: wakes the keeper.
     pub changed: Notify,
-    /// How often detection has ejected one of its backends: wakes those who look whether it is there again.
+    /// How often detection has ejected one of its backends: wakes the checks and the lookout.
     pub ejections: watch::Sender<u64>,
-    /// Who waits for a backend with room.
-    pub room: Arc<Room>,
+    /// The requests that wait for a backend with a free slot.
+    pub room: Arc<UpstreamRoom>,
     /// Whether backends are asked at all. Closed and without a memory as long as no breaker is configured.
     pub breaker: Arc<Breaker>,
     /// The limit for all backends together, once one was configured.
     adaptive: OnceLock<Gradient>,
     /// What the keeper remembers from one time to the next. Control plane only.
-    kept: Mutex<keeper::Kept>,
+    kept: Mutex<roster_keeper::KeeperMemory>,
     shards: usize,
-    /// Every backend that somebody holds, a roster or a lease that outlives it, and every address that something is set for by
+    /// Every backend that is held, by a roster or a lease that outlives it, and every address that something is set for by
     /// hand. Control plane only.
-    backends: Mutex<HashMap<Address, Known>>,
+    backends: Mutex<HashMap<Address, KnownAddress>>,
 }
 
 /// What is found again by an address.
 #[derive(Debug)]
-struct Known {
+struct KnownAddress {
     state: Weak<BackendState>,
     by_hand: Arc<ByHand>,
 }
 
-impl Known {
+impl KnownAddress {
     fn is_of_use(&self) -> bool {
         self.state.strong_count() > 0 || self.by_hand.marks().any()
     }
@@ -426,7 +426,7 @@ impl UpstreamState {
         let (room, kept) = (Arc::clone(&self.room), Arc::clone(&by_hand));
         let identity = (address.clone(), server_name.clone());
         let state = BackendState::with(self.name.clone(), identity, self.shards, fresh(), room, kept);
-        backends.insert(address.clone(), Known { state: Arc::downgrade(&state), by_hand });
+        backends.insert(address.clone(), KnownAddress { state: Arc::downgrade(&state), by_hand });
         state
     }
 
@@ -435,7 +435,7 @@ impl UpstreamState {
         self.lock().retain(|_, known| known.is_of_use());
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Address, Known>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Address, KnownAddress>> {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -2,8 +2,8 @@ use std::time::Instant;
 
 use super::tiers::Standing;
 use crate::backend::Backend;
-use crate::backend::by_hand::Lever;
 use crate::backend::health::{Health, Verdict};
+use crate::backend::operator_state::Lever;
 use crate::backend::outlier::By;
 use crate::config::{InitialHealth, UpstreamConfig};
 
@@ -29,7 +29,7 @@ pub enum Readiness {
     Ejected {
         /// Until when; `None` until an operator takes it back.
         until: Option<Instant>,
-        /// Who has.
+        /// What ejected it.
         by: By,
     },
 }
@@ -95,7 +95,7 @@ impl Readiness {
         match self {
             Self::Ready => Standing::Ready,
             Self::NoWeight | Self::Disabled | Self::Drained => Standing::Out,
-            // Of it nothing bad is known, so where there is nobody else it is asked rather than nobody.
+            // Nothing bad is known of it, so it is asked if there is no other backend.
             Self::Unchecked if any || by_wish => Standing::Out,
             Self::Unhealthy { unreachable: true } => Standing::Unreachable,
             // An operator wants it so; panic is about what was found out by machines.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::config::{HedgeConfig, RetryBudgetConfig};
 use crate::telemetry::metrics::Sharded;
 
-use super::window::{Slot, Span, Window};
+use super::sliding_window::{TimeSlot, Window, WindowSpan};
 
 /// What a budget allows. Handed in with each event: the counts outlive a reload that changes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,16 +24,16 @@ pub struct BudgetSettings {
     /// Further attempts a second that are allowed whatever was requested.
     pub floor_per_s: f64,
     /// How long a deposit, and a withdrawal, is remembered.
-    pub ttl: Span,
+    pub ttl: WindowSpan,
 }
 
 impl BudgetSettings {
     /// The default for retries: a fifth, a floor of 10 a second, remembered for 10 s (finagle's `RetryBudget`).
-    pub const RETRIES: Self = Self { ratio: 0.2, floor_per_s: 10.0, ttl: Span::new(Duration::from_secs(10)) };
+    pub const RETRIES: Self = Self { ratio: 0.2, floor_per_s: 10.0, ttl: WindowSpan::new(Duration::from_secs(10)) };
 
     /// The default for hedging: a twentieth, which is what hedging after the 95th percentile takes while all is well. No
     /// floor: an upstream with few requests does not need it.
-    pub const HEDGING: Self = Self { ratio: 0.05, floor_per_s: 0.0, ttl: Span::new(Duration::from_secs(10)) };
+    pub const HEDGING: Self = Self { ratio: 0.05, floor_per_s: 0.0, ttl: WindowSpan::new(Duration::from_secs(10)) };
 
     /// Those of retries, as the configuration has them.
     pub fn retries(config: &RetryBudgetConfig) -> Self {
@@ -106,7 +106,7 @@ impl RetryBudget {
         self.latest_ms.fetch_max(now_ms, Ordering::Relaxed).max(now_ms)
     }
 
-    fn requests(&self, settings: &BudgetSettings, slot: Slot) -> u64 {
+    fn requests(&self, settings: &BudgetSettings, slot: TimeSlot) -> u64 {
         self.deposited.iter().map(|window| window.sum(slot, settings.ttl, Ordering::Relaxed)).sum()
     }
 }
@@ -212,7 +212,7 @@ mod tests {
                 1..400,
             ),
         ) {
-            let ttl = Span::new(Duration::from_millis(ttl_ms));
+            let ttl = WindowSpan::new(Duration::from_millis(ttl_ms));
             let settings = BudgetSettings { ratio, floor_per_s, ttl };
             let budget = RetryBudget::new(3);
             let (mut requests, mut retries): (Vec<u64>, Vec<u64>) = Default::default();
@@ -239,7 +239,7 @@ mod tests {
         }
     }
 
-    fn slot_ms(span: Span) -> u64 {
+    fn slot_ms(span: WindowSpan) -> u64 {
         (0..).map(|shift| 1 << shift).find(|&ms| span.slot(ms) != span.slot(0)).unwrap()
     }
 }

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use super::Readiness;
 use super::last_resort::{LastResort, Signs};
-use super::tiers::{self, Member, Plan, WHOLE};
-use super::weights;
-use crate::backend::slow_start::Percent;
+use super::slow_start_weights;
+use super::tiers::{self, TierMember, TierPlan, WHOLE};
+use crate::backend::slow_start::WeightPercent;
 use crate::backend::{Backend, BackendSet};
-use crate::config::{Place, Tier, UpstreamConfig};
+use crate::config::{BackendPlacement, Tier, UpstreamConfig};
 use crate::strategy::{self, Candidates, Cursor, Dice, Factories, Strategy, Tried};
 
 /// What an upstream serves from now: its backends, those of them that are ready, and the strategies built for those.
@@ -32,18 +32,18 @@ pub struct Roster {
 /// All that a roster is built from, so that two of them that are equal make the same.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Layout {
-    backends: Vec<Seat>,
-    plan: Plan,
+    backends: Vec<RosterEntry>,
+    plan: TierPlan,
     next: Option<Instant>,
 }
 
 /// What is known of a backend when a roster is built.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Seat {
+pub struct RosterEntry {
     /// Whether it may be picked, and if not, why.
     pub readiness: Readiness,
     /// What it has of its weight.
-    pub percent: Percent,
+    pub percent: WeightPercent,
     /// What speaks against it where it is not ready; `None` where it is, and where it is not to be asked in any case.
     pub signs: Option<Signs>,
     weight: u16,
@@ -58,9 +58,9 @@ struct PickedFrom {
 
 /// Where picks come from: a set of the roster, to look at.
 #[derive(Debug)]
-pub struct Source<'a> {
+pub struct PickSource<'a> {
     /// Its tier and, where zones were told apart, its zone.
-    pub place: Place,
+    pub place: BackendPlacement,
     /// The part of the load that it gets, from 0 to 1.
     pub share: f64,
     /// Its backends with the weights that its strategy goes by.
@@ -74,17 +74,17 @@ impl Layout {
         let any = readiness.contains(&Readiness::Ready);
         let mut next = readiness.iter().filter_map(|readiness| readiness.until()).min();
         let seats = backends.iter().zip(readiness).map(|(backend, readiness)| {
-            let mut percent = Percent::FULL;
+            let mut percent = WeightPercent::FULL;
             if let (Some(settings), Readiness::Ready) = (&config.slow_start, readiness) {
                 let start = backend.state.ramp().if_ready(now);
                 percent = start.percent(settings, now);
                 next = [next, start.next_step(settings, now)].into_iter().flatten().min();
             }
             let signs = Signs::of(backend, readiness, config);
-            Seat { readiness, percent, signs, weight: backend.weight }
+            RosterEntry { readiness, percent, signs, weight: backend.weight }
         });
         let seats: Vec<_> = seats.collect();
-        let members = backends.iter().zip(&seats).map(|(backend, seat)| Member {
+        let members = backends.iter().zip(&seats).map(|(backend, seat)| TierMember {
             standing: seat.readiness.standing(config, any),
             weight: if config.strategy.uses_weights() { backend.weight } else { backend.weight.min(1) },
             priority: match backend.instance.place.tier {
@@ -111,7 +111,7 @@ impl Roster {
         let picked_from = |members: &[usize], cursor: &Arc<Cursor>| {
             let weighed: Vec<_> =
                 members.iter().map(|&it| (backends[it].weight, layout.backends[it].percent)).collect();
-            let prepared = weights::prepare(&config.strategy, &weighed);
+            let prepared = slow_start_weights::prepare(&config.strategy, &weighed);
             let backends: Vec<_> = members
                 .iter()
                 .zip(prepared.weights)
@@ -124,7 +124,7 @@ impl Roster {
         let sets = plan.sets.iter().map(|set| picked_from(&set.members, &cursors.of(place(set)))).collect();
         let retry = (!plan.ready.is_empty()).then(|| picked_from(&plan.ready, &Arc::default()));
         let panic = plan.panic.iter().map(|&priority| tier(priority)).collect();
-        let is_ready = |seat: &Seat| seat.readiness == Readiness::Ready;
+        let is_ready = |seat: &RosterEntry| seat.readiness == Readiness::Ready;
         let ready = backends.iter().zip(&layout.backends).filter(|(_, seat)| is_ready(seat));
         let ready = ready.map(|(backend, _)| backend.clone()).collect();
         let others = backends.iter().zip(&layout.backends);
@@ -158,13 +158,13 @@ impl Roster {
     }
 
     /// What was known of each of [`Roster::backends`], in their order.
-    pub fn seats(&self) -> &[Seat] {
+    pub fn seats(&self) -> &[RosterEntry] {
         &self.layout.backends
     }
 
-    /// What is picked from, in the order in which a request that finds nobody in one set tries the next.
-    pub fn sources(&self) -> impl Iterator<Item = Source<'_>> {
-        self.layout.plan.sets.iter().zip(&self.sets).map(|(set, from)| Source {
+    /// What is picked from, in the order in which a request that finds no backend in one set tries the next.
+    pub fn sources(&self) -> impl Iterator<Item = PickSource<'_>> {
+        self.layout.plan.sets.iter().zip(&self.sets).map(|(set, from)| PickSource {
             place: place(set),
             share: set.share as f64 / WHOLE as f64,
             backends: &from.backends,
@@ -199,7 +199,7 @@ impl Roster {
     }
 
     /// For a retry: in panic first among those that are ready, whatever their part of the load; then where a first attempt
-    /// would go, and then wherever somebody is left.
+    /// would go, and then in any set with a backend that is left.
     #[cold]
     fn pick_again(&self, hash: Option<u64>, now: Instant, tried: &Tried, dice: &mut Dice) -> Option<&Backend> {
         if let Some(found) = self.retry.as_ref().and_then(|ready| ready.pick(hash, now, tried, dice)) {
@@ -221,15 +221,15 @@ impl PickedFrom {
     }
 }
 
-impl Seat {
+impl RosterEntry {
     /// What counts of its weight.
     pub fn effective_weight(&self) -> f64 {
         f64::from(self.weight) * f64::from(self.percent.get()) / 100.0
     }
 }
 
-fn place(set: &tiers::Set) -> Place {
-    Place { tier: tier(set.tier), zone: set.zone.clone() }
+fn place(set: &tiers::Set) -> BackendPlacement {
+    BackendPlacement { tier: tier(set.tier), zone: set.zone.clone() }
 }
 
 fn tier(priority: Option<u16>) -> Tier {
@@ -242,12 +242,12 @@ fn tier(priority: Option<u16>) -> Tier {
 pub struct Cursors {
     /// Of the first tier where zones are not told apart: the only one in ordinary times.
     first: Arc<Cursor>,
-    others: Mutex<HashMap<Place, Arc<Cursor>>>,
+    others: Mutex<HashMap<BackendPlacement, Arc<Cursor>>>,
 }
 
 impl Cursors {
-    fn of(&self, place: Place) -> Arc<Cursor> {
-        if place == Place::default() {
+    fn of(&self, place: BackendPlacement) -> Arc<Cursor> {
+        if place == BackendPlacement::default() {
             return Arc::clone(&self.first);
         }
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);

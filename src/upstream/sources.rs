@@ -15,26 +15,26 @@ pub struct Sources(Mutex<Reports>);
 #[derive(Debug, Default)]
 struct Reports {
     /// `None` until the file was committed for the first time.
-    file: Option<Report>,
-    found: Vec<Report>,
+    file: Option<SourceReport>,
+    found: Vec<SourceReport>,
 }
 
 /// How it stands with a source.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Report {
+pub struct SourceReport {
     /// The source's name: unique in its upstream.
     pub source: Arc<str>,
     /// The last good set; `None` before the first.
     pub set: Option<BackendSet>,
     /// Whether it answers.
-    pub condition: Condition,
+    pub condition: SourceCondition,
     /// Since when that is so.
     pub since: SystemTime,
 }
 
 /// Whether a source answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum SourceCondition {
     /// It has not answered yet.
     Awaited,
     /// Its last answer was good.
@@ -46,7 +46,7 @@ pub enum Condition {
     },
 }
 
-impl Condition {
+impl SourceCondition {
     /// In a word: `awaited`, `current` or `failing`.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -66,12 +66,12 @@ impl Sources {
         let mut reports = self.lock();
         if reports.file.as_ref().is_none_or(|report| report.set.as_ref() != Some(set)) {
             let (set, since) = (Some(set.clone()), SystemTime::now());
-            reports.file = Some(Report { source: FILE.into(), set, condition: Condition::Current, since });
+            reports.file = Some(SourceReport { source: FILE.into(), set, condition: SourceCondition::Current, since });
         }
     }
 
     /// Takes what a source of discovery has to say in place of what it said before. Control plane only.
-    pub fn report(&self, report: Report) {
+    pub fn report(&self, report: SourceReport) {
         let mut reports = self.lock();
         match reports.found.iter_mut().find(|it| it.source == report.source) {
             Some(known) => *known = report,
@@ -92,7 +92,7 @@ impl Sources {
     }
 
     /// The last report of each, the file first.
-    pub fn look(&self) -> Vec<Report> {
+    pub fn look(&self) -> Vec<SourceReport> {
         let reports = self.lock();
         reports.file.iter().chain(&reports.found).cloned().collect()
     }
@@ -118,21 +118,21 @@ mod tests {
         ports.iter().map(|&port| Instance::new(Address::Ip(([10, 0, 0, 1], port).into()))).collect()
     }
 
-    fn report(source: &str, set: Option<BackendSet>, condition: Condition) -> Report {
-        Report { source: source.into(), set, condition, since: SystemTime::UNIX_EPOCH }
+    fn report(source: &str, set: Option<BackendSet>, condition: SourceCondition) -> SourceReport {
+        SourceReport { source: source.into(), set, condition, since: SystemTime::UNIX_EPOCH }
     }
 
     #[test]
     fn what_each_last_said_is_served_and_nothing_before_the_file_is_known() {
         let sources = Sources::default();
-        sources.report(report("one", Some(set(&[2, 3])), Condition::Current));
+        sources.report(report("one", Some(set(&[2, 3])), SourceCondition::Current));
         assert_eq!(sources.set(), None);
         assert_eq!(sources.set_with(&set(&[1])), set(&[1, 2, 3]));
         sources.file_says(&set(&[1]));
         assert_eq!(sources.set(), Some(set(&[1, 2, 3])));
         // One that fails keeps its last set; one that is awaited has none yet.
-        sources.report(report("one", Some(set(&[3])), Condition::Failing { error: "refused".into() }));
-        sources.report(report("other", None, Condition::Awaited));
+        sources.report(report("one", Some(set(&[3])), SourceCondition::Failing { error: "refused".into() }));
+        sources.report(report("other", None, SourceCondition::Awaited));
         assert_eq!(sources.set(), Some(set(&[1, 3])));
         let look: Vec<_> = sources.look().iter().map(|it| (it.source.to_string(), it.condition.as_str())).collect();
         let expected = [("file", "current"), ("one", "failing"), ("other", "awaited")];

@@ -165,7 +165,7 @@ fn limits_hold_from_when_they_are_enforced_and_for_requests_of_the_snapshot_befo
 async fn the_keeper_refreshes_what_is_there_now() {
     let state = UpstreamState::new("u".into(), 1);
     let first = build(config(&[1, 2], Some(InitialHealth::Healthy)), &state);
-    let mut keepers = keeper::Keepers::new(Events::default(), Arc::new(|_, _| {}));
+    let mut keepers = roster_keeper::Keepers::new(Events::default(), Arc::new(|_, _| {}));
     keepers.follow(std::slice::from_ref(&first));
     check(&first, 0, false);
     state.changed.notify_one();
@@ -198,7 +198,7 @@ fn judged(backends: &[u8]) -> Arc<Upstream> {
     build(config(backends, None), &UpstreamState::new("u".into(), 1))
 }
 
-fn note(upstream: &Upstream, place: usize, outcome: Outcome, times: usize) {
+fn note(upstream: &Upstream, place: usize, outcome: AttemptOutcome, times: usize) {
     for _ in 0..times {
         upstream.note(&upstream.roster().backends()[place].state, 0, outcome, Duration::from_millis(1));
     }
@@ -213,17 +213,17 @@ fn percents(upstream: &Upstream) -> Vec<u8> {
 fn the_keeper_ejects_takes_back_and_warms_up_when_it_is_due() {
     let upstream = judged(&[1, 2]);
     let start = Instant::now();
-    let keep = |now| keeper::keep(&upstream, now, &mut || u64::MAX / 2);
+    let keep = |now| roster_keeper::keep(&upstream, now, &mut || u64::MAX / 2);
     let (due, told) = keep(start);
     assert_eq!((due, told), (Some(start + 2 * S), vec![]), "the first interval");
-    note(&upstream, 1, Outcome::Gateway, 5);
+    note(&upstream, 1, AttemptOutcome::Gateway, 5);
     let (mut due, told) = keep(start + S);
     let [EventKind::Ejected { times: 1, reason: "gateway_errors", lasts: Some(lasts), .. }] = &told[..] else {
         panic!("{told:?}")
     };
     assert!(lasts.abs_diff(30 * S) < S, "{lasts:?}");
     assert_eq!((ready(&upstream), due), (vec!["10.0.0.1:9001".to_owned()], Some(start + 2 * S)));
-    note(&upstream, 1, Outcome::Gateway, 5);
+    note(&upstream, 1, AttemptOutcome::Gateway, 5);
 
     let (mut told, mut steps, mut calls) = (Vec::new(), vec![percents(&upstream)[1]], 0);
     let mut now = start + S;
@@ -250,7 +250,7 @@ fn an_ejection_by_hand_is_no_matter_of_panic_and_ends_by_hand_or_in_its_time() {
     let upstream = judged(&[1, 2]);
     let (start, mut dice) = (Instant::now(), Dice::seeded(1));
     let outlier = |place: usize| Arc::clone(&upstream.roster().backends()[place].state);
-    let keep = |now| keeper::keep(&upstream, now, &mut || 0).1;
+    let keep = |now| roster_keeper::keep(&upstream, now, &mut || 0).1;
     keep(start);
     outlier(0).outlier.eject_by_hand(start, Some(start + 5 * S));
     outlier(1).outlier.eject_by_hand(start, None);
@@ -308,9 +308,9 @@ fn retries_in_panic_go_to_the_ready_first() {
 }
 
 /// Ejects a backend as detection does after these outcomes. It takes another one that serves.
-fn eject(upstream: &Upstream, place: usize, outcome: Outcome) {
+fn eject(upstream: &Upstream, place: usize, outcome: AttemptOutcome) {
     note(upstream, place, outcome, 5);
-    keeper::keep(upstream, Instant::now(), &mut || 0);
+    roster_keeper::keep(upstream, Instant::now(), &mut || 0);
     assert!(upstream.roster().backends()[place].state.outlier.history().is_ejected(), "{place}");
 }
 
@@ -339,21 +339,21 @@ fn the_last_resort_is_in_the_order_of_what_speaks_against_it() {
         // So many have gone, and there is no panic all the same.
         (config.panic_threshold, config.overprovisioning_percent) = (panic_percent, 1000);
         let upstream = build(Arc::new(config), &UpstreamState::new("u".into(), 1));
-        eject(&upstream, 1, Outcome::Connect);
-        eject(&upstream, 2, Outcome::Reset);
-        eject(&upstream, 3, Outcome::Gateway);
+        eject(&upstream, 1, AttemptOutcome::Connect);
+        eject(&upstream, 2, AttemptOutcome::Reset);
+        eject(&upstream, 3, AttemptOutcome::Gateway);
         check(&upstream, 4, false);
         check(&upstream, 5, false);
         let state = |place: usize| Arc::clone(&upstream.roster().backends()[place].state);
         state(4).health.note_unreachable(true);
         let by_hand = |place: usize, setting| {
-            let act = crate::backend::by_hand::Act::Set(setting, None);
-            let now = crate::backend::by_hand::Moment::now();
+            let act = crate::backend::operator_state::Act::Set(setting, None);
+            let now = crate::backend::operator_state::Moment::now();
             upstream.act_by_hand(&state(place).address, act, &"test".into(), now).unwrap();
         };
-        by_hand(6, crate::backend::by_hand::Setting::Drained);
-        by_hand(7, crate::backend::by_hand::Setting::Ejected);
-        keeper::keep(&upstream, Instant::now(), &mut || 0);
+        by_hand(6, crate::backend::operator_state::Setting::Drained);
+        by_hand(7, crate::backend::operator_state::Setting::Ejected);
+        roster_keeper::keep(&upstream, Instant::now(), &mut || 0);
         assert_eq!(ready(&upstream), ["10.0.0.1:9001"]);
         assert_eq!(order(&upstream, Reach::Ready), [0]);
         assert_eq!(order(&upstream, Reach::Answering), [0, 3]);
@@ -368,7 +368,7 @@ fn the_last_resort_is_in_the_order_of_what_speaks_against_it() {
 #[test]
 fn who_is_ejected_is_asked_where_nobody_is_ready() {
     let upstream = build(config(&[1, 2], Some(InitialHealth::Healthy)), &UpstreamState::new("u".into(), 1));
-    eject(&upstream, 0, Outcome::Connect);
+    eject(&upstream, 0, AttemptOutcome::Connect);
     check(&upstream, 1, false);
     upstream.refresh(Instant::now());
     let first = upstream.lease(None, Instant::now(), &Tried::default(), &mut Dice::seeded(1));
@@ -384,7 +384,7 @@ fn equals_of_the_last_resort_share_what_falls_upon_them_and_keep_their_limits() 
     config.backends.iter_mut().for_each(|backend| backend.limit(four));
     let upstream = build(Arc::new(config), &UpstreamState::new("u".into(), 1));
     upstream.enforce();
-    for (place, outcome) in [(1, Outcome::Connect), (2, Outcome::Gateway), (3, Outcome::Gateway)] {
+    for (place, outcome) in [(1, AttemptOutcome::Connect), (2, AttemptOutcome::Gateway), (3, AttemptOutcome::Gateway)] {
         eject(&upstream, place, outcome);
     }
     let mut tried = Tried::default();
@@ -405,7 +405,7 @@ fn panic_is_told_once_when_it_begins_and_when_it_ends() {
     let upstream = tiered(&[(Tier::Priority(0), 1), (Tier::Priority(0), 1), (Tier::Priority(0), 1), (Tier::Backup, 1)]);
     let now = Instant::now();
     let told = || {
-        let (_, told) = keeper::keep(&upstream, now, &mut || 0);
+        let (_, told) = roster_keeper::keep(&upstream, now, &mut || 0);
         let line = |event| match event {
             EventKind::Panic { tier, on, evidence, .. } => format!("{tier} {on} {evidence}"),
             other => panic!("{other:?}"),

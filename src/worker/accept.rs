@@ -12,11 +12,11 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::SendError;
 
-use crate::listener::refused::{FULL, OVERLOADED};
-use crate::listener::{Listener, Open};
-use crate::telemetry::seldom::Seldom;
+use crate::listener::refused_log::{FULL, OVERLOADED};
+use crate::listener::{Listener, OpenConnection};
+use crate::telemetry::log_throttle::LogThrottle;
 
-use super::Command;
+use super::WorkerCommand;
 use super::event_loop::Worker;
 
 /// How often to look whether there is room for more clients, while there is none. What ends a connection may be another worker's.
@@ -62,7 +62,7 @@ const ACCEPTED_A_TURN: u32 = 4;
 
 /// Accepts until this future is dropped.
 pub(super) async fn accept(worker: Rc<Worker>, listener: Arc<Listener>, socket: Acceptor) {
-    let (exhausted, full) = (Seldom::new(1), Seldom::new(1));
+    let (exhausted, full) = (LogThrottle::new(1), LogThrottle::new(1));
     loop {
         if socket.0.readable().await.is_err() {
             return;
@@ -120,17 +120,17 @@ fn take(worker: &Rc<Worker>, listener: &Arc<Listener>, socket: &Acceptor) -> io:
     let Ok(network) = listener.admit(peer.ip(), worker.index) else { return Ok(()) };
     // Each connection takes memory, and a descriptor, of which the admin address wants some too.
     if let Some(cause) = worker.proxy.process.refuses_everywhere() {
-        let counted = Open::count(listener, &worker.peers.open, (worker.index, worker.index), network);
+        let counted = OpenConnection::count(listener, &worker.peers.open, (worker.index, worker.index), network);
         worker.proxy.process.refused.of(worker.index).of(cause).add(1);
         worker.turn_away((tcp, peer), listener, counted.unwrap_or_else(|refused| refused), OVERLOADED);
         return Ok(());
     }
-    match Open::count(listener, &worker.peers.open, (worker.index, place), network) {
+    match OpenConnection::count(listener, &worker.peers.open, (worker.index, place), network) {
         Ok(open) if place == worker.index => worker.serve(tcp, peer, Arc::clone(listener), open),
         Ok(open) => {
-            let handed = worker.peers.inboxes[place].send(Command::Serve(tcp, peer, Arc::clone(listener), open));
+            let handed = worker.peers.inboxes[place].send(WorkerCommand::Serve(tcp, peer, Arc::clone(listener), open));
             // While the process stops, the other may have ended already.
-            if let Err(SendError(Command::Serve(tcp, peer, listener, open))) = handed {
+            if let Err(SendError(WorkerCommand::Serve(tcp, peer, listener, open))) = handed {
                 worker.serve(tcp, peer, listener, open);
             }
         }

@@ -15,20 +15,20 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::backend::BackendId;
-use crate::backend::queue::Order;
-use crate::exchange::watch::{Clock, Watch};
+use crate::backend::queue::QueueDiscipline;
+use crate::exchange::deadline::{Clock, Watch};
 use crate::listener::closing::tell;
 use crate::listener::connection::serve;
-use crate::listener::refused::turned_away;
-use crate::listener::{Listener, Open, Tasks, covers, owner};
+use crate::listener::refused_log::turned_away;
+use crate::listener::{Listener, OpenConnection, StreamTasks, covers, owner};
 use crate::overload::Cause;
 use crate::proxy::{Proxy, Published, Refusal, Snapshot};
 use crate::telemetry::process::Process;
 use crate::upstream::Turnover;
 
 use super::accept::{self, Acceptor};
-use super::departed::Departed;
-use super::{Command, Lent, Peers};
+use super::departed_backends::Departed;
+use super::{Lent, Peers, WorkerCommand};
 
 /// Idle connections to backends are looked over this often.
 const POOL_SWEEP: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub(super) struct Worker {
     clock: Rc<Clock>,
     pub(super) proxy: Rc<Proxy>,
     /// Those that serve HTTP/2's streams.
-    tasks: Rc<Tasks>,
+    tasks: Rc<StreamTasks>,
     /// Client connections being served.
     served: Cell<usize>,
     turned_away: Cell<usize>,
@@ -69,7 +69,7 @@ pub(super) fn run(
     index: usize,
     peers: &Peers,
     (published, process): (Arc<Published>, Arc<Process>),
-    inbox: mpsc::UnboundedReceiver<Command>,
+    inbox: mpsc::UnboundedReceiver<WorkerCommand>,
     tell: oneshot::Sender<usize>,
     started: std_mpsc::Sender<std::io::Result<()>>,
 ) {
@@ -156,7 +156,7 @@ async fn sweep(worker: Rc<Worker>) {
 
 impl Worker {
     /// Does what the inbox says until told to stop, and until every connection has ended. Returns how many were cut.
-    async fn obey(self: &Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Command>) -> usize {
+    async fn obey(self: &Rc<Self>, mut inbox: mpsc::UnboundedReceiver<WorkerCommand>) -> usize {
         let mut stopping = false;
         let mut cut = 0;
         loop {
@@ -175,20 +175,20 @@ impl Worker {
                 }
             };
             match command {
-                Some(Command::Listen(listener, socket)) => self.listen(listener, socket),
-                Some(Command::Adopt(listener)) => self.adopt_sockets(&listener),
-                Some(Command::Lend(reply)) => drop(reply.send(self.lend())),
-                Some(Command::Unlisten(listener, limit, others)) => self.unlisten(&listener, limit, &others),
-                Some(Command::Serve(tcp, peer, listener, open)) => self.serve(tcp, peer, listener, open),
-                Some(Command::Published(limit)) => {
+                Some(WorkerCommand::Listen(listener, socket)) => self.listen(listener, socket),
+                Some(WorkerCommand::Adopt(listener)) => self.adopt_sockets(&listener),
+                Some(WorkerCommand::Lend(reply)) => drop(reply.send(self.lend())),
+                Some(WorkerCommand::Unlisten(listener, limit, others)) => self.unlisten(&listener, limit, &others),
+                Some(WorkerCommand::Serve(tcp, peer, listener, open)) => self.serve(tcp, peer, listener, open),
+                Some(WorkerCommand::Published(limit)) => {
                     let now = Instant::now();
                     self.adopt(now);
                     self.cut_strays_after(limit, now);
                 }
-                Some(Command::TurnedOver(turnover, limit)) => self.turn_over(&turnover, limit),
-                Some(Command::Beat) => self.proxy.process.pulse.answer(self.index),
-                Some(Command::Spare(backend)) => self.proxy.transport.spare(backend),
-                Some(Command::Stop) => {
+                Some(WorkerCommand::TurnedOver(turnover, limit)) => self.turn_over(&turnover, limit),
+                Some(WorkerCommand::Beat) => self.proxy.process.pulse.answer(self.index),
+                Some(WorkerCommand::Spare(backend)) => self.proxy.transport.spare(backend),
+                Some(WorkerCommand::Stop) => {
                     stopping = true;
                     for accepting in self.accepting.take() {
                         // What is accepted or handed over from now on is to end as well.
@@ -197,7 +197,7 @@ impl Worker {
                     }
                     self.clock.each(|watch| watch.drain());
                 }
-                Some(Command::Cut) => {
+                Some(WorkerCommand::Cut) => {
                     // It may be told twice, and have cut them when it is told again.
                     cut = cut.max(self.served.get());
                     self.clock.each(|watch| watch.cut());
@@ -209,10 +209,10 @@ impl Worker {
 
     /// Takes nothing more. What another worker hands over from now on goes back to it; what it has handed over since the last
     /// look goes on to one that has not ended.
-    fn close(&self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+    fn close(&self, mut inbox: mpsc::UnboundedReceiver<WorkerCommand>) {
         inbox.close();
         while let Ok(command) = inbox.try_recv() {
-            if let Command::Serve(..) = command {
+            if let WorkerCommand::Serve(..) = command {
                 // Where all others have ended, the client's connection does too.
                 let _ = self.peers.inboxes.iter().try_fold(command, |command, inbox| match inbox.send(command) {
                     Ok(()) => Err(()),
@@ -228,7 +228,7 @@ impl Worker {
         spawn_local(vital.watch(format!("{what} of worker {}", self.index), task)).abort_handle()
     }
 
-    /// The timer ran so late: whoever waits for this worker waits that long for each turn.
+    /// The timer ran so late: requests at this worker wait that long for each turn.
     fn lagged(&self, lag: Duration) {
         self.proxy.process.lagged(self.index, lag, &self.proxy.current.get().config.overload);
     }
@@ -238,13 +238,19 @@ impl Worker {
         let (index, inboxes) = (self.index, Arc::clone(&self.peers.inboxes));
         self.proxy.transport.when_short(Box::new(move |backend| {
             for (_, inbox) in inboxes.iter().enumerate().filter(|(other, _)| *other != index) {
-                let _ = inbox.send(Command::Spare(backend));
+                let _ = inbox.send(WorkerCommand::Spare(backend));
             }
         }));
     }
 
     /// Serves a connection on this worker.
-    pub(super) fn serve(self: &Rc<Self>, tcp: TcpStream, peer: SocketAddr, listener: Arc<Listener>, open: Open) {
+    pub(super) fn serve(
+        self: &Rc<Self>,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        listener: Arc<Listener>,
+        open: OpenConnection,
+    ) {
         let open = open.served_by(self.index);
         if self.proxy.transport.room.is_full() {
             self.proxy.transport.make_room();
@@ -255,7 +261,7 @@ impl Worker {
         // In a box: its eight kilobytes would be moved several times to where the task is, and twice more at its end.
         spawn_local(Box::pin(async move {
             // Counted down by dropping, so that a panic in the connection's task counts too.
-            let _served = Served(Rc::clone(&worker));
+            let _served = ServedConnection(Rc::clone(&worker));
             let shared = (Rc::clone(&worker.clock), Rc::clone(&worker.tasks));
             pin!(serve((tcp, peer), listener, open, shared, Rc::clone(&worker.proxy))).await;
         }));
@@ -266,7 +272,7 @@ impl Worker {
         self: &Rc<Self>,
         (tcp, peer): (TcpStream, SocketAddr),
         listener: &Listener,
-        refused: Open,
+        refused: OpenConnection,
         refusal: Refusal,
     ) {
         // To tell it by TLS would take the handshake that there is no room for.
@@ -434,7 +440,7 @@ impl Accepting {
     }
 }
 
-/// Counted down by dropping, as [`Served`] is.
+/// Counted down by dropping, as [`ServedConnection`] is.
 struct TurnedAway(Rc<Worker>);
 
 impl TurnedAway {
@@ -450,9 +456,9 @@ impl Drop for TurnedAway {
     }
 }
 
-struct Served(Rc<Worker>);
+struct ServedConnection(Rc<Worker>);
 
-impl Drop for Served {
+impl Drop for ServedConnection {
     fn drop(&mut self) {
         self.0.served.set(self.0.served.get() - 1);
         self.0.ended.notify_one();
@@ -484,8 +490,8 @@ fn shortest_timeout(snapshot: &Snapshot) -> Duration {
     let upstreams = snapshot.upstreams.iter().flat_map(|upstream| {
         let queue = upstream.is_bounded().then_some(upstream.limits.queue);
         let queue = queue.map(|queue| match queue.order {
-            Order::Adaptive { interval, .. } => queue.timeout.min(interval),
-            Order::Fifo => queue.timeout,
+            QueueDiscipline::Adaptive { interval, .. } => queue.timeout.min(interval),
+            QueueDiscipline::Fifo => queue.timeout,
         });
         [upstream.config.connect_timeout].into_iter().chain(queue)
     });

@@ -1,7 +1,7 @@
 //! Threads that serve requests, each with an event loop of its own.
 //!
 //! A worker accepts its own connections and keeps its own pools. What it shares with the others on the way of a request is
-//! atomics and the published snapshot; everything else reaches it as a `Command` through its inbox.
+//! atomics and the published snapshot; everything else reaches it as a `WorkerCommand` through its inbox.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,20 +14,20 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::BackendId;
-use crate::descriptors::Descriptors;
-use crate::listener::{Bound, Listener, Open};
+use crate::file_descriptors::Descriptors;
+use crate::listener::{Bound, Listener, OpenConnection};
 use crate::proxy::{Published, Snapshot};
+use crate::telemetry::heartbeat::Pulse;
 use crate::telemetry::process::Process;
-use crate::telemetry::pulse::Pulse;
 use crate::upstream::Turnover;
 
 mod accept;
-mod departed;
+mod departed_backends;
 mod event_loop;
 
 /// What a worker is told.
 #[derive(Debug)]
-enum Command {
+enum WorkerCommand {
     /// Accept on this socket.
     Listen(Arc<Listener>, TcpListener),
     /// Accept for this listener on the sockets on its address, which another one has.
@@ -37,7 +37,7 @@ enum Command {
     /// Accept what waits, then no more, but where its socket is on an address of these listeners; cut its connections after so long.
     Unlisten(Arc<Listener>, Duration, Arc<[Arc<Listener>]>),
     /// Serve a connection that another worker accepted.
-    Serve(TcpStream, SocketAddr, Arc<Listener>, Open),
+    Serve(TcpStream, SocketAddr, Arc<Listener>, OpenConnection),
     /// Another snapshot was published; let go of what it no longer names, and cut what is still served there after so long.
     Published(Duration),
     /// Backends of an upstream have come or gone otherwise than with a snapshot; let go of those that are gone, and cut what is still
@@ -63,11 +63,11 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 struct Peers {
     open: Arc<Vec<AtomicUsize>>,
-    inboxes: Arc<Vec<mpsc::UnboundedSender<Command>>>,
+    inboxes: Arc<Vec<mpsc::UnboundedSender<WorkerCommand>>>,
 }
 
 impl Peers {
-    /// Who should serve a connection that worker `index` has accepted: itself, unless it has clearly more than another. With
+    /// The worker that should serve a connection that worker `index` has accepted: itself, unless it has clearly more than another. With
     /// few connections every one counts; with many, an eighth of difference is not worth waking another thread. `None` where no worker
     /// has descriptors for another: it may be that one got more by two workers' looking at the same moment, for which some are kept.
     fn place(&self, index: usize, descriptors: &Descriptors) -> Option<usize> {
@@ -136,7 +136,7 @@ impl Workers {
     pub fn publish(&self, snapshot: Arc<Snapshot>) {
         let limit = snapshot.config.drain_limit;
         self.published.store(snapshot);
-        self.tell(|| Command::Published(limit));
+        self.tell(|| WorkerCommand::Published(limit));
     }
 
     /// Backends of an upstream that is published have come or gone. Cannot fail and does not wait.
@@ -146,28 +146,28 @@ impl Workers {
         }
         let turnover = Arc::new(turnover.clone());
         let limit = self.snapshot().config.drain_limit;
-        self.tell(|| Command::TurnedOver(Arc::clone(&turnover), limit));
+        self.tell(|| WorkerCommand::TurnedOver(Arc::clone(&turnover), limit));
     }
 
     /// Begins to accept on a bound listener. Cannot fail and does not wait.
     pub fn listen(&self, bound: Bound) {
         if bound.sockets.is_empty() {
-            return self.tell(|| Command::Adopt(Arc::clone(&bound.listener)));
+            return self.tell(|| WorkerCommand::Adopt(Arc::clone(&bound.listener)));
         }
         // More sockets than workers came from a process that had more: one worker then accepts on several.
         for (inbox, socket) in self.peers.inboxes.iter().cycle().zip(bound.sockets) {
             // A worker that is gone, because the process stops, needs no listener.
-            let _ = inbox.send(Command::Listen(Arc::clone(&bound.listener), socket));
+            let _ = inbox.send(WorkerCommand::Listen(Arc::clone(&bound.listener), socket));
         }
     }
 
     /// Ends accepting on a listener, once what waits in its queue is accepted. Its connections end as soon as they are
     /// idle, and are cut after `limit`. A socket on an address that one of `others` has too, or a part of it, is that one's from now on:
-    /// to close it would lose who connects meanwhile.
+    /// to close it would lose clients that connect meanwhile.
     pub fn unlisten(&self, listener: &Arc<Listener>, limit: Duration, others: &[Arc<Listener>]) {
         listener.draining.store(true, Ordering::Relaxed);
         let others: Arc<[_]> = others.into();
-        self.tell(|| Command::Unlisten(Arc::clone(listener), limit, Arc::clone(&others)));
+        self.tell(|| WorkerCommand::Unlisten(Arc::clone(listener), limit, Arc::clone(&others)));
     }
 
     /// What all of them listen on, once more: another process may accept there as well. As long as these are open, connections wait
@@ -180,7 +180,7 @@ impl Workers {
         for inbox in self.peers.inboxes.iter() {
             let (reply, lent) = oneshot::channel();
             // A worker that has ended listens on nothing.
-            if inbox.send(Command::Lend(reply)).is_ok()
+            if inbox.send(WorkerCommand::Lend(reply)).is_ok()
                 && let Ok(lent) = lent.await
             {
                 all.extend(lent?);
@@ -192,14 +192,14 @@ impl Workers {
     /// Ends accepting everywhere and waits until every connection has ended, at most until `deadline`. Returns how many
     /// were cut.
     pub async fn stop(&self, deadline: Instant) -> usize {
-        self.tell(|| Command::Stop);
+        self.tell(|| WorkerCommand::Stop);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let mut cut = 0;
         for Thread { handle, mut ended } in threads {
             let told = match tokio::time::timeout_at(deadline.into(), &mut ended).await {
                 Ok(told) => told,
                 Err(_) => {
-                    self.tell(|| Command::Cut);
+                    self.tell(|| WorkerCommand::Cut);
                     let Ok(told) = tokio::time::timeout(END_LIMIT, ended).await else {
                         tracing::error!("a worker does not end; it is left behind");
                         continue;
@@ -217,15 +217,15 @@ impl Workers {
 
     /// Ends all connections now, without waiting for that.
     pub fn abandon(&self) {
-        self.tell(|| Command::Stop);
-        self.tell(|| Command::Cut);
+        self.tell(|| WorkerCommand::Stop);
+        self.tell(|| WorkerCommand::Cut);
     }
 
     /// Asks each whether it still runs, unless it has not answered the last time.
     pub fn beat(&self, pulse: &Pulse) {
         for (worker, inbox) in self.peers.inboxes.iter().enumerate() {
             if pulse.ask(worker) {
-                let _ = inbox.send(Command::Beat);
+                let _ = inbox.send(WorkerCommand::Beat);
             }
         }
     }
@@ -235,7 +235,7 @@ impl Workers {
         self.peers.open.iter().map(|open| open.load(Ordering::Relaxed)).collect()
     }
 
-    fn tell(&self, command: impl Fn() -> Command) {
+    fn tell(&self, command: impl Fn() -> WorkerCommand) {
         for inbox in self.peers.inboxes.iter() {
             let _ = inbox.send(command());
         }
@@ -245,13 +245,13 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::descriptors::{Plan, Room, Seats};
+    use crate::file_descriptors::{DescriptorPlan, DescriptorRoom, DescriptorSeats};
 
     /// Connections as the kernel might spread them: all at one worker.
     fn spread(workers: usize, connections: usize) -> Vec<usize> {
         let peers =
             Peers { open: Arc::new((0..workers).map(|_| AtomicUsize::new(0)).collect()), inboxes: Arc::default() };
-        let descriptors = Descriptors::new(Plan::UNLIMITED, workers);
+        let descriptors = Descriptors::new(DescriptorPlan::UNLIMITED, workers);
         for _ in 0..connections {
             peers.open[peers.place(0, &descriptors).unwrap()].fetch_add(1, Ordering::Relaxed);
         }
@@ -267,9 +267,9 @@ mod tests {
 
     #[test]
     fn none_is_placed_where_there_are_no_descriptors_for_it() {
-        let plan = Plan::new(Some(100), 20, 2, None);
+        let plan = DescriptorPlan::new(Some(100), 20, 2, None);
         let descriptors = Arc::new(Descriptors::new(plan, 2));
-        let rooms = [0, 1].map(|worker| Room::new(Arc::clone(&descriptors), worker));
+        let rooms = [0, 1].map(|worker| DescriptorRoom::new(Arc::clone(&descriptors), worker));
         let peers = Peers { open: Arc::new((0..2).map(|_| AtomicUsize::new(0)).collect()), inboxes: Arc::default() };
         let fill = || {
             let placed = std::iter::from_fn(|| peers.place(0, &descriptors));
@@ -283,7 +283,7 @@ mod tests {
         for open in peers.open.iter() {
             open.store(0, Ordering::Relaxed);
         }
-        let hungry = Seats::new(&rooms[0]);
+        let hungry = DescriptorSeats::new(&rooms[0]);
         let taken: Vec<_> = std::iter::from_fn(|| hungry.take()).collect();
         assert!(taken.len() > 3 && fill() < plan.connections, "{}", taken.len());
     }

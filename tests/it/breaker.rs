@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use isobar::telemetry::events::{Event, EventKind};
-use isobar::upstream::breaker::BreakerState;
+use isobar::upstream::circuit_breaker::BreakerState;
 
 use crate::harness::{Client, Keys, TestBackend, TestProxy, eventually};
 

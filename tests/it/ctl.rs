@@ -276,7 +276,7 @@ async fn at_debug_a_request_has_its_line_and_libraries_have_none() {
         format!("status=200 route=\"/*\" upstream=\"users\" backend={} attempts=1 reason=\"complete\"", a.address());
     eventually(|| process.log().contains(&line)).await;
     let log = process.log();
-    let lines: Vec<_> = log.lines().filter(|line| line.contains("DEBUG isobar::proxy::running: request ")).collect();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("DEBUG isobar::proxy::account: request ")).collect();
     assert_eq!(lines.len(), 1, "{log}");
     assert!(lines[0].contains("client=127.0.0.1 method=GET host=\"test\" path=\"/a\" "), "{}", lines[0]);
     assert!(!log.contains("secret"), "{log}");
@@ -324,7 +324,7 @@ async fn a_log_level_for_a_time_goes_back_by_itself_and_outlives_reloads() {
     assert_eq!(process.said("log"), "info\n");
     assert!(process.said("log debug --for 2s").starts_with("debug until 20"));
     process.said("reload");
-    assert!(process.log().contains("DEBUG isobar::supervisor::control: reloading"), "{}", process.log());
+    assert!(process.log().contains("DEBUG isobar::supervisor::command_loop: reloading"), "{}", process.log());
     eventually(|| process.said("log") == "info\n").await;
     assert!(process.log().contains("who=\"its time is over\" what=\"log\" from=\"debug\" to=\"info\""));
     let bad = process.ctl("log debgu");

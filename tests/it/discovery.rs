@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use isobar::backend::{BackendSet, Instance};
-use isobar::config::{Address, BackendLimits, Place, Tier};
+use isobar::config::{Address, BackendLimits, BackendPlacement, Tier};
 use isobar::discovery::{self, Discovery, DiscoveryError, Pusher};
 use isobar::proxy::Snapshot;
 use isobar::supervisor::Handle;
@@ -148,7 +148,7 @@ async fn limits_tiers_and_labels_come_with_a_backend() {
     let one = BackendLimits { max_in_flight: Some(1), max_connections: None };
     let mut limited = Instance { limits: Some(one), ..instance(&a) };
     limited.labels.insert("version".into(), "2".into());
-    let backup = Instance { place: Place { tier: Tier::Backup, zone: None }, ..instance(&b) };
+    let backup = Instance { place: BackendPlacement { tier: Tier::Backup, zone: None }, ..instance(&b) };
     let (running, pusher) = pushed_to(text(""), set([&a]));
     let found = BackendSet::new([limited.clone()]);
     pusher.push(found.clone());
@@ -281,7 +281,7 @@ fn nth_set(n: usize, pool: &[TestBackend]) -> BackendSet {
         let weight = 1 + (n / 3 + i) as u16 % 3;
         let tier = if i > 2 { Tier::Backup } else { Tier::Priority(0) };
         let limits = (n % 7 == 3).then_some(BackendLimits { max_in_flight: Some(50), max_connections: None });
-        let place = Place { tier, zone: None };
+        let place = BackendPlacement { tier, zone: None };
         Instance { weight, place, limits, ..instance(&pool[(n / 2 + i) % pool.len()]) }
     });
     members.collect()

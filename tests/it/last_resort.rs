@@ -104,7 +104,7 @@ async fn an_answer_is_not_given_up_for_who_may_be_dead() {
 
 #[tokio::test]
 async fn whom_an_operator_has_taken_out_is_not_asked() {
-    use isobar::backend::by_hand::{Act, Moment, Setting};
+    use isobar::backend::operator_state::{Act, Moment, Setting};
     let (a, mut b) = (Told::new("a"), Told::new("b"));
     b.backend.kill();
     for setting in [Setting::Drained, Setting::Disabled, Setting::Ejected, Setting::Weight(0)] {

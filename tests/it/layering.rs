@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module may name, itself apart. From the top down; whoever builds a thing may also name what it is made of.
 const MAY_NAME: &[(&str, &[&str])] = &[
-    ("cli", &["embed", "supervisor", "fetch", "tls", "config"]),
+    ("cli", &["embed", "supervisor", "http_client", "tls", "config"]),
     // A program that embeds the library joins the admin address to the supervisor, and shows one what the other has.
     (
         "embed",
@@ -29,7 +29,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "strategy",
             "config",
             "telemetry",
-            "descriptors",
+            "file_descriptors",
         ],
     ),
     // Shows what there is; it steers through a trait of its own, so that it need not know the supervisor.
@@ -45,7 +45,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "overload",
             "config",
             "telemetry",
-            "descriptors",
+            "file_descriptors",
         ],
     ),
     (
@@ -66,7 +66,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "overload",
             "config",
             "telemetry",
-            "descriptors",
+            "file_descriptors",
         ],
     ),
     // Says what backends there are, and wakes the keeper.
@@ -75,11 +75,32 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
     (
         "worker",
-        &["listener", "proxy", "upstream", "exchange", "backend", "overload", "config", "telemetry", "descriptors"],
+        &[
+            "listener",
+            "proxy",
+            "upstream",
+            "exchange",
+            "backend",
+            "overload",
+            "config",
+            "telemetry",
+            "file_descriptors",
+        ],
     ),
     (
         "listener",
-        &["handover", "proxy", "exchange", "http1", "socket", "tls", "config", "telemetry", "target", "descriptors"],
+        &[
+            "handover",
+            "proxy",
+            "exchange",
+            "http1",
+            "socket",
+            "tls",
+            "config",
+            "telemetry",
+            "target",
+            "file_descriptors",
+        ],
     ),
     // Of the strategies only what a pick takes: dice, and who was tried.
     (
@@ -98,38 +119,38 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "config",
             "telemetry",
             "target",
-            "fields",
-            "descriptors",
+            "header_names",
+            "file_descriptors",
         ],
     ),
-    ("route", &["middleware", "upstream", "exchange", "config", "telemetry", "target", "fields"]),
-    ("middleware", &["exchange", "backend", "config", "telemetry", "fields"]),
+    ("route", &["middleware", "upstream", "exchange", "config", "telemetry", "target", "header_names"]),
+    ("middleware", &["exchange", "backend", "config", "telemetry", "header_names"]),
     // Of the transport only what TLS its backends are spoken to with.
     ("upstream", &["strategy", "transport", "backend", "config", "telemetry"]),
     ("strategy", &["backend", "config"]),
-    ("transport", &["exchange", "backend", "http1", "socket", "config", "telemetry", "descriptors"]),
+    ("transport", &["exchange", "backend", "http1", "socket", "config", "telemetry", "file_descriptors"]),
     // Bytes both ways between two streams.
     ("relay", &["exchange"]),
-    ("exchange", &["backend", "http1", "config", "telemetry", "target", "fields", "descriptors"]),
+    ("exchange", &["backend", "http1", "config", "telemetry", "target", "header_names", "file_descriptors"]),
     ("backend", &["config", "telemetry"]),
     // Bytes and messages.
-    ("http1", &["socket", "config", "target", "fields", "descriptors"]),
+    ("http1", &["socket", "config", "target", "header_names", "file_descriptors"]),
     ("socket", &[]),
     // Listening sockets, from one process to the next.
     ("handover", &[]),
     // Files to what handshakes are made with.
-    ("tls", &["config", "fields"]),
-    ("telemetry", &["overload", "config", "descriptors"]),
+    ("tls", &["config", "header_names"]),
+    ("telemetry", &["overload", "config", "file_descriptors"]),
     // Whether there is too much to do: pure, but for what the system says.
     ("overload", &["config"]),
-    ("config", &["target", "fields"]),
+    ("config", &["target", "header_names"]),
     // What a request asks for, in one form, and names of fields, in any spelling: pure.
     ("target", &[]),
     // What isobar asks others by itself.
-    ("fetch", &[]),
+    ("http_client", &[]),
     // Numbers of the process and of its workers.
-    ("descriptors", &[]),
-    ("fields", &[]),
+    ("file_descriptors", &[]),
+    ("header_names", &[]),
 ];
 
 /// What `lib.rs` names once more at the top of the crate, and where it comes from.
@@ -140,50 +161,60 @@ const AT_THE_TOP: &[(&str, &str)] = &[("Isobar", "embed"), ("Running", "embed")]
 const CIRCLES: &[(&str, &[&str], &str)] = &[
     (
         "admin",
-        &["answer", "refusal", "stream"],
+        &["answer", "events", "refusal"],
         "an answer may be a stream of events, which is refused as other requests are",
     ),
-    ("admin", &["config", "picking"], "both show what decides a pick"),
-    ("admin", &["exposition", "limits", "upstreams"], "limits are shown as metrics and as JSON by one file"),
     (
         "config",
         &[
             "access_log",
-            "adaptive",
+            "adaptive_limit",
+            "address",
             "admin",
+            "answer",
+            "backend",
             "backend_tls",
             "body_limit",
-            "breaker",
             "check",
+            "circuit_breaker",
             "difference",
             "form",
             "forwarded",
+            "header",
             "health_check",
             "http2",
             "limits",
             "lingering",
             "listener",
+            "load_balancing",
             "log",
-            "outlier",
+            "matches",
+            "middleware",
+            "outlier_detection",
             "overload",
             "paths",
             "pool",
+            "queue",
+            "raw",
+            "retries",
             "retry_budget",
+            "root",
             "route",
             "schema",
             "slow_start",
+            "strategy",
             "table",
+            "timeouts",
             "tls",
             "upstream",
-            "whole",
+            "zones",
         ],
         "a table names its sub-tables, the difference and the schema name the whole file: see `config::table`",
     ),
-    ("config", &["field", "kind", "report"], "a value, what of it may be shown, and where it stands are read as one"),
     (
-        "config::check",
-        &["action", "backend_tls", "health_check", "route", "upstream"],
-        "they share checks of hosts and paths",
+        "config",
+        &["field", "report", "visibility"],
+        "a value, what of it may be shown, and where it stands are read as one",
     ),
     (
         "config::check",
@@ -193,16 +224,31 @@ const CIRCLES: &[(&str, &[&str], &str)] = &[
     ("listener::http2", &["io", "stream"], "a stream that becomes a tunnel hands itself to its reader and writer"),
     (
         "proxy",
-        &["answer", "attempt", "ending", "forward", "hedge", "retry"],
-        "the loop over attempts: a hedge makes attempts, and an attempt may be hedged",
+        &[
+            "attempt",
+            "attempt_end",
+            "backend_response",
+            "expect_pass",
+            "forward",
+            "hedge",
+            "hooks",
+            "retry",
+            "running",
+            "upgrade",
+        ],
+        "the loop over attempts: a hedge makes attempts, and all of them work on the exchange under way, which shows its response to hooks",
     ),
-    ("proxy", &["headers", "told"], "the host that backends are told is that of the headers"),
+    ("proxy", &["forwarded", "headers"], "the host that backends are told is that of the headers"),
     (
         "supervisor",
-        &["control", "handle", "watch"],
+        &["command_loop", "file_watch", "handle"],
         "a handle and the watch send commands to the control, which hands out handles",
     ),
-    ("transport", &["connect", "multiplex", "stream"], "a session dials as a connection does, and its streams keep it"),
+    (
+        "transport",
+        &["connect", "http2", "http2_stream"],
+        "a session dials as a connection does, and its streams keep it",
+    ),
     ("worker", &["accept", "event_loop"], "accepting is a part of a worker's loop"),
 ];
 

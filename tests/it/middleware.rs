@@ -14,14 +14,14 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use isobar::exchange::body::{BodyError, BoxBody};
-use isobar::middleware::{Answer, Factory, Middleware, RequestView, ResponseView, Setup, Step};
+use isobar::middleware::{Answer, Middleware, MiddlewareFactory, RequestView, ResponseView, Setup, Step};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use crate::harness::{After, Keys, Log, TestBackend, TestProxy, backends, eventually, soon};
 
 /// A kind that is made by this function.
-fn kind<M: Middleware + 'static>(make: impl Fn(&Setup<'_>) -> M + Send + Sync + 'static) -> Factory {
+fn kind<M: Middleware + 'static>(make: impl Fn(&Setup<'_>) -> M + Send + Sync + 'static) -> MiddlewareFactory {
     Arc::new(move |setup| Ok(Box::new(make(setup))))
 }
 
@@ -30,7 +30,7 @@ fn kind<M: Middleware + 'static>(make: impl Fn(&Setup<'_>) -> M + Send + Sync + 
 struct Letter(HeaderValue);
 
 impl Letter {
-    fn kind() -> Factory {
+    fn kind() -> MiddlewareFactory {
         kind(|setup| Letter(setup.table["letter"].as_str().unwrap().parse().unwrap()))
     }
 }
@@ -83,7 +83,7 @@ impl Gate {
         Self { permits: Arc::new(Semaphore::new(0)), counts: Arc::default() }
     }
 
-    fn kind(&self) -> Factory {
+    fn kind(&self) -> MiddlewareFactory {
         let gate = self.clone();
         kind(move |_| gate.clone())
     }
@@ -113,7 +113,7 @@ struct Capitals {
 }
 
 impl Capitals {
-    fn kind(&self) -> Factory {
+    fn kind(&self) -> MiddlewareFactory {
         let capitals = self.clone();
         kind(move |_| capitals.clone())
     }
@@ -428,7 +428,7 @@ async fn the_state_outlives_a_hundred_reloads() {
 #[tokio::test]
 async fn a_table_that_its_kind_refuses_is_not_served() {
     let backend = TestBackend::ok("a");
-    let refuse: Factory = Arc::new(|setup| match setup.table.get("wrong") {
+    let refuse: MiddlewareFactory = Arc::new(|setup| match setup.table.get("wrong") {
         Some(_) => Err("wrong is no key of this kind".into()),
         None => Ok(Box::new(Capitals::default())),
     });

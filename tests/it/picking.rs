@@ -1,4 +1,4 @@
-//! Who is picked: slow start, tiers, backups, panic, zones.
+//! Load balancing: slow start, tiers, backups, panic, zones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};

@@ -19,7 +19,7 @@
 //! | connections of a renamed listener | `a_renamed_listener_keeps_its_connections_and_gets_its_routes` |
 //! | a listener's settings, for connections there are | `the_settings_of_a_listener_apply_to_new_connections` |
 //!
-//! Tests without sockets hold the rest, besides those of the plan itself in `supervisor/plan/tests.rs`:
+//! Tests without sockets hold the rest, besides those of the plan itself in `supervisor/reload_plan/tests.rs`:
 //!
 //! | Promise | Test |
 //! |---|---|

@@ -34,7 +34,7 @@ impl Durations {
     }
 }
 
-type Labels<'a> = &'a [(&'a str, &'a str)];
+type MetricLabels<'a> = &'a [(&'a str, &'a str)];
 
 /// Writes a metric with all its series at a time.
 pub(super) struct Families<'a>(DescriptorEncoder<'a>);
@@ -49,11 +49,11 @@ impl<'a> Families<'a> {
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        series: impl IntoIterator<Item = (Labels<'l>, V)>,
+        series: impl IntoIterator<Item = (MetricLabels<'l>, V)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Counter)?;
         for (labels, value) in series {
-            with(&mut family, labels, |metric| metric.encode_counter(&value, None::<&Exemplar<Labels<'_>, V>>))?;
+            with(&mut family, labels, |metric| metric.encode_counter(&value, None::<&Exemplar<MetricLabels<'_>, V>>))?;
         }
         Ok(())
     }
@@ -63,7 +63,7 @@ impl<'a> Families<'a> {
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        series: impl IntoIterator<Item = (Labels<'l>, f64)>,
+        series: impl IntoIterator<Item = (MetricLabels<'l>, f64)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
         for (labels, value) in series {
@@ -77,11 +77,13 @@ impl<'a> Families<'a> {
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        series: impl IntoIterator<Item = (Labels<'l>, Durations)>,
+        series: impl IntoIterator<Item = (MetricLabels<'l>, Durations)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Histogram)?;
         for (labels, Durations { sum, count, buckets }) in series {
-            with(&mut family, labels, |metric| metric.encode_histogram::<Labels<'_>>(sum, count, &buckets, None))?;
+            with(&mut family, labels, |metric| {
+                metric.encode_histogram::<MetricLabels<'_>>(sum, count, &buckets, None)
+            })?;
         }
         Ok(())
     }
@@ -89,7 +91,7 @@ impl<'a> Families<'a> {
 
 fn with(
     family: &mut MetricEncoder<'_>,
-    labels: Labels<'_>,
+    labels: MetricLabels<'_>,
     write: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
 ) -> fmt::Result {
     if labels.is_empty() { write(family) } else { write(&mut family.encode_family(&labels)?) }

@@ -7,14 +7,14 @@ use prometheus_client::registry::Unit;
 use super::family::{Durations, Families};
 use crate::admin::limits::{breaker_state, given};
 use crate::backend::BackendState;
-use crate::descriptors::Plan;
+use crate::file_descriptors::DescriptorPlan;
 use crate::overload::Cause;
 use crate::overload::sample::open_descriptors;
 use crate::proxy::Snapshot;
 use crate::telemetry::metrics::{Counter, UpstreamMetrics};
 use crate::telemetry::process::Process;
 use crate::upstream::Upstream;
-use crate::upstream::breaker::BreakerState;
+use crate::upstream::circuit_breaker::BreakerState;
 
 /// Writes what there is to say of limits, of those upstreams and backends that have some.
 pub(super) fn metrics(snapshot: &Snapshot, process: &Process, families: &mut Families<'_>) -> fmt::Result {
@@ -116,7 +116,7 @@ fn descriptors(process: &Process, families: &mut Families<'_>) -> fmt::Result {
     let descriptors = &process.descriptors;
     // Where the system does not tell, there is nothing to be said of it.
     let of = |value: Option<u64>| value.map(|value| (&[][..], value as f64));
-    let Plan { limit, connections, .. } = descriptors.plan;
+    let DescriptorPlan { limit, connections, .. } = descriptors.plan;
     families.gauge("descriptors_limit", "File descriptors that the process may have open", None, of(limit))?;
     let open = open_descriptors().filter(|_| limit.is_some());
     families.gauge("descriptors_open", "File descriptors that are open", None, of(open))?;

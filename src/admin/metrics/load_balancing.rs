@@ -10,7 +10,7 @@ use crate::config::Tier;
 use crate::upstream::Readiness;
 
 impl Scrape {
-    /// What decides who is picked.
+    /// What decides which backend is picked.
     pub(super) fn picking(&self, families: &mut Families<'_>) -> fmt::Result {
         let rosters: Vec<_> = self.snapshot.upstreams.iter().map(|it| (it.name().as_str(), it.roster())).collect();
         let tiers = rosters.iter().flat_map(|(upstream, roster)| {

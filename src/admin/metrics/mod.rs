@@ -27,14 +27,14 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::registry::{Registry, Unit};
 
 use self::family::Families;
-use super::accept::Format;
-use super::{Control, Status};
+use super::content_negotiation::Format;
+use super::{Control, ProcessStatus};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{Counter, Sharded};
 use crate::telemetry::process::Process;
-use crate::telemetry::resources::Resources;
+use crate::telemetry::process_resources::Resources;
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -72,7 +72,7 @@ fn text(control: &dyn Control) -> Result<String, fmt::Error> {
 /// What one scrape is answered from.
 #[derive(Debug)]
 struct Scrape {
-    status: Status,
+    status: ProcessStatus,
     snapshot: Arc<Snapshot>,
     process: Arc<Process>,
     listeners: Vec<Arc<Listener>>,

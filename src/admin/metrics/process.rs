@@ -6,8 +6,8 @@ use prometheus_client::registry::Unit;
 
 use super::family::Families;
 use super::{Scrape, unix_seconds};
-use crate::admin::Status;
-use crate::telemetry::vital;
+use crate::admin::ProcessStatus;
+use crate::telemetry::panics;
 
 impl Scrape {
     pub(super) fn process(&self, families: &mut Families<'_>) -> fmt::Result {
@@ -29,7 +29,7 @@ impl Scrape {
         let help = "For how long a worker has not run";
         families.gauge("worker_unresponsive", help, Some(&Unit::Seconds), missed)?;
         let help = "Panics, each a fault of the program";
-        families.counter("panics", help, None, [(&[][..], vital::panics())])?;
+        families.counter("panics", help, None, [(&[][..], panics::panics())])?;
         let dropped = [(&[][..], self.access_log_dropped)];
         families.counter("access_log_dropped_lines", "Access log lines that were not written", None, dropped)?;
         let dropped = [(&[][..], self.log_dropped)];
@@ -39,7 +39,7 @@ impl Scrape {
     pub(super) fn reloads(&self, families: &mut Families<'_>) -> fmt::Result {
         let generation = self.snapshot.generation as f64;
         families.gauge("config_generation", "Number of the snapshot in force", None, [(&[][..], generation)])?;
-        let Status { reloads_applied, reloads_failed, loaded_at, last_error, .. } = &self.status;
+        let ProcessStatus { reloads_applied, reloads_failed, loaded_at, last_error, .. } = &self.status;
         let (applied, failed) = ([("result", "applied")], [("result", "failed")]);
         let reloads = [(&applied[..], *reloads_applied), (&failed[..], *reloads_failed)];
         families.counter("config_reloads", "Attempts to apply a changed file", None, reloads)?;

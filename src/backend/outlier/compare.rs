@@ -1,4 +1,4 @@
-//! Who is worse than the others: by success rate, and by latency.
+//! Which backends are worse than the others: by success rate, and by latency.
 //!
 //! # The rule for latency
 //!
@@ -17,24 +17,24 @@
 //! well, but where half of the requests are of one kind and half of another, the medians of identical backends fall here
 //! and there by chance; a mean does not, and its error says how far it may be off. Why the median and its deviation between
 //! backends: of three of which one is slow, mean and standard deviation are made by the slow one, which is then 1.4 deviations
-//! away and no more. The median is the majority's, so at most a minority can be slow, a fast minority makes nobody slow,
-//! and two and two that differ are nobody's fault (D is half of the distance). Two backends are never compared.
+//! away and no more. The median is the majority's, so at most a minority can be slow, a fast minority makes no backend slow,
+//! and two pairs that differ are no fault (D is half of the distance). Two backends are never compared.
 //!
 //! Not looked at: errors (often fast), backends in slow start (often slow, and sent back they would only begin again), and
 //! backends of other tiers and zones, which may be far away.
 
 use std::time::Duration;
 
-use super::{Reason, Settings, Slot};
+use super::{OutlierSlot, Reason, Settings};
 
 /// A backend to compare: the intervals of its window, the youngest first.
 #[derive(Clone, Debug)]
-pub(super) struct Member {
+pub(super) struct ComparedBackend {
     pub(super) index: usize,
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Vec<OutlierSlot>,
 }
 
-/// What a comparison finds of a backend. Of whom there is nothing, nothing was wrong, or there was too little traffic.
+/// What a comparison finds of a backend. A backend without a finding did well, or had too little traffic.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Finding {
     pub(super) index: usize,
@@ -76,14 +76,14 @@ const HOSTS_MIN: usize = 3;
 ///
 /// That something was found of a backend that is well again does no harm: then the last interval contradicts.
 fn rounds(
-    members: &[Member],
+    members: &[ComparedBackend],
     settings: &Settings,
-    enough: impl Fn(&Slot) -> bool,
-    mut compare: impl FnMut(&[(&Member, Slot)], &mut dyn FnMut(Finding)),
+    enough: impl Fn(&OutlierSlot) -> bool,
+    mut compare: impl FnMut(&[(&ComparedBackend, OutlierSlot)], &mut dyn FnMut(Finding)),
 ) -> Vec<Finding> {
     let hosts = settings.hosts.max(HOSTS_MIN);
     let mut findings: Vec<Finding> = Vec::new();
-    let mut sums = vec![Slot::default(); members.len()];
+    let mut sums = vec![OutlierSlot::default(); members.len()];
     for depth in 0..settings.slots() {
         for (sum, member) in sums.iter_mut().zip(members) {
             if let Some(slot) = member.slots.get(depth) {
@@ -102,12 +102,12 @@ fn rounds(
     findings
 }
 
-/// Who answers more slowly than the others.
-pub(super) fn slower(members: &[Member], settings: &Settings) -> Vec<Finding> {
+/// The backends that answer more slowly than the others.
+pub(super) fn slower(members: &[ComparedBackend], settings: &Settings) -> Vec<Finding> {
     if settings.latency_deviations <= 0.0 {
         return Vec::new();
     }
-    let enough = |slot: &Slot| slot.timed >= settings.latency_volume.max(2);
+    let enough = |slot: &OutlierSlot| slot.timed >= settings.latency_volume.max(2);
     rounds(members, settings, enough, |compared, found| {
         let speeds: Vec<_> = compared.iter().map(|(_, sum)| Speed::of(sum)).collect();
         let reference = Reference::of(&speeds);
@@ -128,7 +128,7 @@ struct Speed {
 
 impl Speed {
     /// There must be two answers at least.
-    fn of(slot: &Slot) -> Self {
+    fn of(slot: &OutlierSlot) -> Self {
         let n = slot.timed as f64;
         let mean = slot.logs / n;
         let variance = (slot.squares / n - mean * mean).max(0.0) * n / (n - 1.0);
@@ -167,7 +167,7 @@ impl Reference {
         }
     }
 
-    fn finding(&self, member: &Member, speed: &Speed, settings: &Settings) -> Option<Finding> {
+    fn finding(&self, member: &ComparedBackend, speed: &Speed, settings: &Settings) -> Option<Finding> {
         let distance = speed.mean - self.median;
         let doubt = (self.deviation.powi(2) + speed.error.powi(2) + self.error.powi(2)).sqrt();
         let deviations = distance / doubt;
@@ -196,17 +196,17 @@ fn median(mut values: Vec<f64>) -> f64 {
     if values.len() % 2 == 1 { values[half] } else { (values[half - 1] + values[half]) / 2.0 }
 }
 
-/// Who succeeds less often than the others.
+/// The backends that succeed less often than the others.
 ///
 /// A backend's rate r is compared with the mean m and the standard deviation s of the *others'* rates: with its own among
 /// them, it would hide behind itself; of five, none can be more than two deviations off. It is an outlier where r is below m
 /// by k times the root of s² and the variance that chance gives it (with p the rate of all, n its attempts and h the others,
 /// p (1 - p) / n × (1 + 1/h)), and below m by the gap, in several intervals in succession.
-pub(super) fn failing(members: &[Member], settings: &Settings) -> Vec<Finding> {
+pub(super) fn failing(members: &[ComparedBackend], settings: &Settings) -> Vec<Finding> {
     if settings.success_deviations <= 0.0 {
         return Vec::new();
     }
-    let enough = |slot: &Slot| slot.attempts >= settings.success_volume.max(1);
+    let enough = |slot: &OutlierSlot| slot.attempts >= settings.success_volume.max(1);
     rounds(members, settings, enough, |compared, found| {
         let rates: Vec<_> = compared.iter().map(|(_, sum)| rate(sum)).collect();
         let [attempts, errors] = compared
@@ -236,7 +236,7 @@ pub(super) fn failing(members: &[Member], settings: &Settings) -> Vec<Finding> {
 }
 
 /// The part of the attempts that came to something other than a 5xx or nothing.
-fn rate(slot: &Slot) -> f64 {
+fn rate(slot: &OutlierSlot) -> f64 {
     1.0 - slot.errors as f64 / slot.attempts as f64
 }
 
@@ -247,14 +247,20 @@ mod tests {
     const NOBODY: [usize; 0] = [];
 
     /// Backends of which each has answered so often in each interval, with these latencies in turn.
-    fn members(latencies_ms: &[&[f64]], answers: u64) -> Vec<Member> {
+    fn members(latencies_ms: &[&[f64]], answers: u64) -> Vec<ComparedBackend> {
         let member = |(index, latencies): (usize, &&[f64])| {
-            let mut slot = Slot::default();
+            let mut slot = OutlierSlot::default();
             for latency in latencies.iter().cycle().take(answers as usize) {
                 let log = (latency * 1e3).log2();
-                slot.add(&Slot { attempts: 1, timed: 1, logs: log, squares: log * log, ..Slot::default() });
+                slot.add(&OutlierSlot {
+                    attempts: 1,
+                    timed: 1,
+                    logs: log,
+                    squares: log * log,
+                    ..OutlierSlot::default()
+                });
             }
-            Member { index, slots: vec![slot] }
+            ComparedBackend { index, slots: vec![slot] }
         };
         latencies_ms.iter().enumerate().map(member).collect()
     }
@@ -339,13 +345,13 @@ mod tests {
     #[test]
     fn the_last_interval_must_point_the_same_way() {
         let mut members = members(&[&[5.0], &[5.0], &[1_000.0]], 28);
-        let quick = Slot { attempts: 4, timed: 4, logs: 4.0 * 5_000f64.log2(), ..Slot::default() };
+        let quick = OutlierSlot { attempts: 4, timed: 4, logs: 4.0 * 5_000f64.log2(), ..OutlierSlot::default() };
         for member in &mut members {
             member.slots.insert(0, quick);
         }
         assert_eq!(slower(&members, &Settings::default())[0].last, Last::Contradicts);
         for member in &mut members {
-            member.slots[0] = Slot::default();
+            member.slots[0] = OutlierSlot::default();
             member.slots.push(quick);
         }
         assert_eq!(slower(&members, &Settings::default())[0].last, Last::Silent);
@@ -355,7 +361,10 @@ mod tests {
         let members: Vec<_> = errors
             .iter()
             .enumerate()
-            .map(|(index, &errors)| Member { index, slots: vec![Slot { attempts, errors, ..Slot::default() }] })
+            .map(|(index, &errors)| ComparedBackend {
+                index,
+                slots: vec![OutlierSlot { attempts, errors, ..OutlierSlot::default() }],
+            })
             .collect();
         failing(&members, &Settings::default()).iter().map(|finding| finding.index).collect()
     }

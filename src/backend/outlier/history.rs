@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::{Settings, Slot, Totals};
+use super::{OutlierSlot, Settings, Totals};
 
 /// What outlier detection has seen of a backend and decided about it. Control plane only; outlives reloads.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct History {
     /// The totals at the last interval; `None` when the next one only begins to count.
     last: Option<Totals>,
     /// The intervals of the window, the youngest first.
-    pub(super) window: VecDeque<Slot>,
+    pub(super) window: VecDeque<OutlierSlot>,
     /// For how many intervals in succession it has failed more often than the others.
     pub(super) failing_for: u32,
     /// For how many intervals in succession it has been slower than the others.
@@ -35,9 +35,9 @@ const SECOND: Duration = Duration::from_secs(1);
 pub struct Ejection {
     /// Since when.
     pub since: Instant,
-    /// Until when; `None` until somebody takes it back by hand.
+    /// Until when; `None` until an operator takes it back.
     pub until: Option<Instant>,
-    /// Who did it.
+    /// The user who did it.
     pub by: By,
     /// Why.
     pub reason: Reason,
@@ -60,14 +60,14 @@ pub enum Sight {
 
 /// Why an ejection is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum EjectionEnd {
     /// It has lasted its time.
     Time,
     /// It was for attempts without an answer, and the backend was seen to be there.
     Seen(Sight),
 }
 
-impl End {
+impl EjectionEnd {
     /// As events say it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -90,7 +90,7 @@ impl Ejection {
         self.is_for_silence() && (self.absent || matches!(self.reason, Reason::Local { reset: 0, late: 0, .. }))
     }
 
-    /// What has to be seen of the backend for it to end before its time, where it is the so manyth in a row; `None` where nothing
+    /// What has to be seen of the backend for it to end before its time, where it is that many in a row; `None` where nothing
     /// will do.
     ///
     /// A backend that was gone is back when it takes connections. One that was there and broke them off, or did not answer, takes
@@ -107,7 +107,7 @@ impl Ejection {
     }
 }
 
-/// Who ejected a backend.
+/// What ejected a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// Outlier detection.
@@ -268,7 +268,7 @@ impl History {
         (timed > 0).then(|| Duration::from_secs_f64((logs / timed as f64).exp2() * 1e-6))
     }
 
-    /// Ejects it at the wish of an operator, who may also take the last one: until `until`, or until [`History::take_back`].
+    /// Ejects it by hand; an operator may also eject the last one: until `until`, or until [`History::take_back`].
     pub fn eject_by_hand(&mut self, now: Instant, until: Option<Instant>) {
         self.put(now, until, By::Hand, Reason::Hand);
     }
@@ -296,16 +296,16 @@ impl History {
     }
 
     /// Whether the ejection under way is over, and why.
-    pub(super) fn end(&self, now: Instant) -> Option<End> {
+    pub(super) fn end(&self, now: Instant) -> Option<EjectionEnd> {
         let ejection = self.ejection.as_ref()?;
         if ejection.until.is_some_and(|until| until <= now) {
-            return Some(End::Time);
+            return Some(EjectionEnd::Time);
         }
         let wanted = ejection.wants(self.times)?;
-        ejection.seen.filter(|seen| *seen >= wanted).map(End::Seen)
+        ejection.seen.filter(|seen| *seen >= wanted).map(EjectionEnd::Seen)
     }
 
-    /// Ends the ejection, whoever did it; returns what it was. What was counted before does not count again.
+    /// Ends the ejection, by detection or by hand; returns what it was. What was counted before does not count again.
     pub fn take_back(&mut self) -> Option<Ejection> {
         self.forget();
         self.liable = true;

@@ -21,8 +21,8 @@ mod history;
 mod judge;
 mod compare;
 
-pub use history::{By, Ejection, End, History, Reason, Sight};
-pub use judge::{Action, Occasion, Subject, judge, next_end};
+pub use history::{By, Ejection, EjectionEnd, History, Reason, Sight};
+pub use judge::{Occasion, OutlierAction, Subject, judge, next_end};
 pub use settings::Settings;
 
 /// How an attempt at a backend ended.
@@ -30,7 +30,7 @@ pub use settings::Settings;
 /// Not all that goes wrong is the backend's fault: a client that goes away, or an idle connection that the backend had
 /// closed just before it was used, is no outcome and not noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AttemptOutcome {
     /// Answered with 1xx to 3xx.
     Success,
     /// Answered with 4xx: it works. How fast it was does not tell how fast it answers.
@@ -47,7 +47,7 @@ pub enum Outcome {
     Timeout,
 }
 
-impl Outcome {
+impl AttemptOutcome {
     /// How many there are.
     pub const COUNT: usize = 7;
 
@@ -70,7 +70,7 @@ impl Outcome {
 
 /// Which succession of failures has become too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Streak {
+pub enum FailureStreak {
     /// Gateway errors.
     Gateway,
     /// Attempts that failed before a response.
@@ -117,45 +117,53 @@ impl Outlier {
     pub fn note(
         &self,
         worker: usize,
-        outcome: Outcome,
+        outcome: AttemptOutcome,
         took: Duration,
         now: impl FnOnce() -> Instant,
         settings: &Settings,
-    ) -> Option<Streak> {
+    ) -> Option<FailureStreak> {
         let traffic = self.traffic.of(worker);
         traffic.outcomes[outcome as usize].add(1);
         if outcome.tells_latency() {
             traffic.observe(took);
         }
         match outcome {
-            Outcome::Success | Outcome::ClientError => {
+            AttemptOutcome::Success | AttemptOutcome::ClientError => {
                 end(&self.gateway);
                 self.local.end();
                 None
             }
-            Outcome::ServerError if !settings.count_server_errors => {
+            AttemptOutcome::ServerError if !settings.count_server_errors => {
                 end(&self.gateway);
                 self.local.end();
                 None
             }
-            Outcome::Gateway | Outcome::ServerError => {
+            AttemptOutcome::Gateway | AttemptOutcome::ServerError => {
                 // It answered, so it can be reached.
                 self.local.end();
-                extend(&self.gateway, settings.consecutive_gateway).then_some(Streak::Gateway)
+                extend(&self.gateway, settings.consecutive_gateway).then_some(FailureStreak::Gateway)
             }
             // No answer, good or bad: the succession of answers goes on behind it.
-            Outcome::Connect | Outcome::Reset | Outcome::Timeout => self.no_answer(outcome, took, now(), settings),
+            AttemptOutcome::Connect | AttemptOutcome::Reset | AttemptOutcome::Timeout => {
+                self.no_answer(outcome, took, now(), settings)
+            }
         }
     }
 
     /// An attempt that began before something was heard of the backend, and is given up only now, says nothing about it since.
     #[cold]
-    fn no_answer(&self, outcome: Outcome, took: Duration, now: Instant, settings: &Settings) -> Option<Streak> {
+    fn no_answer(
+        &self,
+        outcome: AttemptOutcome,
+        took: Duration,
+        now: Instant,
+        settings: &Settings,
+    ) -> Option<FailureStreak> {
         let began_ms = now_ms(now).saturating_sub(took.as_millis() as u64);
         if began_ms < self.counts_from_ms.load(Relaxed) {
             return None;
         }
-        (self.local.extend(outcome) == settings.consecutive_local).then_some(Streak::Local)
+        (self.local.extend(outcome) == settings.consecutive_local).then_some(FailureStreak::Local)
     }
 
     /// The successions of failures as they stand.
@@ -194,7 +202,7 @@ impl Outlier {
         self.was_ejected(&Reason::Hand, now);
     }
 
-    /// Ends the ejection, whoever did it; returns what it was. The keeper is to be woken then.
+    /// Ends the ejection, by detection or by hand; returns what it was. The keeper is to be woken then.
     pub fn take_back(&self, now: Instant) -> Option<Ejection> {
         let ejection = self.history().take_back();
         self.forget_streaks(now);
@@ -235,7 +243,7 @@ impl Outlier {
     }
 }
 
-/// Test before store: in ordinary times nobody writes the line that all workers read.
+/// Test before store: in ordinary times no worker writes the line that all workers read.
 #[inline]
 fn end(streak: &AtomicU32) {
     if streak.load(Relaxed) != 0 {
@@ -263,7 +271,7 @@ pub struct Streaks {
 }
 
 /// Attempts in succession that failed before a response, by how: three counts in one word, so that a success looks at one
-/// word and ends all three, and nobody sees one without the others.
+/// word and ends all three, and no reader sees one without the others.
 #[derive(Debug, Default)]
 struct Silences(AtomicU64);
 
@@ -280,10 +288,10 @@ impl Silences {
     }
 
     /// How many there are with this one. Those above two millions are not counted.
-    fn extend(&self, outcome: Outcome) -> u32 {
+    fn extend(&self, outcome: AttemptOutcome) -> u32 {
         let one = match outcome {
-            Outcome::Reset => 1 | 1 << SILENCE_BITS,
-            Outcome::Timeout => 1 | 1 << (2 * SILENCE_BITS),
+            AttemptOutcome::Reset => 1 | 1 << SILENCE_BITS,
+            AttemptOutcome::Timeout => 1 | 1 << (2 * SILENCE_BITS),
             _ => 1,
         };
         let counted =
@@ -301,7 +309,7 @@ impl Silences {
 /// What one worker notes of a backend.
 #[derive(Debug, Default)]
 struct Traffic {
-    outcomes: [Counter; Outcome::COUNT],
+    outcomes: [Counter; AttemptOutcome::COUNT],
     /// The number of latencies in the lower bits, the sum of their logarithms above: one word, so that a reader cannot
     /// see one without the other.
     latencies: Counter,
@@ -337,26 +345,26 @@ fn log2(took: Duration) -> u32 {
 /// Everything noted of a backend. What happened in between two of them is their difference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Attempts by [`Outcome`].
-    pub outcomes: [u64; Outcome::COUNT],
+    /// Attempts by [`AttemptOutcome`].
+    pub outcomes: [u64; AttemptOutcome::COUNT],
     latencies: u64,
     squares: u64,
 }
 
 impl Totals {
     /// What was noted after `earlier`.
-    fn since(&self, earlier: &Self) -> Slot {
-        let count = |outcome: Outcome| {
+    fn since(&self, earlier: &Self) -> OutlierSlot {
+        let count = |outcome: AttemptOutcome| {
             let index = outcome as usize;
             // Below zero only if a shard was read while its worker wrote: nothing, then.
             (self.outcomes[index].wrapping_sub(earlier.outcomes[index]) as i64).max(0) as u64
         };
-        let local = count(Outcome::Connect) + count(Outcome::Reset) + count(Outcome::Timeout);
-        let failed = count(Outcome::Gateway) + local;
-        let errors = failed + count(Outcome::ServerError);
+        let local = count(AttemptOutcome::Connect) + count(AttemptOutcome::Reset) + count(AttemptOutcome::Timeout);
+        let failed = count(AttemptOutcome::Gateway) + local;
+        let errors = failed + count(AttemptOutcome::ServerError);
         let latencies = self.latencies.wrapping_sub(earlier.latencies);
-        Slot {
-            attempts: errors + count(Outcome::Success) + count(Outcome::ClientError),
+        OutlierSlot {
+            attempts: errors + count(AttemptOutcome::Success) + count(AttemptOutcome::ClientError),
             failed,
             errors,
             timed: latencies & ((1 << COUNT_BITS) - 1),
@@ -368,7 +376,7 @@ impl Totals {
 
 /// What happened to a backend within some time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Slot {
+struct OutlierSlot {
     attempts: u64,
     /// Gateway errors and local ones.
     failed: u64,
@@ -381,7 +389,7 @@ struct Slot {
     squares: f64,
 }
 
-impl Slot {
+impl OutlierSlot {
     fn add(&mut self, other: &Self) {
         self.attempts += other.attempts;
         self.failed += other.failed;
@@ -403,27 +411,27 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn note(outlier: &Outlier, outcomes: &[Outcome]) -> Vec<Option<Streak>> {
+    fn note(outlier: &Outlier, outcomes: &[AttemptOutcome]) -> Vec<Option<FailureStreak>> {
         outcomes.iter().map(|&outcome| outlier.note(0, outcome, MS, Instant::now, &Settings::default())).collect()
     }
 
     #[test]
     fn a_streak_is_told_once_until_it_ends() {
         let outlier = Outlier::new(1);
-        let told = note(&outlier, &[Outcome::Gateway; 12]);
-        let expected: Vec<_> = (1..=12).map(|n| (n == 5).then_some(Streak::Gateway)).collect();
+        let told = note(&outlier, &[AttemptOutcome::Gateway; 12]);
+        let expected: Vec<_> = (1..=12).map(|n| (n == 5).then_some(FailureStreak::Gateway)).collect();
         assert_eq!(told, expected);
-        note(&outlier, &[Outcome::Success]);
+        note(&outlier, &[AttemptOutcome::Success]);
         assert_eq!(outlier.streaks(), Streaks::default());
-        assert_eq!(note(&outlier, &[Outcome::Gateway; 5])[4], Some(Streak::Gateway));
+        assert_eq!(note(&outlier, &[AttemptOutcome::Gateway; 5])[4], Some(FailureStreak::Gateway));
         outlier.forget_streaks(Instant::now());
-        assert_eq!(note(&outlier, &[Outcome::Gateway; 5])[4], Some(Streak::Gateway));
+        assert_eq!(note(&outlier, &[AttemptOutcome::Gateway; 5])[4], Some(FailureStreak::Gateway));
     }
 
     #[test]
     fn gateway_and_local_errors_are_counted_apart() {
-        use Outcome::{ClientError, Connect, Gateway, Reset, ServerError, Timeout};
-        let after = |outcomes: &[Outcome]| {
+        use AttemptOutcome::{ClientError, Connect, Gateway, Reset, ServerError, Timeout};
+        let after = |outcomes: &[AttemptOutcome]| {
             let outlier = Outlier::new(1);
             note(&outlier, outcomes);
             (outlier.streaks().gateway, outlier.streaks().local)
@@ -436,12 +444,12 @@ mod tests {
         let all = Settings { count_server_errors: true, ..Settings::default() };
         let outlier = Outlier::new(1);
         let told: Vec<_> = (0..5).map(|_| outlier.note(0, ServerError, MS, Instant::now, &all)).collect();
-        assert_eq!(told[4], Some(Streak::Gateway));
+        assert_eq!(told[4], Some(FailureStreak::Gateway));
     }
 
     #[test]
     fn of_attempts_without_an_answer_it_is_known_how_they_failed() {
-        use Outcome::{Connect, Reset, Success, Timeout};
+        use AttemptOutcome::{Connect, Reset, Success, Timeout};
         let outlier = Outlier::new(1);
         note(&outlier, &[Connect, Reset, Timeout, Reset, Connect, Connect]);
         assert_eq!(outlier.streaks(), Streaks { gateway: 0, local: 6, reset: 2, late: 1 });
@@ -463,20 +471,20 @@ mod tests {
         outlier.count_from(heard - Duration::from_secs(30));
         let ended = heard + Duration::from_secs(10);
         for (outcome, began_s, counts) in [
-            (Outcome::Timeout, 9, true),
-            (Outcome::Timeout, 11, false),
-            (Outcome::Connect, 10, true),
-            (Outcome::Reset, 30, false),
-            (Outcome::Reset, 0, true),
+            (AttemptOutcome::Timeout, 9, true),
+            (AttemptOutcome::Timeout, 11, false),
+            (AttemptOutcome::Connect, 10, true),
+            (AttemptOutcome::Reset, 30, false),
+            (AttemptOutcome::Reset, 0, true),
         ] {
             let before = outlier.streaks().local;
             outlier.note(0, outcome, Duration::from_secs(began_s), || ended, &settings);
             assert_eq!(outlier.streaks().local - before, u32::from(counts), "{outcome:?} begun {began_s} s ago");
         }
         // Rates have it all the same.
-        assert_eq!(outlier.totals().outcomes[Outcome::Timeout as usize], 2);
+        assert_eq!(outlier.totals().outcomes[AttemptOutcome::Timeout as usize], 2);
         // An answer is one, however old.
-        outlier.note(0, Outcome::Gateway, Duration::from_secs(50), || ended, &settings);
+        outlier.note(0, AttemptOutcome::Gateway, Duration::from_secs(50), || ended, &settings);
         assert_eq!(outlier.streaks(), Streaks { gateway: 1, ..Streaks::default() });
     }
 
@@ -484,7 +492,7 @@ mod tests {
     fn a_threshold_of_nothing_is_off() {
         let off = Settings { consecutive_gateway: 0, consecutive_local: 0, ..Settings::default() };
         let outlier = Outlier::new(1);
-        for outcome in [Outcome::Gateway, Outcome::Connect] {
+        for outcome in [AttemptOutcome::Gateway, AttemptOutcome::Connect] {
             assert!((0..20).all(|_| outlier.note(0, outcome, MS, Instant::now, &off).is_none()));
         }
     }
@@ -497,41 +505,42 @@ mod tests {
                 .map(|worker| {
                     let outlier = Arc::clone(&outlier);
                     let failing = move || {
-                        outlier.note(worker, Outcome::Connect, MS, Instant::now, &Settings::default()).is_some()
+                        outlier.note(worker, AttemptOutcome::Connect, MS, Instant::now, &Settings::default()).is_some()
                     };
                     thread::spawn(move || (0..25).filter(|_| failing()).count())
                 })
                 .collect();
             let told: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
             assert_eq!(told, 1);
-            assert_eq!(outlier.totals().outcomes[Outcome::Connect as usize], 100);
+            assert_eq!(outlier.totals().outcomes[AttemptOutcome::Connect as usize], 100);
         }
     }
 
     #[test]
     fn statuses_are_sorted() {
-        let of = |statuses: &[u16]| statuses.iter().map(|&status| Outcome::of_status(status)).collect::<Vec<_>>();
-        assert_eq!(of(&[101, 200, 304, 399]), [Outcome::Success; 4]);
-        assert_eq!(of(&[400, 404, 429, 499]), [Outcome::ClientError; 4]);
-        assert_eq!(of(&[502, 503, 504]), [Outcome::Gateway; 3]);
-        assert_eq!(of(&[500, 501, 505, 599, 999]), [Outcome::ServerError; 5]);
+        let of =
+            |statuses: &[u16]| statuses.iter().map(|&status| AttemptOutcome::of_status(status)).collect::<Vec<_>>();
+        assert_eq!(of(&[101, 200, 304, 399]), [AttemptOutcome::Success; 4]);
+        assert_eq!(of(&[400, 404, 429, 499]), [AttemptOutcome::ClientError; 4]);
+        assert_eq!(of(&[502, 503, 504]), [AttemptOutcome::Gateway; 3]);
+        assert_eq!(of(&[500, 501, 505, 599, 999]), [AttemptOutcome::ServerError; 5]);
     }
 
     #[test]
     fn what_was_noted_in_between_is_told() {
         let outlier = Outlier::new(2);
-        note(&outlier, &[Outcome::Success, Outcome::Gateway]);
+        note(&outlier, &[AttemptOutcome::Success, AttemptOutcome::Gateway]);
         let before = outlier.totals();
         let settings = Settings::default();
-        outlier.note(0, Outcome::Success, Duration::from_micros(1 << 10), Instant::now, &settings);
-        outlier.note(1, Outcome::Success, Duration::from_micros(1 << 14), Instant::now, &settings);
-        outlier.note(1, Outcome::Timeout, Duration::from_micros(1 << 15), Instant::now, &settings);
-        outlier.note(0, Outcome::Gateway, MS, Instant::now, &settings);
-        outlier.note(0, Outcome::ServerError, MS, Instant::now, &settings);
-        outlier.note(0, Outcome::ClientError, MS, Instant::now, &settings);
+        outlier.note(0, AttemptOutcome::Success, Duration::from_micros(1 << 10), Instant::now, &settings);
+        outlier.note(1, AttemptOutcome::Success, Duration::from_micros(1 << 14), Instant::now, &settings);
+        outlier.note(1, AttemptOutcome::Timeout, Duration::from_micros(1 << 15), Instant::now, &settings);
+        outlier.note(0, AttemptOutcome::Gateway, MS, Instant::now, &settings);
+        outlier.note(0, AttemptOutcome::ServerError, MS, Instant::now, &settings);
+        outlier.note(0, AttemptOutcome::ClientError, MS, Instant::now, &settings);
         let slot = outlier.totals().since(&before);
         let squares = 100.0 + 196.0 + 225.0;
-        assert_eq!(slot, Slot { attempts: 6, failed: 2, errors: 3, timed: 3, logs: 39.0, squares });
+        assert_eq!(slot, OutlierSlot { attempts: 6, failed: 2, errors: 3, timed: 3, logs: 39.0, squares });
     }
 
     #[test]

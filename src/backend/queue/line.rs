@@ -1,33 +1,33 @@
-//! Who stands where in a queue, and whose turn it is.
+//! The order of a queue, and which request has its turn.
 
 use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::Duration;
 
-use super::{Order, QueueSettings};
+use super::{QueueDiscipline, QueueSettings};
 
-/// The line, without its lock. What gives somebody a turn returns whom to wake: `None` also for who has a turn but has not
+/// The line, without its lock. What gives a request its turn returns the waker: `None` also for a request that has a turn but has not
 /// been asked yet, and so will see it.
 #[derive(Debug, Default)]
-pub(super) struct Line {
+pub(super) struct WaitingLine {
     /// Those without a turn, by the number of their ticket, which is the order in which they came.
-    waiting: BTreeMap<u64, Place>,
+    waiting: BTreeMap<u64, QueuedWaiter>,
     /// Those with a turn, and what `offers` was when they last knew.
     turns: BTreeMap<u64, u64>,
     next_ticket: u64,
     /// How often room was made.
     offers: u64,
-    /// Turns that nobody in line could take: for those who come. [`MANY`] when nobody knows how many.
+    /// Turns that no request in line could take: for requests that come. [`MANY`] when the number is not known.
     spare: u32,
     /// When the line was last empty.
     empty_ms: u64,
-    /// Whether who came last goes first.
+    /// Whether the last to come goes first.
     lifo: bool,
 }
 
-/// Somebody without a turn.
+/// A request without a turn.
 #[derive(Debug, Default)]
-struct Place {
+struct QueuedWaiter {
     /// `None` until first asked.
     waker: Option<Waker>,
     /// What `offers` was when it found room of no use to it: until more is made it need not be asked again.
@@ -36,7 +36,7 @@ struct Place {
 
 /// What a try in vain has shown.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Room {
+pub(super) enum RoomSeen {
     None,
     ForOthers,
 }
@@ -47,10 +47,10 @@ pub(super) enum Leaves {
     InVain,
 }
 
-/// More than anybody counts. Not used up by turns; ends with the first that finds no room.
+/// An unknown number. Not used up by turns; ends with the first that finds no room.
 const MANY: u32 = u32::MAX;
 
-impl Line {
+impl WaitingLine {
     pub(super) fn len(&self) -> usize {
         self.waiting.len() + self.turns.len()
     }
@@ -61,7 +61,7 @@ impl Line {
         (self.waiting.len(), self.turns.len(), self.spare)
     }
 
-    /// The ticket of one who comes, and how long that one may wait.
+    /// The ticket of a request that comes, and how long it may wait.
     pub(super) fn enter(&mut self, settings: &QueueSettings, now_ms: u64) -> (u64, Duration) {
         let first = self.len() == 0;
         if first {
@@ -69,11 +69,11 @@ impl Line {
         }
         let stood = Duration::from_millis(now_ms.saturating_sub(self.empty_ms));
         let timeout = match settings.order {
-            Order::Fifo => {
+            QueueDiscipline::Fifo => {
                 self.lifo = false;
                 settings.timeout
             }
-            Order::Adaptive { target, interval } => {
+            QueueDiscipline::Adaptive { target, interval } => {
                 self.lifo = stood > interval;
                 settings.timeout.min(if self.lifo { target } else { interval })
             }
@@ -81,12 +81,12 @@ impl Line {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         if first {
-            // Nobody knows what room there is: it tries at once, having said that it is there, and then those behind it, one
+            // The number of free slots is not known: it tries at once, having said that it is there, and then those behind it, one
             // after the other, until one finds none.
             self.spare = MANY;
         }
         let turn = match self.spare {
-            // Who has a turn passes it on.
+            // A request with a turn passes it on.
             MANY => self.turns.is_empty(),
             spare => spare > 0,
         };
@@ -96,7 +96,7 @@ impl Line {
             }
             self.turns.insert(ticket, self.offers);
         } else {
-            self.waiting.insert(ticket, Place::default());
+            self.waiting.insert(ticket, QueuedWaiter::default());
         }
         (ticket, timeout)
     }
@@ -112,7 +112,7 @@ impl Line {
         self.pass()
     }
 
-    /// Whether one has its turn. If not, it is known whom to wake.
+    /// Whether a request has its turn. If not, its waker is kept.
     pub(super) fn look(&mut self, ticket: u64, waker: &Waker) -> bool {
         if let Some(place) = self.waiting.get_mut(&ticket) {
             match &mut place.waker {
@@ -125,7 +125,7 @@ impl Line {
 
     /// One has tried in vain. Whether it should again, because room was made since its turn began; if not, it is back at its
     /// place.
-    pub(super) fn tried(&mut self, ticket: u64, room: Room, waker: &Waker) -> (bool, Option<Waker>) {
+    pub(super) fn tried(&mut self, ticket: u64, room: RoomSeen, waker: &Waker) -> (bool, Option<Waker>) {
         match self.turns.get_mut(&ticket) {
             None => return (false, None),
             Some(seen) if *seen != self.offers => {
@@ -136,17 +136,17 @@ impl Line {
         }
         self.turns.remove(&ticket);
         let useless = match room {
-            Room::None => None,
-            Room::ForOthers => Some(self.offers),
+            RoomSeen::None => None,
+            RoomSeen::ForOthers => Some(self.offers),
         };
-        self.waiting.insert(ticket, Place { waker: Some(waker.clone()), useless });
+        self.waiting.insert(ticket, QueuedWaiter { waker: Some(waker.clone()), useless });
         let next = match room {
-            Room::None => {
+            RoomSeen::None => {
                 self.spare = 0;
                 None
             }
             // It may have seen more than what its turn was given for.
-            Room::ForOthers => {
+            RoomSeen::ForOthers => {
                 self.spare = MANY;
                 self.pass()
             }
@@ -163,13 +163,13 @@ impl Line {
         };
         let next = if had_turn && more { self.pass() } else { None };
         if self.len() == 0 {
-            // Who comes now tries at once.
+            // A request that comes now tries at once.
             self.spare = 0;
         }
         next
     }
 
-    /// Gives a turn to who is next and has a use for it, or keeps it for who comes.
+    /// Gives a turn to the next request that has a use for it, or keeps it for one that comes.
     fn pass(&mut self) -> Option<Waker> {
         let mut may = self.waiting.iter().filter(|(_, place)| place.useless != Some(self.offers));
         let next = if self.lifo { may.next_back() } else { may.next() };

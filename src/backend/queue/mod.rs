@@ -1,18 +1,18 @@
 //! Where requests wait that found every backend of an upstream full.
 //!
-//! One line for all workers, behind a lock: it is taken by those only who have to wait, and by whoever makes room while
-//! somebody waits. A line for each worker would be unfair: whose line is next would have to be guessed, and who waits at
-//! a worker with many would wait longer. With one line, who came first goes first.
+//! One queue for all workers, behind a lock. Only requests that have to wait take it, and code that frees a slot while
+//! a request waits. A queue for each worker would be unfair: the next worker would have to be guessed, and a request at
+//! a worker with many would wait longer. With one queue, the first request to come is the first to go.
 //!
-//! A *turn* is the right to try. Whoever gives a lease back calls [`Queue::released`], and the first in line gets a turn and is
-//! woken, nobody else. It stays in line until it has its lease, so that a request that comes meanwhile sees that the line is not
+//! A *turn* is the right to try. Dropping a lease calls [`Queue::released`]; the first in line gets a turn and is
+//! woken, no other. It stays in line until it has its lease, so that a request that comes meanwhile sees that the line is not
 //! empty and goes to its end, instead of taking what was meant for the first. What a turn was given for can be gone
 //! when it is used (another roster, a limit lowered), or be of no use to this request (a retry that has been there). Then the
-//! request goes back to its place, and the turn to another in line or to the next who comes.
+//! request goes back to its place, and the turn to another request in line or to the next that comes.
 //!
-//! No turn gets lost. While somebody is in line, all that happens to turns happens under the lock, and each release is
-//! counted there (`offers`): who tried in vain waits on only if nothing was released since its turn began. And while nobody is,
-//! the first who comes says so, then tries; whoever gives back does so, then looks whether somebody came. With `SeqCst`, one of
+//! No turn gets lost. While a request is in line, all that happens to turns happens under the lock, and each release is
+//! counted there (`offers`): a request that tried in vain waits on only if nothing was released since its turn began. While none is,
+//! the first request says that it waits, then tries; a lease is given back, then looks for waiting requests. With `SeqCst`, one of
 //! the two sees the other.
 
 use std::fmt;
@@ -23,35 +23,35 @@ use std::time::Duration;
 
 mod line;
 
-use line::{Leaves, Line, Room};
+use line::{Leaves, RoomSeen, WaitingLine};
 
-/// Who waits, and for how long. Handed in by each who comes: those in line keep what they came with.
+/// How many requests wait, and for how long. Each request brings it: requests in line keep what they came with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueSettings {
-    /// Requests in line at most. 0: none waits.
+    /// The most requests that may wait. With 0 no request waits.
     pub max: u32,
     /// How long a request waits at most.
     pub timeout: Duration,
-    /// Who goes first.
-    pub order: Order,
+    /// Which request goes first.
+    pub order: QueueDiscipline,
 }
 
 impl Default for QueueSettings {
     /// 1024 requests, or as many as all backends take together where they have limits, which is for the caller to say; 1 s;
-    /// who came first.
+    /// the first to come.
     fn default() -> Self {
-        Self { max: 1_024, timeout: Duration::from_secs(1), order: Order::Fifo }
+        Self { max: 1_024, timeout: Duration::from_secs(1), order: QueueDiscipline::Fifo }
     }
 }
 
-/// Who goes first.
+/// Which request goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Who came first.
+pub enum QueueDiscipline {
+    /// First in, first out.
     Fifo,
-    /// Who came first; but who came last for as long as the line has not been empty for `interval`. Who comes then waits for
+    /// First in, first out; but last in, first out while the queue has not been empty for `interval`. A request that comes then waits for
     /// `target` at most, and else for `interval` (or the timeout, if that is less). Under an overload that lasts, a part of the
-    /// requests is served at once, instead of all so late that nobody wants the answer (Facebook's "Fail at Scale").
+    /// requests is served at once, instead of all so late that no client wants the answer (Facebook's "Fail at Scale").
     Adaptive {
         /// 5 ms by default.
         target: Duration,
@@ -60,7 +60,7 @@ pub enum Order {
     },
 }
 
-impl Order {
+impl QueueDiscipline {
     /// Last come, first served while overloaded, with the defaults.
     pub const ADAPTIVE: Self =
         Self::Adaptive { target: Duration::from_millis(5), interval: Duration::from_millis(100) };
@@ -95,7 +95,7 @@ impl std::error::Error for TimedOut {}
 pub enum Attempt<T> {
     /// The lease, or whatever it was tried for.
     Leased(T),
-    /// There is no room for anybody.
+    /// There is no free slot for any request.
     Full,
     /// There may be room, but not for this request.
     NotForMe,
@@ -106,7 +106,7 @@ pub enum Attempt<T> {
 pub struct Queue {
     /// How many are in line, with a turn or without. Written under the lock.
     present: AtomicU32,
-    line: Mutex<Line>,
+    line: Mutex<WaitingLine>,
 }
 
 impl Queue {
@@ -138,24 +138,24 @@ impl Queue {
     }
 
     /// Room for one was made: to be called after each lease was given back (with `SeqCst`, as
-    /// [`Permits::give_back`](crate::backend::permits::Permits::give_back) does). One load while nobody is in line; else
-    /// who is next is woken.
+    /// [`Permits::give_back`](crate::backend::limits::Permits::give_back) does). One load while the queue is empty; otherwise
+    /// the next request is woken.
     pub fn released(&self) {
         if !self.is_empty() {
-            self.change(Line::released);
+            self.change(WaitingLine::released);
         }
     }
 
-    /// Room for nobody knows how many was made: a backend became ready, a limit was raised. Who is next is woken, and passes it
+    /// An unknown number of slots became free: a backend became ready, a limit was raised. The next request is woken, and passes it
     /// on for as long as there is room.
     pub fn widened(&self) {
         if !self.is_empty() {
-            self.change(Line::widened);
+            self.change(WaitingLine::widened);
         }
     }
 
-    /// Does something to the line, and wakes who has got a turn by that: outside the lock.
-    fn change(&self, change: impl FnOnce(&mut Line) -> Option<Waker>) {
+    /// Changes the line, and wakes the request that has got a turn by that: outside the lock.
+    fn change(&self, change: impl FnOnce(&mut WaitingLine) -> Option<Waker>) {
         let mut line = self.lock();
         let waker = change(&mut line);
         self.present.store(line.len() as u32, Ordering::SeqCst);
@@ -165,7 +165,7 @@ impl Queue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Line> {
+    fn lock(&self) -> MutexGuard<'_, WaitingLine> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -185,11 +185,11 @@ impl Waiter {
     ///
     /// `attempt` is what a request does that need not wait, and what comes of it is the result. It must not call
     /// [`Queue::released`], that is, not take something, find that it is not enough, and give it back: look first, take last.
-    /// The task has to be woken at [`Waiter::deadline_ms`] by the caller. Not to be polled again when ready; and who will not
+    /// The task has to be woken at [`Waiter::deadline_ms`] by the caller. Not to be polled again when ready; and a caller that will not
     /// poll it any more drops it, or its turn is kept from others.
     ///
     /// # Errors
-    /// When its time is over: its turn, if it has one, is for somebody else.
+    /// When its time is over: its turn, if it has one, is for another request.
     pub fn poll<T>(
         &mut self,
         cx: &Context<'_>,
@@ -207,8 +207,8 @@ impl Waiter {
                     self.leave(Leaves::Served);
                     return Poll::Ready(Ok(lease));
                 }
-                Attempt::Full => Room::None,
-                Attempt::NotForMe => Room::ForOthers,
+                Attempt::Full => RoomSeen::None,
+                Attempt::NotForMe => RoomSeen::ForOthers,
             };
             self.queue.change(|line| {
                 let next;

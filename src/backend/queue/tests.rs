@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::permits::Permits;
+use crate::backend::limits::Permits;
 use crate::strategy::Dice;
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -212,7 +212,7 @@ fn no_more_may_wait_than_is_set_and_for_no_longer() {
 #[test]
 fn a_line_that_does_not_empty_serves_who_came_last() {
     let queue = Arc::new(Queue::default());
-    let settings = QueueSettings { order: Order::ADAPTIVE, ..QueueSettings::default() };
+    let settings = QueueSettings { order: QueueDiscipline::ADAPTIVE, ..QueueSettings::default() };
     let calm: Vec<_> = [0, 100].map(|now| Client::waits(&queue, &settings, now)).into();
     assert_eq!(calm[1].waiter.deadline_ms(), 200);
     queue.released();
@@ -341,7 +341,7 @@ proptest! {
     ) {
         struct Request { client: Client, tried: usize, number: usize }
         let queue = Arc::new(Queue::default());
-        let settings = QueueSettings { max: 50, timeout: MS(u64::MAX), order: Order::Fifo };
+        let settings = QueueSettings { max: 50, timeout: MS(u64::MAX), order: QueueDiscipline::Fifo };
         let (mut limits, mut used) = ([1_u32, 1], [0_u32; 2]);
         let mut waiting: Vec<Request> = Vec::new();
         let (mut came, mut last_served) = (0, 0);

@@ -13,17 +13,17 @@ use hyper::body::Incoming;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::cli::place::Place;
+use crate::cli::admin_address::AdminAddress;
 use crate::config::Secret;
-use crate::fetch::{Fetch, FetchError, Limits};
+use crate::http_client::{Fetch, FetchError, FetchLimits};
 
 /// A reload may take its time. Of ten thousand backends there are some fifteen megabytes to say.
-const LIMITS: Limits = Limits { time: Duration::from_secs(30), body: 64 << 20 };
+const LIMITS: FetchLimits = FetchLimits { time: Duration::from_secs(30), body: 64 << 20 };
 
-/// Who is asked, and with what right.
+/// The admin address to ask, and the token for it.
 #[derive(Debug)]
-pub(super) struct Client {
-    pub(super) place: Place,
+pub(super) struct AdminClient {
+    pub(super) place: AdminAddress,
     pub(super) token: Option<Secret>,
     /// Why it is asked there, where that is a guess.
     pub(super) guess: Option<String>,
@@ -31,11 +31,11 @@ pub(super) struct Client {
 
 /// Why there is no good answer.
 #[derive(Debug)]
-pub(super) enum Failed {
-    /// Nobody answers there, or not as isobar does.
+pub(super) enum AdminCallError {
+    /// There is no answer, or not one of isobar.
     Unreachable {
         /// Where.
-        place: Place,
+        place: AdminAddress,
         /// Why.
         source: Box<dyn Error + Send + Sync>,
     },
@@ -52,7 +52,7 @@ pub(super) enum Failed {
     Command(String),
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for AdminCallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable { place, .. } => write!(f, "could not ask isobar at {place}"),
@@ -76,7 +76,7 @@ impl fmt::Display for Failed {
     }
 }
 
-impl Error for Failed {
+impl Error for AdminCallError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Unreachable { source, .. } => Some(&**source),
@@ -85,9 +85,9 @@ impl Error for Failed {
     }
 }
 
-impl Client {
+impl AdminClient {
     /// Asks, and reads the whole answer as JSON; of text, as a text.
-    pub(super) async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failed> {
+    pub(super) async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, AdminCallError> {
         let (response, fetch) = self.send(method, path, body, &[]).await?;
         self.read(response, &fetch).await
     }
@@ -97,7 +97,7 @@ impl Client {
         &self,
         path: &str,
         headers: &[(&'static str, &'static str)],
-    ) -> Result<Incoming, Failed> {
+    ) -> Result<Incoming, AdminCallError> {
         let (response, fetch) = self.send("GET", path, None, headers).await?;
         if response.status().is_success() {
             return Ok(response.into_body());
@@ -106,16 +106,16 @@ impl Client {
         Err(self.unreachable(io::Error::other(format!("an answer that is no stream: {says}"))))
     }
 
-    pub(super) fn unreachable(&self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Failed {
-        Failed::Unreachable { place: self.place.clone(), source: source.into() }
+    pub(super) fn unreachable(&self, source: impl Into<Box<dyn Error + Send + Sync>>) -> AdminCallError {
+        AdminCallError::Unreachable { place: self.place.clone(), source: source.into() }
     }
 
-    async fn read(&self, response: Response<Incoming>, fetch: &Fetch) -> Result<Value, Failed> {
+    async fn read(&self, response: Response<Incoming>, fetch: &Fetch) -> Result<Value, AdminCallError> {
         let (head, body) = fetch.read(response).await.map_err(|error| self.unreachable(error))?.into_parts();
         let text = || Value::String(String::from_utf8_lossy(&body).into_owned());
         let says = serde_json::from_slice(&body).unwrap_or_else(|_| text());
         let status = head.status;
-        if status.is_success() { Ok(says) } else { Err(Failed::Refused { status, says }) }
+        if status.is_success() { Ok(says) } else { Err(AdminCallError::Refused { status, says }) }
     }
 
     async fn send(
@@ -124,7 +124,7 @@ impl Client {
         path: &str,
         body: Option<&Value>,
         headers: &[(&'static str, &'static str)],
-    ) -> Result<(Response<Incoming>, Fetch), Failed> {
+    ) -> Result<(Response<Incoming>, Fetch), AdminCallError> {
         let ways = timeout(LIMITS.time, self.place.ways()).await.map_err(|late| self.unreachable(late))?;
         let mut last = None;
         for (to, host) in ways.map_err(|error| self.unreachable(error))? {
@@ -188,9 +188,9 @@ mod tests {
     #[test]
     fn refusals_in_words() {
         let says = serde_json::json!({ "error": "unknown upstream \"user\"", "did_you_mean": "users" });
-        let failed = Failed::Refused { status: StatusCode::NOT_FOUND, says };
+        let failed = AdminCallError::Refused { status: StatusCode::NOT_FOUND, says };
         assert_eq!(failed.to_string(), "unknown upstream \"user\"; did you mean \"users\"?");
-        let failed = Failed::Refused { status: StatusCode::BAD_GATEWAY, says: Value::String("<html>".into()) };
+        let failed = AdminCallError::Refused { status: StatusCode::BAD_GATEWAY, says: Value::String("<html>".into()) };
         assert_eq!(failed.to_string(), "refused with 502 Bad Gateway");
     }
 }

@@ -9,10 +9,10 @@ use clap::{Args, Subcommand};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
+use super::admin_address::{AdminAddress, Unknown};
 use super::chain;
-use super::place::{Place, Unknown};
 use crate::config::{self, Secret};
-use client::{Client, Failed, encoded};
+use client::{AdminCallError, AdminClient, encoded};
 
 mod client;
 mod show;
@@ -47,7 +47,7 @@ Exit codes:
 /// What `isobar ctl` is told.
 #[derive(Args, Debug)]
 #[command(after_help = HELP)]
-pub struct Options {
+pub struct CtlOptions {
     /// Where isobar is asked: an address, or unix:PATH
     #[arg(long, value_name = "ADDRESS", global = true)]
     admin: Option<String>,
@@ -62,12 +62,12 @@ pub struct Options {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    command: Command,
+    command: CtlCommand,
 }
 
 /// A backend of an upstream.
 #[derive(Args, Debug)]
-struct Backend {
+struct BackendArgs {
     /// The upstream's name
     upstream: String,
     /// The backend's address, as in the file
@@ -83,7 +83,7 @@ struct Time {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CtlCommand {
     /// Show the upstreams
     Upstreams,
     /// Show the backends, of one upstream or of all, and what is set by hand
@@ -94,7 +94,7 @@ enum Command {
     /// Send a backend nothing new, and let finish what runs there
     Drain {
         #[command(flatten)]
-        backend: Backend,
+        backend: BackendArgs,
         #[command(flatten)]
         time: Time,
         /// Wait until nothing is in flight there
@@ -105,29 +105,29 @@ enum Command {
         timeout: String,
     },
     /// End a drain
-    Undrain(Backend),
+    Undrain(BackendArgs),
     /// Take a backend out for a repair: it gets nothing new and no health checks
     Disable {
         #[command(flatten)]
-        backend: Backend,
+        backend: BackendArgs,
         #[command(flatten)]
         time: Time,
     },
     /// End a repair; where there are health checks, the next one decides
-    Enable(Backend),
+    Enable(BackendArgs),
     /// Take a backend out, as outlier detection does
     Eject {
         #[command(flatten)]
-        backend: Backend,
+        backend: BackendArgs,
         #[command(flatten)]
         time: Time,
     },
     /// End an ejection, by hand or by outlier detection
-    Uneject(Backend),
+    Uneject(BackendArgs),
     /// Give a backend another weight than the file does
     Weight {
         #[command(flatten)]
-        backend: Backend,
+        backend: BackendArgs,
         /// 0 to 65535, or "reset" for the weight of the file
         weight: String,
         #[command(flatten)]
@@ -164,7 +164,7 @@ enum Command {
     Config,
 }
 
-impl Options {
+impl CtlOptions {
     /// The file that it names.
     #[cfg(test)]
     pub(super) fn file(&self) -> Option<&Path> {
@@ -173,12 +173,12 @@ impl Options {
 }
 
 /// Does it. What is asked for goes to standard output, what is wrong to standard error.
-pub fn run(options: Options) -> ExitCode {
+pub fn run(options: CtlOptions) -> ExitCode {
     let done = client(&options).and_then(|client| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Failed::Command(format!("could not begin: {error}")))?;
+        let runtime = runtime.map_err(|error| AdminCallError::Command(format!("could not begin: {error}")))?;
         let done = runtime.block_on(obey(options, &client));
-        if let (Err(Failed::Unreachable { .. }), Some(guess)) = (&done, &client.guess) {
+        if let (Err(AdminCallError::Unreachable { .. }), Some(guess)) = (&done, &client.guess) {
             eprintln!("isobar: {guess}");
         }
         done
@@ -188,21 +188,21 @@ pub fn run(options: Options) -> ExitCode {
         Err(failed) => {
             eprintln!("isobar: {}", chain(&failed));
             ExitCode::from(match failed {
-                Failed::Refused { .. } => 1,
-                Failed::Command(_) => 2,
-                Failed::Unreachable { .. } => 3,
-                Failed::TimedOut(_) => 4,
+                AdminCallError::Refused { .. } => 1,
+                AdminCallError::Command(_) => 2,
+                AdminCallError::Unreachable { .. } => 3,
+                AdminCallError::TimedOut(_) => 4,
             })
         }
     }
 }
 
 /// Where to ask, by the flags, the file and the environment.
-fn client(options: &Options) -> Result<Client, Failed> {
+fn client(options: &CtlOptions) -> Result<AdminClient, AdminCallError> {
     let (place, of_file, guess) = match (&options.admin, &options.config) {
-        (Some(admin), None) => (Place::parse(admin), None, None),
+        (Some(admin), None) => (AdminAddress::parse(admin), None, None),
         // The token may be in the file.
-        (Some(admin), Some(file)) => (Place::parse(admin), said(file)?.1, None),
+        (Some(admin), Some(file)) => (AdminAddress::parse(admin), said(file)?.1, None),
         (None, Some(file)) => {
             let (place, token) = said(file)?;
             (place, token, None)
@@ -211,63 +211,67 @@ fn client(options: &Options) -> Result<Client, Failed> {
     };
     let token = options.token.clone().or_else(|| std::env::var(TOKEN).ok()).filter(|token| !token.is_empty());
     let token = token.as_deref().map(Secret::from).or(of_file);
-    Ok(Client { place, token, guess })
+    Ok(AdminClient { place, token, guess })
 }
 
 /// What a file says that was asked for.
-fn said(file: &Path) -> Result<(Place, Option<Secret>), Failed> {
-    Place::of_file(file).map_err(|unknown| Failed::Command(unknown.to_string()))
+fn said(file: &Path) -> Result<(AdminAddress, Option<Secret>), AdminCallError> {
+    AdminAddress::of_file(file).map_err(|unknown| AdminCallError::Command(unknown.to_string()))
 }
 
 /// What the file of this folder says. One that is not there, or does not say, is no reason not to steer what runs: then it is asked where
 /// it is by default, with the words for that.
-fn found(file: &Path) -> Result<(Place, Option<Secret>, Option<String>), Failed> {
+fn found(file: &Path) -> Result<(AdminAddress, Option<Secret>, Option<String>), AdminCallError> {
     const ELSE: &str = "--admin or --config says where it is";
-    let place = Place::default();
+    let place = AdminAddress::default();
     if !file.exists() {
         let guess = format!("there is no {} here, so the default address was asked; {ELSE}", file.display());
         return Ok((place, None, Some(guess)));
     }
-    match Place::of_file(file) {
+    match AdminAddress::of_file(file) {
         Ok((place, token)) => Ok((place, token, None)),
         Err(Unknown::Refused(problems)) => {
             // Whatever answers there may be another than the one of this file.
             eprintln!("isobar: {} does not say where isobar is asked; asking at {place}", file.display());
             Ok((place, None, Some(format!("{problems}\nisobar: so the default address was asked; {ELSE}"))))
         }
-        Err(unknown @ Unknown::Off { .. }) => Err(Failed::Command(unknown.to_string())),
+        Err(unknown @ Unknown::Off { .. }) => Err(AdminCallError::Command(unknown.to_string())),
     }
 }
 
-async fn obey(options: Options, client: &Client) -> Result<(), Failed> {
+async fn obey(options: CtlOptions, client: &AdminClient) -> Result<(), AdminCallError> {
     let json = options.json;
     let plain = |answer: &Value, shown: fn(&Value) -> String| print(json, answer, shown);
     match options.command {
-        Command::Upstreams => plain(&client.ask("GET", "/upstreams", None).await?, show::upstreams),
-        Command::Backends { upstream: None } => {
+        CtlCommand::Upstreams => plain(&client.ask("GET", "/upstreams", None).await?, show::upstreams),
+        CtlCommand::Backends { upstream: None } => {
             let answer = client.ask("GET", "/upstreams", None).await?;
             plain(&answer, |answer| show::backends(answer["upstreams"].as_array().map_or(&[], Vec::as_slice)))
         }
-        Command::Backends { upstream: Some(name) } => {
+        CtlCommand::Backends { upstream: Some(name) } => {
             let answer = client.ask("GET", &format!("/upstreams/{}", encoded(&name)), None).await?;
             plain(&answer, |answer| show::backends(std::slice::from_ref(answer)))
         }
-        Command::Drain { backend, time, wait, timeout } => {
+        CtlCommand::Drain { backend, time, wait, timeout } => {
             let limit = config::duration(&timeout)
-                .ok_or_else(|| Failed::Command(format!("{timeout:?} is no time to wait, such as 5m")))?;
+                .ok_or_else(|| AdminCallError::Command(format!("{timeout:?} is no time to wait, such as 5m")))?;
             plain(&backend.pull(client, "drain", time.body()).await?, show::pulled)?;
             if wait { backend.wait(client, limit, json).await } else { Ok(()) }
         }
-        Command::Undrain(backend) => plain(&backend.pull(client, "undrain", None).await?, show::pulled),
-        Command::Disable { backend, time } => plain(&backend.pull(client, "disable", time.body()).await?, show::pulled),
-        Command::Enable(backend) => plain(&backend.pull(client, "enable", None).await?, show::pulled),
-        Command::Eject { backend, time } => plain(&backend.pull(client, "eject", time.body()).await?, show::pulled),
-        Command::Uneject(backend) => plain(&backend.pull(client, "uneject", None).await?, show::pulled),
-        Command::Weight { backend, weight, time } => {
+        CtlCommand::Undrain(backend) => plain(&backend.pull(client, "undrain", None).await?, show::pulled),
+        CtlCommand::Disable { backend, time } => {
+            plain(&backend.pull(client, "disable", time.body()).await?, show::pulled)
+        }
+        CtlCommand::Enable(backend) => plain(&backend.pull(client, "enable", None).await?, show::pulled),
+        CtlCommand::Eject { backend, time } => plain(&backend.pull(client, "eject", time.body()).await?, show::pulled),
+        CtlCommand::Uneject(backend) => plain(&backend.pull(client, "uneject", None).await?, show::pulled),
+        CtlCommand::Weight { backend, weight, time } => {
             let path = backend.path("/weight");
             let answer = match (weight.as_str(), weight.parse::<u16>()) {
                 ("reset", _) if time.time.is_some() => {
-                    return Err(Failed::Command("the weight of the file has no time: reset goes without --for".into()));
+                    return Err(AdminCallError::Command(
+                        "the weight of the file has no time: reset goes without --for".into(),
+                    ));
                 }
                 ("reset", _) => client.ask("DELETE", &path, None).await?,
                 (_, Ok(weight)) => {
@@ -276,12 +280,12 @@ async fn obey(options: Options, client: &Client) -> Result<(), Failed> {
                     client.ask("PUT", &path, Some(&body)).await?
                 }
                 (_, Err(_)) => {
-                    return Err(Failed::Command(format!("{weight:?} is not a weight: 0 to 65535, or reset")));
+                    return Err(AdminCallError::Command(format!("{weight:?} is not a weight: 0 to 65535, or reset")));
                 }
             };
             plain(&answer, show::pulled)
         }
-        Command::ResetStats { upstream } => {
+        CtlCommand::ResetStats { upstream } => {
             let body = upstream.map(|name| json!({ "upstream": name }));
             plain(&client.ask("POST", "/stats/reset", body.as_ref()).await?, |answer| {
                 let names = answer["upstreams"].as_array().map_or(&[][..], Vec::as_slice);
@@ -289,7 +293,7 @@ async fn obey(options: Options, client: &Client) -> Result<(), Failed> {
                 format!("forgotten what was learnt about {}\n", names.join(", "))
             })
         }
-        Command::Log { level, time } => {
+        CtlCommand::Log { level, time } => {
             let answer = match level.as_deref() {
                 None => client.ask("GET", "/log", None).await?,
                 Some("reset") => client.ask("DELETE", "/log", None).await?,
@@ -301,11 +305,11 @@ async fn obey(options: Options, client: &Client) -> Result<(), Failed> {
             };
             plain(&answer, show::log)
         }
-        Command::Reload => plain(&client.ask("POST", "/reload", None).await?, show::reloaded),
-        Command::Events { kind, recent, count } => {
+        CtlCommand::Reload => plain(&client.ask("POST", "/reload", None).await?, show::reloaded),
+        CtlCommand::Events { kind, recent, count } => {
             follow(client, kind.as_deref(), recent, count.unwrap_or(usize::MAX), json).await
         }
-        Command::Config => print(true, &client.ask("GET", "/config", None).await?, Value::to_string),
+        CtlCommand::Config => print(true, &client.ask("GET", "/config", None).await?, Value::to_string),
     }
 }
 
@@ -315,17 +319,17 @@ impl Time {
     }
 }
 
-impl Backend {
+impl BackendArgs {
     fn path(&self, behind: &str) -> String {
         format!("/upstreams/{}/backends/{}{behind}", encoded(&self.upstream), encoded(&self.address))
     }
 
-    async fn pull(&self, client: &Client, lever: &str, body: Option<Value>) -> Result<Value, Failed> {
+    async fn pull(&self, client: &AdminClient, lever: &str, body: Option<Value>) -> Result<Value, AdminCallError> {
         client.ask("POST", &self.path(&format!("/{lever}")), body.as_ref()).await
     }
 
     /// Looks until nothing is in flight there.
-    async fn wait(&self, client: &Client, limit: Duration, json: bool) -> Result<(), Failed> {
+    async fn wait(&self, client: &AdminClient, limit: Duration, json: bool) -> Result<(), AdminCallError> {
         let begun = Instant::now();
         loop {
             let answer = client.ask("GET", &self.path(""), None).await?;
@@ -337,7 +341,7 @@ impl Backend {
             }
             if begun.elapsed() >= limit {
                 let Self { upstream, address } = self;
-                return Err(Failed::TimedOut(format!("{upstream} {address}: still {in_flight} in flight")));
+                return Err(AdminCallError::TimedOut(format!("{upstream} {address}: still {in_flight} in flight")));
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -345,7 +349,13 @@ impl Backend {
 }
 
 /// Shows events until there were so many, or the other side ends.
-async fn follow(client: &Client, kinds: Option<&str>, recent: bool, count: usize, json: bool) -> Result<(), Failed> {
+async fn follow(
+    client: &AdminClient,
+    kinds: Option<&str>,
+    recent: bool,
+    count: usize,
+    json: bool,
+) -> Result<(), AdminCallError> {
     let path = match kinds {
         Some(kinds) => {
             let kinds: Vec<_> = kinds.split(',').map(encoded).collect();
@@ -373,15 +383,15 @@ async fn follow(client: &Client, kinds: Option<&str>, recent: bool, count: usize
     Ok(())
 }
 
-fn print(json: bool, answer: &Value, shown: impl FnOnce(&Value) -> String) -> Result<(), Failed> {
+fn print(json: bool, answer: &Value, shown: impl FnOnce(&Value) -> String) -> Result<(), AdminCallError> {
     out(&if json { format!("{answer:#}\n") } else { shown(answer) })
 }
 
-fn out(text: &str) -> Result<(), Failed> {
+fn out(text: &str) -> Result<(), AdminCallError> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // Whoever reads has seen enough: `isobar ctl backends | head`.
+        // The reader of the output has closed it: `isobar ctl backends | head`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        written => written.map_err(|error| Failed::Command(format!("could not write the answer: {error}"))),
+        written => written.map_err(|error| AdminCallError::Command(format!("could not write the answer: {error}"))),
     }
 }

@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::table::Table;
+use super::table::TextTable;
 
 /// `isobar ctl upstreams`
 pub(super) fn upstreams(answer: &Value) -> String {
     let mut table =
-        Table::new(&["UPSTREAM", "STRATEGY", ">READY", ">BACKENDS", ">IN FLIGHT", ">RETRIES", ">NO BACKEND"]);
+        TextTable::new(&["UPSTREAM", "STRATEGY", ">READY", ">BACKENDS", ">IN FLIGHT", ">RETRIES", ">NO BACKEND"]);
     for upstream in list(&answer["upstreams"]) {
         let backends = list(&upstream["backends"]);
         let ready = backends.iter().filter(|backend| backend["ready"] == true).count();
@@ -28,7 +28,7 @@ pub(super) fn upstreams(answer: &Value) -> String {
 /// `isobar ctl backends`, of these upstreams.
 pub(super) fn backends(upstreams: &[Value]) -> String {
     let mut table =
-        Table::new(&["UPSTREAM", "BACKEND", "STATE", ">WEIGHT", ">IN FLIGHT", ">PICKS", ">FAILED", "BY HAND"]);
+        TextTable::new(&["UPSTREAM", "BACKEND", "STATE", ">WEIGHT", ">IN FLIGHT", ">PICKS", ">FAILED", "BY HAND"]);
     for upstream in upstreams {
         for backend in list(&upstream["backends"]) {
             let counts = ["connect_failures", "broken", "timeouts"].map(|key| backend[key].as_u64().unwrap_or(0));

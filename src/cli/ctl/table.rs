@@ -4,9 +4,9 @@ use std::fmt;
 
 /// Lines of cells below their headings. A heading that begins with `>` has its column to the right.
 #[derive(Debug)]
-pub(super) struct Table(Vec<Vec<String>>);
+pub(super) struct TextTable(Vec<Vec<String>>);
 
-impl Table {
+impl TextTable {
     pub(super) fn new(headings: &[&str]) -> Self {
         Self(vec![headings.iter().map(ToString::to_string).collect()])
     }
@@ -16,7 +16,7 @@ impl Table {
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let headings = &self.0[0];
         let width = |column: usize| {
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_they_must_be() {
-        let mut table = Table::new(&["NAME", ">N", "STATE"]);
+        let mut table = TextTable::new(&["NAME", ">N", "STATE"]);
         table.line(vec!["a".into(), "10".into(), "ready".into()]);
         table.line(vec!["longer".into(), "7".into(), String::new()]);
         assert_eq!(table.to_string(), "NAME     N  STATE\na       10  ready\nlonger   7\n");

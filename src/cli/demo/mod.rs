@@ -1,7 +1,7 @@
 //! `isobar demo`: everything at work in one process, to try it out.
 //!
 //! Three copies of the user service, the proxy in front of them with three routes under different strategies, and a live
-//! count of who was asked how often. The configuration is a real file, so that a reload can be tried as well.
+//! count of how often each backend was asked. The configuration is a real file, so that a reload can be tried as well.
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
@@ -18,7 +18,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::supervisor::Handle;
 use crate::{Isobar, Running};
-use screen::{Counts, Screen, Size};
+use screen::{RequestCounts, Screen, ScreenSize};
 use user_service::UserService;
 
 pub mod user_service;
@@ -40,7 +40,7 @@ const SERVICES: [(&str, Duration); 3] =
 
 /// The flags of `isobar demo`.
 #[derive(Args, Debug)]
-pub struct Options {
+pub struct DemoOptions {
     /// The proxy's port; the next free one where it is taken
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     port: u16,
@@ -52,7 +52,7 @@ pub struct Options {
 /// Runs the demo until Ctrl-C.
 ///
 /// Exit code 0 when it ended as asked, 1 when it could not start, 130 or 143 when a second signal ended it.
-pub fn run(options: &Options) -> ExitCode {
+pub fn run(options: &DemoOptions) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return super::fail(&error),
@@ -63,13 +63,13 @@ pub fn run(options: &Options) -> ExitCode {
     }
 }
 
-async fn demo(options: &Options) -> Result<(), Box<dyn Error>> {
-    let mut signals = Signals::take()?;
+async fn demo(options: &DemoOptions) -> Result<(), Box<dyn Error>> {
+    let mut signals = DemoSignals::take()?;
     let (stop_services, stopped) = watch::channel(());
     let mut services = JoinSet::new();
     let mut backends = Vec::new();
     for (name, latency) in SERVICES {
-        let options = user_service::Options { name: name.into(), latency, fail_rate: 0.0 };
+        let options = user_service::UserServiceOptions { name: name.into(), latency, fail_rate: 0.0 };
         let service = UserService::bind((Ipv4Addr::LOCALHOST, 0).into(), options).await?;
         backends.push((name, service.address()?));
         let mut stopped = stopped.clone();
@@ -100,7 +100,7 @@ async fn demo(options: &Options) -> Result<(), Box<dyn Error>> {
             std::process::exit(128 + signal.as_raw_value());
         }
     }
-    screen.close(&Counts::of(&handle, &backends), Size::of_terminal())?;
+    screen.close(&RequestCounts::of(&handle, &backends), ScreenSize::of_terminal())?;
     drop(stopped);
     drop(stop_services);
     while services.join_next().await.is_some() {}
@@ -112,7 +112,7 @@ async fn watch_counts(
     screen: &mut Screen<io::Stdout>,
     handle: &Handle,
     backends: &[(&'static str, SocketAddr)],
-    signals: &mut Signals,
+    signals: &mut DemoSignals,
     terminal: bool,
 ) -> io::Result<()> {
     let mut every = interval(if terminal { REFRESH_TERMINAL } else { REFRESH_LINES });
@@ -120,18 +120,18 @@ async fn watch_counts(
     loop {
         tokio::select! {
             _ = signals.next() => return Ok(()),
-            _ = every.tick() => screen.show(&Counts::of(handle, backends), Size::of_terminal())?,
+            _ = every.tick() => screen.show(&RequestCounts::of(handle, backends), ScreenSize::of_terminal())?,
         }
     }
 }
 
 /// The signals that end a demo.
-struct Signals {
+struct DemoSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Signals {
+impl DemoSignals {
     fn take() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
@@ -144,7 +144,7 @@ impl Signals {
     }
 }
 
-/// The first port from `first` on that nobody listens at, or any.
+/// The first free port from `first` on, or any.
 fn free_port(first: u16) -> io::Result<u16> {
     let near = (first..=first.saturating_add(PORTS_TRIED)).find_map(|port| bindable(port).ok());
     near.map_or_else(|| bindable(0), Ok)
@@ -245,7 +245,7 @@ struct ConfigFile {
 impl ConfigFile {
     fn write(text: &str) -> io::Result<Self> {
         let directory = std::env::temp_dir().join(format!("isobar-demo-{}", std::process::id()));
-        // Fails where it is there already: in a directory that all may write to, it could be somebody's trap.
+        // Fails where it is there already: in a directory that all may write to, it could be a trap of another user.
         std::fs::create_dir(&directory)?;
         let file = Self { path: directory.join("lb.toml"), directory };
         std::fs::write(&file.path, text)?;

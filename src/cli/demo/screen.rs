@@ -12,12 +12,12 @@ const BAR_CELLS: u64 = 9;
 
 /// How many columns and lines there are to write to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size {
+pub(super) struct ScreenSize {
     columns: usize,
     lines: usize,
 }
 
-impl Size {
+impl ScreenSize {
     /// Where nothing says.
     const USUAL: Self = Self { columns: 80, lines: 24 };
     /// Narrower or lower than this, a terminal shows nothing that could be read.
@@ -42,7 +42,7 @@ impl Size {
 
 /// How often each backend was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(super) struct RequestCounts {
     upstreams: Vec<UpstreamCounts>,
     generation: u64,
     /// What is wrong with the file, a line each.
@@ -66,7 +66,7 @@ struct BackendCounts {
     state: &'static str,
 }
 
-impl Counts {
+impl RequestCounts {
     /// Those of the moment; `names` are the demo's for addresses.
     pub(super) fn of(handle: &Handle, names: &[(&str, SocketAddr)]) -> Self {
         let (snapshot, now) = (handle.snapshot(), Instant::now());
@@ -142,7 +142,7 @@ impl Counts {
     }
 
     /// The same where there are so many lines for it.
-    fn fitted(&self, size: Size) -> Vec<String> {
+    fn fitted(&self, size: ScreenSize) -> Vec<String> {
         // A line that is full would put the cursor on another one in some terminals; and it stands below the table.
         let mut lines = self.table(size.columns - 1);
         if lines.len() >= size.lines {
@@ -189,8 +189,8 @@ pub(super) struct Screen<W: Write> {
     /// Lines of the table that stands on the screen.
     standing: usize,
     /// The size of the terminal when it was drawn.
-    drawn_for: Option<Size>,
-    shown: Option<(Counts, Size)>,
+    drawn_for: Option<ScreenSize>,
+    shown: Option<(RequestCounts, ScreenSize)>,
 }
 
 impl<W: Write> Screen<W> {
@@ -206,7 +206,7 @@ impl<W: Write> Screen<W> {
     }
 
     /// Shows the counts if they, or the terminal's `size`, are others than before.
-    pub(super) fn show(&mut self, counts: &Counts, size: Size) -> io::Result<()> {
+    pub(super) fn show(&mut self, counts: &RequestCounts, size: ScreenSize) -> io::Result<()> {
         let before = self.shown.replace((counts.clone(), size));
         if before.as_ref().is_some_and(|(shown, at)| (shown, *at) == (counts, size)) {
             return Ok(());
@@ -221,7 +221,7 @@ impl<W: Write> Screen<W> {
     }
 
     /// Says what is new, a line each.
-    fn tell(&mut self, before: &Counts, counts: &Counts) -> io::Result<()> {
+    fn tell(&mut self, before: &RequestCounts, counts: &RequestCounts) -> io::Result<()> {
         let line = counts.line();
         if line != before.line() {
             writeln!(self.out, "{line}")?;
@@ -236,7 +236,7 @@ impl<W: Write> Screen<W> {
     }
 
     /// Ends with a table that stays.
-    pub(super) fn close(&mut self, counts: &Counts, size: Size) -> io::Result<()> {
+    pub(super) fn close(&mut self, counts: &RequestCounts, size: ScreenSize) -> io::Result<()> {
         if self.terminal {
             self.show(counts, size)?;
             return self.out.flush();
@@ -245,7 +245,7 @@ impl<W: Write> Screen<W> {
         self.out.flush()
     }
 
-    fn replace(&mut self, counts: &Counts, size: Size) -> io::Result<()> {
+    fn replace(&mut self, counts: &RequestCounts, size: ScreenSize) -> io::Result<()> {
         let table = counts.fitted(size);
         // The cursor is hidden.
         self.out.write_all(b"\x1b[?25l")?;
@@ -277,7 +277,7 @@ impl<W: Write> Drop for Screen<W> {
 mod tests {
     use super::*;
 
-    fn counts(picks: [u64; 3]) -> Counts {
+    fn counts(picks: [u64; 3]) -> RequestCounts {
         let backend = |(name, picks): (&str, u64)| BackendCounts {
             name: name.into(),
             weight: 1,
@@ -287,14 +287,14 @@ mod tests {
         };
         let backends = ["one", "two", "three"].into_iter().zip(picks).map(backend).collect();
         let users = UpstreamCounts { name: "users".into(), strategy: "round_robin".into(), backends };
-        Counts { upstreams: vec![users], generation: 1, problems: Vec::new() }
+        RequestCounts { upstreams: vec![users], generation: 1, problems: Vec::new() }
     }
 
     fn shown(terminal: bool, shows: &[[u64; 3]]) -> String {
         let mut out = Vec::new();
         let mut screen = Screen::new(&mut out, terminal);
         for &picks in shows {
-            screen.show(&counts(picks), Size::USUAL).unwrap();
+            screen.show(&counts(picks), ScreenSize::USUAL).unwrap();
         }
         drop(screen);
         String::from_utf8(out).unwrap()
@@ -341,16 +341,18 @@ mod tests {
         ];
         let mut counts = counts([1, 1, 1]);
         counts.problems = problems.map(str::to_owned).to_vec();
-        let table = counts.fitted(Size::USUAL);
+        let table = counts.fitted(ScreenSize::USUAL);
         assert!(table.iter().all(|line| line.chars().count() < 80), "{table:?}");
         let told: Vec<_> =
             table.iter().skip_while(|line| *line != "  not applied:").skip(1).map(|line| line.trim()).collect();
         assert_eq!(told.join(" "), problems.join(" "));
         let mut out = Vec::new();
         let mut screen = Screen::new(&mut out, false);
-        screen.show(&Counts { problems: Vec::new(), ..counts.clone() }, Size::USUAL).unwrap();
-        screen.show(&counts, Size::USUAL).unwrap();
-        screen.show(&Counts { problems: Vec::new(), generation: 2, ..counts.clone() }, Size::USUAL).unwrap();
+        screen.show(&RequestCounts { problems: Vec::new(), ..counts.clone() }, ScreenSize::USUAL).unwrap();
+        screen.show(&counts, ScreenSize::USUAL).unwrap();
+        screen
+            .show(&RequestCounts { problems: Vec::new(), generation: 2, ..counts.clone() }, ScreenSize::USUAL)
+            .unwrap();
         drop(screen);
         let said = String::from_utf8(out).unwrap();
         assert_eq!(said, format!("not applied:\n  {}\n  {}\napplied: generation 2\n", problems[0], problems[1]));
@@ -362,7 +364,7 @@ mod tests {
         counts.problems = vec!["word ".repeat(100), "x".repeat(300)];
         for columns in 20..90 {
             for lines in 4..30 {
-                let table = counts.fitted(Size { columns, lines });
+                let table = counts.fitted(ScreenSize { columns, lines });
                 assert!(table.len() < lines, "{columns} {lines}: {table:?}");
                 assert!(table.iter().all(|line| line.chars().count() < columns), "{columns} {lines}: {table:?}");
             }
@@ -375,9 +377,9 @@ mod tests {
         let mut screen = Screen::new(&mut out, true);
         screen.print("above\n").unwrap();
         let counts = counts([1, 1, 1]);
-        screen.show(&counts, Size::USUAL).unwrap();
-        screen.show(&counts, Size { columns: 40, ..Size::USUAL }).unwrap();
-        screen.show(&counts, Size { columns: 40, ..Size::USUAL }).unwrap();
+        screen.show(&counts, ScreenSize::USUAL).unwrap();
+        screen.show(&counts, ScreenSize { columns: 40, ..ScreenSize::USUAL }).unwrap();
+        screen.show(&counts, ScreenSize { columns: 40, ..ScreenSize::USUAL }).unwrap();
         drop(screen);
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text.matches("\x1b[H\x1b[2Jabove\n\r\x1b[J").count(), 1, "{text:?}");

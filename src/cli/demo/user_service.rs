@@ -41,7 +41,7 @@ pub struct UserService {
 
 /// How an instance behaves.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Options {
+pub struct UserServiceOptions {
     /// Its name, for `x-instance`.
     pub name: String,
     /// Added to each response for users.
@@ -65,7 +65,7 @@ struct User {
 }
 
 #[derive(Serialize)]
-struct Failure<'a> {
+struct FailureBody<'a> {
     error: &'a str,
 }
 
@@ -94,7 +94,7 @@ impl UserService {
     ///
     /// # Errors
     /// When the address cannot be bound, or the options make no sense.
-    pub async fn bind(address: SocketAddr, options: Options) -> io::Result<Self> {
+    pub async fn bind(address: SocketAddr, options: UserServiceOptions) -> io::Result<Self> {
         let behaviour = Behaviour::new(options).map_err(|bad| io::Error::new(io::ErrorKind::InvalidInput, bad))?;
         Ok(Self { listener: TcpListener::bind(address).await?, behaviour: Arc::new(behaviour) })
     }
@@ -188,8 +188,8 @@ fn users(path: &str) -> Response<Full<Bytes>> {
 }
 
 impl Behaviour {
-    fn new(options: Options) -> Result<Self, BadOptions> {
-        let Options { name, latency, fail_rate } = options;
+    fn new(options: UserServiceOptions) -> Result<Self, BadOptions> {
+        let UserServiceOptions { name, latency, fail_rate } = options;
         let instance = HeaderValue::from_str(&name).map_err(|_| BadOptions::Name)?;
         if !(0.0..=1.0).contains(&fail_rate) {
             return Err(BadOptions::FailRate);
@@ -205,7 +205,7 @@ impl Behaviour {
 }
 
 fn failure(status: StatusCode, error: &str) -> Response<Full<Bytes>> {
-    json(status, &Failure { error })
+    json(status, &FailureBody { error })
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
@@ -225,11 +225,11 @@ mod tests {
     use tokio::sync::oneshot;
     use tokio::task::JoinHandle;
 
-    fn options() -> Options {
-        Options { name: "one".into(), latency: Duration::ZERO, fail_rate: 0.0 }
+    fn options() -> UserServiceOptions {
+        UserServiceOptions { name: "one".into(), latency: Duration::ZERO, fail_rate: 0.0 }
     }
 
-    async fn start(options: Options) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
+    async fn start(options: UserServiceOptions) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
         let service = UserService::bind(([127, 0, 0, 1], 0).into(), options).await.unwrap();
         let address = service.address().unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -274,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_share_fails_and_health_does_not() {
-        let (address, _stop, _) = start(Options { fail_rate: 0.25, ..options() }).await;
+        let (address, _stop, _) = start(UserServiceOptions { fail_rate: 0.25, ..options() }).await;
         let mut failed = Vec::new();
         for n in 0..8 {
             if ask(address, "GET /users/1").await.starts_with("HTTP/1.1 500") {
@@ -287,7 +287,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stop_lets_requests_end_and_cuts_idle_connections() {
-        let (address, stop, task) = start(Options { latency: Duration::from_millis(200), ..options() }).await;
+        let (address, stop, task) =
+            start(UserServiceOptions { latency: Duration::from_millis(200), ..options() }).await;
         let _idle = TcpStream::connect(address).await.unwrap();
         let asked = tokio::spawn(async move { ask(address, "GET /users/1").await });
         tokio::time::sleep(Duration::from_millis(80)).await;
@@ -303,9 +304,9 @@ mod tests {
     #[tokio::test]
     async fn options_that_make_no_sense_are_refused() {
         for bad in [
-            Options { name: "a\nb".into(), ..options() },
-            Options { fail_rate: 1.5, ..options() },
-            Options { fail_rate: f64::NAN, ..options() },
+            UserServiceOptions { name: "a\nb".into(), ..options() },
+            UserServiceOptions { fail_rate: 1.5, ..options() },
+            UserServiceOptions { fail_rate: f64::NAN, ..options() },
         ] {
             assert!(UserService::bind(([127, 0, 0, 1], 0).into(), bad.clone()).await.is_err(), "{bad:?}");
         }

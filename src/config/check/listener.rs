@@ -8,19 +8,19 @@ use crate::config::error::Problem;
 use crate::config::form;
 use crate::config::listener::{ListenAddress, NEEDS_AN_ADDRESS};
 use crate::config::report::Place;
+use crate::config::root::WrittenListeners;
 use crate::config::table::Table;
-use crate::config::whole::WrittenListeners;
 use crate::config::{ListenerConfig, ListenerName};
 
 /// A listener, and where its name and its address stand: what of them problems may have is known there.
 #[derive(Debug)]
-pub(super) struct Checked {
+pub(super) struct CheckedListener {
     pub(super) config: ListenerConfig,
     name: Place,
     address: Place,
 }
 
-impl Checked {
+impl CheckedListener {
     /// Its name as a problem may have it.
     pub(super) fn name(&self, check: &Check<'_>) -> String {
         check.show(self.name, &self.config.name)
@@ -33,8 +33,12 @@ impl Checked {
 }
 
 /// The listeners, and whether they get along with each other and with the admin address.
-pub(super) fn listeners(check: &Check<'_>, field: &WrittenListeners, admin: Option<SocketAddr>) -> Vec<Checked> {
-    let mut listeners: Vec<Checked> = Vec::new();
+pub(super) fn listeners(
+    check: &Check<'_>,
+    field: &WrittenListeners,
+    admin: Option<SocketAddr>,
+) -> Vec<CheckedListener> {
+    let mut listeners: Vec<CheckedListener> = Vec::new();
     let mut redirecting = Vec::new();
     let mut names: HashSet<ListenerName> = HashSet::new();
     for (place, raw) in field.members() {
@@ -70,7 +74,7 @@ pub(super) fn listeners(check: &Check<'_>, field: &WrittenListeners, admin: Opti
             check.add(name_place, problem.expected("a name of its own"));
         }
         redirecting.push(raw.redirect_to_https.place());
-        listeners.push(Checked { config, name: name_place, address: address_place });
+        listeners.push(CheckedListener { config, name: name_place, address: address_place });
     }
     redirect_loop::to_https(check, &redirecting, &listeners);
     if field.place().is_none() || field.value().is_some_and(Vec::is_empty) {

@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use super::Check;
 use super::value::name;
 use crate::config::error::Problem;
-use crate::config::field::{Entry, Field};
-use crate::config::kind::Word;
+use crate::config::field::{Field, NamedEntry};
 use crate::config::listener::WrittenListenerConfig;
-use crate::config::middleware::{Free, KnownKeys, WrittenMiddleware};
+use crate::config::middleware::{FreeTable, KnownKeys, WrittenMiddleware};
+use crate::config::root::WrittenConfig;
 use crate::config::route::WrittenRouteConfig;
 use crate::config::table::Table;
-use crate::config::whole::WrittenConfig;
+use crate::config::visibility::Word;
 use crate::config::{MiddlewareConfig, MiddlewareKind, MiddlewareName};
 
 /// The middleware of the file, sorted by name.
@@ -28,7 +28,7 @@ pub(super) fn middleware(check: &Check<'_>, file: &WrittenConfig) -> Vec<Middlew
     all
 }
 
-fn one(check: &Check<'_>, entry: &Entry<WrittenMiddleware>) -> Option<MiddlewareConfig> {
+fn one(check: &Check<'_>, entry: &NamedEntry<WrittenMiddleware>) -> Option<MiddlewareConfig> {
     let own_name = name(check, entry.place, &entry.name).map(MiddlewareName::from);
     let raw = entry.value.value()?;
     let kinds = raw.known.headers.place().into_iter().chain(raw.others.iter().map(|other| other.place));
@@ -45,7 +45,11 @@ fn one(check: &Check<'_>, entry: &Entry<WrittenMiddleware>) -> Option<Middleware
     Some(MiddlewareConfig { name: own_name?, timeout, kind: kind? })
 }
 
-fn custom(check: &Check<'_>, entry: &Entry<WrittenMiddleware>, others: &[Entry<Free>]) -> Option<MiddlewareKind> {
+fn custom(
+    check: &Check<'_>,
+    entry: &NamedEntry<WrittenMiddleware>,
+    others: &[NamedEntry<FreeTable>],
+) -> Option<MiddlewareKind> {
     let known = &check.vocabulary.middleware;
     let names = || MiddlewareKind::NAMES.into_iter().chain(known.iter().map(String::as_str));
     let Some(other) = others.first() else {
@@ -59,7 +63,7 @@ fn custom(check: &Check<'_>, entry: &Entry<WrittenMiddleware>, others: &[Entry<F
         check.add(other.place, problem.one_of(&other.name, names()));
         return None;
     }
-    let (place, Free(value)) = other.value.given()?;
+    let (place, FreeTable(value)) = other.value.given()?;
     match value {
         toml::Value::Table(table) => {
             Some(MiddlewareKind::Custom { kind: other.name.as_str().into(), table: table.clone() })

@@ -12,13 +12,13 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Config;
-use super::access::Access;
 use super::error::{Problem, Problems, Severity};
 use super::file::ReadFile;
 use super::form::{self, Form, Literal, OnPart};
 use super::raw;
 use super::reader::{self, Env};
 use super::report::{Place, Report, quote};
+use super::secret_file::Access;
 use super::table::Table;
 use super::unquoted;
 use super::{AdminConfig, Secured};
@@ -52,14 +52,14 @@ pub struct Loaded {
 
 /// A configuration that cannot be used.
 #[derive(Clone, Debug)]
-pub struct Refused {
+pub struct RefusedConfig {
     /// Why, warnings included.
     pub problems: Problems,
     /// What of its TLS could be read all the same: what is wrong with those files is to be told at the same time.
     pub secured: Secured,
 }
 
-impl From<Problems> for Refused {
+impl From<Problems> for RefusedConfig {
     fn from(problems: Problems) -> Self {
         Self { problems, secured: Secured::default() }
     }
@@ -73,7 +73,7 @@ pub fn load(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Problems> {
 }
 
 /// The same as [`load`], with what is left of a file that is refused.
-pub fn load_whole(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, Refused> {
+pub fn load_whole(path: &Path, vocabulary: &Vocabulary) -> Result<Loaded, RefusedConfig> {
     ReadFile::read(path)?.load(vocabulary)
 }
 
@@ -82,12 +82,12 @@ impl ReadFile {
     ///
     /// # Errors
     /// When it says what cannot be: with what is left of it.
-    pub fn load(self, vocabulary: &Vocabulary) -> Result<Loaded, Refused> {
+    pub fn load(self, vocabulary: &Vocabulary) -> Result<Loaded, RefusedConfig> {
         let (text, file, access) = self.text()?;
         parse_file(&text, &file, &|name| std::env::var(name).ok(), vocabulary, Some(access))
     }
 
-    /// Its text, its name, and who may read it.
+    /// Its text, its name, and the users that may read it.
     fn text(self) -> Result<(String, String, Access), Problems> {
         let Self { name, bytes, access, .. } = self;
         match String::from_utf8(bytes) {
@@ -147,7 +147,7 @@ pub fn parse_whole(
     file: &str,
     env: &dyn Fn(&str) -> Option<String>,
     vocabulary: &Vocabulary,
-) -> Result<Loaded, Refused> {
+) -> Result<Loaded, RefusedConfig> {
     parse_file(text, file, env, vocabulary, None)
 }
 
@@ -157,7 +157,7 @@ fn parse_file(
     env: &Env<'_>,
     vocabulary: &Vocabulary,
     access: Option<Access>,
-) -> Result<Loaded, Refused> {
+) -> Result<Loaded, RefusedConfig> {
     let report = Report::new(file, text);
     let check = Check { report: &report, vocabulary, access };
     let config = read_toml(text, &report).and_then(|root| {
@@ -167,7 +167,7 @@ fn parse_file(
     let problems = report.finish();
     match config {
         Some(config) if !problems.refuse() => Ok(Loaded { config, warnings: problems.into_vec() }),
-        Some(config) => Err(Refused { problems, secured: Secured::of(&config) }),
+        Some(config) => Err(RefusedConfig { problems, secured: Secured::of(&config) }),
         None => Err(problems.into()),
     }
 }
@@ -214,7 +214,7 @@ fn one_line(message: &str) -> String {
 pub(crate) struct Check<'a> {
     pub(crate) report: &'a Report<'a>,
     pub(crate) vocabulary: &'a Vocabulary,
-    /// Who may read the file; `None` where it is none.
+    /// The users that may read the file; `None` where it is none.
     pub(crate) access: Option<Access>,
 }
 

@@ -1,4 +1,4 @@
-//! Two routes that match exactly the same requests: which of them is meant, nobody can tell.
+//! Two routes that match exactly the same requests: it is unclear which of them is meant.
 //!
 //! A route stands for its listeners times its hosts times its methods, and no two routes may share one of the products with
 //! the same path, headers and query. Routes that overlap only in part have an order: the more specific wins.
@@ -6,14 +6,14 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Check;
-use super::listener::Checked;
+use super::listener::CheckedListener;
 use crate::config::error::Problem;
 use crate::config::report::{Place, quote};
 use crate::config::{HostPattern, PathPattern, RouteConfig, ValueMatch};
 
 /// A route that may match what another does.
 #[derive(Debug)]
-pub(super) struct Candidate {
+pub(super) struct OverlapCandidate {
     /// Where it is.
     pub(super) place: Place,
     pub(super) route: RouteConfig,
@@ -31,10 +31,10 @@ pub(super) struct Match<'r> {
 }
 
 /// Reports each route that matches what one before it matches, and says which they are.
-pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Checked]) -> HashSet<usize> {
+pub(super) fn check(check: &Check<'_>, routes: &[&OverlapCandidate], listeners: &[CheckedListener]) -> HashSet<usize> {
     let mut told_of = HashSet::new();
     let mut seen: HashMap<Match<'_>, usize> = HashMap::new();
-    for (index, Candidate { place, route, told }) in routes.iter().enumerate() {
+    for (index, OverlapCandidate { place, route, told }) in routes.iter().enumerate() {
         let mut shared = None;
         for product in products(route, listeners) {
             let first = *seen.entry(product.clone()).or_insert(index);
@@ -63,7 +63,7 @@ pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Check
 }
 
 /// What a route stands for.
-pub(super) fn products<'r>(route: &'r RouteConfig, listeners: &'r [Checked]) -> Vec<Match<'r>> {
+pub(super) fn products<'r>(route: &'r RouteConfig, listeners: &'r [CheckedListener]) -> Vec<Match<'r>> {
     let rest: std::rc::Rc<str> = rest(route).into();
     let bound: Vec<&str> = match route.listeners.as_slice() {
         [] => listeners.iter().map(|listener| listener.config.name.as_str()).collect(),

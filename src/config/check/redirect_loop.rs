@@ -1,15 +1,15 @@
 //! Redirects that lead back to where they come from, as far as the file shows it.
 
 use super::Check;
-use super::listener::Checked;
-use super::overlap::Candidate;
+use super::listener::CheckedListener;
+use super::overlap::OverlapCandidate;
 use crate::config::error::Problem;
 use crate::config::report::Place;
 use crate::config::{HostPattern, ListenerConfig, LocationPart, PathPattern, Redirect, RouteConfig};
 
 /// Warns of each route that redirects requests to itself.
-pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Checked]) {
-    for Candidate { place, route, .. } in routes {
+pub(super) fn check(check: &Check<'_>, routes: &[&OverlapCandidate], listeners: &[CheckedListener]) {
+    for OverlapCandidate { place, route, .. } in routes {
         let Some(redirect) = &route.redirect else { continue };
         // A header, a parameter or a method may make the difference that the redirect goes by.
         if !(route.headers.is_empty() && route.query.is_empty() && route.methods.is_empty()) {
@@ -19,7 +19,7 @@ pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Check
         if !target.has_host_of(route) || !target.has_path_of(route) {
             continue;
         }
-        let is_bound = |it: &&Checked| route.listeners.is_empty() || route.listeners.contains(&it.config.name);
+        let is_bound = |it: &&CheckedListener| route.listeners.is_empty() || route.listeners.contains(&it.config.name);
         let mut bound = listeners.iter().filter(is_bound).filter(|it| target.has_scheme_of(&it.config));
         let Some(listener) = bound.next() else { continue };
         let by = if target.scheme == Some("https") { " that come by https" } else { "" };
@@ -29,11 +29,11 @@ pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Check
     }
 }
 
-/// Warns of a listener that sends everybody to https where nothing of the file is spoken to by https.
+/// Warns of a listener that redirects all clients to https in a file without a listener for https.
 /// `places` are those of the key, for each.
-pub(super) fn to_https(check: &Check<'_>, places: &[Option<Place>], listeners: &[Checked]) {
+pub(super) fn to_https(check: &Check<'_>, places: &[Option<Place>], listeners: &[CheckedListener]) {
     let secure = listeners.iter().any(|listener| listener.config.tls.is_some());
-    for (place, Checked { config: listener, .. }) in places.iter().zip(listeners) {
+    for (place, CheckedListener { config: listener, .. }) in places.iter().zip(listeners) {
         let Some(place) = place.filter(|_| listener.redirect_to_https) else { continue };
         if secure || !listener.trusted_proxies.is_empty() {
             continue;

@@ -10,13 +10,13 @@ use super::{Check, listener, overlap, redirect_loop, unreachable};
 use crate::config::error::Problem;
 use crate::config::field::Field;
 use crate::config::form;
-use crate::config::kind::Word;
 use crate::config::matches::refuse_empty;
 use crate::config::report::Place;
-use crate::config::retry::{Retries, WrittenRetries};
+use crate::config::retries::{Retries, WrittenRetries};
+use crate::config::root::{WrittenConfig, WrittenListeners};
 use crate::config::route::WrittenRouteConfig;
 use crate::config::table::Table;
-use crate::config::whole::{WrittenConfig, WrittenListeners};
+use crate::config::visibility::Word;
 use crate::config::{
     Address, HostPattern, ListenerName, PathPattern, RetryConfig, RouteConfig, RouteName, UpstreamConfig,
 };
@@ -25,7 +25,7 @@ use crate::config::{
 pub(super) fn routes(
     check: &Check<'_>,
     file: &WrittenConfig,
-    listeners: &[listener::Checked],
+    listeners: &[listener::CheckedListener],
     upstreams: &[UpstreamConfig],
 ) -> Vec<RouteConfig> {
     if file.routes.place().is_none() {
@@ -44,7 +44,7 @@ pub(super) fn routes(
         }
         // What a route with a problem would match is not known; saying that it matches too much would be a guess.
         let sound = check.report.len() == problems;
-        routes.push((overlap::Candidate { place, route, told: is_told(check, written) }, sound));
+        routes.push((overlap::OverlapCandidate { place, route, told: is_told(check, written) }, sound));
     }
     let sound: Vec<_> = routes.iter().filter(|(_, sound)| *sound).map(|(candidate, _)| candidate).collect();
     let told = overlap::check(check, &sound, listeners);
@@ -98,12 +98,12 @@ fn make_name(RouteConfig { hosts, path, methods, .. }: &RouteConfig, names: &mut
     unique
 }
 
-/// The listeners that a route is bound to. An array that is there and empty binds it to none, which nobody can mean.
+/// The listeners that a route is bound to. An empty array binds it to none, which is surely a mistake.
 fn bound(
     check: &Check<'_>,
     field: &Field<Vec<Field<Word>>>,
     raw: &WrittenListeners,
-    listeners: &[listener::Checked],
+    listeners: &[listener::CheckedListener],
 ) -> Vec<ListenerName> {
     if let Some((place, members)) = field.given() {
         refuse_empty(check, place, members, "listeners");

@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet};
 use regex_syntax::hir::literal::{Extractor, Literal};
 
 use super::Check;
-use super::listener::Checked;
-use super::overlap::{self, Candidate, Match};
+use super::listener::CheckedListener;
+use super::overlap::{self, Match, OverlapCandidate};
 use super::value::written;
 use crate::config::error::Problem;
 use crate::config::report::quote;
@@ -20,10 +20,15 @@ use crate::config::{HeaderMatch, HostPattern, PathPattern, QueryMatch, RouteConf
 const ALIKE_MAX: usize = 256;
 
 /// Warns of each route that is never reached, but for those of which it is said already that they match what another does.
-pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Checked], told: &HashSet<usize>) {
-    let table = Table::of(routes);
+pub(super) fn check(
+    check: &Check<'_>,
+    routes: &[&OverlapCandidate],
+    listeners: &[CheckedListener],
+    told: &HashSet<usize>,
+) {
+    let table = RouteIndex::of(routes);
     for (index, candidate) in routes.iter().enumerate().filter(|(index, _)| !told.contains(index)) {
-        let Candidate { place, route, .. } = candidate;
+        let OverlapCandidate { place, route, .. } = candidate;
         if let Some(listener) = redirecting(route, listeners) {
             let problem =
                 format!("never reached: listener {} redirects every request to https", listener.quoted_name(check));
@@ -45,10 +50,11 @@ pub(super) fn check(check: &Check<'_>, routes: &[&Candidate], listeners: &[Check
 }
 
 /// The first of a route's listeners, where all of them send every request to https and are never asked by https.
-fn redirecting<'l>(route: &RouteConfig, listeners: &'l [Checked]) -> Option<&'l Checked> {
+fn redirecting<'l>(route: &RouteConfig, listeners: &'l [CheckedListener]) -> Option<&'l CheckedListener> {
     let mut bound = listeners.iter().filter(|it| route.listeners.contains(&it.config.name));
-    let redirects =
-        |it: &Checked| it.config.redirect_to_https && it.config.tls.is_none() && it.config.trusted_proxies.is_empty();
+    let redirects = |it: &CheckedListener| {
+        it.config.redirect_to_https && it.config.tls.is_none() && it.config.trusted_proxies.is_empty()
+    };
     let first = bound.next().filter(|it| redirects(it))?;
     bound.all(redirects).then_some(first)
 }
@@ -68,24 +74,24 @@ fn beginnings(pattern: &str) -> Option<Vec<Literal>> {
 }
 
 /// The routes by host and path.
-struct Table<'r> {
+struct RouteIndex<'r> {
     routes: Vec<&'r RouteConfig>,
-    hosts: HashMap<Option<&'r HostPattern>, Paths<'r>>,
+    hosts: HashMap<Option<&'r HostPattern>, HostPaths<'r>>,
 }
 
 /// The routes of a host.
 #[derive(Default)]
-struct Paths<'r> {
+struct HostPaths<'r> {
     exact: HashMap<&'r str, Vec<usize>>,
     prefixes: HashMap<&'r str, Vec<usize>>,
     /// In the order of the file.
     patterns: HashMap<&'r str, Vec<usize>>,
 }
 
-impl<'r> Table<'r> {
-    fn of(candidates: &[&'r Candidate]) -> Self {
+impl<'r> RouteIndex<'r> {
+    fn of(candidates: &[&'r OverlapCandidate]) -> Self {
         let routes: Vec<_> = candidates.iter().map(|it| &it.route).collect();
-        let mut hosts: HashMap<_, Paths<'_>> = HashMap::new();
+        let mut hosts: HashMap<_, HostPaths<'_>> = HashMap::new();
         for (index, route) in routes.iter().enumerate() {
             let of_route = if route.hosts.is_empty() { vec![None] } else { route.hosts.iter().map(Some).collect() };
             for host in of_route {
@@ -140,7 +146,7 @@ impl<'r> Table<'r> {
     }
 
     /// Exact paths and prefixes come before patterns.
-    fn by_more_specific(&self, index: usize, product: &Match<'_>, paths: &Paths<'_>, text: &str) -> Option<usize> {
+    fn by_more_specific(&self, index: usize, product: &Match<'_>, paths: &HostPaths<'_>, text: &str) -> Option<usize> {
         let mut first = None;
         for beginning in beginnings(text)? {
             let hiding = self.by_path(
@@ -160,7 +166,7 @@ impl<'r> Table<'r> {
         &self,
         index: usize,
         product: &Match<'_>,
-        paths: &Paths<'_>,
+        paths: &HostPaths<'_>,
         beginning: &str,
         whole: bool,
     ) -> Option<usize> {
@@ -182,7 +188,7 @@ impl<'r> Table<'r> {
         &self,
         index: usize,
         product: &Match<'_>,
-        paths: &Paths<'_>,
+        paths: &HostPaths<'_>,
         text: &str,
         at: usize,
     ) -> Option<usize> {

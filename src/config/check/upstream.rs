@@ -9,7 +9,7 @@ use super::listener::{self, reaches};
 use super::value::name;
 use crate::config::backend::WrittenBackend;
 use crate::config::error::Problem;
-use crate::config::field::{Entry, Field};
+use crate::config::field::{Field, NamedEntry};
 use crate::config::raw;
 use crate::config::report::Place;
 use crate::config::table::Table;
@@ -21,7 +21,7 @@ use crate::config::{Address, UpstreamConfig, UpstreamName, ZonesConfig};
 pub(super) fn upstreams(
     check: &Check<'_>,
     file: &raw::File,
-    listeners: &[listener::Checked],
+    listeners: &[listener::CheckedListener],
     zone: Option<&Arc<str>>,
 ) -> Vec<UpstreamConfig> {
     warn_of_unused(check, file);
@@ -53,8 +53,8 @@ fn warn_of_unused(check: &Check<'_>, file: &raw::File) {
 
 fn upstream(
     check: &Check<'_>,
-    entry: &Entry<WrittenUpstreamConfig>,
-    listeners: &[listener::Checked],
+    entry: &NamedEntry<WrittenUpstreamConfig>,
+    listeners: &[listener::CheckedListener],
     zone: Option<&Arc<str>>,
 ) -> Option<UpstreamConfig> {
     let upstream_name = name(check, entry.place, &entry.name).map(UpstreamName::from);
@@ -71,7 +71,7 @@ fn warn_of_circles(
     check: &Check<'_>,
     written: &WrittenUpstreamConfig,
     upstream: &UpstreamConfig,
-    listeners: &[listener::Checked],
+    listeners: &[listener::CheckedListener],
 ) {
     let mut known: HashSet<&Address> = upstream.backends.iter().map(|backend| &backend.address).collect();
     for (place, text) in written.backends.members().filter_map(|(place, backend)| backend.address(place)) {

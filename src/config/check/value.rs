@@ -7,10 +7,10 @@ use regex::Regex;
 
 use super::Check;
 use crate::config::error::Problem;
-use crate::config::kind::Word;
 use crate::config::raw;
 use crate::config::report::Place;
 use crate::config::units;
+use crate::config::visibility::Word;
 
 /// What a size looks like.
 pub(crate) const SIZE: &str = "a size, such as \"64KiB\", \"10MB\" or 1024";

@@ -6,9 +6,9 @@ use super::{About, Form, Inner, Literal, Many};
 use crate::config::check::Check;
 use crate::config::difference::Changes;
 use crate::config::field::Field;
-use crate::config::kind::OfKind;
+use crate::config::json_tree::Tree;
 use crate::config::report::Place;
-use crate::config::tree::Tree;
+use crate::config::visibility::OfKind;
 
 /// A value that may be left out.
 pub(crate) struct Maybe<F>(pub(crate) F);

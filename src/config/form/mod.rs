@@ -11,11 +11,11 @@ use super::check::Check;
 use super::difference::Changes;
 use super::error::Problem;
 use super::field::{Field, Named};
-use super::kind::{FilePath, Kind, Location, OfKind, Secret, Sensitive, Word as Text};
+use super::json_tree::Tree;
 use super::raw;
 use super::report::Place;
 use super::table::Key;
-use super::tree::Tree;
+use super::visibility::{FilePath, Kind, Location, OfKind, Secret, Sensitive, Word as Text};
 
 mod number;
 mod time;
@@ -177,7 +177,7 @@ macro_rules! number_or_text {
     )+};
 }
 
-number_or_text!(Size, Limit, Workers, Condition, Statuses);
+number_or_text!(Size, Limit, Workers, RetryCondition, Statuses);
 
 impl<T: OfKind> FromLiteral for Named<T> {
     fn of(_: Literal) -> Option<Self> {

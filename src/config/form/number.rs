@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use super::{About, Form, or_variable};
 use crate::config::check::{Check, value};
 use crate::config::error::Problem;
-use crate::config::kind::OfKind;
+use crate::config::json_tree::Tree;
 use crate::config::raw;
 use crate::config::report::Place;
-use crate::config::tree::Tree;
 use crate::config::units;
+use crate::config::visibility::OfKind;
 
 /// A whole number type.
 pub(crate) trait Number: Copy + PartialEq + std::fmt::Display + Into<Value> {

@@ -8,11 +8,11 @@ use super::{About, Form, FromLiteral, Inner, Literal, Many};
 use crate::config::check::Check;
 use crate::config::difference::Changes;
 use crate::config::field::{Field, Named};
-use crate::config::kind::Kind;
+use crate::config::json_tree::Tree;
 use crate::config::report::Place;
 use crate::config::schema;
 use crate::config::table::Table;
-use crate::config::tree::Tree;
+use crate::config::visibility::Kind;
 
 /// A table. As an `Option` it is none where the file does not have it, or says that it is off.
 pub(crate) struct Part;

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::{About, Form};
 use crate::config::check::{Check, value};
+use crate::config::json_tree::Tree;
 use crate::config::raw;
 use crate::config::report::Place;
-use crate::config::tree::Tree;
 use crate::config::units;
 
 /// The schema of a duration.

@@ -9,9 +9,9 @@ use crate::config::check::{Check, value};
 use crate::config::difference::Changes;
 use crate::config::error::Problem;
 use crate::config::field::Field;
-use crate::config::kind::{Kind, Word as Text};
+use crate::config::json_tree::Tree;
 use crate::config::report::Place;
-use crate::config::tree::Tree;
+use crate::config::visibility::{Kind, Word as Text};
 
 /// True or false.
 pub(crate) struct Switch;

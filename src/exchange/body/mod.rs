@@ -10,20 +10,20 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::backend::Lease;
-use crate::exchange::watch::Way;
-use crate::http1::pipe::Pipe;
+use crate::exchange::deadline::Way;
+use crate::http1::splice::Pipe;
 
-mod asking;
+mod expect_continue;
 mod request;
 mod wrapped;
 
-pub use asking::Asking;
+pub use expect_continue::Asking;
 pub use request::RequestBody;
 use wrapped::{Below, Wrapped};
 pub use wrapped::{BoxBody, Wrap, WrappedSource};
 
 /// What wants to know how an exchange goes on while its bodies are under way.
-pub trait Progress {
+pub trait ExchangeProgress {
     /// A piece of the request's body came from the client. `Err` when the body is not to go on.
     fn request_data(&self, data: &[u8]) -> Result<(), BodyError>;
     /// The same of one that goes from socket to socket.
@@ -46,29 +46,29 @@ pub trait Progress {
     fn response_broke(&self);
     /// A middleware has broken off a body that it has wrapped: that of the request, or of the response.
     fn wrapper_failed(&self, way: Way);
-    /// The response is about to be cut short: trailers that say so, where there is somebody who understands them.
+    /// The response is about to be cut short: trailers that say so, if the client understands them.
     fn last_words(&self) -> Option<HeaderMap>;
     /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
     fn ended(&self, complete: bool);
 }
 
 /// Where a body comes from: a client's connection, or a backend's.
-pub trait Source {
+pub trait BodySource {
     /// The next piece, or the trailer section; `None` at the end.
     fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>>;
     /// Whether nothing is left.
     fn is_done(&self) -> bool;
     /// Bytes that are left, where that is known.
     fn left(&self) -> Option<u64>;
-    /// Whether somebody is going to take the rest.
+    /// Whether a reader is going to take the rest.
     fn want(&self, wanted: bool);
     /// Whether the rest is large, of known length, and may be poured.
-    fn pours(&self) -> bool;
+    fn splices(&self) -> bool;
     /// Takes the next piece into an empty pipe: how many bytes it is.
     fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
     /// What is to be told how this goes on, where `exchange` is to know. Default is `exchange` itself; one that tells it already how what
     /// it is made of goes on gives another.
-    fn told(&self, exchange: Rc<dyn Progress>) -> Rc<dyn Progress> {
+    fn told(&self, exchange: Rc<dyn ExchangeProgress>) -> Rc<dyn ExchangeProgress> {
         exchange
     }
 }
@@ -110,14 +110,14 @@ impl std::error::Error for BodyError {
 /// A response's body.
 #[derive(Default)]
 pub struct Body {
-    kind: Kind,
+    kind: BodyKind,
     /// Whether the client did not get all that was taken.
     cut: bool,
-    exchange: Option<Rc<dyn Progress>>,
+    exchange: Option<Rc<dyn ExchangeProgress>>,
 }
 
 #[derive(Default)]
-enum Kind {
+enum BodyKind {
     #[default]
     Empty,
     Full(Bytes, Option<Lease>),
@@ -129,7 +129,7 @@ enum Kind {
 /// byte.
 struct LeasedBody {
     /// Until all of it has been read.
-    source: Option<Rc<dyn Source>>,
+    source: Option<Rc<dyn BodySource>>,
     _lease: Lease,
 }
 
@@ -142,50 +142,52 @@ impl Body {
     /// These bytes.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes, None) };
+        let kind = if bytes.is_empty() { BodyKind::Empty } else { BodyKind::Full(bytes, None) };
         Self { kind, cut: false, exchange: None }
     }
 
     /// What a backend has sent, all of it.
     pub fn whole(bytes: Bytes, lease: Lease) -> Self {
-        let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes, Some(lease)) };
+        let kind = if bytes.is_empty() { BodyKind::Empty } else { BodyKind::Full(bytes, Some(lease)) };
         Self { kind, cut: false, exchange: None }
     }
 
     /// What a backend sends.
-    pub fn leased(source: Rc<dyn Source>, lease: Lease) -> Self {
-        Self { kind: Kind::Leased(LeasedBody { source: Some(source), _lease: lease }), cut: false, exchange: None }
+    pub fn leased(source: Rc<dyn BodySource>, lease: Lease) -> Self {
+        Self { kind: BodyKind::Leased(LeasedBody { source: Some(source), _lease: lease }), cut: false, exchange: None }
     }
 
     /// A body that a middleware makes.
     pub fn made(body: BoxBody) -> Self {
-        Self { kind: Kind::Wrapped(Box::new(Wrapped::new(body, Rc::default()))), cut: false, exchange: None }
+        Self { kind: BodyKind::Wrapped(Box::new(Wrapped::new(body, Rc::default()))), cut: false, exchange: None }
     }
 
     /// Puts another body in place of this one, which is made of it. What happens below is told to `exchange`.
-    pub fn wrap(&mut self, wrap: impl FnOnce(BoxBody) -> BoxBody, exchange: Rc<dyn Progress>) {
+    pub fn wrap(&mut self, wrap: impl FnOnce(BoxBody) -> BoxBody, exchange: Rc<dyn ExchangeProgress>) {
         let mut below = std::mem::take(self);
         let broke = Rc::default();
         below.observe(Rc::new(Below { exchange, broke: Rc::clone(&broke) }));
-        self.kind = Kind::Wrapped(Box::new(Wrapped::new(wrap(Box::pin(below)), broke)));
+        self.kind = BodyKind::Wrapped(Box::new(Wrapped::new(wrap(Box::pin(below)), broke)));
     }
 
     /// Has `exchange` told how this body goes on and that it ended.
-    pub fn observe(&mut self, exchange: Rc<dyn Progress>) {
+    pub fn observe(&mut self, exchange: Rc<dyn ExchangeProgress>) {
         self.exchange = Some(exchange);
     }
 
     /// Whether the rest may be poured.
-    pub fn pours(&self) -> bool {
-        matches!(&self.kind, Kind::Leased(LeasedBody { source: Some(source), .. }) if source.pours())
+    pub fn splices(&self) -> bool {
+        matches!(&self.kind, BodyKind::Leased(LeasedBody { source: Some(source), .. }) if source.splices())
     }
 
-    /// Takes the next piece into an empty pipe: how many bytes it is. Only where [`Body::pours`].
+    /// Takes the next piece into an empty pipe: how many bytes it is. Only where [`Body::splices`].
     ///
     /// # Errors
     /// When the backend breaks it off.
     pub fn poll_pour(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
-        let Kind::Leased(LeasedBody { source: from @ Some(_), .. }) = &mut self.kind else { return Poll::Ready(Ok(0)) };
+        let BodyKind::Leased(LeasedBody { source: from @ Some(_), .. }) = &mut self.kind else {
+            return Poll::Ready(Ok(0));
+        };
         let Some(source) = from else { return Poll::Ready(Ok(0)) };
         let bytes = ready!(source.poll_pour(cx, pipe))?;
         let over = source.is_done();
@@ -203,8 +205,8 @@ impl Body {
 
     /// The answer is whole without it, as that to a HEAD is.
     pub fn leave_out(&mut self) {
-        if let Kind::Full(..) | Kind::Wrapped(_) = self.kind {
-            self.kind = Kind::Empty;
+        if let BodyKind::Full(..) | BodyKind::Wrapped(_) = self.kind {
+            self.kind = BodyKind::Empty;
         }
     }
 
@@ -225,10 +227,10 @@ impl Body {
 
     fn is_done(&self) -> bool {
         match &self.kind {
-            Kind::Empty => true,
-            Kind::Full(..) => false,
-            Kind::Leased(body) => body.source.is_none(),
-            Kind::Wrapped(body) => body.is_over(),
+            BodyKind::Empty => true,
+            BodyKind::Full(..) => false,
+            BodyKind::Leased(body) => body.source.is_none(),
+            BodyKind::Wrapped(body) => body.is_over(),
         }
     }
 }
@@ -236,10 +238,10 @@ impl Body {
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match &self.kind {
-            Kind::Empty => "Body::Empty",
-            Kind::Full(..) => "Body::Full",
-            Kind::Leased(_) => "Body::Leased",
-            Kind::Wrapped(_) => "Body::Wrapped",
+            BodyKind::Empty => "Body::Empty",
+            BodyKind::Full(..) => "Body::Full",
+            BodyKind::Leased(_) => "Body::Leased",
+            BodyKind::Wrapped(_) => "Body::Wrapped",
         })
     }
 }
@@ -251,17 +253,17 @@ impl HttpBody for Body {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         match &mut this.kind {
-            Kind::Empty => Poll::Ready(None),
-            Kind::Full(bytes, lease) => {
+            BodyKind::Empty => Poll::Ready(None),
+            BodyKind::Full(bytes, lease) => {
                 let (bytes, lease) = (std::mem::take(bytes), lease.take());
-                this.kind = Kind::Empty;
+                this.kind = BodyKind::Empty;
                 if let Some(exchange) = &this.exchange {
                     exchange.response_data(bytes.len());
                 }
                 drop(lease);
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Kind::Leased(body) => {
+            BodyKind::Leased(body) => {
                 let Some(source) = &body.source else { return Poll::Ready(None) };
                 let mut frame = ready!(source.poll_piece(cx));
                 // It may have been the last.
@@ -283,7 +285,7 @@ impl HttpBody for Body {
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Backend)))
             }
-            Kind::Wrapped(body) => {
+            BodyKind::Wrapped(body) => {
                 let exchange = this.exchange.as_deref();
                 let failed = || exchange.into_iter().for_each(|exchange| exchange.wrapper_failed(Way::Down));
                 let frame = ready!(body.poll_piece(cx, failed));
@@ -303,14 +305,14 @@ impl HttpBody for Body {
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Leased(body) => match body.source.as_ref().map_or(Some(0), |source| source.left()) {
+            BodyKind::Empty => SizeHint::with_exact(0),
+            BodyKind::Full(bytes, _) => SizeHint::with_exact(bytes.len() as u64),
+            BodyKind::Leased(body) => match body.source.as_ref().map_or(Some(0), |source| source.left()) {
                 Some(left) => SizeHint::with_exact(left),
                 None => SizeHint::default(),
             },
-            Kind::Wrapped(body) if body.is_over() => SizeHint::with_exact(0),
-            Kind::Wrapped(body) => body.body().size_hint(),
+            BodyKind::Wrapped(body) if body.is_over() => SizeHint::with_exact(0),
+            BodyKind::Wrapped(body) => body.body().size_hint(),
         }
     }
 }
@@ -323,9 +325,9 @@ impl Drop for Body {
     }
 }
 
-/// Nobody wants to know.
+/// For a body whose progress is of no interest.
 #[cfg(test)]
-impl Progress for () {
+impl ExchangeProgress for () {
     fn request_data(&self, _: &[u8]) -> Result<(), BodyError> {
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::{BodyError, Progress, Source};
-use crate::http1::pipe::Pipe;
+use super::{BodyError, BodySource, ExchangeProgress};
+use crate::http1::splice::Pipe;
 
 /// A client's request body on its way to a backend.
 pub struct RequestBody(Option<Streamed>);
@@ -17,15 +17,15 @@ struct Streamed {
     /// A piece that was taken before and not sent.
     unread: Bytes,
     /// Until all of it has been read.
-    source: Option<Rc<dyn Source>>,
-    exchange: Rc<dyn Progress>,
+    source: Option<Rc<dyn BodySource>>,
+    exchange: Rc<dyn ExchangeProgress>,
     /// What was handed out, where the body may have to be sent again.
-    kept: Option<Box<Kept>>,
+    kept: Option<Box<ReplayBuffer>>,
 }
 
 /// All of a request's body that was handed out so far.
 #[derive(Clone, Default)]
-struct Kept {
+struct ReplayBuffer {
     /// A copy: a piece of a few bytes would keep the block that it was read into.
     bytes: BytesMut,
     /// So many of them were handed out; when all were, the source comes next.
@@ -51,7 +51,7 @@ impl RequestBody {
     }
 
     /// What the client sends.
-    pub fn streamed(source: Rc<dyn Source>, exchange: Rc<dyn Progress>) -> Self {
+    pub fn streamed(source: Rc<dyn BodySource>, exchange: Rc<dyn ExchangeProgress>) -> Self {
         source.want(true);
         let exchange = source.told(exchange);
         Self(Some(Streamed { unread: Bytes::new(), source: Some(source), exchange, kept: None }))
@@ -62,7 +62,7 @@ impl RequestBody {
         if let Some(body) = &mut self.0
             && body.source.as_ref().and_then(|source| source.left()).is_none_or(|left| left <= limit as u64)
         {
-            body.kept = Some(Box::new(Kept { room: limit, ..Kept::default() }));
+            body.kept = Some(Box::new(ReplayBuffer { room: limit, ..ReplayBuffer::default() }));
         }
     }
 
@@ -85,7 +85,7 @@ impl RequestBody {
     pub fn copy(&self) -> Option<Self> {
         let Some(body) = &self.0 else { return Some(Self::empty()) };
         let kept = body.kept.as_ref().filter(|_| body.source.is_none())?;
-        let kept = Some(Box::new(Kept { next: 0, ..(**kept).clone() }));
+        let kept = Some(Box::new(ReplayBuffer { next: 0, ..(**kept).clone() }));
         Some(Self(Some(Streamed { unread: Bytes::new(), source: None, exchange: Rc::clone(&body.exchange), kept })))
     }
 
@@ -110,25 +110,25 @@ impl RequestBody {
 
 impl RequestBody {
     /// Whether the rest may be poured.
-    pub fn pours(&self) -> bool {
+    pub fn splices(&self) -> bool {
         let source = self
             .0
             .as_ref()
             .filter(|body| body.unread.is_empty() && body.kept.is_none())
             .and_then(|body| body.source.as_ref());
-        source.is_some_and(|source| source.pours())
+        source.is_some_and(|source| source.splices())
     }
 
-    /// Takes the next piece into an empty pipe: how many bytes it is. Only where [`RequestBody::pours`].
+    /// Takes the next piece into an empty pipe: how many bytes it is. Only where [`RequestBody::splices`].
     ///
     /// # Errors
     /// When the client breaks it off, or it is longer than allowed.
     pub fn poll_pour(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<usize, BodyError>> {
         let Some(body) = &mut self.0 else { return Poll::Ready(Ok(0)) };
         let Some(source) = &body.source else { return Poll::Ready(Ok(0)) };
-        let poured = source.poll_pour(cx, pipe);
-        body.exchange.waits_for_client(poured.is_pending());
-        let bytes = match ready!(poured) {
+        let spliced = source.poll_pour(cx, pipe);
+        body.exchange.waits_for_client(spliced.is_pending());
+        let bytes = match ready!(spliced) {
             Ok(bytes) => bytes,
             Err(error) => {
                 body.exchange.request_ended(false);
@@ -214,7 +214,7 @@ impl Streamed {
     }
 }
 
-impl Kept {
+impl ReplayBuffer {
     /// Keeps a piece that is handed out; `false` where that cannot be: it is too much, or no data.
     fn take(&mut self, frame: &Frame<Bytes>) -> bool {
         let Some(data) = frame.data_ref().filter(|data| data.len() <= self.room) else { return false };

@@ -14,8 +14,8 @@ struct Pieces {
     wanted: Cell<bool>,
 }
 
-impl Source for Pieces {
-    fn pours(&self) -> bool {
+impl BodySource for Pieces {
+    fn splices(&self) -> bool {
         false
     }
 
@@ -47,7 +47,7 @@ impl Source for Pieces {
 fn body(pieces: &[&[u8]]) -> (Rc<Pieces>, RequestBody) {
     let source = Rc::new(Pieces::default());
     source.left.borrow_mut().extend(pieces.iter().map(|piece| Bytes::copy_from_slice(piece)));
-    let body = RequestBody::streamed(Rc::clone(&source) as Rc<dyn Source>, Rc::new(()));
+    let body = RequestBody::streamed(Rc::clone(&source) as Rc<dyn BodySource>, Rc::new(()));
     (source, body)
 }
 

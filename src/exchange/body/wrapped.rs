@@ -13,9 +13,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame};
 
-use super::{BodyError, Progress, RequestBody, Source};
-use crate::exchange::watch::Way;
-use crate::http1::pipe::Pipe;
+use super::{BodyError, BodySource, ExchangeProgress, RequestBody};
+use crate::exchange::deadline::Way;
+use crate::http1::splice::Pipe;
 
 /// A body as middleware gets and gives it: data, then perhaps trailers. It lives on one worker.
 ///
@@ -83,16 +83,16 @@ pub struct WrappedSource {
     /// Until nothing of it is wanted any more.
     wrapped: RefCell<Option<Wrapped>>,
     done: Cell<bool>,
-    exchange: Rc<dyn Progress>,
+    exchange: Rc<dyn ExchangeProgress>,
 }
 
 impl WrappedSource {
     /// Wraps the body of a request, by each in turn.
     pub fn wrap(
-        source: Rc<dyn Source>,
-        exchange: Rc<dyn Progress>,
+        source: Rc<dyn BodySource>,
+        exchange: Rc<dyn ExchangeProgress>,
         wraps: impl IntoIterator<Item = Wrap>,
-    ) -> Rc<dyn Source> {
+    ) -> Rc<dyn BodySource> {
         let broke = Rc::<Cell<bool>>::default();
         let below = Rc::new(Below { exchange: Rc::clone(&exchange), broke: Rc::clone(&broke) });
         let body: BoxBody = Box::pin(RequestBody::streamed(source, below));
@@ -102,7 +102,7 @@ impl WrappedSource {
     }
 }
 
-impl Source for WrappedSource {
+impl BodySource for WrappedSource {
     fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let mut wrapped = self.wrapped.borrow_mut();
         let Some(wrapped) = wrapped.as_mut().filter(|_| !self.done.get()) else { return Poll::Ready(None) };
@@ -133,7 +133,7 @@ impl Source for WrappedSource {
         }
     }
 
-    fn pours(&self) -> bool {
+    fn splices(&self) -> bool {
         false
     }
 
@@ -141,18 +141,18 @@ impl Source for WrappedSource {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
 
-    fn told(&self, exchange: Rc<dyn Progress>) -> Rc<dyn Progress> {
+    fn told(&self, exchange: Rc<dyn ExchangeProgress>) -> Rc<dyn ExchangeProgress> {
         Rc::new(Above(exchange))
     }
 }
 
 /// What an exchange is told of the bodies below wrappers.
 pub(super) struct Below {
-    pub(super) exchange: Rc<dyn Progress>,
+    pub(super) exchange: Rc<dyn ExchangeProgress>,
     pub(super) broke: Rc<Cell<bool>>,
 }
 
-impl Progress for Below {
+impl ExchangeProgress for Below {
     fn request_data(&self, data: &[u8]) -> Result<(), BodyError> {
         self.exchange.request_data(data).inspect_err(|_| self.broke.set(true))
     }
@@ -206,9 +206,9 @@ impl Progress for Below {
 }
 
 /// What an exchange is told of a request's body above its wrappers: only how it ends. All else was told below.
-struct Above(Rc<dyn Progress>);
+struct Above(Rc<dyn ExchangeProgress>);
 
-impl Progress for Above {
+impl ExchangeProgress for Above {
     fn request_data(&self, _: &[u8]) -> Result<(), BodyError> {
         Ok(())
     }

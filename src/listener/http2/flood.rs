@@ -11,7 +11,7 @@ use crate::telemetry::metrics::FloodKind;
 
 /// What is too much.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct FloodLimits {
     /// Resets in a second: those of the client, and as many that it makes us send.
     pub(super) resets: u32,
     /// Frames of each kind that carry nothing, in a second.
@@ -22,8 +22,8 @@ pub(super) struct Limits {
 
 /// Follows the frames of one connection, both ways.
 #[derive(Debug)]
-pub(super) struct Guard {
-    limits: Limits,
+pub(super) struct FloodGuard {
+    limits: FloodLimits,
     /// Bytes of the preface that are still to come.
     preface: usize,
     received: Frames,
@@ -81,9 +81,9 @@ const FRAME_BYTES: usize = 16 * 1024;
 const CONTINUATIONS: u32 = 8;
 const SECOND_MS: u64 = 1000;
 
-impl Guard {
+impl FloodGuard {
     /// The guard of a fresh connection, of which nothing was read, the preface neither.
-    pub(super) fn new(limits: Limits, now_ms: u64) -> Self {
+    pub(super) fn new(limits: FloodLimits, now_ms: u64) -> Self {
         Self {
             limits,
             preface: super::PREFACE.len(),
@@ -275,15 +275,15 @@ impl Frames {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { resets: 5, control: 10, block_bytes: 1000 };
+    const LIMITS: FloodLimits = FloodLimits { resets: 5, control: 10, block_bytes: 1000 };
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let length = (payload.len() as u32).to_be_bytes();
         [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
     }
 
-    fn guard() -> Guard {
-        let mut guard = Guard::new(LIMITS, 0);
+    fn guard() -> FloodGuard {
+        let mut guard = FloodGuard::new(LIMITS, 0);
         guard.received(crate::listener::http2::PREFACE, 0).unwrap();
         guard
     }
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn it_is_known_when_a_block_is_open() {
-        let mut guard = Guard::new(LIMITS, 0);
+        let mut guard = FloodGuard::new(LIMITS, 0);
         assert_eq!(guard.mid_head(), Some(0), "the preface");
         guard.received(crate::listener::http2::PREFACE, 0).unwrap();
         assert_eq!(guard.mid_head(), None);

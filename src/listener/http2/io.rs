@@ -11,16 +11,16 @@ use bytes::{Buf, Bytes};
 use h2::SendStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::flood::Guard;
-use super::stream::Stream;
-use crate::exchange::watch::{Phase, Watch};
-use crate::listener::wire::WireIo;
+use super::flood::FloodGuard;
+use super::stream::ClientStream;
+use crate::exchange::deadline::{Phase, Watch};
+use crate::listener::http1::WireIo;
 use crate::telemetry::metrics::FloodKind;
 
 /// What the connection's task and the bytes below it tell each other.
 #[derive(Debug)]
 pub(super) struct Flow {
-    pub(super) guard: RefCell<Guard>,
+    pub(super) guard: RefCell<FloodGuard>,
     /// What the client sends too much of.
     pub(super) flood: Cell<Option<FloodKind>>,
     /// Whether there was no room in the socket.
@@ -31,7 +31,7 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(guard: Guard, watch: Rc<Watch>, idle: Duration) -> Rc<Self> {
+    pub(super) fn new(guard: FloodGuard, watch: Rc<Watch>, idle: Duration) -> Rc<Self> {
         Rc::new(Self {
             guard: RefCell::new(guard),
             flood: Cell::new(None),
@@ -88,7 +88,7 @@ impl Io {
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Nothing more is read. The connection's task, which is who reads, looks why.
+        // Nothing more is read. The connection's task, which reads, finds out why.
         if this.flow.flood.get().is_some() {
             return Poll::Pending;
         }
@@ -137,7 +137,7 @@ impl AsyncWrite for Io {
         Pin::new(&mut self.get_mut().socket).poll_flush(cx)
     }
 
-    /// Does not end what is sent: that is for whoever serves the connection. A client that floods would take it for a sign to begin anew.
+    /// Does not end what is sent: that is for the task that serves the connection. A client that floods would take it for a sign to begin anew.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_flush(cx)
     }
@@ -145,14 +145,14 @@ impl AsyncWrite for Io {
 
 /// The bytes of a stream that became a tunnel: what its DATA frames carry.
 pub(super) struct TunnelIo {
-    stream: Rc<Stream>,
+    stream: Rc<ClientStream>,
     send: Rc<RefCell<SendStream<Bytes>>>,
     /// What has come and was not taken.
     read: Bytes,
 }
 
 impl TunnelIo {
-    pub(super) fn new(stream: Rc<Stream>, send: Rc<RefCell<SendStream<Bytes>>>) -> Self {
+    pub(super) fn new(stream: Rc<ClientStream>, send: Rc<RefCell<SendStream<Bytes>>>) -> Self {
         Self { stream, send, read: Bytes::new() }
     }
 }

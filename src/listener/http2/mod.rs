@@ -17,13 +17,13 @@ use h2::server::{self, Connection};
 
 use crate::config::{Http2Config, ListenerConfig};
 use crate::exchange::Client;
-use crate::exchange::watch::{NEVER, Phase, Watch};
+use crate::exchange::deadline::{NEVER, Phase, Watch};
 use crate::proxy::Proxy;
 use crate::telemetry::metrics::{FloodKind, ListenerMetrics};
 
-use super::refused::{self, Known, Who};
-use super::wire::Wire;
-use flood::{Guard, Limits};
+use super::http1::Wire;
+use super::refused_log::{self, RefusedRequest, Who};
+use flood::{FloodGuard, FloodLimits};
 use io::{Flow, Io};
 
 mod flood;
@@ -32,7 +32,7 @@ mod request;
 mod stream;
 mod tasks;
 
-pub use tasks::Tasks;
+pub use tasks::StreamTasks;
 
 /// Opened to the fuzz targets in `fuzz/`: makes a request's head one that HTTP/1.1 can say. Whether it can, and how long its body
 /// is said to be.
@@ -56,11 +56,11 @@ const SEND_BYTES: usize = 64 * 1024;
 
 /// What the streams of a connection share.
 #[derive(Debug)]
-struct Shared {
+struct ConnectionState {
     client: Rc<Client>,
     proxy: Rc<Proxy>,
     /// The worker's.
-    tasks: Rc<Tasks>,
+    tasks: Rc<StreamTasks>,
     /// The connection's.
     watch: Rc<Watch>,
     /// Streams that are being served.
@@ -71,22 +71,22 @@ struct Shared {
 
 /// Counts a stream as open until it is dropped.
 #[derive(Debug)]
-struct Open {
-    shared: Rc<Shared>,
+struct OpenStream {
+    shared: Rc<ConnectionState>,
     /// The stream's.
     watch: Rc<Watch>,
 }
 
-impl Shared {
+impl ConnectionState {
     fn metrics(&self) -> &ListenerMetrics {
         self.client.metrics.of(self.proxy.worker)
     }
 
     /// Counts a stream.
-    fn open(self: &Rc<Self>) -> Open {
+    fn open(self: &Rc<Self>) -> OpenStream {
         self.metrics().http2_streams.add(1);
         self.open.set(self.open.get() + 1);
-        Open { shared: Rc::clone(self), watch: self.take_watch() }
+        OpenStream { shared: Rc::clone(self), watch: self.take_watch() }
     }
 
     /// A watch without a deadline.
@@ -103,7 +103,7 @@ impl Shared {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         let Self { shared, watch } = self;
         shared.watches.borrow_mut().push(Rc::clone(watch));
@@ -117,14 +117,14 @@ impl Drop for Open {
 
 /// Serves HTTP/2 to the end of the connection, and of all its streams. Whether the client may still be sending, so that closing
 /// the socket at once would take our last word from it.
-pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>, tasks: &Rc<Tasks>) -> bool {
+pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>, tasks: &Rc<StreamTasks>) -> bool {
     let config = &client.listener;
     // Where it was switched off no connection gets here.
     let http2 = config.http2.unwrap_or_default();
     let watch = Rc::clone(&wire.watch);
-    let guard = Guard::new(limits(config, &http2), watch.clock().now_ms());
+    let guard = FloodGuard::new(limits(config, &http2), watch.clock().now_ms());
     let flow = Flow::new(guard, Rc::clone(&watch), config.idle_timeout);
-    let shared = Rc::new(Shared {
+    let shared = Rc::new(ConnectionState {
         client: Rc::clone(client),
         proxy: Rc::clone(proxy),
         tasks: Rc::clone(tasks),
@@ -141,11 +141,11 @@ pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy
         match handshake.as_mut().poll(cx) {
             Poll::Ready(Ok(connection)) => Poll::Ready(Ok(connection)),
             // A client that has gone before it has asked for anything is not refused.
-            Poll::Ready(Err(error)) => Poll::Ready(Err((!error.is_io()).then_some(refused::PREFACE))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err((!error.is_io()).then_some(refused_log::PREFACE))),
             Poll::Pending if shared.watch.is_cut() => Poll::Ready(Err(None)),
             // Nor is one that has said nothing at all.
             Poll::Pending if shared.watch.expired() => {
-                Poll::Ready(Err(flow.guard.borrow().has_begun().then_some(refused::LATE)))
+                Poll::Ready(Err(flow.guard.borrow().has_begun().then_some(refused_log::LATE)))
             }
             Poll::Pending => Poll::Pending,
         }
@@ -162,7 +162,7 @@ pub(super) async fn serve(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy
         Err(refusal) => {
             shared.metrics().rejected.add(1);
             if let Some(refusal) = refusal {
-                refused::log(proxy, Who::Client(client), refusal, false, Known::http2);
+                refused_log::log(proxy, Who::Client(client), refusal, false, RefusedRequest::http2);
             }
         }
     }
@@ -182,10 +182,10 @@ const STREAMS_A_TURN: usize = 8;
 /// Streams that have to be reset for faults of the client, or refused, over the life of a connection.
 const LOCAL_RESETS: usize = 4096;
 
-fn limits(config: &ListenerConfig, http2: &Http2Config) -> Limits {
+fn limits(config: &ListenerConfig, http2: &Http2Config) -> FloodLimits {
     // As it is sent a block is hardly longer than what it says; `h2` looks at that.
     let block_bytes = config.max_header_bytes.saturating_mul(2);
-    Limits { resets: http2.resets_per_second, control: http2.control_frames_per_second, block_bytes }
+    FloodLimits { resets: http2.resets_per_second, control: http2.control_frames_per_second, block_bytes }
 }
 
 fn builder(config: &ListenerConfig, http2: &Http2Config) -> server::Builder {
@@ -208,7 +208,7 @@ fn builder(config: &ListenerConfig, http2: &Http2Config) -> server::Builder {
 /// A connection that is being served.
 struct Serving {
     connection: Connection<Io, Bytes>,
-    shared: Rc<Shared>,
+    shared: Rc<ConnectionState>,
     flow: Rc<Flow>,
     /// Whether the client was told to ask for nothing more.
     drained: bool,
@@ -229,7 +229,7 @@ impl Serving {
                 return Poll::Ready(());
             }
             if self.shared.watch.is_cut() {
-                // What goes now goes; nobody waits for the rest.
+                // What goes now goes; nothing waits for the rest.
                 self.connection.abrupt_shutdown(Reason::NO_ERROR);
                 let _ = self.connection.poll_closed(cx);
                 return Poll::Ready(());

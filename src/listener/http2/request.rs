@@ -10,7 +10,7 @@ use http::{Method, Uri};
 
 use crate::http1::outgoing::is_sayable;
 use crate::http1::request::number;
-use crate::listener::refused::NOT_CARRIED;
+use crate::listener::refused_log::NOT_CARRIED;
 use crate::proxy::{Refusal, RefusalKind};
 
 /// What a request asks for.

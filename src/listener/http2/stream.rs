@@ -18,12 +18,12 @@ use tokio::time::Sleep;
 
 use super::io::TunnelIo;
 use super::request::{self, Ask, Fault};
-use super::{Open, Shared};
+use super::{ConnectionState, OpenStream};
 use crate::config::LingeringConfig;
-use crate::exchange::body::{Body, Source};
-use crate::exchange::watch::{Pace, Phase, Watch, Way};
+use crate::exchange::body::{Body, BodySource};
+use crate::exchange::deadline::{Pace, Phase, Watch, Way};
 use crate::exchange::{ClientSide, Expects, RequestHead};
-use crate::listener::refused::{self, Known, Who};
+use crate::listener::refused_log::{self, RefusedRequest, Who};
 use crate::proxy::Handled;
 use crate::proxy::upgrade::Tunnel;
 
@@ -40,7 +40,7 @@ const REST: Duration = Duration::from_secs(1);
 const PIECES_A_TURN: usize = 16;
 
 /// A stream, as its exchange sees it: where the request's body comes from, and the client's side. One piece of memory for all.
-pub(super) struct Stream {
+pub(super) struct ClientStream {
     watch: Rc<Watch>,
     /// Until the answer is whole, and nothing more of the request is wanted; the same of the next.
     pub(super) recv: RefCell<Option<RecvStream>>,
@@ -54,9 +54,9 @@ pub(super) struct Stream {
     broken: Cell<bool>,
     /// Whether it broke because the client reset the stream, or is gone.
     gone: Cell<bool>,
-    /// Whether somebody is going to take the rest of it.
+    /// Whether a reader is going to take the rest of it.
     wanted: Cell<bool>,
-    /// Who takes it and waits for the client.
+    /// The reader that waits for the client.
     reader: RefCell<Option<Waker>>,
     /// Whether the client waits to be asked for it.
     expects: Cell<Expects>,
@@ -72,7 +72,7 @@ pub(super) struct Stream {
 }
 
 /// How a stream ended that did not end well.
-enum Cut {
+enum StreamFailure {
     /// The client reset it, or its connection is gone.
     Client,
     /// We do.
@@ -82,7 +82,7 @@ enum Cut {
 /// A stream that is to be served.
 #[derive(Debug)]
 pub(super) struct Begun {
-    pub(super) open: Open,
+    pub(super) open: OpenStream,
     pub(super) request: Request<RecvStream>,
     pub(super) respond: SendResponse<Bytes>,
 }
@@ -92,7 +92,7 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
     let shared = &open.shared;
     let (asked, recv) = take(request, shared.client.listener.max_headers);
     let whole = recv.is_end_stream();
-    let stream = Rc::new(Stream {
+    let stream = Rc::new(ClientStream {
         watch: Rc::clone(&open.watch),
         recv: RefCell::new(Some(recv)),
         respond: RefCell::new(Some(respond)),
@@ -119,7 +119,7 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
                 stream.left.set(length);
             }
             let websocket = ask == Ask::WebSocket;
-            let upload = (!whole && !websocket).then(|| Rc::clone(&stream) as Rc<dyn Source>);
+            let upload = (!whole && !websocket).then(|| Rc::clone(&stream) as Rc<dyn BodySource>);
             let side = (Rc::clone(&shared.client), Rc::clone(&stream.watch), Rc::clone(&stream) as Rc<dyn ClientSide>);
             let mut handled = Handled::default();
             let answered = {
@@ -141,8 +141,8 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
     };
     match ended {
         Ok(()) => stream.uploaded(&shared.client.listener.lingering).await,
-        Err(Cut::Client) => shared.metrics().http2_resets_client.add(1),
-        Err(Cut::Reset(reason)) => {
+        Err(StreamFailure::Client) => shared.metrics().http2_resets_client.add(1),
+        Err(StreamFailure::Reset(reason)) => {
             shared.metrics().http2_resets_proxy.add(1);
             if let Some(respond) = &mut *stream.respond.borrow_mut() {
                 respond.send_reset(reason);
@@ -164,18 +164,18 @@ fn take(request: Request<RecvStream>, max_headers: usize) -> (Result<(RequestHea
     (asked, recv)
 }
 
-impl Stream {
+impl ClientStream {
     /// Tells a client that its request is none.
     #[cold]
-    fn refuse(&self, fault: Fault, parts: &Parts, shared: &Shared) -> Result<(), Cut> {
+    fn refuse(&self, fault: Fault, parts: &Parts, shared: &ConnectionState) -> Result<(), StreamFailure> {
         shared.metrics().rejected.add(1);
         let (refusal, answered) = match fault {
-            Fault::Malformed => (refused::MALFORMED, false),
+            Fault::Malformed => (refused_log::MALFORMED, false),
             Fault::Refused(refusal) => (refusal, true),
         };
-        refused::log(&shared.proxy, Who::Client(&shared.client), refusal, answered, || Known::of(parts));
+        refused_log::log(&shared.proxy, Who::Client(&shared.client), refusal, answered, || RefusedRequest::of(parts));
         if !answered {
-            return Err(Cut::Reset(Reason::PROTOCOL_ERROR));
+            return Err(StreamFailure::Reset(Reason::PROTOCOL_ERROR));
         }
         let text = Bytes::from(refusal.told());
         let mut response = Response::new(());
@@ -185,33 +185,33 @@ impl Stream {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
         let now = httpdate::fmt_http_date(std::time::SystemTime::now());
         headers.extend(HeaderValue::try_from(now).ok().map(|now| (header::DATE, now)));
-        let mut send = self.begin(response, false).ok_or(Cut::Client)?.map_err(|_| Cut::Client)?;
+        let mut send = self.begin(response, false).ok_or(StreamFailure::Client)?.map_err(|_| StreamFailure::Client)?;
         // A line is short enough to wait for its window in memory.
-        send.send_data(text, true).map_err(|_| Cut::Client)
+        send.send_data(text, true).map_err(|_| StreamFailure::Client)
     }
 
     /// Waits for what the request comes to. A client that resets its stream ends the exchange, and with it the attempt.
-    async fn answered(&self, mut exchange: Pin<&mut impl Future<Output = ()>>) -> Result<(), Cut> {
+    async fn answered(&self, mut exchange: Pin<&mut impl Future<Output = ()>>) -> Result<(), StreamFailure> {
         let mut begun = false;
         poll_fn(|cx| {
             self.watch.register(cx);
             let first = !std::mem::replace(&mut begun, true);
-            // What was reset before anybody looked is no request that a backend has to hear of.
+            // A stream that was reset before isobar looked is no request for a backend.
             if first && self.is_reset(cx) {
-                return Poll::Ready(Err(Cut::Client));
+                return Poll::Ready(Err(StreamFailure::Client));
             }
             if exchange.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             // Frames are read by another task, so between the two nothing has come.
             if !first && self.is_reset(cx) {
-                return Poll::Ready(Err(Cut::Client));
+                return Poll::Ready(Err(StreamFailure::Client));
             }
-            // Deadlines are seen by whoever waits for a backend.
+            // The code that waits for a backend sees the deadlines.
             if self.rings(cx) {
                 cx.waker().wake_by_ref();
             }
-            if self.watch.is_cut() { Poll::Ready(Err(Cut::Reset(Reason::CANCEL))) } else { Poll::Pending }
+            if self.watch.is_cut() { Poll::Ready(Err(StreamFailure::Reset(Reason::CANCEL))) } else { Poll::Pending }
         })
         .await
     }
@@ -233,24 +233,24 @@ impl Stream {
     }
 
     /// Sends the response.
-    async fn respond(&self, response: Response<Body>, head: bool, websocket: bool) -> Result<(), Cut> {
+    async fn respond(&self, response: Response<Body>, head: bool, websocket: bool) -> Result<(), StreamFailure> {
         let (mut parts, mut body) = response.into_parts();
         if websocket && (parts.status.is_success() || parts.status.is_informational()) {
             // The client would take it for its tunnel.
             body.cut();
-            return Err(Cut::Reset(Reason::INTERNAL_ERROR));
+            return Err(StreamFailure::Reset(Reason::INTERNAL_ERROR));
         }
         let bodiless = frame(&mut parts, &body, head);
         if bodiless {
             body.leave_out();
         }
         let whole = bodiless || body.is_end_stream();
-        let Some(sent) = self.begin(Response::from_parts(parts, ()), whole) else { return Err(Cut::Client) };
+        let Some(sent) = self.begin(Response::from_parts(parts, ()), whole) else { return Err(StreamFailure::Client) };
         let ended = match sent {
             Ok(_) if whole => Ok(()),
             Ok(mut send) => self.sent(&mut send, &mut body).await,
-            Err(error) if error.is_io() || error.is_remote() => Err(Cut::Client),
-            Err(_) => Err(Cut::Reset(Reason::INTERNAL_ERROR)),
+            Err(error) if error.is_io() || error.is_remote() => Err(StreamFailure::Client),
+            Err(_) => Err(StreamFailure::Reset(Reason::INTERNAL_ERROR)),
         };
         if ended.is_err() {
             body.cut();
@@ -260,7 +260,7 @@ impl Stream {
 
     /// Sends the response's body, piece after piece, as there is room for it at the client: a piece is asked for when the
     /// one before has gone.
-    async fn sent(&self, send: &mut SendStream<Bytes>, body: &mut Body) -> Result<(), Cut> {
+    async fn sent(&self, send: &mut SendStream<Bytes>, body: &mut Body) -> Result<(), StreamFailure> {
         let mut piece = Bytes::new();
         let ended = poll_fn(|cx| {
             self.watch.register(cx);
@@ -268,16 +268,16 @@ impl Stream {
                 return Poll::Ready(ended);
             }
             if send.poll_reset(cx).is_ready() {
-                return Poll::Ready(Err(Cut::Client));
+                return Poll::Ready(Err(StreamFailure::Client));
             }
             if self.watch.is_cut() || self.watch.expired() || self.rings(cx) {
-                return Poll::Ready(Err(Cut::Reset(Reason::CANCEL)));
+                return Poll::Ready(Err(StreamFailure::Reset(Reason::CANCEL)));
             }
             Poll::Pending
         })
         .await;
         // Not ended as if it were whole, but told of where the client understands that.
-        if let Err(Cut::Reset(_)) = ended
+        if let Err(StreamFailure::Reset(_)) = ended
             && let Some(trailers) = body.last_words()
             && send.send_trailers(trailers).is_ok()
         {
@@ -304,8 +304,8 @@ impl Stream {
         send: &mut SendStream<Bytes>,
         body: &mut Body,
         piece: &mut Bytes,
-    ) -> Poll<Result<(), Cut>> {
-        let gone = |_| Cut::Client;
+    ) -> Poll<Result<(), StreamFailure>> {
+        let gone = |_| StreamFailure::Client;
         loop {
             if piece.is_empty() {
                 self.stalled.set(false);
@@ -321,7 +321,7 @@ impl Stream {
                             return Poll::Ready(send.send_trailers(trailers).map_err(gone));
                         }
                     },
-                    Some(Err(_)) => return Poll::Ready(Err(Cut::Reset(Reason::INTERNAL_ERROR))),
+                    Some(Err(_)) => return Poll::Ready(Err(StreamFailure::Reset(Reason::INTERNAL_ERROR))),
                     None => return Poll::Ready(send.send_data(Bytes::new(), true).map_err(gone)),
                 }
             }
@@ -331,7 +331,7 @@ impl Stream {
                 self.stalled.set(true);
                 match send.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => continue,
-                    Poll::Ready(_) => return Poll::Ready(Err(Cut::Client)),
+                    Poll::Ready(_) => return Poll::Ready(Err(StreamFailure::Client)),
                     Poll::Pending => {
                         if body.is_paced() {
                             let pace = Pace { bytes: self.min_rate, over: self.body_idle.get() };
@@ -356,25 +356,25 @@ impl Stream {
     }
 
     /// Carries what both sides say, once the backend has switched.
-    async fn tunnel(self: &Rc<Self>, response: Response<Body>, tunnel: Box<Tunnel>) -> Result<(), Cut> {
+    async fn tunnel(self: &Rc<Self>, response: Response<Body>, tunnel: Box<Tunnel>) -> Result<(), StreamFailure> {
         let (mut parts, _) = response.into_parts();
         parts.status = StatusCode::OK;
         strip(&mut parts.headers);
         parts.headers.remove(header::CONTENT_LENGTH);
         parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
-        let sent = self.begin(Response::from_parts(parts, ()), false).ok_or(Cut::Client)?;
-        let send = Rc::new(RefCell::new(sent.map_err(|_| Cut::Client)?));
+        let sent = self.begin(Response::from_parts(parts, ()), false).ok_or(StreamFailure::Client)?;
+        let send = Rc::new(RefCell::new(sent.map_err(|_| StreamFailure::Client)?));
         let mut carried = pin!(tunnel.run(TunnelIo::new(Rc::clone(self), Rc::clone(&send)), Vec::new()));
         poll_fn(|cx| match carried.as_mut().poll(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-            Poll::Ready(Err(_)) => Poll::Ready(Err(Cut::Reset(Reason::CANCEL))),
-            // Where the client has ended its direction, nobody else sees it go.
-            Poll::Pending => send.borrow_mut().poll_reset(cx).map(|_| Err(Cut::Client)),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(StreamFailure::Reset(Reason::CANCEL))),
+            // If the client has ended its direction, nothing else sees it go.
+            Poll::Pending => send.borrow_mut().poll_reset(cx).map(|_| Err(StreamFailure::Client)),
         })
         .await
     }
 
-    /// Waits until what has come of the rest of the request's body has been read, where somebody takes it, for a while. What has not come
+    /// Waits for a while until what has come of the rest of the request's body has been read, if a backend takes it. What has not come
     /// is not waited for: the answer is whole, and the end of the stream without an error tells the client to stop (RFC 9113 §8.1). A client
     /// that stops by itself would be told that its request is malformed, if it has said how long that is.
     async fn uploaded(&self, lingering: &LingeringConfig) {
@@ -393,7 +393,7 @@ impl Stream {
         if self.done.get() {
             return;
         }
-        // Whoever reads it holds on to this, and the stream ends when nobody holds on to these.
+        // The reader holds this, and the stream ends when nothing holds it.
         drop((self.recv.take(), self.respond.take()));
         if let Some(reader) = self.reader.take() {
             reader.wake();
@@ -425,7 +425,7 @@ impl Stream {
         let _ = tokio::time::timeout(REST.min(limits.time), thrown_away).await;
     }
 
-    /// Whoever reads the request's body has to wait for the client.
+    /// The reader of the request's body has to wait for the client.
     fn awaited(&self, reader: &Waker) {
         *self.reader.borrow_mut() = Some(reader.clone());
         if self.over.get() {

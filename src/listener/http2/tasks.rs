@@ -18,20 +18,20 @@ const KEPT: usize = 192;
 
 /// A worker's tasks for streams.
 #[derive(Debug, Default)]
-pub struct Tasks {
+pub struct StreamTasks {
     /// Those without a stream. The last to come is the first to go, while the cache is warm.
-    idle: RefCell<Vec<Rc<Seat>>>,
+    idle: RefCell<Vec<Rc<StreamTask>>>,
 }
 
 /// Where a task finds its next stream.
 #[derive(Debug, Default)]
-struct Seat {
+struct StreamTask {
     next: RefCell<Option<Begun>>,
     /// The task's, once it has waited.
     waker: RefCell<Option<Waker>>,
 }
 
-impl Tasks {
+impl StreamTasks {
     /// Serves a stream, in a task that there is or in a new one.
     pub(super) fn serve(self: &Rc<Self>, begun: Begun) {
         if let Some(seat) = self.idle.borrow_mut().pop() {
@@ -41,12 +41,12 @@ impl Tasks {
             }
             return;
         }
-        let (tasks, seat) = (Rc::clone(self), Rc::new(Seat::default()));
+        let (tasks, seat) = (Rc::clone(self), Rc::new(StreamTask::default()));
         seat.next.replace(Some(begun));
         spawn_local(tasks.run(seat));
     }
 
-    async fn run(self: Rc<Self>, seat: Rc<Seat>) {
+    async fn run(self: Rc<Self>, seat: Rc<StreamTask>) {
         loop {
             let begun = poll_fn(|cx| {
                 if let Some(begun) = seat.next.take() {

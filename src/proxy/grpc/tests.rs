@@ -51,9 +51,9 @@ fn calls_are_recognised() {
         ("POST", "application/json", false),
         ("POST", "", false),
     ] {
-        assert_eq!(Call::of(&request(method, &[("content-type", kind)])).is_some(), is, "{method} {kind}");
+        assert_eq!(GrpcCall::of(&request(method, &[("content-type", kind)])).is_some(), is, "{method} {kind}");
     }
-    assert!(Call::of(&request("POST", &[])).is_none());
+    assert!(GrpcCall::of(&request("POST", &[])).is_none());
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn the_smallest_limit_counts() {
     ] {
         let mut headers = vec![("content-type", "application/grpc")];
         headers.extend(timeout.map(|timeout| ("grpc-timeout", timeout)));
-        let call = Call::of(&request("POST", &headers)).unwrap();
+        let call = GrpcCall::of(&request("POST", &headers)).unwrap();
         let timeouts = Timeouts { exchange, grpc_timeout_max: max, ..timeouts() };
         let started = Instant::now();
         assert_eq!(call.bound(&timeouts, started).unwrap(), bound, "{timeout:?} {exchange:?} {max:?}");
@@ -114,7 +114,7 @@ fn no_time_and_malformed_times_go_nowhere() {
     let call = |timeouts: &[&str]| {
         let headers = timeouts.iter().map(|timeout| ("grpc-timeout", *timeout));
         let headers: Vec<_> = headers.chain([("content-type", "application/grpc")]).collect();
-        Call::of(&request("POST", &headers)).unwrap()
+        GrpcCall::of(&request("POST", &headers)).unwrap()
     };
     let bound = |timeouts: &[&str]| call(timeouts).bound(&self::timeouts(), Instant::now());
     assert!(matches!(bound(&["0m"]), Err(ProxyError::ExchangeTimeout)));
@@ -127,7 +127,8 @@ fn no_time_and_malformed_times_go_nowhere() {
 
 #[test]
 fn backends_are_told_less_than_clients_said() {
-    let call = Call::of(&request("POST", &[("content-type", "application/grpc"), ("grpc-timeout", "20S")])).unwrap();
+    let call =
+        GrpcCall::of(&request("POST", &[("content-type", "application/grpc"), ("grpc-timeout", "20S")])).unwrap();
     call.bound(&timeouts(), Instant::now()).unwrap();
     let mut headers = HeaderMap::new();
     headers.insert(GRPC_TIMEOUT, HeaderValue::from_static("20S"));
@@ -151,7 +152,7 @@ fn messages_are_percent_encoded() {
 
 #[test]
 fn every_call_comes_to_one_status() {
-    let call = || Call::of(&request("POST", &[("content-type", "application/grpc")])).unwrap();
+    let call = || GrpcCall::of(&request("POST", &[("content-type", "application/grpc")])).unwrap();
     for (http, cut_by_client, status) in [
         (200, None, GrpcStatus::Unknown),
         (400, None, GrpcStatus::Internal),
@@ -174,8 +175,8 @@ fn every_call_comes_to_one_status() {
 #[test]
 fn what_is_held_against_a_backend() {
     let held = |outcome| GrpcStatus::ALL.into_iter().filter(|it| self::outcome(*it) == outcome).collect::<Vec<_>>();
-    assert_eq!(held(Outcome::Success), [GrpcStatus::Ok]);
-    assert_eq!(held(Outcome::Gateway), [GrpcStatus::Unavailable]);
-    assert_eq!(held(Outcome::ServerError), [GrpcStatus::Unknown, GrpcStatus::Internal, GrpcStatus::DataLoss]);
-    assert_eq!(held(Outcome::ClientError).len(), 12);
+    assert_eq!(held(AttemptOutcome::Success), [GrpcStatus::Ok]);
+    assert_eq!(held(AttemptOutcome::Gateway), [GrpcStatus::Unavailable]);
+    assert_eq!(held(AttemptOutcome::ServerError), [GrpcStatus::Unknown, GrpcStatus::Internal, GrpcStatus::DataLoss]);
+    assert_eq!(held(AttemptOutcome::ClientError).len(), 12);
 }

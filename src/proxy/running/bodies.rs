@@ -2,17 +2,17 @@
 
 use http::header::{HeaderMap, HeaderName};
 
-use crate::backend::outlier::Outcome;
-use crate::exchange::body::{BodyError, Progress};
-use crate::exchange::watch::{Pace, Phase, Way};
-use crate::fields::{self, is_spelling_of};
+use crate::backend::outlier::AttemptOutcome;
+use crate::exchange::body::{BodyError, ExchangeProgress};
+use crate::exchange::deadline::{Pace, Phase, Way};
+use crate::header_names::{self, is_spelling_of};
 use crate::proxy::upload::Upload;
 use crate::proxy::{grpc, headers};
 use crate::transport::Informed;
 
-use super::Running;
+use super::RunningExchange;
 
-impl Progress for Running {
+impl ExchangeProgress for RunningExchange {
     fn request_data(&self, data: &[u8]) -> Result<(), BodyError> {
         if let (Some(call), true) = (&self.call, self.upload.max() < u64::MAX) {
             let too_large = call.exceeds(data, self.upload.max());
@@ -81,7 +81,7 @@ impl Progress for Running {
     fn response_broke(&self) {
         self.broke.set(true);
         if let Some(call) = &self.call {
-            self.judge(call, Outcome::Reset);
+            self.judge(call, AttemptOutcome::Reset);
         }
     }
 
@@ -105,7 +105,7 @@ impl Progress for Running {
     }
 }
 
-impl Informed for Running {
+impl Informed for RunningExchange {
     fn informational(&self, head: &[u8]) {
         if !self.http10()
             && !self.over.get()
@@ -123,7 +123,7 @@ impl Informed for Running {
     }
 }
 
-impl Running {
+impl RunningExchange {
     /// A piece of the request's body has come.
     fn moved(&self, bytes: usize, too_large: bool) -> Result<(), BodyError> {
         self.account.take_in(bytes as u64);
@@ -150,5 +150,5 @@ impl Running {
 /// see there what the route was not chosen by.
 #[cold]
 fn keep_to<'a>(trailers: &mut HeaderMap, named: impl Iterator<Item = &'a HeaderName> + Clone) {
-    fields::remove(trailers, |name| named.clone().any(|it| is_spelling_of(it, name)));
+    header_names::remove(trailers, |name| named.clone().any(|it| is_spelling_of(it, name)));
 }

@@ -35,8 +35,8 @@ pub(super) use shares::assert_shares;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// First attempts go round: after any whole round each backend has had exactly its share, whichever threads picked;
-    /// on the way there nobody is a whole pick ahead of it or two behind; a strategy built anew for the same list
-    /// on the same cursor goes on where the other stood; and further attempts in between take nobody's turn. Looked at for
+    /// on the way there no backend is a whole pick ahead of it or two behind; a strategy built anew for the same list
+    /// on the same cursor goes on where the other stood; and further attempts in between take no turn. Looked at for
     /// rounds of up to 65 536 picks.
     Rotates(Share),
     /// First attempts are drawn, each as likely as its share and whatever was drawn before.
@@ -293,7 +293,7 @@ fn go_round_beside_retries(factory: &Factory, list: &[Backend], picks: u64) -> V
     sequence
 }
 
-/// Asserts that a round gives everybody their share, and on the way nobody much more or less.
+/// Asserts that a round gives each backend its share, and on the way none much more or less.
 fn assert_even(sequence: &[usize], shares: &[u64], told: &Told<'_>) {
     let round: u64 = shares.iter().sum();
     let mut counts = vec![0u64; shares.len()];

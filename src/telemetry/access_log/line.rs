@@ -1,7 +1,7 @@
 //! An exchange as a line of text.
 //!
 //! Clients choose most of what is written here, and must not be able to end a line, to begin one of their own, or to move the
-//! terminal of whoever reads it. JSON escapes control characters (the ones above 0x7f and the Unicode line separators too) and
+//! terminal of its reader. JSON escapes control characters (the ones above 0x7f and the Unicode line separators too) and
 //! replaces what is not UTF-8; the combined format writes every byte that is not printable ASCII as `\xHH`, as nginx does.
 
 use std::io::Write;
@@ -56,7 +56,7 @@ pub struct Record<'a> {
     pub grpc_status: Option<u8>,
     /// How it ended, in one word: `complete`, or why it did not go well, such as `connect_timeout`.
     pub reason: &'a str,
-    /// Who ended it where it did not go well and that is known: `client`, `backend` or `proxy`.
+    /// Which side ended it where it did not go well and that is known: `client`, `backend` or `proxy`.
     pub ended_by: Option<&'a str>,
     /// What was wrong with it, of what was refused before it came to an exchange.
     pub detail: Option<&'a str>,

@@ -1,6 +1,6 @@
 //! A line per exchange, written off the worker threads.
 //!
-//! A worker formats its line and pushes it into the queue of [`Lines`], which writes it. Formatting on the worker costs least in all:
+//! A worker formats its line and pushes it into the queue of [`LogLines`], which writes it. Formatting on the worker costs least in all:
 //! handing the fields over means to copy them first and to format them then. The writer polls instead of being woken, because a wake-up is
 //! a system call on the worker; a line may so be a twentieth of a second late.
 
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::{ArcSwapOption, Guard};
 use tracing::warn;
 
-use super::lines::{Lines, Output, Rest};
+use super::line_writer::{LogLines, LogSink, Rest};
 use crate::config::{AccessLogConfig, AccessLogFormat, AccessLogOutput};
 
 mod line;
@@ -23,7 +23,7 @@ pub use line::Record;
 #[derive(Debug)]
 pub struct AccessLog {
     format: AccessLogFormat,
-    lines: Lines,
+    lines: LogLines,
 }
 
 thread_local! {
@@ -37,7 +37,7 @@ impl AccessLog {
     /// # Errors
     /// When the file cannot be opened or the thread cannot be made.
     pub fn open(config: &AccessLogConfig) -> io::Result<Arc<Self>> {
-        let lines = Lines::open("access log", output(config), config.buffer)?;
+        let lines = LogLines::open("access log", output(config), config.buffer)?;
         Ok(Arc::new(Self { format: config.format, lines }))
     }
 
@@ -66,10 +66,10 @@ impl AccessLog {
     }
 }
 
-fn output(config: &AccessLogConfig) -> Output {
+fn output(config: &AccessLogConfig) -> LogSink {
     match &config.output {
-        AccessLogOutput::Stdout => Output::Stdout,
-        AccessLogOutput::File(path) => Output::File(path.clone()),
+        AccessLogOutput::Stdout => LogSink::Stdout,
+        AccessLogOutput::File(path) => LogSink::File(path.clone()),
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
 
     use super::line::tests::record;
     use super::*;
-    use crate::telemetry::lines::tests::{Directory, eventually};
+    use crate::telemetry::line_writer::tests::{Directory, eventually};
 
     fn config(path: &Path, buffer: usize) -> AccessLogConfig {
         AccessLogConfig { format: AccessLogFormat::Json, output: AccessLogOutput::File(path.into()), buffer }

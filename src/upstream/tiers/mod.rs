@@ -1,7 +1,7 @@
-//! Who is picked from: tiers by priority with backups as the last, panic, and zones.
+//! Which backends are picked from: tiers by priority with backups as the last, panic, and zones.
 //!
 //! [`plan`] sorts the backends of an upstream into [`Set`]s, each with its share of the load, when a roster is built. A strategy
-//! is built for each set, and a pick first draws a set ([`Plan::draw`]): where one set has all of the load, as in ordinary
+//! is built for each set, and a pick first draws a set ([`TierPlan::draw`]): where one set has all of the load, as in ordinary
 //! times, that is a look at one field and no random number; otherwise one number and a walk over a few ends.
 //!
 //! The rules are Envoy's (its documentation on priority levels, panic threshold and zone aware routing), but exact where it
@@ -14,8 +14,8 @@
 //!    takes its part of their sum.
 //! 3. Only then, and only in a tier of which less than half is ready, there is panic: readiness is ignored, for sending all to
 //!    the few that are left would take these down as well, and checks err. If nothing is ready in any tier, all are in
-//!    panic and the first takes everything. A threshold of 0 switches panic off. Whom checks cannot even connect to is offered
-//!    only if there is nobody else at all: panic doubts verdicts, and that one is not in doubt. So when all but one of a few
+//!    panic and the first takes everything. A threshold of 0 disables panic. A backend that checks cannot even connect to is offered
+//!    only if there is no other backend at all: panic doubts verdicts, and that one is not in doubt. So when all but one of a few
 //!    machines die, requests do not go looking for the dead.
 //! 4. Within a tier that is not in panic and has enough ready backends in several zones, requests stay in the proxy's zone:
 //!    all of them if the zone's part of the ready weight (u) is at least the part of the load that arises in it (d), else
@@ -24,8 +24,8 @@
 //!    more.
 //!
 //! Beyond Envoy: every ready backend is in a set, if need be in one without a share, in the order in which a retry should try
-//! them ([`Plan::after`]), so that a retry goes to another zone or a backup before the request fails; and a retry in panic goes
-//! to those that are ready ([`Plan::ready`]), so that at most the first attempt is lost on a backend known to be bad.
+//! them ([`TierPlan::after`]), so that a retry goes to another zone or a backup before the request fails; and a retry in panic goes
+//! to those that are ready ([`TierPlan::ready`]), so that at most the first attempt is lost on a backend known to be bad.
 //!
 //! A backend in slow start counts whole for the health of its tier: it is there, and what it lacks it gets within the window.
 
@@ -36,7 +36,7 @@ pub use crate::config::{TiersConfig as Settings, ZonesConfig as Zones};
 
 /// What is to be known of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct TierMember {
     /// Whether it may be picked at all.
     pub standing: Standing,
     /// What it can bear beside the others: its weight, or 1 under a strategy that ignores weights.
@@ -56,16 +56,16 @@ pub enum Standing {
     Ready,
     /// Unhealthy or ejected: only in panic.
     Unready,
-    /// Its checks cannot even connect: only when there is nobody else at all.
+    /// Its checks cannot even connect: only when there is no other backend at all.
     Unreachable,
-    /// Weight 0, drained or disabled by hand: never, and its tier is counted without it. Somebody wants it so.
+    /// Weight 0, drained or disabled by hand: never, and its tier is counted without it. An operator wants it so.
     Out,
 }
 
 /// What is picked from.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    /// The sets in the order in which a request that finds nobody in one tries the next. None is empty. No backend is in two.
+pub struct TierPlan {
+    /// The sets in the order in which a request that finds no backend in one tries the next. None is empty. No backend is in two.
     pub sets: Vec<Set>,
     /// The tiers in panic, for a metric and a line in the log: priorities, `None` being the backups.
     pub panic: Vec<Option<u16>>,
@@ -98,8 +98,8 @@ enum Draw {
     Many(Box<[(u64, usize)]>),
 }
 
-impl Plan {
-    /// The set for a request's first attempt; `None` when there is nobody to pick. `random` gives any number and is called only
+impl TierPlan {
+    /// The set for a request's first attempt; `None` when there is no backend to pick. `random` gives any number and is called only
     /// where several sets have a share.
     #[inline]
     pub fn draw(&self, random: impl FnOnce() -> u64) -> Option<usize> {
@@ -112,7 +112,7 @@ impl Plan {
         }
     }
 
-    /// The other sets, in the order in which to look for somebody when all of `set` were tried.
+    /// The other sets, in the order in which to look for a backend when all of `set` were tried.
     pub fn after(&self, set: usize) -> impl Iterator<Item = usize> {
         (0..self.sets.len()).filter(move |&other| other != set)
     }
@@ -135,7 +135,7 @@ impl Plan {
 }
 
 /// Sorts the backends of an upstream.
-pub fn plan(members: &[Member], settings: &Settings) -> Plan {
+pub fn plan(members: &[TierMember], settings: &Settings) -> TierPlan {
     let tiers = tiers(members, settings);
     let healths: Vec<_> = tiers.iter().map(|tier| tier.health).collect();
     let loads = loads(&healths);
@@ -150,7 +150,7 @@ pub fn plan(members: &[Member], settings: &Settings) -> Plan {
             panic.push(tier.key.priority());
             let offered: Vec<_> = tier.members.iter().copied().filter(|index| lost || reachable(index)).collect();
             if !offered.is_empty() {
-                // Of nobody's health no part is more than another's: then the first of these has everything.
+                // If no tier has any health, the first of these gets everything.
                 let share = if nobody && sets.is_empty() { WHOLE } else { load };
                 sets.push(Set { members: offered, tier: tier.key.priority(), zone: None, share });
             }
@@ -161,17 +161,17 @@ pub fn plan(members: &[Member], settings: &Settings) -> Plan {
     if !panic.is_empty() {
         ready.extend((0..members.len()).filter(|&index| is_ready(&members[index])));
     }
-    Plan::new(sets, panic, ready)
+    TierPlan::new(sets, panic, ready)
 }
 
 /// A tier's place in the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
+enum TierKey {
     Priority(u16),
     Backup,
 }
 
-impl Key {
+impl TierKey {
     fn priority(self) -> Option<u16> {
         match self {
             Self::Priority(priority) => Some(priority),
@@ -181,8 +181,8 @@ impl Key {
 }
 
 #[derive(Debug)]
-struct Tier {
-    key: Key,
+struct TierGroup {
+    key: TierKey,
     /// Without those that are out.
     members: Vec<usize>,
     weight: u64,
@@ -191,20 +191,20 @@ struct Tier {
     health: u64,
 }
 
-fn is_ready(member: &Member) -> bool {
+fn is_ready(member: &TierMember) -> bool {
     member.standing == Standing::Ready && member.weight > 0
 }
 
-fn tiers(members: &[Member], settings: &Settings) -> Vec<Tier> {
-    let mut by_key: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
+fn tiers(members: &[TierMember], settings: &Settings) -> Vec<TierGroup> {
+    let mut by_key: BTreeMap<TierKey, Vec<usize>> = BTreeMap::new();
     for (index, member) in members.iter().enumerate() {
         if member.standing != Standing::Out && member.weight > 0 {
-            let key = if member.backup { Key::Backup } else { Key::Priority(member.priority) };
+            let key = if member.backup { TierKey::Backup } else { TierKey::Priority(member.priority) };
             by_key.entry(key).or_default().push(index);
         }
     }
     let factor = u128::from(settings.overprovisioning_percent.max(100));
-    let tier = |(key, indices): (Key, Vec<usize>)| {
+    let tier = |(key, indices): (TierKey, Vec<usize>)| {
         let weight = |ready: bool| -> u64 {
             let counted = indices.iter().map(|&index| &members[index]).filter(|member| !ready || is_ready(member));
             counted.map(|member| u64::from(member.weight)).sum()
@@ -212,7 +212,7 @@ fn tiers(members: &[Member], settings: &Settings) -> Vec<Tier> {
         let (weight, ready) = (weight(false), weight(true));
         // Rounded up: tiers that are together just enough must not fall short by what was rounded off.
         let health = (u128::from(WHOLE) * factor * u128::from(ready)).div_ceil(100 * u128::from(weight));
-        Tier { key, members: indices, weight, ready, health: health.min(u128::from(WHOLE)) as u64 }
+        TierGroup { key, members: indices, weight, ready, health: health.min(u128::from(WHOLE)) as u64 }
     };
     by_key.into_iter().map(tier).collect()
 }
@@ -247,7 +247,7 @@ fn share_out(whole: u64, parts: &[u64]) -> Vec<u64> {
 }
 
 /// The sets of a tier that is not in panic: one, or one for each zone, the proxy's own first.
-fn split(members: &[Member], tier: &Tier, load: u64, settings: &Settings) -> Vec<Set> {
+fn split(members: &[TierMember], tier: &TierGroup, load: u64, settings: &Settings) -> Vec<Set> {
     let ready: Vec<_> = tier.members.iter().copied().filter(|&index| is_ready(&members[index])).collect();
     let whole = |ready| vec![Set { members: ready, tier: tier.key.priority(), zone: None, share: load }];
     let Some(zones) = &settings.zones else { return whole(ready) };
@@ -278,8 +278,8 @@ fn split(members: &[Member], tier: &Tier, load: u64, settings: &Settings) -> Vec
 type InZone = (Option<Arc<str>>, (Vec<usize>, u64));
 
 /// What each zone gets of the load that this proxy brings; the first is its own.
-fn zone_shares(sorted: &[InZone], tier: &Tier, zones: &Zones, members: &[Member], load: u64) -> Vec<u64> {
-    // Zones of which nobody is ready bring load as well.
+fn zone_shares(sorted: &[InZone], tier: &TierGroup, zones: &Zones, members: &[TierMember], load: u64) -> Vec<u64> {
+    // Zones without a ready backend bring load as well.
     let present: BTreeSet<_> = tier.members.iter().map(|&index| members[index].zone.as_ref()).collect();
     let named = sorted.iter().any(|(zone, _)| demand_named(zones, zone.as_ref()) > 0);
     let demand = |zone: Option<&Arc<str>>| if named { demand_named(zones, zone) } else { 1 };
@@ -296,7 +296,7 @@ fn zone_shares(sorted: &[InZone], tier: &Tier, zones: &Zones, members: &[Member]
     let stays = (u128::from(load) * capacity[0] / needed[0]) as u64;
     let residual: Vec<_> =
         capacity[1..].iter().zip(&needed[1..]).map(|(has, needs)| has.saturating_sub(*needs)).collect();
-    // Where nobody has anything left, loads and capacities of zones do not match; then by capacity.
+    // If no zone has capacity left, loads and capacities of zones do not match; then by capacity.
     let residual = if residual.iter().any(|&left| left > 0) { residual } else { capacity[1..].to_vec() };
     let most = residual.iter().copied().max().unwrap_or(1).max(1);
     let parts: Vec<_> = residual.iter().map(|&left| (left * u128::from(WHOLE) / most) as u64).collect();

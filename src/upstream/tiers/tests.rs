@@ -3,12 +3,12 @@ use proptest::prelude::{Strategy as _, any, prop, prop_assert, prop_assert_eq, p
 use super::*;
 use crate::strategy::Dice;
 
-fn member(priority: u16, standing: Standing) -> Member {
-    Member { standing, weight: 1, priority, backup: false, zone: None }
+fn member(priority: u16, standing: Standing) -> TierMember {
+    TierMember { standing, weight: 1, priority, backup: false, zone: None }
 }
 
 /// Tiers of a hundred backends, so many of each ready.
-fn percents(ready: &[usize]) -> Vec<Member> {
+fn percents(ready: &[usize]) -> Vec<TierMember> {
     let tier = |(priority, &ready): (usize, &usize)| {
         (0..100)
             .map(move |index| member(priority as u16, if index < ready { Standing::Ready } else { Standing::Unready }))
@@ -16,7 +16,7 @@ fn percents(ready: &[usize]) -> Vec<Member> {
     ready.iter().enumerate().flat_map(tier).collect()
 }
 
-fn tier_shares(plan: &Plan, tiers: usize) -> Vec<f64> {
+fn tier_shares(plan: &TierPlan, tiers: usize) -> Vec<f64> {
     let share = |tier: u16| {
         let sets = plan.sets.iter().filter(|set| set.tier == Some(tier));
         sets.map(|set| set.share).sum::<u64>() as f64 * 100.0 / WHOLE as f64
@@ -90,7 +90,7 @@ fn in_ordinary_times_one_set_has_everything_and_no_number_is_drawn() {
 fn a_backup_waits_behind_all_priorities() {
     let mut members = vec![member(9, Standing::Ready), member(0, Standing::Ready), member(0, Standing::Ready)];
     members[1].backup = true;
-    let sets = |members: &[Member]| {
+    let sets = |members: &[TierMember]| {
         let plan = plan(members, &Settings::default());
         let sets = plan.sets.iter().map(|set| (set.tier, set.members.clone(), set.share));
         (sets.collect::<Vec<_>>(), plan.draw(|| unreachable!()))
@@ -121,7 +121,7 @@ fn in_panic_readiness_is_ignored_and_retries_go_to_the_ready() {
 fn panic_does_not_go_looking_for_the_dead() {
     let mut members = vec![member(0, Standing::Unreachable); 3];
     members[1].standing = Standing::Ready;
-    let offered = |members: &[Member]| {
+    let offered = |members: &[TierMember]| {
         let plan = plan(members, &Settings::default());
         let sets = plan.sets.iter().map(|set| (set.members.clone(), set.share)).collect::<Vec<_>>();
         (sets, !plan.panic.is_empty())
@@ -174,16 +174,16 @@ fn tiers_that_are_together_just_enough_do_not_panic() {
 }
 
 /// Backends by zone: ready ones and others.
-fn zoned(zones: &[(&str, usize, usize)]) -> Vec<Member> {
+fn zoned(zones: &[(&str, usize, usize)]) -> Vec<TierMember> {
     let zone = |&(zone, ready, unready): &(&str, usize, usize)| {
         let standings = [vec![Standing::Ready; ready], vec![Standing::Unready; unready]].concat();
         let name: Arc<str> = zone.into();
-        standings.into_iter().map(move |standing| Member { zone: Some(Arc::clone(&name)), ..member(0, standing) })
+        standings.into_iter().map(move |standing| TierMember { zone: Some(Arc::clone(&name)), ..member(0, standing) })
     };
     zones.iter().flat_map(zone).collect()
 }
 
-fn zone_percents(members: &[Member], zones: Zones) -> Vec<(String, f64)> {
+fn zone_percents(members: &[TierMember], zones: Zones) -> Vec<(String, f64)> {
     let plan = plan(members, &Settings { zones: Some(zones), ..Settings::default() });
     let share = |set: &Set| {
         let name = set.zone.as_deref().unwrap_or("all");
@@ -246,12 +246,12 @@ fn draws_follow_the_shares() {
     assert_eq!([0, u64::MAX].map(|bits| plan.draw(|| bits)), [Some(0), Some(2)]);
 }
 
-fn any_members() -> impl proptest::strategy::Strategy<Value = Vec<Member>> {
+fn any_members() -> impl proptest::strategy::Strategy<Value = Vec<TierMember>> {
     use Standing::{Out, Ready, Unreachable, Unready};
     let standing = prop::sample::select(vec![Ready, Ready, Unready, Unreachable, Out]);
     let zone = prop::sample::select(vec![None, Some("a"), Some("b"), Some("c")]);
     let member = (standing, 0u16..20, 0u16..3, prop::bool::weighted(0.2), zone);
-    let make = |(standing, weight, priority, backup, zone): (Standing, u16, u16, bool, Option<&str>)| Member {
+    let make = |(standing, weight, priority, backup, zone): (Standing, u16, u16, bool, Option<&str>)| TierMember {
         standing,
         weight,
         priority,
@@ -271,7 +271,7 @@ proptest! {
     #[test]
     fn nothing_is_lost(members in any_members(), panic in 0u32..=100, zones in prop::bool::ANY) {
         let plan = plan(&members, &settings(panic, zones));
-        let counted = |member: &&Member| member.standing != Standing::Out && member.weight > 0;
+        let counted = |member: &&TierMember| member.standing != Standing::Out && member.weight > 0;
         let lost = members.iter().filter(counted).all(|member| member.standing == Standing::Unreachable);
         let total: u64 = plan.sets.iter().map(|set| set.share).sum();
         prop_assert_eq!(total, if plan.sets.is_empty() { 0 } else { WHOLE });
@@ -304,7 +304,7 @@ proptest! {
     #[test]
     fn load_moves_away_from_what_is_ill(members in any_members(), which in any::<prop::sample::Index>()) {
         let (mut before, settings) = (members, settings(0, false));
-        let first = |members: &[Member]| {
+        let first = |members: &[TierMember]| {
             let plan = plan(members, &settings);
             let key = members.iter().filter(|member| member.standing != Standing::Out && member.weight > 0);
             let tier = key.map(|member| (member.backup, member.priority)).min();

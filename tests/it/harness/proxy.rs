@@ -6,7 +6,7 @@ use std::time::Duration;
 use isobar::Isobar;
 use isobar::backend::BackendState;
 use isobar::embed::Running;
-use isobar::middleware::Factory;
+use isobar::middleware::MiddlewareFactory;
 use isobar::proxy::Snapshot;
 use isobar::supervisor::{Applied, Ended, Error, Handle};
 use isobar::telemetry::metrics::{Counter, ListenerMetrics};
@@ -69,7 +69,7 @@ impl TestProxy {
     }
 
     /// Starts one as the text says, with kinds of middleware of the test's own.
-    pub(crate) async fn with_middleware(text: impl Into<String>, kinds: &[(&str, Factory)]) -> Self {
+    pub(crate) async fn with_middleware(text: impl Into<String>, kinds: &[(&str, MiddlewareFactory)]) -> Self {
         let text = text.into();
         let mut builder = Isobar::builder().config_text(text.clone()).admin(text.contains("[admin]"));
         for (kind, factory) in kinds {

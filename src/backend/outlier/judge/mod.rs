@@ -2,8 +2,8 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::compare::{self, Finding, Last, Member};
-use super::{Ejection, End, History, Reason, Settings, Streaks, Totals};
+use super::compare::{self, ComparedBackend, Finding, Last};
+use super::{Ejection, EjectionEnd, History, Reason, Settings, Streaks, Totals};
 
 /// A backend of the upstream that is judged.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Subject<'a> {
     pub in_service: bool,
     /// Whether it is in slow start: then its latency is not compared.
     pub warming: bool,
-    /// Whom it is compared with: those of the same number, one for each tier and zone.
+    /// The group that it is compared with: one number for each tier and zone.
     pub peers: u64,
 }
 
@@ -33,7 +33,7 @@ pub enum Occasion {
 
 /// What is to be done. The histories have it already.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action {
+pub enum OutlierAction {
     /// Take it out of the roster, forget its streaks, tell.
     Eject {
         /// Which subject.
@@ -50,7 +50,7 @@ pub enum Action {
         /// What has ended.
         ejection: Ejection,
         /// Why.
-        end: End,
+        end: EjectionEnd,
     },
     /// It can be ejected again, which it could not be before: forget its streaks.
     Begin {
@@ -59,7 +59,7 @@ pub enum Action {
     },
 }
 
-/// Judges all backends of an upstream: who is ejected, and whose ejection is over. `random` gives any numbers.
+/// Judges all backends of an upstream: which are ejected, and which ejections are over. `random` gives any numbers.
 ///
 /// Never ejects the last one that is ready, nor more than [`Settings::max_ejected_percent`]. Where more deserve it, those that
 /// fail come before those that are worse than others, and slow ones last. Of the slow ones only one is ejected at a time:
@@ -73,7 +73,7 @@ pub fn judge(
     occasion: Occasion,
     now: Instant,
     random: &mut dyn FnMut() -> u64,
-) -> Vec<Action> {
+) -> Vec<OutlierAction> {
     let mut actions = end_ejections(subjects, now);
     note_liable(subjects, settings, now, &mut actions);
     let mut suspects = streaks(subjects, settings);
@@ -94,9 +94,9 @@ pub fn judge(
             continue;
         }
         let until = history.eject(suspect.reason.clone(), settings, now, random());
-        actions.push(Action::Eject { index: suspect.index, until, reason: suspect.reason });
+        actions.push(OutlierAction::Eject { index: suspect.index, until, reason: suspect.reason });
     }
-    // Those for whom these have left no place.
+    // Backends that cannot be ejected because these were.
     note_liable(subjects, settings, now, &mut actions);
     for (subject, suspected) in subjects.iter_mut().zip(suspected) {
         let clean = serves(subject) && !subject.warming && !suspected;
@@ -115,11 +115,11 @@ fn serves(subject: &Subject<'_>) -> bool {
     subject.in_service && !subject.history.is_ejected()
 }
 
-fn end_ejections(subjects: &mut [Subject<'_>], now: Instant) -> Vec<Action> {
+fn end_ejections(subjects: &mut [Subject<'_>], now: Instant) -> Vec<OutlierAction> {
     let mut actions = Vec::new();
     for (index, subject) in subjects.iter_mut().enumerate() {
         if let Some(end) = subject.history.end(now) {
-            actions.extend(subject.history.take_back().map(|ejection| Action::Uneject { index, ejection, end }));
+            actions.extend(subject.history.take_back().map(|ejection| OutlierAction::Uneject { index, ejection, end }));
             // What it failed at before and meanwhile is not held against it; the caller forgets the streak itself.
             subject.streaks = Streaks::default();
         }
@@ -127,22 +127,22 @@ fn end_ejections(subjects: &mut [Subject<'_>], now: Instant) -> Vec<Action> {
     actions
 }
 
-/// Looks who could be ejected now. Who could not before begins anew.
-fn note_liable(subjects: &mut [Subject<'_>], settings: &Settings, now: Instant, actions: &mut Vec<Action>) {
+/// Looks which backends could be ejected now. A backend that could not be before starts again from zero.
+fn note_liable(subjects: &mut [Subject<'_>], settings: &Settings, now: Instant, actions: &mut Vec<OutlierAction>) {
     let places = Places::of(subjects, settings).any();
     for (index, subject) in subjects.iter_mut().enumerate() {
         let liable = places && serves(subject);
         let begins = subject.history.note_liable(liable, subject.totals, now);
         if begins && subject.streaks != Streaks::default() {
             subject.streaks = Streaks::default();
-            actions.push(Action::Begin { index });
+            actions.push(OutlierAction::Begin { index });
         }
     }
 }
 
 /// A rule that was broken; the more pressing come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Rule {
+enum OutlierRule {
     Streak,
     FailureRate,
     SuccessRate,
@@ -151,7 +151,7 @@ enum Rule {
 
 struct Suspect {
     index: usize,
-    rule: Rule,
+    rule: OutlierRule,
     severity: f64,
     reason: Reason,
 }
@@ -174,7 +174,7 @@ fn streaks(subjects: &[Subject<'_>], settings: &Settings) -> Vec<Suspect> {
         ];
         for (reason, count, threshold) in kinds {
             if threshold > 0 && count >= threshold {
-                suspects.push(Suspect { index, rule: Rule::Streak, severity: count.into(), reason });
+                suspects.push(Suspect { index, rule: OutlierRule::Streak, severity: count.into(), reason });
             }
         }
     }
@@ -198,16 +198,16 @@ fn failure_rates(subjects: &[Subject<'_>], settings: &Settings, suspects: &mut V
         let rate = failed as f64 / attempts.max(1) as f64;
         if attempts >= settings.failure_volume.max(1) && rate >= settings.failure_rate {
             let reason = Reason::FailureRate { failed, attempts };
-            suspects.push(Suspect { index, rule: Rule::FailureRate, severity: rate, reason });
+            suspects.push(Suspect { index, rule: OutlierRule::FailureRate, severity: rate, reason });
         }
     }
 }
 
 /// Those that have been worse than their peers for long enough.
 fn compare(subjects: &mut [Subject<'_>], settings: &Settings, suspects: &mut Vec<Suspect>) {
-    let mut groups: BTreeMap<u64, Vec<(bool, Member)>> = BTreeMap::new();
+    let mut groups: BTreeMap<u64, Vec<(bool, ComparedBackend)>> = BTreeMap::new();
     for (index, subject) in subjects.iter().enumerate().filter(|(_, subject)| serves(subject)) {
-        let member = Member { index, slots: subject.history.window.iter().copied().collect() };
+        let member = ComparedBackend { index, slots: subject.history.window.iter().copied().collect() };
         groups.entry(subject.peers).or_default().push((subject.warming, member));
     }
     let (mut failing, mut slower): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
@@ -219,17 +219,17 @@ fn compare(subjects: &mut [Subject<'_>], settings: &Settings, suspects: &mut Vec
     }
     let count = |history: &mut History| std::mem::take(&mut history.failing_for);
     let store = |history: &mut History, intervals| history.failing_for = intervals;
-    persistent(subjects, failing, Rule::SuccessRate, settings.success_intervals, count, store, suspects);
+    persistent(subjects, failing, OutlierRule::SuccessRate, settings.success_intervals, count, store, suspects);
     let count = |history: &mut History| std::mem::take(&mut history.slow_for);
     let store = |history: &mut History, intervals| history.slow_for = intervals;
-    persistent(subjects, slower, Rule::Latency, settings.latency_intervals, count, store, suspects);
+    persistent(subjects, slower, OutlierRule::Latency, settings.latency_intervals, count, store, suspects);
 }
 
-/// Counts the intervals in succession that confirm a finding. Whoever nothing was found of begins anew.
+/// Counts the intervals in succession that confirm a finding. A backend without a finding starts again from zero.
 fn persistent(
     subjects: &mut [Subject<'_>],
     findings: Vec<Finding>,
-    rule: Rule,
+    rule: OutlierRule,
     intervals: u32,
     count: impl Fn(&mut History) -> u32,
     store: impl Fn(&mut History, u32),
@@ -253,7 +253,7 @@ fn persistent(
 struct Places {
     /// Of the upstream's part.
     allowed: usize,
-    /// Ready, the last of whom stays.
+    /// Ready; the last ready backend stays.
     ready: usize,
     /// Whether a slow one may be.
     slow: bool,
@@ -272,8 +272,8 @@ impl Places {
         self.allowed > 0 && self.ready > 1
     }
 
-    fn take(&mut self, rule: Rule) -> bool {
-        let may = self.any() && (rule != Rule::Latency || self.slow);
+    fn take(&mut self, rule: OutlierRule) -> bool {
+        let may = self.any() && (rule != OutlierRule::Latency || self.slow);
         if may {
             self.allowed -= 1;
             self.ready -= 1;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
 use super::*;
-use crate::backend::outlier::{Outcome, Outlier, Sight, Streak};
+use crate::backend::outlier::{AttemptOutcome, FailureStreak, Outlier, Sight};
 use crate::strategy::Dice;
 
 const NOBODY: [usize; 0] = [];
@@ -34,22 +34,22 @@ impl World {
         }
     }
 
-    fn note(&self, backend: usize, outcome: Outcome, took: Duration) -> Option<Streak> {
+    fn note(&self, backend: usize, outcome: AttemptOutcome, took: Duration) -> Option<FailureStreak> {
         self.outliers[backend].note(backend % 2, outcome, took, || self.now + took, &self.settings)
     }
 
     /// So many attempts at a backend that ended so.
-    fn ask(&self, backend: usize, attempts: usize, outcome: Outcome) {
+    fn ask(&self, backend: usize, attempts: usize, outcome: AttemptOutcome) {
         for _ in 0..attempts {
             self.ask_once(backend, outcome);
         }
     }
 
-    fn ask_once(&self, backend: usize, outcome: Outcome) -> Option<Streak> {
+    fn ask_once(&self, backend: usize, outcome: AttemptOutcome) -> Option<FailureStreak> {
         self.note(backend, outcome, Duration::from_millis(5))
     }
 
-    fn judge(&mut self, occasion: Occasion) -> Vec<Action> {
+    fn judge(&mut self, occasion: Occasion) -> Vec<OutlierAction> {
         let mut histories: Vec<_> = self.outliers.iter().map(Outlier::history).collect();
         let mut subjects: Vec<_> = histories
             .iter_mut()
@@ -69,13 +69,15 @@ impl World {
             at.into_iter().for_each(|at| outlier.count_from(at));
         }
         for action in &actions {
-            let (Action::Eject { index, .. } | Action::Uneject { index, .. } | Action::Begin { index }) = action;
+            let (OutlierAction::Eject { index, .. }
+            | OutlierAction::Uneject { index, .. }
+            | OutlierAction::Begin { index }) = action;
             self.outliers[*index].forget_streaks(self.now);
         }
         actions
     }
 
-    fn interval(&mut self) -> Vec<Action> {
+    fn interval(&mut self) -> Vec<OutlierAction> {
         self.now += self.settings.interval;
         self.judge(Occasion::Interval)
     }
@@ -89,10 +91,10 @@ impl World {
     }
 }
 
-fn ejected(actions: &[Action]) -> Vec<usize> {
-    let index = |action: &Action| match action {
-        Action::Eject { index, .. } => Some(*index),
-        Action::Uneject { .. } | Action::Begin { .. } => None,
+fn ejected(actions: &[OutlierAction]) -> Vec<usize> {
+    let index = |action: &OutlierAction| match action {
+        OutlierAction::Eject { index, .. } => Some(*index),
+        OutlierAction::Uneject { .. } | OutlierAction::Begin { .. } => None,
     };
     actions.iter().filter_map(index).collect()
 }
@@ -101,19 +103,22 @@ fn ejected(actions: &[Action]) -> Vec<usize> {
 fn a_streak_ejects_at_once_and_the_time_grows_and_has_a_limit() {
     let mut world = World::new(3);
     for (time, expected) in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300].into_iter().enumerate() {
-        world.ask(1, 4, Outcome::Connect);
+        world.ask(1, 4, AttemptOutcome::Connect);
         assert_eq!(world.judge(Occasion::Between), [], "one short of a streak, time {time}");
-        world.ask(1, 1, Outcome::Timeout);
+        world.ask(1, 1, AttemptOutcome::Timeout);
         let actions = world.judge(Occasion::Between);
         let reason = Reason::Local { count: 5, reset: 0, late: 1 };
-        assert!(matches!(&actions[..], [Action::Eject { index: 1, reason: why, .. }] if *why == reason), "{actions:?}");
+        assert!(
+            matches!(&actions[..], [OutlierAction::Eject { index: 1, reason: why, .. }] if *why == reason),
+            "{actions:?}"
+        );
         let lasts = world.until(1).as_secs_f64() / f64::from(expected);
         assert!((0.9..=1.1).contains(&lasts), "{lasts} of {expected} s");
         let until = world.now + world.until(1);
         assert_eq!(next_end([&*world.outliers[1].history()]), Some(until));
         assert_eq!(world.judge(Occasion::Between), []);
         world.now += world.until(1);
-        assert!(matches!(world.judge(Occasion::Between)[..], [Action::Uneject { index: 1, .. }]));
+        assert!(matches!(world.judge(Occasion::Between)[..], [OutlierAction::Uneject { index: 1, .. }]));
     }
     assert_eq!(world.outliers[1].history().times(), 10);
 }
@@ -124,7 +129,7 @@ fn times_are_spread_both_ways() {
     let mut all = Vec::new();
     for _ in 0..200 {
         world.outliers[0] = Outlier::new(2);
-        world.ask(0, 5, Outcome::Gateway);
+        world.ask(0, 5, AttemptOutcome::Gateway);
         world.judge(Occasion::Between);
         all.push(world.until(0).as_secs_f64());
     }
@@ -137,28 +142,28 @@ fn times_are_spread_both_ways() {
 fn at_most_half_and_never_the_last_one() {
     for (backends, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (20, 10)] {
         let mut world = World::new(backends);
-        (0..backends).for_each(|backend| world.ask(backend, 5, Outcome::Connect));
+        (0..backends).for_each(|backend| world.ask(backend, 5, AttemptOutcome::Connect));
         world.judge(Occasion::Between);
         assert_eq!(world.ejected().len(), most, "of {backends}");
     }
     let mut world = World::new(4);
     world.in_service = vec![false, true, false, true];
-    (0..4).for_each(|backend| world.ask(backend, 5, Outcome::Connect));
+    (0..4).for_each(|backend| world.ask(backend, 5, AttemptOutcome::Connect));
     world.judge(Occasion::Between);
     assert_eq!(world.ejected(), [1], "two are out of service: one is left");
     let mut world = World::new(4);
     world.settings.max_ejected_percent = 0;
-    world.ask(0, 5, Outcome::Connect);
+    world.ask(0, 5, AttemptOutcome::Connect);
     assert_eq!(world.judge(Occasion::Between), []);
 }
 
 /// Of a succession, and of a rate. What it did while no other could have taken over may long be over.
 #[test]
 fn who_had_no_place_begins_anew_when_there_is_one() {
-    let every_second = [Outcome::Success, Outcome::Gateway].repeat(60);
-    for outcomes in [&[Outcome::Connect; 54][..], &every_second] {
+    let every_second = [AttemptOutcome::Success, AttemptOutcome::Gateway].repeat(60);
+    for outcomes in [&[AttemptOutcome::Connect; 54][..], &every_second] {
         let mut world = World::new(3);
-        world.ask(0, 5, Outcome::Connect);
+        world.ask(0, 5, AttemptOutcome::Connect);
         world.judge(Occasion::Between);
         for &outcome in outcomes {
             world.ask(1, 1, outcome);
@@ -166,13 +171,16 @@ fn who_had_no_place_begins_anew_when_there_is_one() {
         assert_eq!(world.interval(), []);
         world.now += Duration::from_secs(40);
         let actions = world.judge(Occasion::Between);
-        assert!(matches!(actions[..], [Action::Uneject { index: 0, .. }, Action::Begin { index: 1 }]), "{actions:?}");
+        assert!(
+            matches!(actions[..], [OutlierAction::Uneject { index: 0, .. }, OutlierAction::Begin { index: 1 }]),
+            "{actions:?}"
+        );
         for _ in 0..20 {
             assert_eq!(world.interval(), [], "without another request");
         }
-        world.ask(1, 4, Outcome::Connect);
+        world.ask(1, 4, AttemptOutcome::Connect);
         assert_eq!(world.judge(Occasion::Between), []);
-        assert_eq!(world.ask_once(1, Outcome::Connect), Some(Streak::Local));
+        assert_eq!(world.ask_once(1, AttemptOutcome::Connect), Some(FailureStreak::Local));
         assert_eq!(ejected(&world.judge(Occasion::Between)), [1]);
     }
 }
@@ -181,15 +189,15 @@ fn who_had_no_place_begins_anew_when_there_is_one() {
 #[test]
 fn who_comes_into_service_begins_anew_and_so_do_those_whom_that_leaves_a_place() {
     let mut world = World::new(2);
-    world.ask(0, 20, Outcome::Connect);
+    world.ask(0, 20, AttemptOutcome::Connect);
     world.in_service[0] = false;
     assert_eq!(world.judge(Occasion::Between), []);
-    world.ask(1, 20, Outcome::Connect);
+    world.ask(1, 20, AttemptOutcome::Connect);
     assert_eq!(world.judge(Occasion::Between), [], "the last one");
     world.in_service[0] = true;
-    assert_eq!(world.judge(Occasion::Between), [Action::Begin { index: 0 }, Action::Begin { index: 1 }]);
+    assert_eq!(world.judge(Occasion::Between), [OutlierAction::Begin { index: 0 }, OutlierAction::Begin { index: 1 }]);
     assert_eq!(world.interval(), []);
-    world.ask(1, 5, Outcome::Connect);
+    world.ask(1, 5, AttemptOutcome::Connect);
     assert_eq!(ejected(&world.judge(Occasion::Between)), [1]);
 }
 
@@ -201,16 +209,16 @@ fn who_has_answered_since_is_not_ejected_for_what_began_before() {
     let lost = world.now;
     world.now += 8 * SECOND;
     world.interval();
-    world.ask(0, 3, Outcome::Success);
+    world.ask(0, 3, AttemptOutcome::Success);
     world.interval();
     world.now = lost + 30 * SECOND;
     for _ in 0..9 {
-        let told = world.outliers[0].note(0, Outcome::Timeout, 30 * SECOND, || world.now, &world.settings);
+        let told = world.outliers[0].note(0, AttemptOutcome::Timeout, 30 * SECOND, || world.now, &world.settings);
         assert_eq!(told, None);
     }
     assert_eq!(world.judge(Occasion::Between), []);
     // Those that began after the answers count, as soon as they are five.
-    world.ask(0, 5, Outcome::Timeout);
+    world.ask(0, 5, AttemptOutcome::Timeout);
     assert_eq!(ejected(&world.judge(Occasion::Between)), [0]);
 }
 
@@ -218,20 +226,20 @@ fn who_has_answered_since_is_not_ejected_for_what_began_before() {
 fn those_that_fail_go_before_those_that_are_slow() {
     let mut world = World::new(3);
     for _ in 0..2 {
-        (0..200).for_each(|_| void(world.note(0, Outcome::Success, SECOND)));
-        (1..3).for_each(|backend| world.ask(backend, 200, Outcome::Success));
+        (0..200).for_each(|_| void(world.note(0, AttemptOutcome::Success, SECOND)));
+        (1..3).for_each(|backend| world.ask(backend, 200, AttemptOutcome::Success));
         assert_eq!(world.interval(), []);
     }
-    (0..200).for_each(|_| void(world.note(0, Outcome::Success, SECOND)));
-    (1..3).for_each(|backend| world.ask(backend, 200, Outcome::Success));
-    world.ask(2, 5, Outcome::Gateway);
+    (0..200).for_each(|_| void(world.note(0, AttemptOutcome::Success, SECOND)));
+    (1..3).for_each(|backend| world.ask(backend, 200, AttemptOutcome::Success));
+    world.ask(2, 5, AttemptOutcome::Gateway);
     assert_eq!(ejected(&world.interval()), [2], "only one may go");
 }
 
 #[test]
 fn a_lowered_threshold_counts_what_was_there_before() {
     let mut world = World::new(2);
-    world.ask(0, 4, Outcome::Gateway);
+    world.ask(0, 4, AttemptOutcome::Gateway);
     assert_eq!(world.judge(Occasion::Between), []);
     world.settings.consecutive_gateway = 3;
     assert_eq!(ejected(&world.judge(Occasion::Between)), [0]);
@@ -241,14 +249,18 @@ fn a_lowered_threshold_counts_what_was_there_before() {
 fn a_failure_rate_needs_its_volume() {
     let mut world = World::new(2);
     let flaky = |world: &World, pairs: usize| {
-        (0..pairs).for_each(|_| [Outcome::Gateway, Outcome::Success].iter().for_each(|&o| world.ask(0, 1, o)));
+        (0..pairs)
+            .for_each(|_| [AttemptOutcome::Gateway, AttemptOutcome::Success].iter().for_each(|&o| world.ask(0, 1, o)));
     };
     flaky(&world, 24);
     assert_eq!(world.interval(), []);
     flaky(&world, 1);
     let actions = world.interval();
     let reason = Reason::FailureRate { failed: 25, attempts: 50 };
-    assert!(matches!(&actions[..], [Action::Eject { index: 0, reason: why, .. }] if *why == reason), "{actions:?}");
+    assert!(
+        matches!(&actions[..], [OutlierAction::Eject { index: 0, reason: why, .. }] if *why == reason),
+        "{actions:?}"
+    );
     // What lies further back than the window does not count.
     let mut world = World::new(2);
     flaky(&world, 24);
@@ -261,21 +273,26 @@ fn a_failure_rate_needs_its_volume() {
 fn one_that_answers_500_to_half_goes_after_two_intervals() {
     let mut world = World::new(3);
     let round = |world: &World| {
-        (0..3).for_each(|backend| world.ask(backend, 100, Outcome::Success));
-        (0..100).for_each(|_| [Outcome::ServerError, Outcome::Success].iter().for_each(|&o| world.ask(2, 1, o)));
+        (0..3).for_each(|backend| world.ask(backend, 100, AttemptOutcome::Success));
+        (0..100).for_each(|_| {
+            [AttemptOutcome::ServerError, AttemptOutcome::Success].iter().for_each(|&o| world.ask(2, 1, o))
+        });
     };
     round(&world);
     assert_eq!(world.interval(), []);
     round(&world);
     let actions = world.interval();
-    assert!(matches!(actions[..], [Action::Eject { index: 2, reason: Reason::SuccessRate { .. }, .. }]), "{actions:?}");
+    assert!(
+        matches!(actions[..], [OutlierAction::Eject { index: 2, reason: Reason::SuccessRate { .. }, .. }]),
+        "{actions:?}"
+    );
 }
 
 #[test]
 fn all_that_answer_500_stay() {
     let mut world = World::new(5);
     for _ in 0..20 {
-        (0..5).for_each(|backend| world.ask(backend, 100, Outcome::ServerError));
+        (0..5).for_each(|backend| world.ask(backend, 100, AttemptOutcome::ServerError));
         assert_eq!(world.interval(), []);
     }
 }
@@ -286,8 +303,8 @@ fn a_backend_in_slow_start_and_one_of_another_tier_may_be_slow() {
         let mut world = World::new(4);
         prepare(&mut world);
         for _ in 0..5 {
-            (0..3).for_each(|backend| world.ask(backend, 100, Outcome::Success));
-            (0..100).for_each(|_| void(world.note(3, Outcome::Success, SECOND)));
+            (0..3).for_each(|backend| world.ask(backend, 100, AttemptOutcome::Success));
+            (0..100).for_each(|_| void(world.note(3, AttemptOutcome::Success, SECOND)));
             world.interval();
         }
         world.ejected()
@@ -305,9 +322,9 @@ fn fast_errors_make_nobody_slow() {
     world.settings.failure_rate = 0.0;
     for _ in 0..10 {
         for backend in 0..2 {
-            (0..100).for_each(|_| void(world.note(backend, Outcome::Gateway, Duration::from_micros(90))));
+            (0..100).for_each(|_| void(world.note(backend, AttemptOutcome::Gateway, Duration::from_micros(90))));
         }
-        (0..100).for_each(|_| void(world.note(2, Outcome::Success, Duration::from_millis(80))));
+        (0..100).for_each(|_| void(world.note(2, AttemptOutcome::Success, Duration::from_millis(80))));
         assert_eq!(world.interval(), [], "the only one that works");
     }
 }
@@ -318,7 +335,7 @@ fn a_pause_is_over_before_it_counts() {
     for round in 0..40 {
         for backend in 0..3 {
             let took = if backend == 1 && round % 4 < 2 { 2_000 } else { 5 };
-            (0..100).for_each(|_| void(world.note(backend, Outcome::Success, Duration::from_millis(took))));
+            (0..100).for_each(|_| void(world.note(backend, AttemptOutcome::Success, Duration::from_millis(took))));
         }
         assert_eq!(world.interval(), []);
     }
@@ -330,8 +347,8 @@ fn intervals_without_traffic_neither_confirm_nor_contradict() {
     let mut out = Vec::new();
     for round in 0..6 {
         if round % 2 == 0 {
-            (0..2).for_each(|backend| world.ask(backend, 40, Outcome::Success));
-            (0..40).for_each(|_| void(world.note(2, Outcome::Success, SECOND)));
+            (0..2).for_each(|backend| world.ask(backend, 40, AttemptOutcome::Success));
+            (0..40).for_each(|_| void(world.note(2, AttemptOutcome::Success, SECOND)));
         }
         out.push(ejected(&world.interval()));
     }
@@ -342,7 +359,7 @@ fn intervals_without_traffic_neither_confirm_nor_contradict() {
 fn ejections_are_forgiven_one_by_one_while_it_serves() {
     let mut world = World::new(3);
     for _ in 0..3 {
-        world.ask(0, 5, Outcome::Connect);
+        world.ask(0, 5, AttemptOutcome::Connect);
         world.judge(Occasion::Between);
         world.now += world.until(0);
         world.judge(Occasion::Between);
@@ -359,11 +376,11 @@ fn ejections_are_forgiven_one_by_one_while_it_serves() {
     }
 }
 
-/// What ends an ejection before its time: going by what it was for, the how manyth in a row it is, whether a look has found
+/// What ends an ejection before its time: going by what it was for, how many ejections came in a row, whether a look has found
 /// it gone since, and how the backend was seen.
 #[test]
 fn an_ejection_for_want_of_an_answer_ends_when_the_backend_is_seen() {
-    use Outcome::{Connect, Gateway, Reset, Timeout};
+    use AttemptOutcome::{Connect, Gateway, Reset, Timeout};
     let sights = [Sight::Connected, Sight::Checked, Sight::Served];
     for (outcomes, times, absent, ends) in [
         ([Connect; 5], 1, false, [true; 3]),
@@ -401,8 +418,8 @@ fn an_ejection_for_want_of_an_answer_ends_when_the_backend_is_seen() {
             let now = world.now;
             world.outliers[0].history().saw(sight, now);
             let actions = world.judge(Occasion::Between);
-            let end = End::Seen(sight);
-            let over = matches!(&actions[..], [Action::Uneject { index: 0, end: why, .. }] if *why == end);
+            let end = EjectionEnd::Seen(sight);
+            let over = matches!(&actions[..], [OutlierAction::Uneject { index: 0, end: why, .. }] if *why == end);
             assert_eq!((over, actions.is_empty()), (ends, !ends), "{told}: {actions:?}");
         }
     }
@@ -411,7 +428,7 @@ fn an_ejection_for_want_of_an_answer_ends_when_the_backend_is_seen() {
 #[test]
 fn what_was_seen_counts_for_nothing_when_nobody_is_there_after_it() {
     let mut world = World::new(3);
-    world.ask(0, 5, Outcome::Connect);
+    world.ask(0, 5, AttemptOutcome::Connect);
     world.judge(Occasion::Between);
     let now = world.now;
     let mut history = world.outliers[0].history();
@@ -427,7 +444,7 @@ fn what_was_seen_counts_for_nothing_when_nobody_is_there_after_it() {
 #[test]
 fn a_passing_check_ends_no_ejection_for_bad_answers() {
     let mut world = World::new(3);
-    world.ask(0, 5, Outcome::Gateway);
+    world.ask(0, 5, AttemptOutcome::Gateway);
     world.judge(Occasion::Between);
     let now = world.now;
     assert!(!world.outliers[0].history().saw(Sight::Checked, now));
@@ -446,17 +463,17 @@ fn by_hand_it_lasts_until_it_is_taken_back() {
     world.outliers[0].history().eject_by_hand(now, None);
     world.now += Duration::from_secs(100_000);
     assert_eq!(world.interval(), []);
-    world.ask(1, 5, Outcome::Connect);
+    world.ask(1, 5, AttemptOutcome::Connect);
     assert_eq!(world.judge(Occasion::Between), [], "the last one that is left");
     let was = world.outliers[0].history().take_back().unwrap();
     assert_eq!((was.by, was.reason, was.until), (crate::backend::outlier::By::Hand, Reason::Hand, None));
-    assert_eq!(world.judge(Occasion::Between), [Action::Begin { index: 1 }]);
-    world.ask(1, 5, Outcome::Connect);
+    assert_eq!(world.judge(Occasion::Between), [OutlierAction::Begin { index: 1 }]);
+    world.ask(1, 5, AttemptOutcome::Connect);
     assert_eq!(ejected(&world.judge(Occasion::Between)), [1]);
     let until = world.now + SECOND;
     world.outliers[1].history().eject_by_hand(until, Some(until));
     world.now = until;
-    assert!(matches!(world.judge(Occasion::Between)[..], [Action::Uneject { index: 1, .. }]));
+    assert!(matches!(world.judge(Occasion::Between)[..], [OutlierAction::Uneject { index: 1, .. }]));
     assert_eq!(world.outliers[1].history().times(), 1, "detection's alone");
 }
 
@@ -558,7 +575,7 @@ fn simulate(
                 let factor = if backend + 1 == backends { factor } else { 1.0 };
                 let took = Duration::from_secs_f64(latencies.draw(&mut dice) * factor / 1e3);
                 // One in a hundred fails, which is nobody's fault either.
-                let outcome = if dice.below(100) == 0 { Outcome::ServerError } else { Outcome::Success };
+                let outcome = if dice.below(100) == 0 { AttemptOutcome::ServerError } else { AttemptOutcome::Success };
                 world.note(backend, outcome, took);
             }
         }
@@ -607,7 +624,11 @@ fn of_backends_that_fail_alike_none_is_ejected() {
                 for backend in 0..backends {
                     for _ in 0..30 {
                         let fails = dice.below(100) < percent;
-                        world.ask(backend, 1, if fails { Outcome::ServerError } else { Outcome::Success });
+                        world.ask(
+                            backend,
+                            1,
+                            if fails { AttemptOutcome::ServerError } else { AttemptOutcome::Success },
+                        );
                     }
                 }
                 assert_eq!(world.interval(), [], "{percent}%, {backends} backends");
@@ -630,11 +651,11 @@ proptest! {
         for (what, which, seconds) in steps {
             let backend = usize::from(which) % backends;
             match what {
-                0 => world.ask(backend, 5, Outcome::Connect),
-                1 => world.ask(backend, 60, Outcome::Gateway),
-                2 => (0..backends).for_each(|backend| world.ask(backend, 60, Outcome::Success)),
+                0 => world.ask(backend, 5, AttemptOutcome::Connect),
+                1 => world.ask(backend, 60, AttemptOutcome::Gateway),
+                2 => (0..backends).for_each(|backend| world.ask(backend, 60, AttemptOutcome::Success)),
                 3 => world.in_service[backend] = !world.in_service[backend],
-                4 => (0..60).for_each(|_| void(world.note(backend, Outcome::Success, 2 * SECOND))),
+                4 => (0..60).for_each(|_| void(world.note(backend, AttemptOutcome::Success, 2 * SECOND))),
                 5 => world.warming[backend] = !world.warming[backend],
                 _ => world.now += Duration::from_secs(seconds),
             }
@@ -650,12 +671,12 @@ proptest! {
             let mut expected = before;
             for action in &actions {
                 match action {
-                    Action::Eject { index, until, .. } => {
+                    OutlierAction::Eject { index, until, .. } => {
                         expected.push(*index);
                         prop_assert!(*until > world.now && *until <= world.now + Duration::from_secs(330));
                     }
-                    Action::Uneject { index, .. } => expected.retain(|other| other != index),
-                    Action::Begin { .. } => {}
+                    OutlierAction::Uneject { index, .. } => expected.retain(|other| other != index),
+                    OutlierAction::Begin { .. } => {}
                 }
             }
             expected.sort_unstable();

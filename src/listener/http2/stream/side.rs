@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Response, StatusCode, Version};
 
-use super::Stream;
+use super::ClientStream;
 use super::head::strip;
-use crate::exchange::watch::{NEVER, Phase};
+use crate::exchange::deadline::{NEVER, Phase};
 use crate::exchange::{ClientSide, Expects};
 use crate::http1;
 
-impl ClientSide for Stream {
+impl ClientSide for ClientStream {
     fn begin(&self) {}
 
     fn body(&self, idle: Duration) {
@@ -41,7 +41,7 @@ impl ClientSide for Stream {
 
     fn inform(&self, head: &[u8]) {
         let head = Bytes::copy_from_slice(head);
-        let (mut parsed, mut parts) = (http1::response::Head::default(), Response::new(()).into_parts().0);
+        let (mut parsed, mut parts) = (http1::response::ResponseHead::default(), Response::new(()).into_parts().0);
         if !matches!(parsed.parse(&head, false), Ok(Some(_))) || parsed.response(&head, &mut parts).is_err() {
             return;
         }

@@ -6,12 +6,12 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::Stream;
-use crate::exchange::body::Source;
+use super::ClientStream;
+use crate::exchange::body::BodySource;
 use crate::exchange::{ClientSide, Expects};
-use crate::http1::pipe::Pipe;
+use crate::http1::splice::Pipe;
 
-impl Source for Stream {
+impl BodySource for ClientStream {
     fn poll_piece(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         if self.done.get() {
             return Poll::Ready(None);
@@ -84,7 +84,7 @@ impl Source for Stream {
         }
     }
 
-    fn pours(&self) -> bool {
+    fn splices(&self) -> bool {
         false
     }
 
