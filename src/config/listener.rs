@@ -95,13 +95,17 @@ pub struct ListenerConfig {
     #[key(OnPart)]
     pub http2: Option<Http2Config>,
     /// Names of `[middleware.NAME.KIND]` that its requests go through, from the outside in, before those of their route.
-    #[key(List(Name), example = ["safe"], reload = Requests)]
+    #[key(List(Name), example = ["safe"], reload = Requests, shown_if = Self::has_middleware)]
     pub middleware: Vec<MiddlewareName>,
     /// The answer of `redirect_to_https`; `None` where routes answer.
     pub redirect: Option<Redirect>,
 }
 
 impl ListenerConfig {
+    fn has_middleware(&self) -> bool {
+        !self.middleware.is_empty()
+    }
+
     /// One with the defaults.
     pub fn new(name: &str, address: impl Into<SocketAddr>) -> Self {
         Self { name: name.into(), address: address.into(), ..Self::of_defaults() }
