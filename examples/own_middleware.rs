@@ -52,6 +52,7 @@ struct AskFirst {
 
 impl Middleware for AskFirst {
     fn on_request<'a>(&'a self, request: RequestView<'a>) -> Step<'a> {
+        let mut request = request;
         let Some(key) = request.head.get(&KEY) else {
             return Step::Answer(Answer::refuse(StatusCode::UNAUTHORIZED, "this takes a key"));
         };
@@ -62,8 +63,8 @@ impl Middleware for AskFirst {
             match user.await.ok().flatten().filter(|_| asked.is_ok()) {
                 None => ControlFlow::Break(Answer::refuse(StatusCode::FORBIDDEN, "this key is not known")),
                 Some(user) => {
-                    request.head.remove(&KEY);
-                    request.head.insert(self.header.clone(), user.clone());
+                    request.own(KEY, None);
+                    request.own(self.header.clone(), Some(user.clone()));
                     request.keep(user);
                     ControlFlow::Continue(())
                 }

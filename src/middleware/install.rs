@@ -6,12 +6,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::StatusCode;
+
 use crate::config::{
     HeaderRules, ListenerConfig, ListenerName, MiddlewareConfig, MiddlewareKind, MiddlewareName, MiddlewareTable,
 };
 use crate::telemetry::metrics::{MiddlewareMetrics, Sharded};
 
-use super::{Chain, Headers, Middleware, TIMEOUT, named};
+use super::{Answer, Chain, Headers, LooksAt, Middleware, RequestView, Step, TIMEOUT, named};
 
 /// A middleware of the file, ready to be used.
 #[derive(Debug)]
@@ -173,9 +175,28 @@ impl MiddlewareSet {
         set
     }
 
-    /// The middleware of a listener, as far as it was installed.
+    /// The middleware of a listener. Where one of it is not installed any more, since a reload has removed both, the chain refuses what is
+    /// still asked on the listener's connections: what that middleware would have checked is not let through unchecked.
     pub fn chain(&self, listener: &ListenerConfig) -> Chain {
-        Chain::of(named(listener.middleware.iter(), &self.installed))
+        let mut links = named(listener.middleware.iter(), &self.installed);
+        if links.len() < listener.middleware.len() {
+            links.insert(0, Arc::new(Installed::unnamed(Box::new(Removed))));
+        }
+        Chain::of(links)
+    }
+}
+
+/// Stands for middleware that a reload has removed.
+#[derive(Debug)]
+struct Removed;
+
+impl Middleware for Removed {
+    fn on_request<'a>(&'a self, _: RequestView<'a>) -> Step<'a> {
+        Step::Answer(Answer::refuse(StatusCode::SERVICE_UNAVAILABLE, "the listener was removed"))
+    }
+
+    fn looks_at_responses(&self) -> LooksAt {
+        LooksAt::Nothing
     }
 }
 
@@ -184,6 +205,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use crate::config::Table as _;
 
     struct Counting(Arc<AtomicU64>);
 
@@ -226,6 +248,23 @@ mod tests {
             assert_eq!(format!("{:?}", installed.hook), format!("Counting({})", made + 1));
         }
         assert!(!state.fits(&config("other", "")));
+    }
+
+    #[test]
+    fn a_chain_of_which_a_link_was_removed_refuses() {
+        let config = config("counting", "");
+        let installed = kinds().install(&config, State::new(&config, 1)).unwrap();
+        let mut listener = ListenerConfig::of_defaults();
+        listener.middleware = vec!["one".into()];
+        let set = |installed| MiddlewareSet::new(installed, &[]);
+        assert_eq!(set(vec![Arc::clone(&installed)]).chain(&listener).links().len(), 1);
+        listener.middleware.push("gone".into());
+        let chain = set(vec![installed]).chain(&listener);
+        let (exchange, notes) = (crate::exchange::testing::exchange(), crate::middleware::Notes::default());
+        let mut head = crate::exchange::RequestHead::default();
+        let step = chain.links()[0].hook.on_request(RequestView::new(&mut head, &exchange, &notes, 0));
+        assert!(matches!(step, Step::Answer(_)), "{step:?}");
+        assert_eq!(chain.links().len(), 2);
     }
 
     #[test]

@@ -25,7 +25,7 @@
 //!
 //! | Middleware | How |
 //! |---|---|
-//! | authentication by another server | [`Step::Wait`] for a future that asks it; [`ControlFlow::Break`] with [`Answer::refuse`] if it says no, a header set in [`RequestView::head`] if it says yes |
+//! | authentication by another server | [`Step::Wait`] for a future that asks it; [`ControlFlow::Break`] with [`Answer::refuse`] if it says no, a header that is [its own](RequestView::own) if it says yes |
 //! | rate limit, concurrency limit | counters in the state; [`Step::Answer`] with 429, or [`Step::Wait`] for a turn. A guard that is [kept](RequestView::keep) is dropped with the exchange |
 //! | CORS | [`Step::Answer`] to a preflight; the origin is kept, and `on_response` takes it and adds the fields, to errors too |
 //! | compression | `on_request` keeps what the client accepts; `on_response` changes the head and [wraps](ResponseView::wrap_body) the body |
@@ -43,11 +43,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, header, response};
 
 use crate::config::{MiddlewareName, RouteConfig};
 use crate::exchange::body::{Body, BoxBody, ExchangeProgress, Wrap};
 use crate::exchange::{Exchange, RequestHead};
+use crate::header_names::{self, is_spelling_of};
 
 mod answer;
 mod headers;
@@ -146,8 +147,17 @@ impl<'a> RequestView<'a> {
     ///
     /// A body that is wrapped is read into this process, and has a length only if what `wrap` makes says one.
     pub fn wrap_body(&mut self, wrap: impl FnOnce(BoxBody) -> BoxBody + 'static) {
-        self.head.remove(&header::CONTENT_LENGTH);
         self.notes.wrap(Box::new(wrap));
+    }
+
+    /// Makes a header this middleware's own: what the client has sent under that name goes, in each spelling that some backend takes for it
+    /// (`x_user` for `x-user`) and among the trailers too, and `value` is in its place, if there is one. For what backends believe.
+    pub fn own(&mut self, name: HeaderName, value: Option<HeaderValue>) {
+        header_names::remove(self.head.headers(), |it| is_spelling_of(it, &name));
+        if let Some(value) = value {
+            self.head.insert(name.clone(), value);
+        }
+        self.notes.own(name);
     }
 
     /// Keeps something of this middleware's until the exchange is over, in place of what it has kept before.
@@ -189,8 +199,9 @@ impl<'a> ResponseView<'a> {
     /// A body that is wrapped is read into this process, and has a length only if what `wrap` makes says one. Its trailers were shown to
     /// [`Middleware::on_response_trailers`] before; those that `wrap` makes itself are not.
     pub fn wrap_body(&mut self, wrap: impl FnOnce(BoxBody) -> BoxBody) {
+        // A response without a body tells how long it would be, which is not known any more.
+        self.head.headers.remove(header::CONTENT_LENGTH);
         if let Some(body) = &mut self.body {
-            self.head.headers.remove(header::CONTENT_LENGTH);
             body.wrap(wrap, Rc::clone(self.progress));
         }
     }
@@ -224,6 +235,8 @@ struct Noted {
     kept: RefCell<Vec<(usize, Box<dyn Any>)>>,
     /// What the request's body is wrapped by, the outermost first.
     wraps: RefCell<Vec<Wrap>>,
+    /// Headers that clients do not send.
+    owned: RefCell<Vec<HeaderName>>,
 }
 
 impl Notes {
@@ -234,6 +247,18 @@ impl Notes {
 
     fn wrap(&self, wrap: Wrap) {
         self.noted().wraps.borrow_mut().push(wrap);
+    }
+
+    fn own(&self, name: HeaderName) {
+        self.noted().owned.borrow_mut().push(name);
+    }
+
+    /// Takes out of trailers what middleware has made its own ([`RequestView::own`]).
+    pub fn keep_owned_from(&self, trailers: &mut HeaderMap) {
+        if let Some(noted) = self.0.get() {
+            let owned = noted.owned.borrow();
+            header_names::remove(trailers, |name| owned.iter().any(|it| is_spelling_of(it, name)));
+        }
     }
 
     fn keep(&self, place: usize, kept: Box<dyn Any>) {
@@ -324,6 +349,28 @@ mod tests {
         let mut head = RequestHead::default();
         let step = Nothing.on_request(RequestView::new(&mut head, &exchange, &notes, 0));
         assert!(matches!(step, Step::Continue), "{step:?}");
+    }
+
+    #[test]
+    fn what_a_middleware_owns_no_client_sends_in_any_spelling() {
+        let (exchange, notes) = (crate::exchange::testing::exchange(), Notes::default());
+        let mut head = RequestHead::default();
+        let (user, other) = (HeaderName::from_static("x-user"), HeaderName::from_static("x_user"));
+        for name in [&user, &other] {
+            head.insert(name.clone(), HeaderValue::from_static("admin"));
+        }
+        let mut view = RequestView::new(&mut head, &exchange, &notes, 0);
+        view.own(user.clone(), Some(HeaderValue::from_static("ali")));
+        assert_eq!(
+            head.headers().iter().map(|(name, value)| (name, value.as_bytes())).collect::<Vec<_>>(),
+            [(&user, &b"ali"[..])]
+        );
+        let mut trailers = HeaderMap::new();
+        for name in [user, other, HeaderName::from_static("x-sum")] {
+            trailers.insert(name, HeaderValue::from_static("admin"));
+        }
+        notes.keep_owned_from(&mut trailers);
+        assert_eq!(trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-sum"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A request at its backends: attempt after attempt, until one answers or no other may be made.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use http::header::{self, HeaderValue};
 use http_body::Body as _;
@@ -41,12 +42,14 @@ pub(super) async fn forward(
     let (mut body, repeatable) = prepare(running, &mut asked, upload)?;
     let mut attempts = Attempts::new(proxy, running, &asked, repeatable);
     let Asked { head: request, upgrade, .. } = asked;
-    let place = match attempts.first()? {
-        Some(place) => place,
-        None => attempts.in_line().await?,
+    let (place, waited) = match attempts.first()? {
+        Some(place) => (place, running.has_waited()),
+        None => (attempts.in_line().await?, true),
     };
-    // The first attempt began when the head was read, which is a moment before and saves a look at the clock.
-    let mut attempt = Attempt { place, begun: running.exchange.started, fresh: false };
+    // Where nothing was awaited, the first attempt began when the head was read, which is a moment before and saves a look at the clock.
+    let begun = if waited { Instant::now() } else { running.exchange.started };
+    attempts.begin(begun);
+    let mut attempt = Attempt { place, begun, fresh: false };
     loop {
         let next = match attempt.make(&mut attempts, request, &mut body).await {
             Ok(connection) => {
@@ -100,7 +103,9 @@ fn prepare(
 ) -> Result<(RequestBody, bool), ProxyError> {
     let Asked { route, forward, head: request, upgrade } = asked;
     let has_body = upload.is_some();
+    // The limit is that of what the client sends, and was set where middleware has made another body of it.
     if let Some(body) = &upload
+        && !running.is_wrapped()
         && running.limit_body(forward.max_body.unwrap_or(running.exchange.client.listener.max_body), body.left())
     {
         return Err(ProxyError::BodyTooLarge);

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header;
-use http::{HeaderMap, Response};
+use http::response::Parts;
+use http::{HeaderMap, Method, Response, StatusCode};
+use http_body::Body as _;
 
 use crate::exchange::RequestHead;
 use crate::exchange::body::{Body, BodySource, ExchangeProgress, WrappedSource};
@@ -23,15 +25,29 @@ use super::{Handled, ProxyError, exchange_end, grpc, own_response};
 pub(super) struct Hooks {
     /// That of the listener, where there is some.
     outer: Option<Rc<Chain>>,
+    /// Whether the response has no body whatever its head says.
+    is_head: bool,
     notes: Notes,
     /// How many of them, counted from the outside, the response goes out through.
     passed: Cell<usize>,
+    /// Whether the request has waited for one of them.
+    waited: Cell<bool>,
+    /// Whether its body is what they have made of it.
+    wrapped: Cell<bool>,
 }
 
 impl Hooks {
-    /// Of a request that has come to a listener with this middleware.
-    pub(super) fn new(outer: Option<Rc<Chain>>) -> Self {
-        Self { outer, notes: Notes::default(), passed: Cell::new(usize::MAX) }
+    /// Of a request with that method, which has come to a listener with this middleware.
+    pub(super) fn new(outer: Option<Rc<Chain>>, method: &Method) -> Self {
+        let is_head = *method == Method::HEAD;
+        Self {
+            outer,
+            is_head,
+            notes: Notes::default(),
+            passed: Cell::new(usize::MAX),
+            waited: Cell::new(false),
+            wrapped: Cell::new(false),
+        }
     }
 
     fn outer(&self) -> &[Arc<Installed>] {
@@ -69,13 +85,31 @@ impl RunningExchange {
         for link in self.links().rev() {
             place -= 1;
             if place < self.hooks.passed.get() {
-                let body = tunnel.is_none().then_some(&mut *body);
+                let body = (tunnel.is_none() && !self.has_no_body(head, body)).then_some(&mut *body);
                 let (by, notes) = ((&self.exchange, &progress), (&self.hooks.notes, place));
                 link.hook.on_response(&mut ResponseView::new((head, body), by, origin, notes));
             }
         }
         // One may have taken the date away.
         handled.dated &= looks_at != LooksAt::All;
+    }
+
+    /// Whether a response has no body that could be wrapped: a wrapper around nothing would have a length, or an end of its own, where there
+    /// must be none. A call of gRPC that ends in its head is one.
+    fn has_no_body(&self, head: &Parts, body: &Body) -> bool {
+        self.hooks.is_head
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || (head.headers.contains_key("grpc-status") && body.is_end_stream())
+    }
+
+    /// Whether the request has waited for its middleware.
+    pub(super) fn has_waited(&self) -> bool {
+        self.hooks.waited.get()
+    }
+
+    /// Whether its body is what middleware has made of it.
+    pub(super) fn is_wrapped(&self) -> bool {
+        self.hooks.wrapped.get()
     }
 
     /// The body of a request that goes to an upstream, wrapped by the middleware that wants to.
@@ -86,6 +120,7 @@ impl RunningExchange {
         self: &Rc<Self>,
         forward: &Forward,
         upload: Rc<dyn BodySource>,
+        head: &mut RequestHead,
     ) -> Result<Rc<dyn BodySource>, ProxyError> {
         let wraps = self.hooks.notes.take_wraps();
         if wraps.is_empty() {
@@ -95,12 +130,15 @@ impl RunningExchange {
         if self.limit_body(forward.max_body.unwrap_or(self.exchange.client.listener.max_body), upload.left()) {
             return Err(ProxyError::BodyTooLarge);
         }
+        head.remove(&header::CONTENT_LENGTH);
+        self.hooks.wrapped.set(true);
         Ok(WrappedSource::wrap(upload, Rc::clone(self) as _, wraps))
     }
 
     /// Shows the trailers of the request to the middleware.
     pub(super) fn show_request_trailers(&self, trailers: &mut HeaderMap) {
         self.links().for_each(|link| link.hook.on_request_trailers(trailers));
+        self.hooks.notes.keep_owned_from(trailers);
     }
 
     /// Shows the trailers of the response to the middleware.
@@ -162,6 +200,7 @@ async fn wait(
     link: &Installed,
     waiting: Waiting<'_>,
 ) -> Result<ControlFlow<Answer>, ProxyError> {
+    running.hooks.waited.set(true);
     let metrics = link.state.as_ref().map(|state| state.metrics.of(running.worker()));
     if let Some(metrics) = metrics {
         metrics.waited.add(1);

@@ -178,7 +178,7 @@ impl Proxy {
                 match hooks::pass(&running, Some(route), head).await {
                     Ok(None) => {
                         if let (RouteAction::Forward(forward), Some(body)) = (&route.action, upload.take()) {
-                            upload = match running.wrapped(forward, body) {
+                            upload = match running.wrapped(forward, body, head) {
                                 Ok(body) => Some(body),
                                 Err(error) => break 'come_to Err(error),
                             };

@@ -49,6 +49,8 @@ pub(super) struct Attempts<'a> {
     /// Whether the client asks to switch to another protocol.
     switches: bool,
     tried: Tried,
+    /// When the first began: behind the queue and what middleware waited for.
+    begun: Instant,
     /// Further attempts; hedges are not counted.
     further: u8,
     /// Whether the attempt under way is at a backend that was not ready.
@@ -94,11 +96,17 @@ impl<'a> Attempts<'a> {
             passes_through: running.looks_at_response() != LooksAt::All && !running.http2(),
             switches: asked.upgrade.is_some(),
             tried: Tried::default(),
+            begun: running.exchange.started,
             further: 0,
             last_resort: false,
             repeatable,
             spare: 4,
         }
+    }
+
+    /// The first attempt begins.
+    pub(super) fn begin(&mut self, begun: Instant) {
+        self.begun = begun;
     }
 
     /// Where the first attempt goes; `None` where all are full: then [`Attempts::in_line`].
@@ -312,7 +320,7 @@ impl<'a> Attempts<'a> {
     pub(super) fn answered(&self, backend: &BackendState, status: StatusCode, head: GrpcResponseHead) {
         if self.config.hedge.is_some() && self.further == 0 && self.repeatable {
             let now = Instant::now();
-            let took = now.saturating_duration_since(self.running.exchange.started);
+            let took = now.saturating_duration_since(self.begun);
             let times = &self.upstream.state.hedging().latencies;
             times.observe(self.proxy.worker, took, clock::now_ms(now));
         }

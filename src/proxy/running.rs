@@ -60,7 +60,7 @@ impl RunningExchange {
     ) -> Rc<Self> {
         exchange.client.metrics.of(proxy.worker).requests.add(1);
         let account = Account::open(snapshot, &exchange, head);
-        let hooks = Hooks::new(snapshot.chain(&exchange.client));
+        let hooks = Hooks::new(snapshot.chain(&exchange.client), &head.method);
         Rc::new(Self {
             exchange,
             proxy: Rc::clone(proxy),
@@ -299,10 +299,10 @@ impl RunningExchange {
         let tunnel = watch.phase() == Phase::Tunnel;
         if self.upload.state() == Upload::TooLarge {
             ExchangeCut::BodyTooLarge
+        } else if self.upload.state() == Upload::Failed || self.failed.get() {
+            ExchangeCut::MiddlewareFailed
         } else if self.broke.get() {
             ExchangeCut::BackendCutShort
-        } else if self.failed.get() {
-            ExchangeCut::MiddlewareFailed
         } else if watch.is_cut() {
             ExchangeCut::Drained
         } else if watch.expired() {

@@ -80,14 +80,22 @@ impl ExchangeProgress for RunningExchange {
 
     fn response_broke(&self) {
         self.broke.set(true);
-        if let Some(call) = &self.call {
+        // What isobar itself has broken off, for its request or a middleware would not go on, says nothing of the backend.
+        let ours = matches!(self.upload.state(), Upload::TooLarge | Upload::Failed | Upload::Broken);
+        if let Some(call) = &self.call
+            && !ours
+        {
             self.judge(call, AttemptOutcome::Reset);
         }
     }
 
     fn wrapper_failed(&self, way: Way) {
         match way {
-            Way::Up => self.upload.fail(Upload::Failed),
+            Way::Up => {
+                self.upload.fail(Upload::Failed);
+                // The task that sends the response is to see that it is over.
+                self.exchange.watch.wake();
+            }
             Way::Down => self.failed.set(true),
         }
     }
