@@ -65,3 +65,4 @@ mod truncated;
 mod turns;
 mod upgrade;
 mod workers;
+mod wrapped_bodies;
