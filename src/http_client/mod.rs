@@ -1,7 +1,7 @@
-//! HTTP that isobar speaks by itself, outside of the way of requests: `isobar ctl` and `isobar healthcheck` do.
+//! HTTP that isobar speaks by itself, outside of the way of requests: `isobar ctl`, `isobar healthcheck`, and sources of backends do.
 //!
 //! One client for all of it, hyper-util's, which keeps connections and knows when a request may be sent once more on another. What is
-//! added here are bounds on time and size, and Unix sockets. Health checks of backends have rules of their own
+//! added here are bounds on time and size, TLS, and Unix sockets. Health checks of backends have rules of their own
 //! ([`health`](crate::health)): each has a connection of its own, in the manner of its upstream.
 
 use std::error::Error;
@@ -17,8 +17,10 @@ use hyper_util::rt::TokioExecutor;
 use tokio::time::{Instant, timeout_at};
 
 mod connect;
+mod tls;
 
 pub use connect::To;
+pub use tls::{NoTrust, Trust};
 
 use connect::Connector;
 
@@ -93,9 +95,25 @@ impl Fetch {
     /// # Errors
     /// When it has not come in time, or is too long.
     pub async fn whole(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, FetchError> {
-        let deadline = Instant::now() + self.limits.time;
-        let response = self.begin_by(request, deadline).await?;
-        self.read_by(response, deadline).await
+        self.whole_within(request, self.limits.time).await
+    }
+
+    /// The same within another time, for a server that holds requests until it has something to say.
+    ///
+    /// # Errors
+    /// When it has not come in time, or is too long.
+    pub async fn whole_within(
+        &self,
+        request: Request<Full<Bytes>>,
+        time: Duration,
+    ) -> Result<Response<Bytes>, FetchError> {
+        let deadline = Instant::now() + time;
+        let late = |error| match error {
+            FetchError::Late(_) => FetchError::Late(time),
+            error => error,
+        };
+        let response = self.begin_by(request, deadline).await.map_err(late)?;
+        self.read_by(response, deadline).await.map_err(late)
     }
 
     /// Reads the rest of an answer that has begun.
