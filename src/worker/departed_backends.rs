@@ -1,7 +1,7 @@
 //! Which backends there are, and since when others are gone, so that what is under way there has the whole of `drain_limit`, however often they come and go.
 
-use std::collections::{HashMap, HashSet};
-use std::time::Instant;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use crate::backend::BackendId;
 
@@ -13,6 +13,31 @@ use crate::backend::BackendId;
 pub(super) struct Departed {
     known: HashSet<BackendId>,
     since: HashMap<BackendId, Instant>,
+    looks: Looks,
+}
+
+/// When to look for what is still served by backends that are gone. Changes that follow each other fast share a look.
+#[derive(Debug)]
+struct Looks {
+    begin: Instant,
+    /// By the place of the look in a row of them, [`LOOKS_APART`] from each other: the last change that it is for.
+    due: BTreeMap<u128, Instant>,
+}
+
+/// A look comes later than it is due by so much at most.
+const LOOKS_APART: Duration = Duration::from_millis(250);
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { begin: Instant::now(), due: BTreeMap::new() }
+    }
+}
+
+impl Looks {
+    fn at(&self, place: u128) -> Instant {
+        let places = u32::try_from(place).unwrap_or(u32::MAX);
+        self.begin + LOOKS_APART * places
+    }
 }
 
 impl Departed {
@@ -47,6 +72,30 @@ impl Departed {
         !self.known.contains(&id) && self.since.get(&id).is_none_or(|&since| since <= published)
     }
 
+    /// Has what is gone since the change at `published` looked for once `limit` is over. Whether that is sooner than every other look.
+    pub(super) fn look_after(&mut self, limit: Duration, published: Instant) -> bool {
+        let due = published.saturating_duration_since(self.looks.begin) + limit;
+        let place = due.as_nanos().div_ceil(LOOKS_APART.as_nanos());
+        let sooner = self.looks.due.first_key_value().is_none_or(|(&first, _)| place < first);
+        let last = self.looks.due.entry(place).or_insert(published);
+        *last = published.max(*last);
+        sooner
+    }
+
+    /// When the next look is due.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.looks.due.first_key_value().map(|(&place, _)| self.looks.at(place))
+    }
+
+    /// The last change that is to be looked at by `now`, and with it those before it; `None` where none is.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<Instant> {
+        let mut last = None;
+        while self.next_look().is_some_and(|due| due <= now) {
+            last = last.max(self.looks.due.pop_first().map(|(_, published)| published));
+        }
+        last
+    }
+
     /// What was gone at `published` needs no more looking at: it has been cut, or nothing was there.
     pub(super) fn forget(&mut self, published: Instant) {
         self.since.retain(|_, &mut since| since > published);
@@ -75,6 +124,32 @@ mod tests {
         assert_eq!(publish(&[0, 2], 2), [false, true, true, true]);
         assert_eq!(publish(&[0, 1], 2), [false; 4]);
         assert_eq!(publish(&[0], 3), [false, false, false, true]);
+    }
+
+    #[test]
+    fn changes_that_follow_each_other_fast_share_a_look_that_is_never_early() {
+        let mut departed = Departed::default();
+        let (limit, begin) = (Duration::from_secs(60), departed.looks.begin);
+        for ms in 0..10_000 {
+            let sooner = departed.look_after(limit, begin + Duration::from_millis(ms));
+            assert_eq!(sooner, ms == 0);
+        }
+        assert_eq!(departed.looks.due.len(), 41);
+        // A limit that a reload has made shorter.
+        assert!(departed.look_after(Duration::from_secs(1), begin + Duration::from_secs(10)));
+        assert_eq!(departed.take_due(begin + Duration::from_secs(10)), None);
+        assert_eq!(departed.take_due(begin + Duration::from_secs(11)), Some(begin + Duration::from_secs(10)));
+        let (mut looks, mut published) = (0, begin);
+        while let Some(due) = departed.next_look() {
+            looks += 1;
+            assert_eq!(departed.take_due(due - Duration::from_millis(1)), None);
+            let last = departed.take_due(due).unwrap();
+            let late = due - (last + limit);
+            assert!(last >= published && late < LOOKS_APART, "{late:?}");
+            published = last;
+        }
+        assert_eq!(looks, 41);
+        assert_eq!(published, begin + Duration::from_millis(9_999));
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub(super) struct Worker {
     /// Whether backends that are gone were still serving when that was last looked at: their connections come back late.
     strays: Cell<bool>,
     departed: RefCell<Departed>,
+    /// Called when a look at what is served by backends that are gone is due sooner than was known.
+    sooner: Notify,
     /// Told when a connection has ended.
     ended: Notify,
 }
@@ -98,11 +100,13 @@ pub(super) fn run(
             accepting: RefCell::default(),
             strays: Cell::new(false),
             departed: RefCell::default(),
+            sooner: Notify::new(),
             ended: Notify::new(),
         });
         worker.adopt(Instant::now());
         worker.ask_for_connections();
         worker.spawn("sweep", sweep(Rc::clone(&worker)));
+        worker.spawn("drain limit", cut_strays(Rc::clone(&worker)));
         let vital = worker.proxy.process.events.vital().clone();
         vital.watch(format!("inbox of worker {index}"), worker.obey(inbox)).await
     });
@@ -362,7 +366,7 @@ impl Worker {
     }
 
     /// Takes in that an upstream has other backends.
-    fn turn_over(self: &Rc<Self>, turnover: &Turnover, limit: Duration) {
+    fn turn_over(&self, turnover: &Turnover, limit: Duration) {
         let now = Instant::now();
         self.departed.borrow_mut().turn_over(&turnover.came, &turnover.gone, now);
         if turnover.becomes_bounded {
@@ -393,32 +397,44 @@ impl Worker {
         strays
     }
 
-    /// Cuts, after `limit`, what is then still served by a backend that no upstream has had since `published`.
-    fn cut_strays_after(self: &Rc<Self>, limit: Duration, published: Instant) {
+    /// Has cut, after `limit`, what is then still served by a backend that no upstream has had since `published`.
+    fn cut_strays_after(&self, limit: Duration, published: Instant) {
         // Not only what is a stray now: an exchange that goes on with the snapshot of before may have its next attempt there.
-        let mut serving = false;
-        self.clock.each(|watch| serving |= watch.serving().is_some());
-        if !serving {
-            self.departed.borrow_mut().forget(published);
-            return;
+        if self.departed.borrow_mut().look_after(limit, published) {
+            self.sooner.notify_one();
         }
-        let worker = Rc::clone(self);
-        self.spawn("drain limit", async move {
-            tokio::time::sleep(limit).await;
-            let mut departed = worker.departed.borrow_mut();
-            let mut cut = 0;
-            worker.clock.each(|watch| {
-                // What came to a backend that was back meanwhile has the time of a later reload.
-                if watch.serving().is_some_and(|id| departed.was_gone(id, published)) {
-                    watch.cut();
-                    cut += 1;
-                }
-            });
-            departed.forget(published);
-            if cut > 0 {
-                tracing::warn!(cut, "cut exchanges with backends that were removed");
+    }
+}
+
+/// Cuts what is still served by backends that have been gone for the whole of `drain_limit`. One task for all changes, of which there may be
+/// hundreds a second.
+async fn cut_strays(worker: Rc<Worker>) {
+    loop {
+        let next = worker.departed.borrow().next_look();
+        let due = async {
+            match next {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            () = worker.sooner.notified() => continue,
+        }
+        let mut departed = worker.departed.borrow_mut();
+        let Some(published) = departed.take_due(Instant::now()) else { continue };
+        let mut cut = 0;
+        worker.clock.each(|watch| {
+            // What came to a backend that was back meanwhile has the time of a later change.
+            if watch.serving().is_some_and(|id| departed.was_gone(id, published)) {
+                watch.cut();
+                cut += 1;
             }
         });
+        departed.forget(published);
+        if cut > 0 {
+            tracing::warn!(cut, "cut exchanges with backends that were removed");
+        }
     }
 }
 
