@@ -53,6 +53,15 @@ fn every_key_is_valid_and_has_its_default() {
     let zones = upstream.zone_preference.take().expect("the one shown");
     assert_eq!((&*zones.local, zones.load.len(), zones.backends_min), ("eu-1a", 1, 6));
     assert_eq!((plain.zone.as_deref(), shown.config.zone.as_deref()), (None, Some("eu-1a")));
+    // Each kind of source is shown once.
+    let sources = std::mem::take(&mut upstream.discovery);
+    let names: Vec<_> = sources.iter().map(|source| &*source.name).collect();
+    let expected =
+        ["registry", "file /etc/isobar/users.json", "http https://directory.internal:443/users.json", "push"];
+    assert_eq!(names, expected);
+    assert_eq!((sources[0].max_removed_percent, sources[1].max_removed_percent), (Some(50), None));
+    assert_eq!([0, 1, 2, 3].map(|index: usize| sources[index].removed_percent()), [50, 100, 50, 100]);
+    assert_eq!((&plain.state_dir, shown.config.state_dir.is_some()), (&None, true));
     assert_eq!(upstream, *plain.upstreams[0]);
     assert_eq!(*check, shown_check());
     // TLS is shown, and is off by default.

@@ -93,6 +93,11 @@ pub(super) fn check(head: &request::Parts, site: Site, peer: Peer, token: Option
     }
 }
 
+/// Whether a request brings along this token.
+pub(super) fn has_token(headers: &HeaderMap, token: &Secret) -> bool {
+    bearer(headers).is_some_and(|sent| token.is(sent))
+}
+
 /// What was sent for a token; of several, or with another scheme, nothing that could be right.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(AUTHORIZATION).iter();

@@ -21,7 +21,7 @@ use super::refusal::AdminRefusal;
 use super::upstreams::{BackendView, UpstreamView};
 use super::{
     Context, Control, RELOADS_MAX, authority, backend_actions, config, cross_site, events, log_level, metrics, probe,
-    reload, upstreams,
+    pushed, reload, upstreams,
 };
 use crate::telemetry::audit;
 
@@ -35,6 +35,7 @@ GET    /config        the configuration in force, and what is wrong with the las
 GET    /upstreams     the upstreams and their backends, with all that decides which backend is picked
 GET    /upstreams/{upstream}
 GET    /upstreams/{upstream}/backends/{address}
+PUT    /upstreams/{upstream}/backends   {\"backends\": [..]}: all of them, for a source `push`; GET for what was sent last
 POST   /upstreams/{upstream}/backends/{address}/drain, undrain, disable, enable, eject, uneject
 PUT    /upstreams/{upstream}/backends/{address}/weight   {\"weight\": 5}; DELETE for the one of the file
 POST   /stats/reset   forgets what was learnt from traffic; counters stay
@@ -57,6 +58,7 @@ enum Endpoint {
     Config,
     Upstreams,
     Upstream(String),
+    Pushed(String),
     Backend(String, String),
     Lever(String, String, Verb),
     Weight(String, String),
@@ -80,6 +82,7 @@ impl Endpoint {
             ["config"] => Self::Config,
             ["upstreams"] => Self::Upstreams,
             ["upstreams", upstream] => Self::Upstream(upstream.into()),
+            ["upstreams", upstream, "backends"] => Self::Pushed(upstream.into()),
             ["upstreams", upstream, "backends", address] => Self::Backend(upstream.into(), address.into()),
             ["upstreams", upstream, "backends", address, "weight"] => Self::Weight(upstream.into(), address.into()),
             ["upstreams", upstream, "backends", address, lever] => {
@@ -99,6 +102,7 @@ impl Endpoint {
         match self {
             Self::Reload | Self::ResetStats | Self::Lever(..) => "POST",
             Self::Weight(..) => "PUT, DELETE",
+            Self::Pushed(..) => "GET, HEAD, PUT",
             Self::Log => "GET, HEAD, PUT, DELETE",
             Self::Events => "GET",
             _ => "GET, HEAD",
@@ -181,6 +185,7 @@ fn read(endpoint: Endpoint, head: &request::Parts, context: &Context) -> Result<
             let snapshot = control.snapshot();
             json(StatusCode::OK, &UpstreamView::of(upstreams::find(&snapshot, &name)?))
         }
+        Endpoint::Pushed(name) => pushed::show(control, &name)?,
         Endpoint::Backend(name, address) => {
             let snapshot = control.snapshot();
             let upstream = upstreams::find(&snapshot, &name)?;
@@ -207,6 +212,10 @@ async fn change(
     body: Incoming,
     context: &Context,
 ) -> Result<AdminAnswer, AdminRefusal> {
+    // Its bodies are larger, and it has a token of its own.
+    if let Endpoint::Pushed(name) = &endpoint {
+        return pushed::take(name, head, body, context).await;
+    }
     let Context { control, site, peer, .. } = context;
     let what = format!("{} {}", head.method, head.uri.path());
     let snapshot = control.snapshot();

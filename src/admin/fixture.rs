@@ -12,9 +12,9 @@ use http::header::{AUTHORIZATION, HeaderValue};
 use super::{Control, Fate, ProcessStatus, ReloadFailed, ReloadReport, ReloadResult, UpstreamChange};
 use crate::config::{
     AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyPattern,
-    BreakerConfig, ClientCertificateConfig, Config, ForwardedHeader, HeaderRules, HeaderValues, HealthCheckConfig,
-    ListenerConfig, LogConfig, LogFormat, MiddlewareConfig, MiddlewareKind, NamedFile, ProbeTarget, RetryConfig,
-    RouteConfig, Spot, StrategyConfig, Table as _, UpstreamConfig, Vocabulary,
+    BreakerConfig, ClientCertificateConfig, Config, DiscoveryConfig, ForwardedHeader, HeaderRules, HeaderValues,
+    HealthCheckConfig, ListenerConfig, LogConfig, LogFormat, MiddlewareConfig, MiddlewareKind, NamedFile, ProbeTarget,
+    PushConfig, RetryConfig, RouteConfig, Spot, StrategyConfig, Table as _, UpstreamConfig, Vocabulary,
 };
 use crate::file_descriptors::DescriptorPlan;
 use crate::listener::Listener;
@@ -276,6 +276,12 @@ fn upstream() -> UpstreamConfig {
     (backends[1].weight, backends[2].weight) = (3, 0);
     UpstreamConfig {
         strategy: StrategyConfig::LeastConnections,
+        discovery: vec![DiscoveryConfig {
+            name: "push".into(),
+            push: Some(Arc::new(PushConfig { token: None })),
+            max_bytes: 4096,
+            ..DiscoveryConfig::of_defaults()
+        }],
         retries: Arc::new(RetryConfig {
             max: 1,
             attempt_timeout: Some(Duration::from_secs(2)),

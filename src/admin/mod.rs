@@ -45,6 +45,7 @@ mod load_balancing;
 mod config;
 mod reload;
 mod backend_actions;
+mod pushed;
 mod log_level;
 mod events;
 #[cfg(test)]

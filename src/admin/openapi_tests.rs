@@ -29,6 +29,14 @@ fn cases() -> Vec<Case> {
         ("GET", "/upstreams/user", "/upstreams/{upstream}", "", ""),
         ("GET", "/upstreams/users/backends/10.0.0.1:9001", BACKEND, "", ""),
         ("GET", "/upstreams/users/backends/10.0.0.1:1", BACKEND, "", ""),
+        ("GET", LISTED, PUSHED, "", ""),
+        ("PUT", LISTED, PUSHED, "", LIST),
+        ("PUT", LISTED, PUSHED, "if-match: \"another\"\r\n", LIST),
+        ("PUT", LISTED, PUSHED, "", "{}"),
+        ("PUT", LISTED, PUSHED, "", r#"{"backends": ["169.254.169.254:80", "10.0.0.1"]}"#),
+        ("PUT", LISTED, PUSHED, "", LONG),
+        ("PUT", "/upstreams/user/backends", PUSHED, "", LIST),
+        ("GET", LISTED, PUSHED, "", ""),
         ("POST", "/stats/reset", "/stats/reset", "", ""),
         ("POST", "/stats/reset", "/stats/reset", "", r#"{"upstreams": "users"}"#),
         ("POST", "/stats/reset", "/stats/reset", "", r#"{"upstream": "user"}"#),
@@ -58,6 +66,10 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+const PUSHED: &str = "/upstreams/{upstream}/backends";
+const LISTED: &str = "/upstreams/users/backends";
+const LIST: &str =
+    r#"{"backends": ["10.0.0.9:9001", {"address": "10.0.0.8:9001", "weight": 2, "labels": {"version": "2"}}]}"#;
 const WEIGHT: &str = "/upstreams/{upstream}/backends/{address}/weight";
 const LONG: &str = concat!("{\"for\": \"", include_str!("openapi.json"), "\"}");
 
@@ -67,6 +79,7 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("/log", "/log", "PUT"),
     ("/log", "/log", "DELETE"),
     ("/reload", "/reload", "POST"),
+    (LISTED, PUSHED, "PUT"),
     ("/upstreams/users/backends/10.0.0.1:9001/weight", WEIGHT, "PUT"),
     ("/upstreams/users/backends/10.0.0.1:9001/weight", WEIGHT, "DELETE"),
 ];

@@ -3,9 +3,13 @@
 //! Separate from `/livez`: an orchestrator restarts what is not alive, and only takes traffic from what is not ready. Backends
 //! that are down are no reason to be not ready: no other instance would have better ones.
 
+use std::fmt::Write as _;
+use std::time::SystemTime;
+
 use http::StatusCode;
 
 use crate::telemetry::process::Process;
+use crate::upstream::sources::{SourceCondition, SourceReport};
 
 use super::Control;
 use super::answer::{AdminAnswer, text};
@@ -24,6 +28,33 @@ struct ReadinessCheck {
     name: &'static str,
     /// Why not, where it does not hold.
     failure: Option<&'static str>,
+}
+
+/// A line for each source of backends that does not answer as it should. It is no reason to be not ready: what was known last is served with,
+/// and another instance would know no more.
+fn sources(control: &dyn Control) -> String {
+    let (mut lines, now) = (String::new(), SystemTime::now());
+    for upstream in &control.snapshot().upstreams {
+        for report in upstream.state.sources.look() {
+            if let Some(what) = degraded(&report, now) {
+                let _ = writeln!(lines, "[!] discovery of {} by {}: {what}", upstream.name(), report.source);
+            }
+        }
+    }
+    lines
+}
+
+fn degraded(report: &SourceReport, now: SystemTime) -> Option<String> {
+    let kept = report.set.as_ref().map_or_else(|| "none known".into(), |set| format!("{} kept", set.len()));
+    let stale = report.stale(now).as_secs();
+    match &report.condition {
+        SourceCondition::Current => None,
+        SourceCondition::Awaited => Some(format!("no answer for {stale} s; backends: {kept}")),
+        SourceCondition::Holding { backends } => {
+            Some(format!("{backends} backends that it no longer names are held back"))
+        }
+        SourceCondition::Failing { error } => Some(format!("no answer for {stale} s; backends: {kept}; {error}")),
+    }
 }
 
 /// Answers 200 when all checks hold, 503 otherwise.
@@ -46,6 +77,7 @@ pub(super) fn readyz(control: &dyn Control, query: &str) -> AdminAnswer {
         for ReadinessCheck { name, failure } in &checks {
             body += &failure.map_or_else(|| format!("[+] {name}\n"), |why| format!("[-] {name}: {why}\n"));
         }
+        body += &sources(control);
     }
     if ready {
         body += "ok\n";

@@ -1,8 +1,8 @@
 //! `/upstreams`: the upstreams and their backends, with what was counted of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use http::StatusCode;
 use serde::Serialize;
@@ -52,12 +52,22 @@ pub(super) struct UpstreamView {
 #[derive(Debug, Serialize)]
 struct SourceView {
     name: String,
-    /// `awaited`, `current` or `failing`.
+    /// `awaited`, `current`, `holding` or `failing`.
     condition: &'static str,
     /// Since when it is that.
     since: String,
-    /// How many backends it has said last that there are; `null` where it has not said yet.
+    /// How many backends count of it, with those that are held back; `null` where it has not said yet.
     backends: Option<usize>,
+    /// How many of these it names no longer and are held back.
+    held_back: usize,
+    /// When its last good answer came; `null` where none has.
+    answered: Option<String>,
+    /// For how long it is not known whether what counts is still right; 0 while it answers.
+    stale_seconds: u64,
+    /// The index or version of its last good answer, where it has one.
+    revision: Option<String>,
+    /// What is wrong with entries of that answer that were left out: the first of them.
+    left_out: Vec<String>,
     /// What is wrong where it is failing; what it said last still counts.
     error: Option<String>,
 }
@@ -72,6 +82,10 @@ pub(super) struct BackendView {
     weight_in_file: u16,
     /// What its source says of it besides.
     labels: BTreeMap<String, String>,
+    /// The first source that names it; `null` where it is on its way out.
+    source: Option<String>,
+    /// Since when that source names it.
+    named_since: Option<String>,
     ready: bool,
     /// In words, whether it may be picked and if not, why.
     readiness: &'static str,
@@ -173,6 +187,9 @@ impl UpstreamView {
     pub(super) fn of(upstream: &Upstream) -> Self {
         let roster = upstream.roster();
         let metrics = &upstream.state.metrics;
+        let reports = upstream.state.sources.look();
+        let named = Named::of(&reports);
+        let now = SystemTime::now();
         Self {
             name: upstream.name().to_string(),
             strategy: upstream.config.strategy.as_str().to_owned(),
@@ -182,12 +199,12 @@ impl UpstreamView {
             limits: LimitsView::of(upstream),
             panic: roster.panic().iter().map(ToString::to_string).collect(),
             sets: load_balancing::sets(&roster),
-            sources: upstream.state.sources.look().iter().map(SourceView::of).collect(),
+            sources: reports.iter().map(|report| SourceView::of(report, now)).collect(),
             backends: roster
                 .backends()
                 .iter()
                 .zip(roster.seats())
-                .map(|(backend, seat)| BackendView::of(backend, seat, &roster, &upstream.config))
+                .map(|(backend, seat)| BackendView::of(backend, seat, &roster, &upstream.config, &named))
                 .collect(),
             absent: upstream
                 .state
@@ -200,16 +217,42 @@ impl UpstreamView {
     }
 }
 
+/// Which source names each backend, the first of several, and since when.
+struct Named<'r>(HashMap<&'r Address, (&'r str, SystemTime)>);
+
+impl<'r> Named<'r> {
+    fn of(reports: &'r [SourceReport]) -> Self {
+        let mut named = HashMap::new();
+        for report in reports {
+            for (address, since) in &*report.said_since {
+                named.entry(address).or_insert((&*report.source, *since));
+            }
+        }
+        Self(named)
+    }
+}
+
+/// Entries that were left out of which the view tells.
+const LEFT_OUT_MAX: usize = 8;
+
 impl SourceView {
-    fn of(report: &SourceReport) -> Self {
+    fn of(report: &SourceReport, now: SystemTime) -> Self {
         Self {
             name: report.source.to_string(),
             condition: report.condition.as_str(),
             since: rfc3339(report.since),
             backends: report.set.as_ref().map(BackendSet::len),
+            held_back: match report.condition {
+                SourceCondition::Holding { backends } => backends,
+                _ => 0,
+            },
+            answered: report.answered.map(rfc3339),
+            stale_seconds: report.stale(now).as_secs(),
+            revision: report.revision.as_deref().map(str::to_owned),
+            left_out: report.refused.iter().take(LEFT_OUT_MAX).cloned().collect(),
             error: match &report.condition {
                 SourceCondition::Failing { error } => Some(error.clone()),
-                SourceCondition::Awaited | SourceCondition::Current => None,
+                SourceCondition::Awaited | SourceCondition::Current | SourceCondition::Holding { .. } => None,
             },
         }
     }
@@ -220,17 +263,22 @@ impl BackendView {
     pub(super) fn find(upstream: &Upstream, address: &Address) -> Option<Self> {
         let roster = upstream.roster();
         let index = roster.backends().iter().position(|backend| backend.state.address == *address)?;
-        Some(Self::of(&roster.backends()[index], &roster.seats()[index], &roster, &upstream.config))
+        let reports = upstream.state.sources.look();
+        let named = Named::of(&reports);
+        Some(Self::of(&roster.backends()[index], &roster.seats()[index], &roster, &upstream.config, &named))
     }
 
-    fn of(backend: &Backend, seat: &RosterEntry, roster: &Roster, config: &UpstreamConfig) -> Self {
+    fn of(backend: &Backend, seat: &RosterEntry, roster: &Roster, config: &UpstreamConfig, named: &Named<'_>) -> Self {
         let now = Instant::now();
+        let named = named.0.get(&backend.state.address);
         let metrics: &Sharded<BackendMetrics> = &backend.state.metrics;
         Self {
             address: backend.state.address.to_string(),
             weight: backend.weight,
             weight_in_file: backend.instance.weight,
             labels: backend.instance.labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+            source: named.map(|(source, _)| (*source).to_owned()),
+            named_since: named.map(|(_, since)| rfc3339(*since)),
             ready: is_ready(backend, roster),
             readiness: Readiness::of(backend, config, now).as_str(),
             health: config.health_check.as_ref().map(|_| HealthView::of(&backend.state.health)),

@@ -14,6 +14,8 @@ use crate::config::{Address, UpstreamName};
 use crate::telemetry::metrics::{BackendMetrics, Sharded};
 
 pub mod set;
+pub mod document;
+pub mod admission;
 pub mod operator_state;
 pub mod ewma;
 pub mod health;

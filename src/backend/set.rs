@@ -97,6 +97,11 @@ impl BackendSet {
         Self::unique([first].into_iter().chain(rest).flat_map(|set| set.0.iter().cloned()))
     }
 
+    /// Those of which `keep` says so.
+    pub fn filtered(&self, mut keep: impl FnMut(&Instance) -> bool) -> Self {
+        Self(self.0.iter().filter(|instance| keep(instance)).cloned().collect())
+    }
+
     fn unique(instances: impl Iterator<Item = Arc<Instance>>) -> Self {
         let mut known = HashSet::new();
         Self(instances.filter(|instance| known.insert(instance.address.clone())).collect())

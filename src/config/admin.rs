@@ -81,8 +81,8 @@ impl fmt::Debug for Secret {
 /// Shorter tokens can be guessed.
 const TOKEN_CHARACTERS_MIN: usize = 16;
 
-/// What is wrong with it is said without saying it.
-struct Token;
+/// A token for the admin address. What is wrong with it is said without saying it.
+pub(crate) struct Token;
 
 impl Form<Secret> for Token {
     type Written = SecretText;

@@ -279,14 +279,17 @@ pub(crate) fn read_all(
         }
         backends.push(backend);
     }
-    if let Some((place, members)) = field.given() {
-        if members.is_empty() {
-            check.add(place, Problem::warning("no backends: every request is answered 503"));
-        } else if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
-            check.add(place, Problem::warning("every weight is 0: every request is answered 503"));
-        }
-    }
     backends
+}
+
+/// Warns where nothing can be picked.
+pub(crate) fn warn_of_none(check: &Check<'_>, field: &Field<WrittenBackends>, backends: &[BackendConfig]) {
+    let Some((place, members)) = field.given() else { return };
+    if members.is_empty() {
+        check.add(place, Problem::warning("no backends: every request is answered 503"));
+    } else if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
+        check.add(place, Problem::warning("every weight is 0: every request is answered 503"));
+    }
 }
 
 fn read(

@@ -283,7 +283,15 @@ mod tests {
         let named = |wanted: Kind| -> Vec<&str> {
             all().iter().filter(|(_, kind)| **kind == wanted).map(|(key, _)| key.as_str()).collect()
         };
-        assert_eq!(named(Kind::Secret), ["admin.token"]);
+        assert_eq!(
+            named(Kind::Secret),
+            [
+                "admin.token",
+                "upstream.*.discovery[].consul.token",
+                "upstream.*.discovery[].http.token",
+                "upstream.*.discovery[].push.token",
+            ]
+        );
         assert_eq!(
             named(Kind::Sensitive),
             [

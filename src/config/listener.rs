@@ -198,7 +198,7 @@ impl Form<SocketAddr> for ListenAddress {
 }
 
 /// An address or a network of them.
-struct Network;
+pub(crate) struct Network;
 
 impl Form<IpNet> for Network {
     type Written = Location;

@@ -39,6 +39,7 @@ mod upstream;
 mod address;
 mod backend;
 mod strategy;
+mod discovery;
 mod health_check;
 mod header;
 mod backend_tls;
@@ -82,6 +83,9 @@ pub use check::{Loaded, RefusedConfig, Vocabulary, load, load_admin, load_whole,
 pub use circuit_breaker::BreakerConfig;
 pub(crate) use difference::Changes;
 pub use difference::{DifferenceList, KeyChange};
+pub use discovery::{
+    ConsulConfig, DiscoveryConfig, FileSourceConfig, HttpSourceConfig, HttpUrl, PushConfig, SourceConfig,
+};
 pub use error::{Problem, Problems, Severity, nearest};
 pub use file::{FILE_BYTES_MAX, ReadFile};
 pub use forwarded::ForwardedHeader;

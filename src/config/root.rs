@@ -1,6 +1,7 @@
 //! The file as a whole: what stands at its top, and its tables.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use super::overload::OverloadConfig;
 use super::raw;
 use super::report::Place;
 use super::table::Table;
+use super::visibility::FilePath;
 use super::{MiddlewareConfig, RouteConfig, UpstreamConfig};
 
 /// All of `lb.toml`, checked: the keys at its top, and its tables.
@@ -41,6 +43,10 @@ pub struct Config {
     /// Where the process is, for those upstreams that prefer backends of the same zone.
     #[key(Maybe(Name), example = "eu-1a")]
     pub zone: Option<Arc<str>>,
+    /// A directory for what is to outlive the process: the last good set of each source of `discovery`, so that a start serves while the registry
+    /// is down. It is made where it is not there.
+    #[key(Maybe(DirectoryPath), example = "/var/lib/isobar", reload = Restart)]
+    pub state_dir: Option<PathBuf>,
     /// Where operators watch and steer the process.
     #[key(OnPart, reload = Restart)]
     pub admin: Option<AdminConfig>,
@@ -127,6 +133,34 @@ impl Form<Option<NonZeroUsize>> for WorkersKey {
             "a whole number, 1 to 1024, or `\"auto\"`",
             json!({ "anyOf": [number, { "enum": ["auto"] }, variable()] }),
         )
+    }
+}
+
+/// The path of a directory.
+struct DirectoryPath;
+
+impl Form<PathBuf> for DirectoryPath {
+    type Written = FilePath;
+
+    fn read(&self, check: &Check<'_>, place: Place, text: &FilePath) -> Option<PathBuf> {
+        if value::is_file_path(text) {
+            return Some(PathBuf::from(text.as_str()));
+        }
+        let problem = Problem::error(format!("{} is not a directory's path", check.quote(place, text)));
+        check.add(place, problem.expected("the like of \"/var/lib/isobar\""));
+        None
+    }
+
+    fn show(&self, value: &PathBuf) -> Option<Tree> {
+        Some(value.display().to_string().into())
+    }
+
+    fn tell(&self, value: &PathBuf) -> String {
+        value.display().to_string()
+    }
+
+    fn about(&self) -> About {
+        About::new::<FilePath>("a directory's path", json!({ "type": "string", "minLength": 1 }))
     }
 }
 

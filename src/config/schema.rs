@@ -131,7 +131,10 @@ fn section(page: &mut String, path: &str, table: &Inner, reload: Reload) {
         let default = match (key.is_needed, key.about.inner.is_some()) {
             (true, true) => "needed, see below".into(),
             (true, false) => "needed, such as ".to_owned() + &key.example.words(),
-            (false, true) => "below".into(),
+            (false, true) => match key.default {
+                Literal::Nothing => "see below".into(),
+                default => format!("{}; see below", default.words()),
+            },
             (false, false) => key.default.words(),
         };
         let hidden = match key.about.kind {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::backend::{self, Backends, warn_of_unreached};
 use super::check::Check;
+use super::discovery::Sources;
 use super::error::Problem;
 use super::form::{About, Form, Limit, List, NamedTable, OnPart, OneOf, Part, Real, Reference, Timeout, Whole, Word};
 use super::json_tree::Tree;
@@ -13,9 +14,9 @@ use super::retries::Retries;
 use super::strategy::StrategyName;
 use super::table::Table;
 use super::{
-    AdaptiveLimitConfig, BackendConfig, BackendLimits, BackendTlsConfig, BreakerConfig, HealthCheckConfig,
-    LimitsConfig, MiddlewareName, OutlierConfig, PoolConfig, QueueConfig, RetryBudgetConfig, RetryConfig,
-    SlowStartConfig, StrategyConfig, TiersConfig, UpstreamName, ZonesConfig,
+    AdaptiveLimitConfig, BackendConfig, BackendLimits, BackendTlsConfig, BreakerConfig, DiscoveryConfig,
+    HealthCheckConfig, LimitsConfig, MiddlewareName, OutlierConfig, PoolConfig, QueueConfig, RetryBudgetConfig,
+    RetryConfig, SlowStartConfig, StrategyConfig, TiersConfig, UpstreamName, ZonesConfig,
 };
 
 /// A named pool of interchangeable backends under one policy.
@@ -25,9 +26,13 @@ pub struct UpstreamConfig {
     /// How a backend is picked.
     #[key(StrategyName, default = "round_robin")]
     pub strategy: StrategyConfig,
-    /// An IP address or a name each, with its port, or a table. An upstream with an empty array answers 503.
-    #[key(Backends, required = true, example = ["10.0.0.1:9001"])]
+    /// An IP address or a name each, with its port, or a table. It may be left out where there is `discovery`. An upstream without backends
+    /// answers 503.
+    #[key(Backends, otherwise = "none", example = ["10.0.0.1:9001"])]
     pub backends: Vec<BackendConfig>,
+    /// Where backends are found besides.
+    #[key(Sources, otherwise = "none", shown_if = Self::has_sources, reload = AtOnce)]
+    pub discovery: Vec<DiscoveryConfig>,
     /// From the first packet to a connection, names looked up included: a backend in the next rack answers in milliseconds.
     #[key(Timeout, default = "3s")]
     pub connect_timeout: Duration,
@@ -125,6 +130,10 @@ impl UpstreamConfig {
         BackendLimits { max_in_flight: self.max_in_flight, max_connections: self.max_connections }
     }
 
+    fn has_sources(&self) -> bool {
+        !self.discovery.is_empty()
+    }
+
     fn has_middleware(&self) -> bool {
         !self.middleware.is_empty()
     }
@@ -132,7 +141,8 @@ impl UpstreamConfig {
     /// Whether requests may have to wait: a queue without any limit is refused.
     fn is_limited(&self) -> bool {
         let has_limits = |backend: &BackendConfig| backend.limits() != BackendLimits::default();
-        self.adaptive_limit.is_some() || self.backends.iter().any(has_limits)
+        // Those that are found may bring limits along.
+        self.adaptive_limit.is_some() || self.has_sources() || self.backends.iter().any(has_limits)
     }
 
     /// A health service of gRPC is asked by HTTP/2, as calls are.
@@ -141,25 +151,36 @@ impl UpstreamConfig {
     }
 
     fn check(check: &Check<'_>, place: Place, written: &WrittenUpstreamConfig, mut it: Self) -> Option<Self> {
-        if written.backends.place().is_none() {
+        if written.backends.place().is_none() && !written.has_sources() {
             let problem = Problem::error("an upstream needs backends").expected("backends = [\"10.0.0.1:9001\"]");
             check.report.add_missing(place, "backends", problem);
         }
         it.backends = backend::read_all(check, &written.backends, &it.strategy, it.backend_limits());
+        if !written.has_sources() {
+            backend::warn_of_none(check, &written.backends, &it.backends);
+        }
         warn_of_unreached(check, &written.max_in_flight, it.backend_limits());
         // Without backends their limits are unknown.
-        if let (Some(place), false, false) = (written.queue.place(), it.is_limited(), it.backends.is_empty()) {
+        let is_limited = it.is_limited() || it.backends.is_empty() || written.has_sources();
+        if let (Some(place), false) = (written.queue.place(), is_limited) {
             let problem = Problem::error("a queue that nobody ever waits in: no backend has a limit");
             check.add(place, problem.expected("max_in_flight, max_connections or an adaptive_limit too, or no queue"));
         }
         HealthCheckConfig::check_protocol(check, &written.health_check, it.speaks_http2());
         // Those with a problem may be backends as well.
         let count = it.backends.len();
-        if written.backends.value().is_some_and(|members| members.len() == count) {
+        if !written.has_sources() && written.backends.value().is_some_and(|members| members.len() == count) {
             RetryConfig::warn_of_too_many(check, &written.retries, count);
             OutlierConfig::warn_of_no_ejections(check, &written.outlier_detection, count);
         }
         Some(it)
+    }
+}
+
+impl WrittenUpstreamConfig {
+    /// Whether backends are found besides, also where what says so is wrong: how many there are is then not known from the file.
+    pub(crate) fn has_sources(&self) -> bool {
+        self.discovery.place().is_some() && self.discovery.value().is_none_or(|sources| !sources.is_empty())
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! A [`Discovery`] only says what backends there are: complete sets, one after the other. All else is done here, once for
 //! all of them: it is asked again after a failure, later and later; what it last said holds meanwhile; and each change of how it
-//! stands with it is told once. What is found is reported to the upstream's [`sources`](crate::upstream::sources), beside the
-//! list of the file, and its keeper does the rest.
+//! stands with it is told once. Sources of the file (`[[upstream.NAME.discovery]]`) are such as well, one per file of this folder, and are
+//! believed less: `progress` holds back what vanishes too fast, and `store` keeps the last good set on disk. What is found is reported to the
+//! upstream's [`sources`](crate::upstream::sources), beside the list of the file, and its keeper does the rest.
 //!
 //! ```no_run
 //! use isobar::backend::{BackendSet, Instance};
@@ -35,14 +36,25 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use crate::backend::BackendSet;
 
 mod feed;
 mod progress;
+mod store;
+mod first_look;
 mod push;
+mod source;
+mod reading;
+mod file;
+mod inbox;
+mod asked;
+mod http;
+mod consul;
 
 pub use feed::{Feeds, FoundBackends};
+pub use first_look::FirstLooks;
 pub use push::{Pushed, Pusher, pushed};
 
 /// A way to find out what backends an upstream has.
@@ -94,14 +106,31 @@ impl fmt::Debug for DiscoveryError {
     }
 }
 
-/// Any discovery, in a box.
+/// What a source has said.
+#[derive(Clone, Debug)]
+struct Answer {
+    set: BackendSet,
+    /// What is wrong with entries that were left out, a word on each.
+    refused: Vec<String>,
+    /// The index or version of what it says.
+    revision: Option<Arc<str>>,
+}
+
+type Answered<'a> = Pin<Box<dyn Future<Output = Result<Answer, DiscoveryError>> + Send + 'a>>;
+
+/// Any source, in a box: a [`Discovery`] of the program around isobar, or a source of the configuration.
 trait AnyDiscovery: Send {
-    fn next(&mut self) -> Pin<Box<dyn Future<Output = Result<BackendSet, DiscoveryError>> + Send + '_>>;
+    fn next(&mut self) -> Answered<'_>;
+
+    /// Whether it may have something to say without waiting.
+    fn is_at_hand(&self) -> bool {
+        true
+    }
 }
 
 impl<D: Discovery> AnyDiscovery for D {
-    fn next(&mut self) -> Pin<Box<dyn Future<Output = Result<BackendSet, DiscoveryError>> + Send + '_>> {
-        Box::pin(Discovery::next(self))
+    fn next(&mut self) -> Answered<'_> {
+        Box::pin(async { Discovery::next(self).await.map(Answer::from) })
     }
 }
 

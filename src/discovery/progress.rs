@@ -1,13 +1,15 @@
 //! How it stands with a source: a pure machine, which is told what each question came to.
 //!
-//! This is where it is decided whether a set that was found is served with. So far each is: whoever lists backends in a file or
-//! pushes them means it, also where there is none. What holds back a set that a registry on a bad day would give belongs here,
-//! between an answer and [`ProgressStep::found`], with `now` as its clock.
+//! This is where it is decided whether a set that was found is served with. What is new in it always is. What is missing in it is not where
+//! so much is missing at once that the registry is more likely to have a bad day than the backends: those are held back until the source
+//! has said so for a while, or until checks and traffic say of each that it is gone.
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::DiscoveryError;
 use crate::backend::BackendSet;
+use crate::config::Address;
 use crate::upstream::sources::SourceCondition;
 
 /// A source that always has something to say is asked so often, or it would be all that is done.
@@ -19,12 +21,37 @@ const PAUSE_FIRST: Duration = Duration::from_millis(500);
 /// No pause is longer.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// How far a source is believed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    /// How many of a hundred backends may vanish within `hold`; 100 is any number.
+    pub(super) removed_percent: u32,
+    /// How long those that are held back are, if nothing else is known of them.
+    pub(super) hold: Duration,
+    /// The longest pause after a failure.
+    pub(super) pause_max: Duration,
+}
+
+impl Rules {
+    /// For a source whose every word counts.
+    pub(super) fn believing() -> Self {
+        Self { removed_percent: 100, hold: Duration::ZERO, pause_max: PAUSE_MAX }
+    }
+}
+
 /// What is known of a source.
 #[derive(Debug)]
 pub(super) struct SourceProgress {
-    /// The last good set.
+    rules: Rules,
+    /// The last good set, with what is held back.
     set: Option<BackendSet>,
     condition: SourceCondition,
+    /// What the source said last, where backends are held back.
+    said: Option<BackendSet>,
+    /// The backends that are held back, and since when the source has not had them.
+    held: HashMap<Address, Instant>,
+    /// Backends that have vanished and were not held back, and when. Those of the last [`Rules::hold`] count.
+    vanished: HashMap<Address, Instant>,
     /// Failures in a row.
     failures: u32,
     /// When the first of these was.
@@ -42,9 +69,23 @@ pub(super) struct ProgressStep {
     pub(super) pause: Duration,
 }
 
+/// Says whether a backend is held for failed by checks or traffic.
+pub(super) type IsFailing<'a> = &'a dyn Fn(&Address) -> bool;
+
 impl SourceProgress {
-    pub(super) fn new() -> Self {
-        Self { set: None, condition: SourceCondition::Awaited, failures: 0, failing_since: None }
+    /// Of a source that is asked for the first time. `left` is what an earlier one has left: it counts until the first answer, and backends
+    /// that are missing then are missing.
+    pub(super) fn new(rules: Rules, left: Option<BackendSet>) -> Self {
+        Self {
+            rules,
+            set: left,
+            condition: SourceCondition::Awaited,
+            said: None,
+            held: HashMap::new(),
+            vanished: HashMap::new(),
+            failures: 0,
+            failing_since: None,
+        }
     }
 
     pub(super) fn set(&self) -> Option<&BackendSet> {
@@ -55,36 +96,101 @@ impl SourceProgress {
         &self.condition
     }
 
+    /// Whether backends are held back, so that [`SourceProgress::review`] is to be called now and then.
+    pub(super) fn is_holding(&self) -> bool {
+        matches!(self.condition, SourceCondition::Holding { .. })
+    }
+
     /// Takes in an answer that came at `now`; `random` is any number.
     pub(super) fn take(
         &mut self,
         answer: Result<BackendSet, DiscoveryError>,
         now: Instant,
         random: u64,
+        is_failing: IsFailing<'_>,
     ) -> ProgressStep {
         match answer {
-            Ok(set) => self.found(set, now),
+            Ok(set) => self.found(set, now, is_failing),
             Err(error) => self.failed(&error, now, random),
         }
     }
 
-    fn found(&mut self, set: BackendSet, now: Instant) -> ProgressStep {
-        let count = counted(set.len());
-        let told = match (&self.condition, self.failing_since.take()) {
-            (SourceCondition::Current, _) => None,
-            (_, Some(since)) => {
-                let (failures, took) = (self.failures, now.saturating_duration_since(since).as_secs_f64());
-                Some(format!("{count}, after {failures} failures in {took:.1} s"))
-            }
-            (_, None) => Some(count),
+    /// Looks again at what is held back.
+    pub(super) fn review(&mut self, now: Instant, is_failing: IsFailing<'_>) -> Option<ProgressStep> {
+        let said = self.said.clone().filter(|_| self.is_holding())?;
+        let step = self.found(said, now, is_failing);
+        (step.news || step.told.is_some()).then_some(step)
+    }
+
+    fn found(&mut self, said: BackendSet, now: Instant, is_failing: IsFailing<'_>) -> ProgressStep {
+        if let Some(since) = self.failing_since {
+            // A time in which it said nothing confirms nothing.
+            let silent = now.saturating_duration_since(since);
+            self.held.values_mut().chain(self.vanished.values_mut()).for_each(|at| *at += silent);
+        }
+        let set = self.hold_back(&said, now, is_failing);
+        let condition = match self.held.len() {
+            0 => SourceCondition::Current,
+            backends => SourceCondition::Holding { backends },
         };
-        let news = told.is_some() || self.set.as_ref() != Some(&set);
-        (self.set, self.condition, self.failures) = (Some(set), SourceCondition::Current, 0);
+        let count = match self.held.len() {
+            0 => counted(said.len()),
+            held => format!(
+                "{}, and {held} that are no longer named are kept until they fail or {:?} are over",
+                counted(said.len()),
+                self.rules.hold
+            ),
+        };
+        let changed = self.condition.as_str() != condition.as_str();
+        let told = changed.then(|| match self.failing_since {
+            Some(since) => {
+                let (failures, took) = (self.failures, now.saturating_duration_since(since).as_secs_f64());
+                format!("{count}, after {failures} failures in {took:.1} s")
+            }
+            None => count,
+        });
+        let news = self.condition != condition || self.set.as_ref() != Some(&set);
+        self.said = (!self.held.is_empty()).then_some(said);
+        (self.set, self.condition, self.failures, self.failing_since) = (Some(set), condition, 0, None);
         ProgressStep { news, told, pause: PAUSE_MIN }
     }
 
+    /// What is served with when the source says `said`: that, and of those that were there what is held back.
+    fn hold_back(&mut self, said: &BackendSet, now: Instant, is_failing: IsFailing<'_>) -> BackendSet {
+        let before = self.set.clone().unwrap_or_default();
+        if self.rules.removed_percent >= 100 {
+            return said.clone();
+        }
+        let named: HashSet<_> = said.iter().map(|it| &it.address).collect();
+        let hold = self.rules.hold;
+        self.vanished.retain(|address, &mut at| now.saturating_duration_since(at) < hold && !named.contains(address));
+        self.held.retain(|address, _| !named.contains(address));
+        let mut missing = HashMap::new();
+        let mut gone_for_sure = 0;
+        for instance in before.iter().filter(|it| !named.contains(&it.address)) {
+            let since = *self.held.get(&instance.address).unwrap_or(&now);
+            if is_failing(&instance.address) || now.saturating_duration_since(since) >= hold {
+                gone_for_sure += 1;
+            } else {
+                missing.insert(instance.address.clone(), since);
+            }
+        }
+        // Those that vanish one after the other count together, or a registry that forgets them one by one would be believed.
+        let all = before.len() - gone_for_sure + self.vanished.len();
+        let may_vanish = all * self.rules.removed_percent as usize / 100;
+        let is_too_much = missing.len() + self.vanished.len() > may_vanish;
+        if missing.is_empty() || !is_too_much {
+            self.held.clear();
+            self.vanished.extend(missing.into_keys().map(|address| (address, now)));
+            return said.clone();
+        }
+        let kept = before.filtered(|it| missing.contains_key(&it.address));
+        self.held = missing;
+        BackendSet::merged([said, &kept])
+    }
+
     fn failed(&mut self, error: &DiscoveryError, now: Instant, random: u64) -> ProgressStep {
-        let pause = pause(self.failures, random);
+        let pause = pause(self.failures, random).min(self.rules.pause_max);
         self.failures = self.failures.saturating_add(1);
         self.failing_since.get_or_insert(now);
         let before = std::mem::replace(&mut self.condition, SourceCondition::Failing { error: error.to_string() });
@@ -98,7 +204,7 @@ impl SourceProgress {
     }
 }
 
-fn counted(backends: usize) -> String {
+pub(super) fn counted(backends: usize) -> String {
     match backends {
         1 => "1 backend".into(),
         count => format!("{count} backends"),
@@ -113,72 +219,4 @@ fn pause(failures: u32, random: u64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::Instance;
-    use crate::config::Address;
-
-    fn set(ports: &[u16]) -> BackendSet {
-        ports.iter().map(|&port| Instance::new(Address::Ip(([10, 0, 0, 1], port).into()))).collect()
-    }
-
-    /// What is told of answers that come a second after each other; `None` is an error.
-    fn told(answers: &[Option<&[u16]>]) -> Vec<(bool, Option<String>)> {
-        let (mut progress, begin) = (SourceProgress::new(), Instant::now());
-        let steps = answers.iter().zip(0..).map(|(answer, second)| {
-            let answer = answer.map(set).ok_or_else(|| DiscoveryError::new("connection refused"));
-            let step = progress.take(answer, begin + Duration::from_secs(second), 0);
-            (step.news, step.told)
-        });
-        steps.collect()
-    }
-
-    #[test]
-    fn each_change_of_state_is_told_once() {
-        let told = told(&[Some(&[1, 2]), Some(&[1, 2]), Some(&[1]), None, None, None, Some(&[1]), Some(&[])]);
-        let words = |text: &str| Some(text.to_owned());
-        let expected = [
-            (true, words("2 backends")),
-            (false, None),
-            (true, None),
-            (true, words("connection refused; keeping 1 backend, retry in 0.2 s")),
-            (false, None),
-            (false, None),
-            (true, words("1 backend, after 3 failures in 3.0 s")),
-            (true, None),
-        ];
-        assert_eq!(told, expected);
-    }
-
-    #[test]
-    fn before_the_first_answer_a_failure_says_that_nothing_is_known() {
-        let told = told(&[None, Some(&[1])]);
-        assert_eq!(told[0].1.as_deref(), Some("connection refused; no backends are known, retry in 0.2 s"));
-        assert_eq!(told[1].1.as_deref(), Some("1 backend, after 1 failures in 1.0 s"));
-    }
-
-    #[test]
-    fn a_failure_keeps_the_last_set_and_says_another_reason_without_telling_it() {
-        let (mut progress, now) = (SourceProgress::new(), Instant::now());
-        progress.take(Ok(set(&[1])), now, 0);
-        progress.take(Err(DiscoveryError::new("refused")), now, 0);
-        let step = progress.take(Err(DiscoveryError::new("timed out")), now, 0);
-        assert_eq!((step.news, step.told), (true, None));
-        assert_eq!(progress.set(), Some(&set(&[1])));
-        assert_eq!(progress.condition(), &SourceCondition::Failing { error: "timed out".into() });
-    }
-
-    #[test]
-    fn pauses_grow_to_a_bound_and_start_anew_after_a_success() {
-        let (mut progress, now) = (SourceProgress::new(), Instant::now());
-        let fail =
-            |progress: &mut SourceProgress, random| progress.take(Err(DiscoveryError::new("no")), now, random).pause;
-        let pauses: Vec<_> = (0..9).map(|_| fail(&mut progress, 1023).as_secs_f64().ceil()).collect();
-        assert_eq!(pauses, [1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);
-        for _ in 0..100 {
-            assert!(fail(&mut progress, u64::MAX) <= PAUSE_MAX && fail(&mut progress, 0) >= PAUSE_MAX / 2);
-        }
-        progress.take(Ok(set(&[1])), now, 0);
-        assert!(fail(&mut progress, u64::MAX) <= PAUSE_FIRST);
-    }
-}
+mod tests;

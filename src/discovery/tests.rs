@@ -82,7 +82,7 @@ async fn what_is_pushed_before_the_start_is_served_with_from_the_start() {
     let upstream = upstream(&state);
     let (pusher, pushed) = pushed();
     pusher.push(set(&[2]));
-    let _feeds = Feeds::start(found(pushed), &[Arc::clone(&upstream)], &events);
+    let _feeds = Feeds::start(found(pushed), &[Arc::clone(&upstream)], None, &events);
     assert_eq!(ports(&state), [1, 2]);
     // Without anybody to push, the last set holds.
     pusher.push(set(&[3]));
@@ -98,7 +98,7 @@ async fn a_failing_source_keeps_its_last_set_and_is_told_of_once() {
     let mut listener = events.listen();
     let upstream = upstream(&state);
     let script = Scripted::says(&[Ok(&[2]), Err("refused"), Err("refused"), Err("timed out"), Ok(&[3])]);
-    let _feeds = Feeds::start(found(script), &[Arc::clone(&upstream)], &events);
+    let _feeds = Feeds::start(found(script), &[Arc::clone(&upstream)], None, &events);
     assert_eq!(state.sources.look()[1].condition, SourceCondition::Awaited);
     tokio::time::sleep(2 * S + S / 10).await;
     assert_eq!(ports(&state), [1, 2]);
@@ -115,18 +115,17 @@ async fn a_failing_source_keeps_its_last_set_and_is_told_of_once() {
 async fn reloads_do_not_put_off_a_source_nor_its_retries() {
     let (state, events) = (state(), Events::default());
     let upstream = [upstream(&state)];
-    let feeds = Feeds::start(found(pushed().1), &upstream, &events);
-    let failing = Feeds::start(found(AtOnce(0)), &upstream, &events);
+    let mut both = found(pushed().1);
+    both.push(FoundBackends::by("u".into(), "failing".into(), AtOnce(0)));
+    let mut feeds = Feeds::start(both, &upstream, None, &events);
     for _ in 0..100 {
-        feeds.follow(&[]);
-        failing.follow(&[]);
+        feeds.follow(&[], FirstLooks::default());
         tokio::time::sleep(S / 10).await;
-        feeds.follow(&upstream);
-        failing.follow(&upstream);
+        feeds.follow(&upstream, FirstLooks::default());
         tokio::time::sleep(S / 10).await;
     }
     // In 20 s: after 0.25 to 0.5 s, twice that, and so on.
-    let SourceCondition::Failing { error } = &state.sources.look()[1].condition else { panic!("it fails") };
+    let SourceCondition::Failing { error } = &state.sources.look()[2].condition else { panic!("it fails") };
     let asked: u32 = error.parse().unwrap();
     assert!((5..=8).contains(&asked), "{asked}");
 }
@@ -147,8 +146,8 @@ async fn an_upstream_that_comes_back_is_told_what_is_known_before_it_serves() {
     let upstream = upstream(&first);
     let (pusher, pushed) = pushed();
     pusher.push(set(&[2]));
-    let feeds = Feeds::start(found(pushed), &[upstream], &events);
-    feeds.follow(&[]);
+    let mut feeds = Feeds::start(found(pushed), &[upstream], None, &events);
+    feeds.follow(&[], FirstLooks::default());
     tokio::time::sleep(S).await;
     pusher.push(set(&[3]));
     tokio::time::sleep(S).await;

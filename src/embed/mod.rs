@@ -513,7 +513,7 @@ mod tests {
         let running = Isobar::builder().config_file(&file).start().unwrap();
         let vital = running.handle().events().vital();
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        while vital.watched().len() < 12 {
+        while vital.watched().len() < 13 {
             assert!(std::time::Instant::now() < deadline, "{:?}", vital.watched());
             thread::sleep(Duration::from_millis(5));
         }
@@ -536,6 +536,7 @@ mod tests {
                 "admin address",
                 "certificates",
                 "control",
+                "drain limit of worker 0",
                 "gauge",
                 "health checks of 127.0.0.1:9001 in upstream u",
                 "inbox of worker 0",

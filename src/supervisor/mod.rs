@@ -5,13 +5,13 @@
 //! that a request waits for, does not wait itself and cannot fail. Only then is retired what the new configuration no
 //! longer has.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::{Config, MiddlewareName, Problem, Problems, RouteName, UpstreamName};
-use crate::discovery::{Feeds, FoundBackends};
+use crate::discovery::{Feeds, FirstLooks, FoundBackends};
 use crate::file_descriptors;
 use crate::handover::Inherited;
 use crate::health::Prober;
@@ -194,7 +194,7 @@ impl Supervisor {
         );
         let process = Process::with_descriptors(workers, plan);
         log.take_effect(&process);
-        let feeds = Feeds::start(found, &snapshot.upstreams, &process.events);
+        let feeds = Feeds::start(found, &snapshot.upstreams, config.state_dir.as_deref(), &process.events);
         for upstream in &snapshot.upstreams {
             upstream.state.sources.file_says(upstream.listed());
             // What is found already is served with from the first request on.
@@ -271,7 +271,8 @@ impl Supervisor {
         };
         warnings.append(&mut prepared.warnings);
 
-        let retired = self.commit(prepared);
+        let looks = self.feeds.look_ahead(&prepared.snapshot.upstreams);
+        let retired = self.commit(prepared, looks);
         for listener in &retired {
             self.lasting.moved.push(listener.address);
             self.shared.workers.unlisten(listener, config.drain_limit, &self.lasting.listeners);
@@ -281,10 +282,21 @@ impl Supervisor {
     }
 
     /// The point of no return. Gives back the listeners that are no longer wanted.
-    fn commit(&mut self, prepared: PreparedReload) -> Vec<Arc<Listener>> {
+    fn commit(&mut self, prepared: PreparedReload, looks: FirstLooks) -> Vec<Arc<Listener>> {
         let PreparedReload { snapshot, lasting, log, bound, tls, warnings: _ } = prepared;
         let workers = &self.shared.workers;
         log.take_effect(&self.shared.process);
+        // Before they are served: what new sources can say at once is there for the first request.
+        let before = workers.snapshot();
+        let served: HashSet<_> = before.upstreams.iter().map(Arc::as_ptr).collect();
+        self.feeds.follow(&snapshot.upstreams, looks);
+        for upstream in &snapshot.upstreams {
+            upstream.state.sources.file_says(upstream.listed());
+            // Of one that is served already, the keeper tells what changes.
+            if !served.contains(&Arc::as_ptr(upstream)) {
+                roster_keeper::follow_sources(upstream, Instant::now());
+            }
+        }
         // Before the first request that knows of them: a backend never sees more than its limit.
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
         workers.publish(Arc::clone(&snapshot));
@@ -304,10 +316,6 @@ impl Supervisor {
 
     /// Has these upstreams kept and their backends checked from now on. Does not wait.
     fn watch_over(&mut self, upstreams: &[Arc<Upstream>]) {
-        for upstream in upstreams {
-            upstream.state.sources.file_says(upstream.listed());
-        }
-        self.feeds.follow(upstreams);
         self.keepers.follow(upstreams);
         self.prober.follow(upstreams);
     }

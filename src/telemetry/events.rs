@@ -130,7 +130,7 @@ pub enum EventKind {
         upstream: UpstreamName,
         /// Its name.
         source: String,
-        /// `current` or `failing`.
+        /// `awaited`, `current`, `holding` or `failing`.
         to: &'static str,
         /// What was found, or what went wrong and what holds meanwhile, in words.
         evidence: String,
@@ -251,6 +251,12 @@ impl EventKind {
             }
             Self::Discovery { upstream, source, to: "failing", evidence } => {
                 warn!(%upstream, %source, evidence, "discovery fails");
+            }
+            Self::Discovery { upstream, source, to: "holding", evidence } => {
+                warn!(%upstream, %source, evidence, "discovery holds backends back");
+            }
+            Self::Discovery { upstream, source, to: "awaited", evidence } => {
+                info!(%upstream, %source, evidence, "discovery begins with what an earlier process knew");
             }
             Self::Discovery { upstream, source, to: _, evidence } => {
                 info!(%upstream, %source, evidence, "discovery answers");

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use crate::backend::health::{Account, Health, Verdict};
 use crate::backend::limits::Permits;
 use crate::backend::operator_state::ByHand;
-use crate::backend::outlier::AttemptOutcome;
+use crate::backend::outlier::{AttemptOutcome, By};
 use crate::backend::set::Difference;
 use crate::backend::slow_start::Ramp;
 use crate::backend::{Backend, BackendId, BackendSet, BackendState, Instance, Lease, UpstreamRoom};
@@ -455,6 +455,15 @@ impl UpstreamState {
     /// What moves the adaptive limit, once one was configured.
     pub fn adaptive(&self) -> Option<&Gradient> {
         self.adaptive.get()
+    }
+
+    /// Whether health checks or outlier detection hold a backend for failed now, so that its going is no surprise.
+    pub fn is_failing(&self, address: &Address) -> bool {
+        let state = self.lock().get(address).and_then(|known| known.state.upgrade());
+        state.is_some_and(|state| {
+            let by_detection = state.outlier.history().ejection().is_some_and(|it| it.by == By::Detection);
+            by_detection || state.health.verdict() == Verdict::Unhealthy
+        })
     }
 
     fn has_backends(&self) -> bool {

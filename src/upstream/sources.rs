@@ -3,42 +3,103 @@
 //! Each source reports complete sets; the last good one of each counts until the next. The file is the first source, and the
 //! first that knows an address says what that backend is. Outlives reloads, with the upstream's state.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
 
 use crate::backend::BackendSet;
+use crate::config::Address;
 
 /// The last report of each source.
 #[derive(Debug, Default)]
-pub struct Sources(Mutex<Reports>);
+pub struct Sources {
+    reports: Mutex<Reports>,
+    inbox: OnceLock<Inbox>,
+}
 
 #[derive(Debug, Default)]
 struct Reports {
     /// `None` until the file was committed for the first time.
     file: Option<SourceReport>,
-    found: Vec<SourceReport>,
+    /// In the order in which they count.
+    found: Vec<Slot>,
 }
+
+/// A source that may report.
+#[derive(Debug)]
+struct Slot {
+    id: SourceId,
+    report: Option<SourceReport>,
+}
+
+/// Tells apart the sources that this process has followed: one that takes the place of another has the same name. The default is the file's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SourceId(pub u64);
 
 /// How it stands with a source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceReport {
+    /// Which source.
+    pub id: SourceId,
     /// The source's name: unique in its upstream.
     pub source: Arc<str>,
-    /// The last good set; `None` before the first.
+    /// The last good set, with the backends that are held back; `None` before the first.
     pub set: Option<BackendSet>,
     /// Whether it answers.
     pub condition: SourceCondition,
     /// Since when that is so.
     pub since: SystemTime,
+    /// The index or version of the last good answer, where it has one.
+    pub revision: Option<Arc<str>>,
+    /// When the last good answer came; of a set that an earlier process has left, when that was.
+    pub answered: Option<SystemTime>,
+    /// Since when each backend of the set is said to be there.
+    pub said_since: Arc<HashMap<Address, SystemTime>>,
+    /// What is wrong with entries of the last good answer that were left out, a word on each.
+    pub refused: Arc<[String]>,
+}
+
+impl SourceReport {
+    /// Nothing yet.
+    pub fn awaited(id: SourceId, source: Arc<str>) -> Self {
+        Self {
+            id,
+            source,
+            set: None,
+            condition: SourceCondition::Awaited,
+            since: SystemTime::now(),
+            revision: None,
+            answered: None,
+            said_since: Arc::default(),
+            refused: Arc::default(),
+        }
+    }
+
+    /// For how long it is not known at `now` whether the set is still right: since the last good answer, while the source gives none.
+    pub fn stale(&self, now: SystemTime) -> Duration {
+        match self.condition {
+            SourceCondition::Current | SourceCondition::Holding { .. } => Duration::ZERO,
+            SourceCondition::Awaited | SourceCondition::Failing { .. } => {
+                now.duration_since(self.answered.unwrap_or(self.since)).unwrap_or_default()
+            }
+        }
+    }
 }
 
 /// Whether a source answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceCondition {
-    /// It has not answered yet.
+    /// It has not answered yet. A set that an earlier process has left counts meanwhile.
     Awaited,
     /// Its last answer was good.
     Current,
+    /// Its last answer was good, but too many backends are missing in it at once. They are served with until that is confirmed.
+    Holding {
+        /// How many are held back.
+        backends: usize,
+    },
     /// Its last answer was none. The last good set still counts.
     Failing {
         /// What went wrong the last time.
@@ -47,11 +108,12 @@ pub enum SourceCondition {
 }
 
 impl SourceCondition {
-    /// In a word: `awaited`, `current` or `failing`.
+    /// In a word: `awaited`, `current`, `holding` or `failing`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Awaited => "awaited",
             Self::Current => "current",
+            Self::Holding { .. } => "holding",
             Self::Failing { .. } => "failing",
         }
     }
@@ -65,17 +127,38 @@ impl Sources {
     pub fn file_says(&self, set: &BackendSet) {
         let mut reports = self.lock();
         if reports.file.as_ref().is_none_or(|report| report.set.as_ref() != Some(set)) {
-            let (set, since) = (Some(set.clone()), SystemTime::now());
-            reports.file = Some(SourceReport { source: FILE.into(), set, condition: SourceCondition::Current, since });
+            let report = SourceReport::awaited(SourceId::default(), FILE.into());
+            let now = report.since;
+            let said_since = Arc::new(set.iter().map(|it| (it.address.clone(), now)).collect());
+            let set = Some(set.clone());
+            reports.file = Some(SourceReport {
+                set,
+                condition: SourceCondition::Current,
+                answered: Some(now),
+                said_since,
+                ..report
+            });
         }
     }
 
-    /// Takes what a source of discovery has to say in place of what it said before. Control plane only.
-    pub fn report(&self, report: SourceReport) {
+    /// From now on these report, in the order in which they count, and no others. What is known of each stays. Control plane only.
+    pub fn arrange(&self, sources: &[SourceId]) {
         let mut reports = self.lock();
-        match reports.found.iter_mut().find(|it| it.source == report.source) {
-            Some(known) => *known = report,
-            None => reports.found.push(report),
+        let mut before = std::mem::take(&mut reports.found);
+        reports.found = sources
+            .iter()
+            .map(|&id| {
+                let known = before.iter_mut().find(|slot| slot.id == id);
+                Slot { id, report: known.and_then(|slot| slot.report.take()) }
+            })
+            .collect();
+    }
+
+    /// Takes what a source of discovery has to say in place of what it said before. One that is not among those that report, or no
+    /// longer, is not listened to. Control plane only.
+    pub fn report(&self, report: SourceReport) {
+        if let Some(slot) = self.lock().found.iter_mut().find(|slot| slot.id == report.id) {
+            slot.report = Some(report);
         }
     }
 
@@ -94,17 +177,61 @@ impl Sources {
     /// The last report of each, the file first.
     pub fn look(&self) -> Vec<SourceReport> {
         let reports = self.lock();
-        reports.file.iter().chain(&reports.found).cloned().collect()
+        reports.file.iter().chain(reports.found()).cloned().collect()
+    }
+
+    /// Where sets are left that are sent to the admin address.
+    pub fn inbox(&self) -> &Inbox {
+        self.inbox.get_or_init(Inbox::default)
     }
 
     fn lock(&self) -> MutexGuard<'_, Reports> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Reports {
+    fn found(&self) -> impl Iterator<Item = &SourceReport> {
+        self.found.iter().filter_map(|slot| slot.report.as_ref())
+    }
+
     fn merged(&self, file: &BackendSet) -> BackendSet {
-        BackendSet::merged([file].into_iter().chain(self.found.iter().filter_map(|report| report.set.as_ref())))
+        BackendSet::merged([file].into_iter().chain(self.found().filter_map(|report| report.set.as_ref())))
+    }
+}
+
+/// Where sets are left that are sent to the admin address, for the source that takes them from there.
+#[derive(Debug)]
+pub struct Inbox(watch::Sender<Option<BackendSet>>);
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
+    }
+}
+
+impl Inbox {
+    /// Leaves a set there, if `may` says so of the one that is there. Whether it did.
+    pub fn put(&self, set: BackendSet, may: impl FnOnce(Option<&BackendSet>) -> bool) -> bool {
+        self.0.send_if_modified(|there| {
+            let put = may(there.as_ref());
+            if put {
+                *there = Some(set);
+            }
+            put
+        })
+    }
+
+    /// What is there.
+    pub fn look(&self) -> Option<BackendSet> {
+        self.0.borrow().clone()
+    }
+
+    /// Is told of what is left there.
+    pub fn subscribe(&self) -> watch::Receiver<Option<BackendSet>> {
+        let mut receiver = self.0.subscribe();
+        receiver.mark_changed();
+        receiver
     }
 }
 
@@ -118,25 +245,55 @@ mod tests {
         ports.iter().map(|&port| Instance::new(Address::Ip(([10, 0, 0, 1], port).into()))).collect()
     }
 
-    fn report(source: &str, set: Option<BackendSet>, condition: SourceCondition) -> SourceReport {
-        SourceReport { source: source.into(), set, condition, since: SystemTime::UNIX_EPOCH }
+    fn report(id: u64, set: Option<BackendSet>, condition: SourceCondition) -> SourceReport {
+        SourceReport { set, condition, ..SourceReport::awaited(SourceId(id), format!("source {id}").into()) }
     }
 
     #[test]
     fn what_each_last_said_is_served_and_nothing_before_the_file_is_known() {
         let sources = Sources::default();
-        sources.report(report("one", Some(set(&[2, 3])), SourceCondition::Current));
+        sources.arrange(&[SourceId(1), SourceId(2)]);
+        sources.report(report(1, Some(set(&[2, 3])), SourceCondition::Current));
         assert_eq!(sources.set(), None);
         assert_eq!(sources.set_with(&set(&[1])), set(&[1, 2, 3]));
         sources.file_says(&set(&[1]));
         assert_eq!(sources.set(), Some(set(&[1, 2, 3])));
         // One that fails keeps its last set; one that is awaited has none yet.
-        sources.report(report("one", Some(set(&[3])), SourceCondition::Failing { error: "refused".into() }));
-        sources.report(report("other", None, SourceCondition::Awaited));
+        sources.report(report(1, Some(set(&[3])), SourceCondition::Failing { error: "refused".into() }));
+        sources.report(report(2, None, SourceCondition::Awaited));
         assert_eq!(sources.set(), Some(set(&[1, 3])));
         let look: Vec<_> = sources.look().iter().map(|it| (it.source.to_string(), it.condition.as_str())).collect();
-        let expected = [("file", "current"), ("one", "failing"), ("other", "awaited")];
+        let expected = [("file", "current"), ("source 1", "failing"), ("source 2", "awaited")];
         assert_eq!(look, expected.map(|(name, condition)| (name.to_owned(), condition)));
+    }
+
+    #[test]
+    fn sources_count_in_their_order_and_one_that_is_gone_is_not_listened_to() {
+        let sources = Sources::default();
+        sources.file_says(&set(&[]));
+        sources.arrange(&[SourceId(1), SourceId(2)]);
+        sources.report(report(2, Some(set(&[2])), SourceCondition::Current));
+        sources.report(report(1, Some(set(&[1])), SourceCondition::Current));
+        let order = |sources: &Sources| sources.look().iter().map(|it| it.id.0).collect::<Vec<_>>();
+        assert_eq!(order(&sources), [0, 1, 2]);
+        sources.arrange(&[SourceId(3), SourceId(2)]);
+        // It was about to say something when it ended.
+        sources.report(report(1, Some(set(&[1])), SourceCondition::Current));
+        assert_eq!((order(&sources), sources.set()), (vec![0, 2], Some(set(&[2]))));
+        sources.report(report(3, Some(set(&[3])), SourceCondition::Current));
+        assert_eq!(order(&sources), [0, 3, 2]);
+    }
+
+    #[test]
+    fn a_source_is_stale_since_its_last_good_answer_while_it_gives_none() {
+        let now = SystemTime::now();
+        let at = |seconds| Some(now - Duration::from_secs(seconds));
+        let of = |condition, answered| SourceReport { answered, ..report(1, None, condition) }.stale(now).as_secs();
+        assert_eq!(of(SourceCondition::Current, at(100)), 0);
+        assert_eq!(of(SourceCondition::Holding { backends: 3 }, at(100)), 0);
+        assert_eq!(of(SourceCondition::Failing { error: String::new() }, at(100)), 100);
+        assert_eq!(of(SourceCondition::Awaited, at(100)), 100);
+        assert_eq!(of(SourceCondition::Awaited, None), 0);
     }
 
     #[test]

@@ -47,6 +47,7 @@ const UNSEEN: &[(&str, &[&str])] = &[
             "forwarding_keys_on_a_redirect",
             "limits_that_contradict_themselves",
             "no_action",
+            "no_backends",
             "several_actions",
             "several_paths",
             "weights_that_are_ignored",

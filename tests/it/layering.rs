@@ -70,7 +70,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     // Says what backends there are, and wakes the keeper.
-    ("discovery", &["upstream", "backend", "config", "telemetry"]),
+    ("discovery", &["upstream", "backend", "http_client", "config", "telemetry"]),
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
     (
@@ -178,6 +178,7 @@ const CIRCLES: &[(&str, &[&str], &str)] = &[
             "check",
             "circuit_breaker",
             "difference",
+            "discovery",
             "form",
             "forwarded",
             "header",

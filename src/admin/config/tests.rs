@@ -14,6 +14,9 @@ fn shown(config: &Config) -> serde_json::Value {
 fn keys_are_those_of_the_file() {
     let config = shown(&fixture::config());
     assert_eq!(config["workers"], "auto");
+    let source = json!({
+        "name": "push", "push": {}, "removal_hold": "5m", "max_backends": 10_000, "max_bytes": 4096, "allow": [], "zone_label": "zone"
+    });
     assert_eq!(
         config["admin"],
         json!({
@@ -105,8 +108,9 @@ fn keys_are_those_of_the_file() {
         "initial": "first_check",
     });
     let mut upstreams = config["upstream"].clone();
-    let protocol = upstreams["users"].as_object_mut().unwrap().remove("protocol");
-    assert_eq!(protocol, Some(json!("auto")));
+    let mut removed = |key: &str| upstreams["users"].as_object_mut().unwrap().remove(key);
+    assert_eq!(removed("protocol"), Some(json!("auto")));
+    assert_eq!(removed("discovery"), Some(json!([source])));
     assert_eq!(
         upstreams,
         json!({

@@ -12,6 +12,7 @@ mod limits;
 mod listener;
 mod load_balancing;
 mod process;
+mod source;
 #[cfg(test)]
 mod tests;
 mod text_format;
@@ -119,6 +120,7 @@ impl Collector for Scrape {
         self.backends(&mut families)?;
         self.health(&mut families)?;
         self.picking(&mut families)?;
+        self.sources(&mut families)?;
         limits::metrics(&self.snapshot, &self.process, &mut families)
     }
 }

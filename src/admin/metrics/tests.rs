@@ -6,6 +6,7 @@ use crate::admin::fixture::Process;
 use crate::backend::Lease;
 use crate::backend::health::{LastCheck, Thresholds};
 use crate::overload::Cause;
+use crate::upstream::sources::{SourceId, SourceReport};
 
 #[test]
 fn shards_are_added_up() {
@@ -101,6 +102,10 @@ fn every_metric_is_in_the_table_and_every_line_of_it_is_a_metric() {
     let process = Process::new();
     // Told of from the first call on.
     process.snapshot().upstreams[0].state.metrics.of(0).grpc[0].add(1);
+    let snapshot = process.snapshot();
+    let sources = &snapshot.upstreams[0].state.sources;
+    sources.arrange(&[SourceId(1)]);
+    sources.report(SourceReport::awaited(SourceId(1), "registry".into()));
     let emitted = emitted(&text(&*process).unwrap());
     let documented = documented(include_str!("../../../docs/metrics.md"));
     let missing: Vec<_> = emitted.difference(&documented).collect();

@@ -86,6 +86,8 @@ struct Time {
 enum CtlCommand {
     /// Show the upstreams
     Upstreams,
+    /// Show where backends come from, beside the list of the file
+    Sources,
     /// Show the backends, of one upstream or of all, and what is set by hand
     Backends {
         /// Only this upstream's
@@ -244,6 +246,7 @@ async fn obey(options: CtlOptions, client: &AdminClient) -> Result<(), AdminCall
     let plain = |answer: &Value, shown: fn(&Value) -> String| print(json, answer, shown);
     match options.command {
         CtlCommand::Upstreams => plain(&client.ask("GET", "/upstreams", None).await?, show::upstreams),
+        CtlCommand::Sources => plain(&client.ask("GET", "/upstreams", None).await?, show::sources),
         CtlCommand::Backends { upstream: None } => {
             let answer = client.ask("GET", "/upstreams", None).await?;
             plain(&answer, |answer| show::backends(answer["upstreams"].as_array().map_or(&[], Vec::as_slice)))

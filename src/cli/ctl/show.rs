@@ -25,6 +25,29 @@ pub(super) fn upstreams(answer: &Value) -> String {
     table.to_string()
 }
 
+/// Where backends come from: a line for each source but the list of the file.
+pub(super) fn sources(answer: &Value) -> String {
+    let mut table =
+        TextTable::new(&["UPSTREAM", "SOURCE", "CONDITION", ">BACKENDS", ">HELD BACK", ">STALE", "REVISION", "WHAT"]);
+    for upstream in list(&answer["upstreams"]) {
+        for source in list(&upstream["sources"]).iter().skip(1) {
+            let left_out = list(&source["left_out"]).first().map(|first| format!("left out: {}", text(first)));
+            let what = source["error"].as_str().map(str::to_owned).or(left_out).unwrap_or_else(|| "-".into());
+            table.line(vec![
+                text(&upstream["name"]),
+                text(&source["name"]),
+                text(&source["condition"]),
+                text(&source["backends"]),
+                text(&source["held_back"]),
+                format!("{} s", source["stale_seconds"]),
+                source["revision"].as_str().unwrap_or("-").to_owned(),
+                what,
+            ]);
+        }
+    }
+    table.to_string()
+}
+
 /// `isobar ctl backends`, of these upstreams.
 pub(super) fn backends(upstreams: &[Value]) -> String {
     let mut table =

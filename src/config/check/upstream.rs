@@ -109,7 +109,9 @@ fn zones(
 ) -> Option<ZonesConfig> {
     let known: BTreeSet<&str> = upstream.backends.iter().filter_map(|backend| backend.zone.as_deref()).collect();
     let field = &written.zone_preference;
-    if let Some(table) = field.value() {
+    // Of those that are found it is not known here in which zones they are.
+    let all_are_known = !written.has_sources();
+    if let (Some(table), true) = (field.value(), all_are_known) {
         refuse_unknown_zones(check, table, written, &known);
     }
     let is_off = field.value().is_some_and(|table| !ZonesConfig::says_enabled(table));
@@ -117,11 +119,11 @@ fn zones(
         if local.is_none() {
             let problem = Problem::error("nothing says in which zone this process is");
             check.add(place, problem.expected("zone = \"..\" at the top of the file"));
-        } else if known.is_empty() {
+        } else if known.is_empty() && all_are_known {
             check.add(place, Problem::error("no backend says in which zone it is").expected("zone on backends"));
         }
     }
-    let local = local.filter(|_| !known.is_empty())?;
+    let local = local.filter(|_| !known.is_empty() || !all_are_known)?;
     upstream.zone_preference.clone().map(|zones| ZonesConfig { local: Arc::clone(local), ..zones })
 }
 

@@ -1,0 +1,253 @@
+//! `[[upstream.NAME.discovery]]`: a source of backends beside the list of the file. A file for each kind of source.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::json;
+
+use super::check::Check;
+use super::difference::Changes;
+use super::error::Problem;
+use super::field::Field;
+use super::form::{About, Form, Inner, List, Literal, Many, Maybe, Name, Part, Size, Span, Whole, part_about};
+use super::json_tree::Tree;
+use super::listener::Network;
+use super::report::Place;
+use super::table::Table;
+use super::visibility::Kind;
+
+mod url;
+mod file;
+mod http;
+mod push;
+mod consul;
+
+pub use self::http::HttpSourceConfig;
+pub use consul::ConsulConfig;
+pub use file::FileSourceConfig;
+pub use push::PushConfig;
+pub use url::HttpUrl;
+
+/// A source of backends: one of the tables `file`, `http`, `push` and `consul`, and how far it is believed. What several sources say is added up.
+/// The last good set holds while a source fails.
+#[derive(Clone, Debug, PartialEq, Eq, Table)]
+#[table(check = Self::check)]
+pub struct DiscoveryConfig {
+    /// What logs, metrics and the admin address call it. Unique in its upstream.
+    #[key(Name, otherwise = "its kind and what it asks for")]
+    pub name: Arc<str>,
+    /// A file that lists backends, and is watched.
+    #[key(Part, otherwise = "none")]
+    pub file: Option<Arc<FileSourceConfig>>,
+    /// A list of backends that is asked for over HTTP.
+    #[key(Part, otherwise = "none")]
+    pub http: Option<Arc<HttpSourceConfig>>,
+    /// A list of backends that is sent to the admin address. One per upstream.
+    #[key(Part, otherwise = "none")]
+    pub push: Option<Arc<PushConfig>>,
+    /// A service in Consul.
+    #[key(Part, otherwise = "none")]
+    pub consul: Option<Arc<ConsulConfig>>,
+    /// How many of a hundred backends may vanish at once, or one after the other within `removal_hold`. When more would, or all, those that
+    /// vanish are kept until their checks fail or `removal_hold` is over; what is new is served with at once. 100 holds nothing back.
+    #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose")]
+    pub max_removed_percent: Option<u32>,
+    /// How long a source must say that backends are gone that `max_removed_percent` holds back.
+    #[key(Span, default = "5m")]
+    pub removal_hold: Duration,
+    /// Backends that it may say. An answer with more is a failure.
+    #[key(Whole(1..=100_000), default = 10_000)]
+    pub max_backends: usize,
+    /// Bytes that an answer may have. A longer one is a failure.
+    #[key(Size("1KiB", "256MiB"), default = "8MiB")]
+    pub max_bytes: usize,
+    /// Networks of addresses that are believed although they are refused otherwise: link-local addresses, those of a cloud's metadata service,
+    /// and loopback from a source that is on another machine.
+    #[key(List(Network), example = ["169.254.10.0/24"])]
+    pub allow: Vec<IpNet>,
+    /// The label that says in which zone a backend is, where the source has no other place for that.
+    #[key(Name, default = "zone")]
+    pub zone_label: Arc<str>,
+}
+
+/// What a source asks.
+#[derive(Clone, Copy, Debug)]
+pub enum SourceConfig<'a> {
+    /// A file.
+    File(&'a Arc<FileSourceConfig>),
+    /// A list over HTTP.
+    Http(&'a Arc<HttpSourceConfig>),
+    /// What is sent to the admin address.
+    Push(&'a Arc<PushConfig>),
+    /// Consul.
+    Consul(&'a Arc<ConsulConfig>),
+}
+
+/// How many of a hundred backends a registry may take away at once.
+const REMOVED_PERCENT: u32 = 50;
+
+impl DiscoveryConfig {
+    /// What it asks. `None` of a table that was never checked.
+    pub fn source(&self) -> Option<SourceConfig<'_>> {
+        let file = self.file.as_ref().map(SourceConfig::File);
+        let http = || self.http.as_ref().map(SourceConfig::Http);
+        let push = || self.push.as_ref().map(SourceConfig::Push);
+        let consul = || self.consul.as_ref().map(SourceConfig::Consul);
+        file.or_else(http).or_else(push).or_else(consul)
+    }
+
+    /// What it asks for, and of whom, in words. Two tables that ask for the same may know the last set of each other.
+    pub fn asks(&self) -> String {
+        match self.source() {
+            Some(SourceConfig::File(file)) => format!("file {}", file.path.display()),
+            Some(SourceConfig::Http(http)) => format!("http {}", http.url),
+            Some(SourceConfig::Push(_)) => "push".into(),
+            Some(SourceConfig::Consul(consul)) => consul.asks(),
+            None => String::new(),
+        }
+    }
+
+    /// How many of a hundred backends may vanish at once.
+    pub fn removed_percent(&self) -> u32 {
+        self.max_removed_percent.unwrap_or(match self.source() {
+            Some(SourceConfig::File(_) | SourceConfig::Push(_)) | None => 100,
+            Some(SourceConfig::Http(_) | SourceConfig::Consul(_)) => REMOVED_PERCENT,
+        })
+    }
+
+    /// Whether an address of loopback means this machine: what is asked is on it.
+    pub fn is_local(&self) -> bool {
+        match self.source() {
+            Some(SourceConfig::Http(http)) => http.url.is_loopback(),
+            Some(SourceConfig::Consul(consul)) => consul.address.is_loopback(),
+            Some(SourceConfig::File(_) | SourceConfig::Push(_)) | None => true,
+        }
+    }
+
+    fn check(check: &Check<'_>, place: Place, written: &WrittenDiscoveryConfig, mut it: Self) -> Option<Self> {
+        let given = [
+            ("file", written.file.place()),
+            ("http", written.http.place()),
+            ("push", written.push.place()),
+            ("consul", written.consul.place()),
+        ];
+        let mut given = given.into_iter().filter_map(|(kind, place)| Some((kind, place?)));
+        let Some((kind, _)) = given.next() else {
+            let kinds = ["file", "http", "push", "consul"];
+            if !kinds.iter().any(|kind| check.report.is_meant(place, kind)) {
+                let problem = Problem::error("nothing says where backends are found");
+                check.add(place, problem.expected("one of the tables file, http, push and consul"));
+            }
+            return None;
+        };
+        for (other, place) in given {
+            let problem = Problem::error(format!("{other} beside {kind}: a table is one source"));
+            check.add(place, problem.expected("a table [[upstream.NAME.discovery]] for each"));
+        }
+        if written.name.value().is_none() {
+            it.name = it.default_name(check, written).into();
+        }
+        // Without one, what it asks is wrong, which is reported.
+        it.source().is_some().then_some(it)
+    }
+
+    /// A name that shows nothing that a variable of the environment stands for.
+    fn default_name(&self, check: &Check<'_>, written: &WrittenDiscoveryConfig) -> String {
+        let shown = |place: Option<Place>, value: String| match place {
+            Some(place) => check.show(place, value),
+            None => value,
+        };
+        match self.source() {
+            Some(SourceConfig::File(file)) => {
+                let place = written.file.value().and_then(|it| it.path.place());
+                format!("file {}", shown(place, file.path.display().to_string()))
+            }
+            Some(SourceConfig::Http(http)) => {
+                let place = written.http.value().and_then(|it| it.url.place());
+                format!("http {}", shown(place, http.url.shown()))
+            }
+            Some(SourceConfig::Push(_)) => "push".into(),
+            Some(SourceConfig::Consul(consul)) => {
+                let place = written.consul.value().and_then(|it| it.service.place());
+                format!("consul {}", shown(place, consul.service.to_string()))
+            }
+            None => String::new(),
+        }
+    }
+}
+
+/// `discovery` of an upstream, in the order of the file.
+pub(crate) struct Sources;
+
+impl Form<Vec<DiscoveryConfig>> for Sources {
+    type Written = Vec<Field<WrittenDiscoveryConfig>>;
+
+    fn read(&self, check: &Check<'_>, _: Place, written: &Self::Written) -> Option<Vec<DiscoveryConfig>> {
+        let (mut sources, mut names, mut push) = (Vec::new(), HashMap::new(), None);
+        for (place, written) in written.iter().filter_map(Field::given) {
+            let Some(source) = DiscoveryConfig::read(check, place, written) else { continue };
+            if let Some(first) = names.insert(Arc::clone(&source.name), place) {
+                let first = check.report.path(first);
+                let at = written.name.place().unwrap_or(place);
+                // A name that the file does not give shows nothing that a variable stands for.
+                let name = match written.name.given() {
+                    Some((place, name)) => check.quote(place, name),
+                    None => format!("{:?}", source.name),
+                };
+                let problem = Problem::error(format!("{name} is the name of {first} too"));
+                check.add(at, problem.expected("a name of its own"));
+                continue;
+            }
+            if let (Some(at), Some(first)) = (written.push.place(), push.or(written.push.place())) {
+                if push.is_some() {
+                    let first = check.report.path(first);
+                    check.add(at, Problem::error(format!("an upstream is pushed to by one source, {first} here")));
+                }
+                push = Some(first);
+            }
+            sources.push(source);
+        }
+        Some(sources)
+    }
+
+    fn absent(&self, _: &Check<'_>, _: Literal) -> Vec<DiscoveryConfig> {
+        Vec::new()
+    }
+
+    fn show(&self, value: &Vec<DiscoveryConfig>) -> Option<Tree> {
+        Some(Tree::List(value.iter().map(Table::tree).collect()))
+    }
+
+    fn tell(&self, value: &Vec<DiscoveryConfig>) -> String {
+        value.len().to_string()
+    }
+
+    fn compare(
+        &self,
+        changes: &mut Changes,
+        table: &str,
+        words: &str,
+        old: &Vec<DiscoveryConfig>,
+        new: &Vec<DiscoveryConfig>,
+    ) {
+        let names = |all: &[DiscoveryConfig]| all.iter().map(|it| it.name.to_string()).collect::<Vec<_>>();
+        let (were, are) = (names(old), names(new));
+        if were != are {
+            changes.told_members(Kind::Plain, &format!("{table}{words}"), &were, &are);
+        }
+        for source in new {
+            if let Some(was) = old.iter().find(|was| was.name == source.name) {
+                let path = format!("{table}{words}.{:?}.", source.name);
+                DiscoveryConfig::compare(changes, &path, was, source);
+            }
+        }
+    }
+
+    fn about(&self) -> About {
+        let one = part_about::<DiscoveryConfig>();
+        let inner = one.inner.map(|inner| Inner { many: Many::Listed, ..inner });
+        About { form: "tables".into(), schema: json!({ "type": "array", "items": one.schema }), inner, ..one }
+    }
+}

@@ -1,0 +1,124 @@
+//! What sources that are asked over HTTP have in common.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::DiscoveryError;
+use crate::config::HttpUrl;
+use crate::http_client::{Fetch, FetchLimits, To, Trust};
+
+/// Bytes of a PEM file.
+const PEM_BYTES_MAX: usize = 1024 * 1024;
+
+/// A server that is asked. Its client is made when it is first needed, and made anew after a failure: the file of its authority may be
+/// another by then.
+#[derive(Debug)]
+pub(super) struct Server {
+    url: HttpUrl,
+    bytes_max: usize,
+    client: Option<Fetch>,
+    /// The authorities while they are read. Never twice at a time: a reading that hangs keeps a thread.
+    trust: Option<JoinHandle<Result<Trust, DiscoveryError>>>,
+}
+
+impl Server {
+    pub(super) fn new(url: HttpUrl, bytes_max: usize) -> Self {
+        Self { url, bytes_max, client: None, trust: None }
+    }
+
+    /// Asks, and reads an answer within `time`.
+    pub(super) async fn ask(
+        &mut self,
+        ca: Option<&Path>,
+        request: Request<Full<Bytes>>,
+        time: Duration,
+    ) -> Result<Response<Bytes>, DiscoveryError> {
+        let client = self.client(ca, time).await?;
+        let answer = client.whole_within(request, time).await;
+        if answer.is_err() {
+            self.client = None;
+        }
+        Ok(answer?)
+    }
+
+    async fn client(&mut self, ca: Option<&Path>, time: Duration) -> Result<Fetch, DiscoveryError> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
+        let tls = match self.url.tls {
+            true => Some(self.trust(ca, time).await?),
+            false => None,
+        };
+        let to = To::Server { host: self.url.host.clone(), port: self.url.port, tls };
+        let limits = FetchLimits { time, body: self.bytes_max };
+        Ok(self.client.insert(Fetch::new(to, limits)).clone())
+    }
+
+    async fn trust(&mut self, ca: Option<&Path>, time: Duration) -> Result<Trust, DiscoveryError> {
+        let reading = self.trust.get_or_insert_with(|| {
+            let ca = ca.map(Path::to_owned);
+            tokio::task::spawn_blocking(move || trust(ca.as_deref()))
+        });
+        let late = |_| DiscoveryError::new(format!("its certificate authorities could not be read within {time:?}"));
+        let read = timeout(time, reading).await.map_err(late)?;
+        self.trust = None;
+        read?
+    }
+}
+
+fn trust(ca: Option<&Path>) -> Result<Trust, DiscoveryError> {
+    let Some(path) = ca else { return Ok(Trust::new(None)?) };
+    let failed = |error: &dyn std::fmt::Display| DiscoveryError::new(format!("{}: {error}", path.display()));
+    let pem = super::file::bytes(path, PEM_BYTES_MAX).map_err(|error| failed(&error))?;
+    Trust::new(Some(&pem)).map_err(|error| failed(&error))
+}
+
+/// The error that an answer with another status than the expected ones is.
+pub(super) fn refusal(status: StatusCode, body: &[u8]) -> DiscoveryError {
+    /// Characters of the body that are told.
+    const LONGEST: usize = 120;
+    let text = String::from_utf8_lossy(body.get(..4 * LONGEST).unwrap_or(body));
+    let line = text.lines().next().unwrap_or_default().trim();
+    let shown: String = line.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
+    let said = if shown.is_empty() { String::new() } else { format!(": {shown}") };
+    DiscoveryError::new(format!("it answered {}{said}", status.as_u16()))
+}
+
+/// A text within a URL's path or query.
+pub(super) fn encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_in_a_url_is_one_part_of_it() {
+        assert_eq!(encoded("users-1.a_b~"), "users-1.a_b~");
+        assert_eq!(encoded("a/b c?d=é&\"%"), "a%2Fb%20c%3Fd%3D%C3%A9%26%22%25");
+    }
+
+    #[test]
+    fn a_refusal_tells_one_short_line_of_the_body() {
+        let told = |body: &str| refusal(StatusCode::FORBIDDEN, body.as_bytes()).to_string();
+        assert_eq!(told(""), "it answered 403");
+        assert_eq!(told("Permission denied\r\nmore"), "it answered 403: Permission denied");
+        assert!(told(&"é".repeat(10_000)).chars().count() < 160);
+        assert_eq!(told("\x1b[31mred"), "it answered 403: [31mred");
+    }
+}

@@ -1,0 +1,200 @@
+use super::*;
+use crate::backend::Instance;
+
+const S: Duration = Duration::from_secs(1);
+
+fn address(port: u16) -> Address {
+    Address::Ip(([10, 0, 0, 1], port).into())
+}
+
+fn set(ports: &[u16]) -> BackendSet {
+    ports.iter().map(|&port| Instance::new(address(port))).collect()
+}
+
+fn ports(progress: &SourceProgress) -> Vec<u16> {
+    let port = |address: &Address| match address {
+        Address::Ip(address) => address.port(),
+        Address::Name(..) => unreachable!(),
+    };
+    let mut ports: Vec<_> = progress.set().unwrap().iter().map(|it| port(&it.address)).collect();
+    ports.sort_unstable();
+    ports
+}
+
+fn refused() -> DiscoveryError {
+    DiscoveryError::new("connection refused")
+}
+
+fn none_fails(_: &Address) -> bool {
+    false
+}
+
+fn believing() -> SourceProgress {
+    SourceProgress::new(Rules::believing(), None)
+}
+
+/// Half of the backends may vanish within a minute.
+fn guarded() -> SourceProgress {
+    SourceProgress::new(Rules { removed_percent: 50, hold: 60 * S, ..Rules::believing() }, None)
+}
+
+/// What is told of answers that come a second after each other; `None` is an error.
+fn told(answers: &[Option<&[u16]>]) -> Vec<(bool, Option<String>)> {
+    let (mut progress, begin) = (believing(), Instant::now());
+    let steps = answers.iter().zip(0..).map(|(answer, second)| {
+        let answer = answer.map(set).ok_or_else(refused);
+        let step = progress.take(answer, begin + Duration::from_secs(second), 0, &none_fails);
+        (step.news, step.told)
+    });
+    steps.collect()
+}
+
+#[test]
+fn each_change_of_state_is_told_once() {
+    let told = told(&[Some(&[1, 2]), Some(&[1, 2]), Some(&[1]), None, None, None, Some(&[1]), Some(&[])]);
+    let words = |text: &str| Some(text.to_owned());
+    let expected = [
+        (true, words("2 backends")),
+        (false, None),
+        (true, None),
+        (true, words("connection refused; keeping 1 backend, retry in 0.2 s")),
+        (false, None),
+        (false, None),
+        (true, words("1 backend, after 3 failures in 3.0 s")),
+        (true, None),
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn before_the_first_answer_a_failure_says_that_nothing_is_known() {
+    let told = told(&[None, Some(&[1])]);
+    assert_eq!(told[0].1.as_deref(), Some("connection refused; no backends are known, retry in 0.2 s"));
+    assert_eq!(told[1].1.as_deref(), Some("1 backend, after 1 failures in 1.0 s"));
+}
+
+#[test]
+fn a_failure_keeps_the_last_set_and_says_another_reason_without_telling_it() {
+    let (mut progress, now) = (believing(), Instant::now());
+    progress.take(Ok(set(&[1])), now, 0, &none_fails);
+    progress.take(Err(DiscoveryError::new("refused")), now, 0, &none_fails);
+    let step = progress.take(Err(DiscoveryError::new("timed out")), now, 0, &none_fails);
+    assert_eq!((step.news, step.told), (true, None));
+    assert_eq!(progress.set(), Some(&set(&[1])));
+    assert_eq!(progress.condition(), &SourceCondition::Failing { error: "timed out".into() });
+}
+
+#[test]
+fn pauses_grow_to_a_bound_and_start_anew_after_a_success() {
+    let (mut progress, now) = (believing(), Instant::now());
+    let fail = |progress: &mut SourceProgress, random| {
+        progress.take(Err(DiscoveryError::new("no")), now, random, &none_fails).pause
+    };
+    let pauses: Vec<_> = (0..9).map(|_| fail(&mut progress, 1023).as_secs_f64().ceil()).collect();
+    assert_eq!(pauses, [1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);
+    for _ in 0..100 {
+        assert!(fail(&mut progress, u64::MAX) <= PAUSE_MAX && fail(&mut progress, 0) >= PAUSE_MAX / 2);
+    }
+    progress.take(Ok(set(&[1])), now, 0, &none_fails);
+    assert!(fail(&mut progress, u64::MAX) <= PAUSE_FIRST);
+    let mut near = SourceProgress::new(Rules { pause_max: S, ..Rules::believing() }, None);
+    assert!((0..20).all(|_| fail(&mut near, u64::MAX) <= S));
+}
+
+#[test]
+fn an_empty_answer_takes_nothing_until_it_has_lasted() {
+    let (mut progress, begin) = (guarded(), Instant::now());
+    progress.take(Ok(set(&[1, 2, 3])), begin, 0, &none_fails);
+    let step = progress.take(Ok(set(&[])), begin + S, 0, &none_fails);
+    assert_eq!(
+        step.told.as_deref(),
+        Some("0 backends, and 3 that are no longer named are kept until they fail or 60s are over")
+    );
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3], true));
+    // It says so again: that is no news, and puts nothing off.
+    let again = progress.take(Ok(set(&[])), begin + 50 * S, 0, &none_fails);
+    assert_eq!((again.news, again.told), (false, None));
+    assert_eq!(progress.review(begin + 60 * S, &none_fails), None);
+    let over = progress.review(begin + 61 * S, &none_fails).unwrap();
+    assert!(over.news && over.told.is_some());
+    assert_eq!((ports(&progress), progress.condition()), (vec![], &SourceCondition::Current));
+}
+
+#[test]
+fn what_is_held_back_goes_when_it_fails_and_stays_when_it_is_named_again() {
+    let (mut progress, begin) = (guarded(), Instant::now());
+    progress.take(Ok(set(&[1, 2, 3, 4])), begin, 0, &none_fails);
+    // What is new is served with at once.
+    progress.take(Ok(set(&[5])), begin + S, 0, &none_fails);
+    assert_eq!(ports(&progress), [1, 2, 3, 4, 5]);
+    let one_fails = |it: &Address| *it == address(1);
+    let step = progress.review(begin + 2 * S, &one_fails).unwrap();
+    assert_eq!((step.news, step.told), (true, None));
+    assert_eq!(ports(&progress), [2, 3, 4, 5]);
+    assert_eq!(progress.condition(), &SourceCondition::Holding { backends: 3 });
+    let step = progress.take(Ok(set(&[2, 3, 4, 5])), begin + 3 * S, 0, &none_fails);
+    assert!(step.told.is_some());
+    assert_eq!((ports(&progress), progress.condition()), (vec![2, 3, 4, 5], &SourceCondition::Current));
+}
+
+#[test]
+fn those_that_vanish_one_after_the_other_count_together_for_as_long_as_they_would_be_held() {
+    let (mut progress, begin) = (guarded(), Instant::now());
+    let at = |second: u32| begin + S * second;
+    progress.take(Ok(set(&[1, 2, 3, 4])), begin, 0, &none_fails);
+    progress.take(Ok(set(&[2, 3, 4])), at(1), 0, &none_fails);
+    progress.take(Ok(set(&[3, 4])), at(2), 0, &none_fails);
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![3, 4], false));
+    progress.take(Ok(set(&[4])), at(3), 0, &none_fails);
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![3, 4], true));
+    // When the first are long gone, it is one of two.
+    progress.review(at(62), &none_fails).unwrap();
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![4], false));
+}
+
+#[test]
+fn a_part_that_may_vanish_does_so_at_once() {
+    let (mut progress, begin) = (guarded(), Instant::now());
+    progress.take(Ok(set(&[1, 2])), begin, 0, &none_fails);
+    progress.take(Ok(set(&[2])), begin, 0, &none_fails);
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![2], false));
+}
+
+#[test]
+fn a_source_that_fails_confirms_nothing() {
+    let (mut progress, begin) = (guarded(), Instant::now());
+    progress.take(Ok(set(&[1, 2, 3])), begin, 0, &none_fails);
+    progress.take(Ok(set(&[])), begin + S, 0, &none_fails);
+    progress.take(Err(refused()), begin + 2 * S, 0, &none_fails);
+    assert_eq!(progress.review(begin + 600 * S, &none_fails), None);
+    assert_eq!(ports(&progress), [1, 2, 3]);
+    // It comes back and still says so: the minute goes on where it stopped.
+    progress.take(Ok(set(&[])), begin + 602 * S, 0, &none_fails);
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3], true));
+    assert_eq!(progress.review(begin + 660 * S, &none_fails), None);
+    progress.review(begin + 661 * S, &none_fails).unwrap();
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![], false));
+}
+
+#[test]
+fn what_has_vanished_counts_also_over_a_failure() {
+    let (mut progress, begin) = (guarded(), Instant::now());
+    progress.take(Ok(set(&[1, 2, 3, 4])), begin, 0, &none_fails);
+    progress.take(Ok(set(&[3, 4])), begin + S, 0, &none_fails);
+    progress.take(Err(refused()), begin + 2 * S, 0, &none_fails);
+    progress.take(Ok(set(&[4])), begin + 600 * S, 0, &none_fails);
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![3, 4], true));
+}
+
+#[test]
+fn what_an_earlier_process_has_left_counts_until_the_first_answer_and_is_guarded() {
+    let rules = Rules { removed_percent: 50, hold: 60 * S, ..Rules::believing() };
+    let (mut progress, begin) = (SourceProgress::new(rules, Some(set(&[1, 2, 3]))), Instant::now());
+    assert_eq!((ports(&progress), progress.condition()), (vec![1, 2, 3], &SourceCondition::Awaited));
+    let step = progress.take(Err(refused()), begin, 0, &none_fails);
+    assert!(step.told.unwrap().contains("keeping 3 backends"));
+    progress.take(Ok(set(&[])), begin + S, 0, &none_fails);
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3], true));
+    progress.take(Ok(set(&[1, 2, 3, 4])), begin + 2 * S, 0, &none_fails);
+    assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3, 4], false));
+}

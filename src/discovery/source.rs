@@ -1,0 +1,50 @@
+//! The sources of the configuration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::consul::Consul;
+use super::file::{FileLook, FileSource};
+use super::http::HttpSource;
+use super::inbox::InboxSource;
+use super::reading::Reading;
+use super::{Answered, AnyDiscovery};
+use crate::backend::BackendSet;
+use crate::config::{DiscoveryConfig, SourceConfig};
+use crate::upstream::UpstreamState;
+
+/// The source that a table of the configuration describes. `left` is what is known of it already, `file_look` a look at its file.
+pub(super) fn of(
+    config: &DiscoveryConfig,
+    state: &Arc<UpstreamState>,
+    left: Option<&BackendSet>,
+    file_look: Option<FileLook>,
+) -> Box<dyn AnyDiscovery> {
+    let reading = Reading::new(config);
+    match config.source() {
+        Some(SourceConfig::File(file)) => Box::new(FileSource::new(Arc::clone(file), reading, file_look)),
+        Some(SourceConfig::Http(http)) => Box::new(HttpSource::new(Arc::clone(http), reading)),
+        Some(SourceConfig::Push(_)) => Box::new(InboxSource::new(state, left)),
+        Some(SourceConfig::Consul(consul)) => Box::new(Consul::new(Arc::clone(consul), reading)),
+        None => Box::new(Silent),
+    }
+}
+
+/// How long a source is left alone at most after it has failed.
+pub(super) fn pause_max(config: &DiscoveryConfig) -> Duration {
+    const PAUSE_MAX: Duration = Duration::from_secs(30);
+    match config.source() {
+        // To look at a file costs nothing.
+        Some(SourceConfig::File(file)) => file.interval.min(PAUSE_MAX),
+        _ => PAUSE_MAX,
+    }
+}
+
+/// Says nothing: a table that names no source, which the check of the file refuses.
+struct Silent;
+
+impl AnyDiscovery for Silent {
+    fn next(&mut self) -> Answered<'_> {
+        Box::pin(std::future::pending())
+    }
+}
