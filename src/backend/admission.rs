@@ -20,8 +20,9 @@ pub struct Admission {
     pub backends_max: usize,
 }
 
-/// Where clouds hand out credentials, beside the link-local addresses: Alibaba, Azure, AWS by IPv6, Oracle.
-const METADATA: [IpAddr; 4] = [
+/// Where clouds hand out credentials: most of them, Alibaba, Azure, AWS by IPv6, Oracle. The first is link-local too; its own name says more.
+const METADATA: [IpAddr; 5] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
