@@ -9,8 +9,13 @@
 //! children, and they use what `mod.rs` itself defines.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
+
+use modules::{Modules, circle, circles, sibling_edges};
+use sources::{module, production, sources, test_files};
+
+mod modules;
+mod sources;
 
 /// What each module may name, itself apart. From the top down; whoever builds a thing may also name what it is made of.
 const MAY_NAME: &[(&str, &[&str])] = &[
@@ -333,206 +338,6 @@ use crate::Isobar;
     assert_eq!(test_files(Path::new("x/mod.rs"), "#[cfg(test)]\nmod tests;\n"), [PathBuf::from("x/tests.rs")]);
 }
 
-/// The modules of the crate, each with the paths that its text names, without comments and what is for tests only.
-struct Modules(BTreeMap<Vec<String>, Vec<Named>>);
-
-/// A path in a module's text: as many modules up (`None`: from the crate's root), then down.
-struct Named {
-    up: Option<usize>,
-    down: Vec<String>,
-    /// Whether it stands in a `use`, so that children of the module reach it by its last name.
-    imported: bool,
-}
-
-impl Modules {
-    fn read() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let files: Vec<_> = sources();
-        let text = |file: &Path| fs::read_to_string(root.join(file)).unwrap();
-        let for_tests: BTreeSet<_> = files.iter().flat_map(|file| test_files(file, &text(file))).collect();
-        // A folder of files for tests only is left out as a whole.
-        let is_for_tests =
-            |file: &Path| for_tests.iter().any(|it| *it == file || file.starts_with(it.with_extension("")));
-        let texts: Vec<_> = files
-            .iter()
-            .filter(|file| !is_for_tests(file))
-            .map(|file| (file.display().to_string(), text(file)))
-            .collect();
-        Self::of(&texts.iter().map(|(file, text)| (file.as_str(), text.as_str())).collect::<Vec<_>>())
-    }
-
-    fn of(files: &[(&str, &str)]) -> Self {
-        let path = |file: &str| {
-            let path = file.trim_start_matches("src/").trim_end_matches(".rs");
-            path.split('/')
-                .filter(|part| !matches!(*part, "mod" | "lib" | "main"))
-                .map(ToOwned::to_owned)
-                .collect::<Vec<_>>()
-        };
-        Self(files.iter().map(|(file, text)| (path(file), paths(&without_tests(text)))).collect())
-    }
-
-    /// The module that a path leads to, from the one that names it.
-    fn resolve(&self, from: &[String], named: &Named) -> Option<Vec<String>> {
-        let mut at = match named.up {
-            None => Vec::new(),
-            Some(up) => from[..from.len().checked_sub(up)?].to_vec(),
-        };
-        for name in &named.down {
-            at.push(name.clone());
-            if !self.0.contains_key(&at) {
-                at.pop();
-                // An item. What the module there has by a `use` is that of another.
-                let imports = self.0.get(&at).into_iter().flatten();
-                let import =
-                    imports.filter(|it| it.imported && it.down.len() > 1).find(|it| it.down.last() == Some(name));
-                return Some(match import {
-                    Some(import) if at != from => self.resolve(&at, import)?,
-                    _ => at,
-                });
-            }
-        }
-        Some(at)
-    }
-}
-
-/// For each folder, which of its files and folders imports which other.
-type SiblingEdges = BTreeMap<Vec<String>, BTreeMap<String, BTreeSet<String>>>;
-
-fn sibling_edges(modules: &Modules) -> SiblingEdges {
-    let mut edges = SiblingEdges::new();
-    for (from, paths) in &modules.0 {
-        for to in paths.iter().filter_map(|path| modules.resolve(from, path)) {
-            let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
-            // Those at the top have `MAY_NAME`; parents and children are no siblings.
-            if common > 0 && common < from.len() && common < to.len() {
-                let folder = edges.entry(from[..common].to_vec()).or_default();
-                folder.entry(from[common].clone()).or_default().insert(to[common].clone());
-            }
-        }
-    }
-    assert!(!edges.is_empty(), "no edges found: the reader of the imports is broken");
-    edges
-}
-
-/// Files that reach each other, a line for each group.
-fn circles(edges: &SiblingEdges) -> Vec<String> {
-    let mut circles = BTreeSet::new();
-    for (folder, edges) in edges {
-        let reach = |from: &String| {
-            let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
-            while let Some(at) = next.pop() {
-                next.extend(edges.get(at).into_iter().flatten().filter(|to| seen.insert((*to).clone())));
-            }
-            seen
-        };
-        for file in edges.keys() {
-            let mutual: Vec<_> = reach(file).into_iter().filter(|other| reach(other).contains(file)).collect();
-            if mutual.len() > 1 {
-                circles.insert(circle(&folder.join("::"), &mutual));
-            }
-        }
-    }
-    circles.into_iter().collect()
-}
-
-fn circle<T: AsRef<str>>(folder: &str, files: &[T]) -> String {
-    format!("{folder}: {}", files.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", "))
-}
-
-/// A file's text without comments and without what is for tests only.
-fn without_tests(text: &str) -> String {
-    let mut kept = String::new();
-    let mut lines = text.lines();
-    while let Some(line) = lines.next() {
-        if line.trim() == "#[cfg(test)]" {
-            // The formatter puts the closing brace of an item where the item began.
-            let end = format!("{}}}", &line[..line.len() - line.trim_start().len()]);
-            if lines.next().is_some_and(|first| first.ends_with('{')) {
-                lines.by_ref().find(|line| **line == end);
-            }
-            continue;
-        }
-        kept += line.split("//").next().unwrap_or_default();
-        kept.push('\n');
-    }
-    kept
-}
-
-/// The paths that begin with `crate`, `super` or `self`, and those of each `use`.
-fn paths(text: &str) -> Vec<Named> {
-    let mut words: Vec<&str> = Vec::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let word = |c: char| c.is_alphanumeric() || c == '_';
-        let length = match first {
-            ':' if rest.starts_with("::") => 2,
-            c if word(c) => rest.find(|c| !word(c)).unwrap_or(rest.len()),
-            c => c.len_utf8(),
-        };
-        if !first.is_whitespace() {
-            words.push(&rest[..length]);
-        }
-        rest = &rest[length..];
-    }
-    let mut paths = Vec::new();
-    for at in 0..words.len() {
-        let in_use = at > 0 && words[at - 1] == "use";
-        let begins = matches!(words[at], "crate" | "super" | "self") && words.get(at + 1) == Some(&"::");
-        if in_use || (begins && (at == 0 || words[at - 1] != "::") && !inside_a_use(&words, at)) {
-            let mut found = Vec::new();
-            tree(&words, at, &mut Vec::new(), &mut found);
-            paths.extend(found.into_iter().map(|path| named_by(path, in_use)));
-        }
-    }
-    paths
-}
-
-/// Whether a path stands in the braces of a `use`, which is read as a whole.
-fn inside_a_use(words: &[&str], at: usize) -> bool {
-    words[..at].iter().rev().take_while(|word| **word != ";").any(|word| *word == "use")
-}
-
-/// Reads `a::b::{c, d::*}` into its paths; returns where it ends.
-fn tree<'a>(words: &[&'a str], mut at: usize, before: &mut Vec<&'a str>, paths: &mut Vec<Vec<&'a str>>) -> usize {
-    let depth = before.len();
-    loop {
-        match words.get(at) {
-            Some(&"{") => {
-                at += 1;
-                while words.get(at).is_some_and(|word| *word != "}") {
-                    at = tree(words, at, before, paths);
-                    at += usize::from(words.get(at) == Some(&","));
-                }
-                before.truncate(depth);
-                return at + 1;
-            }
-            Some(word) => before.push(word),
-            None => return at,
-        }
-        at += 1;
-        if words.get(at) != Some(&"::") {
-            paths.push(before.clone());
-            before.truncate(depth);
-            // `as Name`
-            return if words.get(at) == Some(&"as") { at + 2 } else { at };
-        }
-        at += 1;
-    }
-}
-
-fn named_by(path: Vec<&str>, imported: bool) -> Named {
-    let supers = path.iter().take_while(|word| **word == "super").count();
-    let (up, skip) = match path.first() {
-        Some(&"crate") => (None, 1),
-        Some(&"self") => (Some(0), 1),
-        _ => (Some(supers), supers),
-    };
-    let down =
-        path[skip..].iter().filter(|word| !matches!(**word, "self" | "*")).map(|word| (*word).to_owned()).collect();
-    Named { up, down, imported }
-}
-
 struct Edge {
     file: PathBuf,
     line: usize,
@@ -541,52 +346,15 @@ struct Edge {
 }
 
 fn edges() -> Vec<Edge> {
-    let files = sources();
-    let text = |file: &Path| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
-    let for_tests: BTreeSet<_> = files.iter().flat_map(|file| test_files(file, &text(file))).collect();
     let mut edges = Vec::new();
-    for file in files.iter().filter(|file| !for_tests.contains(*file)) {
-        let Some(from) = module(file) else { continue };
-        for (line, to) in named(&text(file)) {
+    for (file, text) in production() {
+        let Some(from) = module(&file) else { continue };
+        for (line, to) in named(&text) {
             edges.push(Edge { file: file.clone(), line, from: from.clone(), to });
         }
     }
     assert!(edges.len() > 50, "only {} edges found: the reader of the imports is broken", edges.len());
     edges
-}
-
-/// Every file in `src/`, relative to the package.
-fn sources() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut files, mut folders) = (Vec::new(), vec![root.join("src")]);
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                files.push(path.strip_prefix(root).unwrap().to_owned());
-            }
-        }
-    }
-    files.sort();
-    files
-}
-
-/// The module at the top that a file belongs to; none for the crate's two roots.
-fn module(file: &Path) -> Option<String> {
-    let top = file.components().nth(1)?.as_os_str().to_str()?;
-    let name = top.strip_suffix(".rs").unwrap_or(top);
-    (!matches!(name, "lib" | "main")).then(|| name.to_owned())
-}
-
-/// Files that a file includes for tests only.
-fn test_files(file: &Path, text: &str) -> Vec<PathBuf> {
-    let lines: Vec<_> = text.lines().map(str::trim).collect();
-    let mods = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]");
-    mods.filter_map(|pair| pair[1].strip_prefix("mod ")?.strip_suffix(';'))
-        .map(|name| file.with_file_name(format!("{name}.rs")))
-        .collect()
 }
 
 /// The modules that a file's text names by `crate::`, with their lines, without comments and what is for tests only.
