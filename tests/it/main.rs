@@ -34,6 +34,7 @@ mod levers;
 mod limits;
 mod overload;
 mod outliers;
+mod blame;
 mod panics;
 mod middleware;
 mod paths;

@@ -50,7 +50,7 @@ fn capitals(body: BoxBody, count: Arc<AtomicUsize>, fails: bool) -> BoxBody {
 }
 
 /// A body of what a function gives.
-struct Made<F>(F);
+pub(super) struct Made<F>(pub(super) F);
 
 impl<F> http_body::Body for Made<F>
 where

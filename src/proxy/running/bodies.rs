@@ -79,12 +79,12 @@ impl ExchangeProgress for RunningExchange {
     }
 
     fn response_broke(&self) {
-        self.broke.set(true);
         // What isobar itself has broken off, for its request or a middleware would not go on, says nothing of the backend.
-        let ours = matches!(self.upload.state(), Upload::TooLarge | Upload::Failed | Upload::Broken);
-        if let Some(call) = &self.call
-            && !ours
-        {
+        if matches!(self.upload.state(), Upload::TooLarge | Upload::Failed | Upload::Broken) {
+            return;
+        }
+        self.broke.set(true);
+        if let Some(call) = &self.call {
             self.judge(call, AttemptOutcome::Reset);
         }
     }

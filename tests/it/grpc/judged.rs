@@ -1,15 +1,22 @@
 //! What log, metrics, outlier detection, circuit breaker and health checks make of calls.
 
+use std::io;
 use std::sync::atomic::Ordering::SeqCst;
+use std::task::Context;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
 use http::{Request, Response};
+use isobar::exchange::body::BodyError;
+use isobar::middleware::{Middleware, RequestView, Step};
 use tokio::net::TcpListener;
 
-use crate::harness::{Scratch, TestProxy, eventually, soon};
+use crate::harness::{Log, Scratch, TestProxy, eventually, soon};
+use crate::middleware::kind;
+use crate::wrapped_bodies::Made;
 
-use super::{Backend, Client, Keys, counted, over_with, proxy, rest, state, status, with};
+use super::{Backend, Client, Keys, counted, over_with, proxy, rest, state, status, text, with};
 
 #[tokio::test]
 async fn log_and_metrics_have_the_status_wherever_it_comes_from() {
@@ -100,6 +107,73 @@ async fn outlier_detection_looks_at_statuses() {
             assert_eq!((streaks.gateway, streaks.local), (0, 0), "{case} at {address}");
             assert!(!ejected());
         }
+    }
+}
+
+/// Breaks a request's body off at a piece that says so.
+#[derive(Debug)]
+struct Picky;
+
+impl Middleware for Picky {
+    fn on_request<'a>(&'a self, mut request: RequestView<'a>) -> Step<'a> {
+        let error = || BodyError::Middleware(io::Error::other("as the test wants"));
+        request.wrap_body(move |mut body| {
+            Box::pin(Made(move |cx: &mut Context<'_>| {
+                body.as_mut().poll_frame(cx).map(|piece| match piece {
+                    Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data == "fail") => Some(Err(error())),
+                    piece => piece,
+                })
+            }))
+        });
+        Step::Continue
+    }
+}
+
+/// The stream to a backend is reset then, which is not that backend's doing.
+#[tokio::test]
+async fn uploads_that_isobar_breaks_off_are_not_held_against_a_backend() {
+    let tables = "[middleware.m.picky]\n";
+    let idle = "timeouts = { grpc_idle = \"500ms\" }";
+    for (case, listener, route, reason) in [
+        ("limit", "max_body = \"1KiB\"", "", "body_too_large"),
+        ("wrapper", "", "middleware = [\"m\"]", "middleware_failed"),
+        ("slow", "", idle, "client_too_slow"),
+        ("backend", "", "", "backend_cut_short"),
+    ] {
+        let (mut backend, log) = (Backend::new().await, Log::new());
+        let tables = &format!("{tables}{}", log.table("json"));
+        let text = text(&[&backend], Keys { listener, route, tables, ..Keys::default() });
+        let proxy = TestProxy::with_middleware(text, &[("picky", kind(|_| Picky))]).await;
+        let client = Client::connect(&proxy).await;
+        let fields: &[_] = if case == "slow" { &[("content-length", "100000")] } else { &[] };
+        let (response, mut send) = client.call(fields).await;
+        let mut call = backend.call().await;
+        let mut answers = call.answer();
+        let body = soon(response).await.unwrap().into_body();
+        let rest = tokio::spawn(rest(body));
+        match case {
+            "limit" => send.send_data(Bytes::from(vec![b'x'; 600]), false).unwrap(),
+            "wrapper" => send.send_data(Bytes::from_static(b"fail"), false).unwrap(),
+            // Too slow, and not silent. The messages are empty.
+            "slow" => {
+                while send.send_data(Bytes::from_static(&[0; 5]), false).is_ok() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+            _ => answers.send_reset(Reason::INTERNAL_ERROR),
+        }
+        let ends = soon(rest).await.unwrap();
+        match case {
+            "limit" => assert_eq!(status(&ends.unwrap().1), 8),
+            "wrapper" => assert_eq!(status(&ends.unwrap().1), 13),
+            "slow" => assert!(ends.is_err(), "{ends:?}"),
+            _ => assert_eq!(status(&ends.unwrap().1), 14),
+        }
+        over_with(&proxy).await;
+        let streaks = state(&proxy, &backend).outlier.streaks();
+        assert_eq!((streaks.gateway, streaks.local) != (0, 0), case == "backend", "{case}");
+        let line: serde_json::Value = serde_json::from_str(&log.lines(1).await[0]).unwrap();
+        assert_eq!(line["reason"], reason, "{line}");
     }
 }
 

@@ -244,14 +244,17 @@ struct Keys<'a> {
     tables: &'a str,
 }
 
-async fn proxy(backends: &[&Backend], keys: Keys<'_>) -> TestProxy {
+fn text(backends: &[&Backend], keys: Keys<'_>) -> String {
     let Keys { listener, route, upstream, tables } = keys;
     let backends: Vec<_> = backends.iter().map(|backend| backend.address.to_string()).collect();
-    TestProxy::with_config(format!(
+    format!(
         "workers = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n{listener}\n[[route]]\nupstream = \"u\"\n{route}\n\
          [upstream.u]\nbackends = {backends:?}\nprotocol = \"http2\"\n{upstream}\n{tables}\n"
-    ))
-    .await
+    )
+}
+
+async fn proxy(backends: &[&Backend], keys: Keys<'_>) -> TestProxy {
+    TestProxy::with_config(text(backends, keys)).await
 }
 
 async fn over() -> (Backend, TestProxy, Client) {
