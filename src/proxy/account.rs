@@ -180,14 +180,19 @@ impl Account {
         self.reason.set(Some((reason, blame)));
     }
 
-    /// Whether it is known why it did not go well.
-    pub(super) fn has_ended(&self) -> bool {
-        self.reason.get().is_some()
+    /// Whether it is known why it did not go well. That a middleware has answered it is no such reason: its answer, too, may be cut short.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure().is_some()
     }
 
     /// Whether it was the client's doing that it did not go well; `None` where it did.
     pub(super) fn is_clients_fault(&self) -> Option<bool> {
-        self.reason.get().map(|(_, blame)| blame == Some(Blame::Client))
+        self.failure().map(|blame| blame == Some(Blame::Client))
+    }
+
+    /// Which side caused that it did not go well, where that is known; `None` where it did.
+    fn failure(&self) -> Option<Option<Blame>> {
+        self.reason.get().filter(|(reason, _)| *reason != exchange_end::ANSWERED).map(|(_, blame)| blame)
     }
 
     /// Counts it at its listener.

@@ -330,7 +330,7 @@ impl RunningExchange {
         }
         let client = &self.exchange.client;
         // Before the end of the exchange, which begins another wait.
-        if !complete && !self.account.has_ended() {
+        if !complete && !self.account.has_failed() {
             self.cut(self.how_cut());
         }
         if let Some(call) = &self.call {
@@ -372,7 +372,7 @@ impl Drop for RunningExchange {
     /// There is no one to answer: the client is gone.
     fn drop(&mut self) {
         if !self.over.get() {
-            if !self.account.has_ended() {
+            if !self.account.has_failed() {
                 self.cut(if self.exchange.watch.is_cut() { ExchangeCut::Drained } else { ExchangeCut::ClientGone });
             }
             self.close(false);

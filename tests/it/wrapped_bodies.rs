@@ -8,11 +8,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::{HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use isobar::exchange::body::{BodyError, BoxBody};
+use isobar::exchange::body::{Body, BodyError, BoxBody};
 use isobar::middleware::{Middleware, MiddlewareFactory, RequestView, ResponseView, Step};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use crate::harness::{After, Keys, Log, TestBackend, TestProxy, eventually, soon};
@@ -275,6 +276,66 @@ async fn a_body_that_breaks_off_below_a_wrapper_is_not_made_whole() {
     assert_eq!(client.cut().await.body, b"ok");
     let line: serde_json::Value = serde_json::from_str(&log.lines(1).await[0]).unwrap();
     assert_eq!(line["reason"], "backend_cut_short", "{line}");
+}
+
+/// Answers with a body that it makes: `begun`, and then what the target says.
+#[derive(Debug)]
+struct Streams;
+
+impl Middleware for Streams {
+    fn on_request<'a>(&'a self, request: RequestView<'a>) -> Step<'a> {
+        let (target, mut begun) = (request.head.uri.path().to_owned(), false);
+        let made = Made(move |_: &mut Context<'_>| {
+            Poll::Ready(match (std::mem::replace(&mut begun, true), &*target) {
+                (false, _) | (true, "/endless") => Some(Ok(Frame::data(Bytes::from_static(b"begun")))),
+                (true, "/whole") => None,
+                (true, _) => Some(Err(BodyError::Middleware(std::io::Error::other("as the test wants")))),
+            })
+        });
+        let mut response = Response::new(Body::made(Box::pin(made)));
+        if request.head.headers().contains_key("te") {
+            response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        }
+        Step::Answer(response.into())
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_short_is_logged_as_cut_short() {
+    let (backend, log) = (TestBackend::ok("a"), Log::new());
+    let text = at_route(&[&backend], "streams", "") + &log.table("json");
+    let proxy = TestProxy::with_middleware(text, &[("streams", kind(|_| Streams))]).await;
+    let mut client = proxy.client().await;
+    assert_eq!(client.get("/whole").await.text(), "begun");
+    client.send("GET /broken HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(client.cut().await.body, b"begun");
+    eventually(|| proxy.exchanges() == 0).await;
+    let mut client = proxy.client().await;
+    client.send("GET /endless HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    client.exact(1).await;
+    drop(client);
+    eventually(|| proxy.exchanges() == 0).await;
+    // A call of gRPC is told so, and its status says so in log and metrics.
+    let mut body = call(&mut http2(&proxy).await, "").await.into_body();
+    while let Some(piece) = soon(body.data()).await {
+        assert_eq!(&piece.unwrap()[..], b"begun");
+    }
+    assert_eq!(soon(body.trailers()).await.unwrap().unwrap()["grpc-status"], "13");
+    eventually(|| proxy.exchanges() == 0).await;
+    let lines = log.lines(4).await;
+    for (line, reason, ended_by) in [
+        (&lines[0], "middleware_answered", Value::Null),
+        (&lines[1], "middleware_failed", "proxy".into()),
+        (&lines[2], "client_left", "client".into()),
+        (&lines[3], "middleware_failed", "proxy".into()),
+    ] {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&line["reason"], &line["ended_by"]), (&reason.into(), &ended_by), "{line}");
+        assert_eq!((&line["status"], &line["detail"]), (&200.into(), &"middleware.m".into()), "{line}");
+    }
+    let line: Value = serde_json::from_str(&lines[3]).unwrap();
+    assert_eq!(line["grpc_status"], 13, "{line}");
+    assert_eq!(backend.requests(), 0);
 }
 
 /// Makes of each body, up and down, this text, whose length it tells.
