@@ -8,6 +8,7 @@
 //! #[table(enabled = true)]           the table has a key `enabled`, with this default
 //!        (is_enabled = Self::is_on)  its value, where the struct says more than on or off; the struct's check then looks at `enabled`
 //!        (check = Self::check)       fn(&Check, Place, &Written, Self) -> Option<Self>: looks at several keys together
+//!        (rules = Self::RULES)       which of its keys go together, as far as the schema can say it too; the struct's check reports it
 //!        (reload = Connections)      what a reload does with its keys, a variant of `Reload`
 //! #[key(Whole(1..=100))]             the form
 //!      (.., default = 10)            the value of a key that is left out, as the file writes it
@@ -117,7 +118,7 @@ fn expand_table(input: &DeriveInput) -> syn::Result<Tokens> {
         Some(attribute) => attribute.parse_args::<Attributes>()?,
         None => Attributes::default(),
     };
-    of_table.refuse_others(&["enabled", "is_enabled", "check", "reload"])?;
+    of_table.refuse_others(&["enabled", "is_enabled", "check", "rules", "reload"])?;
     let keys: Vec<Key<'_>> =
         fields.named.iter().filter_map(|field| key(field).transpose()).collect::<syn::Result<_>>()?;
     let others: Vec<&Ident> = fields
@@ -196,6 +197,9 @@ fn implementation(input: &DeriveInput, of_table: &Attributes, keys: &[Key<'_>], 
     let is_enabled = of_table.get("is_enabled").map(|path| {
         quote! { fn is_enabled(&self) -> bool { #path(self) } }
     });
+    let rules = of_table.get("rules").map(|path| {
+        quote! { const RULES: &'static [crate::config::rule::Rule] = #path; }
+    });
     let written_enabled = enabled.map(|_| {
         quote! { fn written_enabled(written: &Self::Written) -> Option<bool> { written.enabled.value().copied() } }
     });
@@ -230,6 +234,7 @@ fn implementation(input: &DeriveInput, of_table: &Attributes, keys: &[Key<'_>], 
                 type Written = #written;
                 const DOC: &'static str = #doc;
                 const ENABLED: Option<bool> = #enabled_default;
+                #rules
                 #is_enabled
                 #written_enabled
 

@@ -6,11 +6,12 @@ use super::check::Check;
 use super::error::Problem;
 use super::form::{Timeout, Whole};
 use super::report::Place;
+use super::rule::Rule;
 use super::table::Table;
 
 /// Spares an upstream that fails, and tells clients at once: while the breaker is open, requests are answered 503 without being sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Table)]
-#[table(enabled = true, check = Self::check, reload = Requests)]
+#[table(enabled = true, check = Self::check, rules = Self::RULES, reload = Requests)]
 pub struct BreakerConfig {
     /// How far back attempts count; `24h` at most.
     #[key(Timeout, default = "10s")]
@@ -41,6 +42,8 @@ pub struct BreakerConfig {
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
 impl BreakerConfig {
+    const RULES: &[Rule] = &[Rule::Need(&["slow_percent"], "slow_after")];
+
     fn check(check: &Check<'_>, _: Place, written: &WrittenBreakerConfig, mut it: Self) -> Option<Self> {
         if let (Some(place), true) = (written.window.place(), it.window > WINDOW_MAX) {
             check.add(place, Problem::error("a window that is too long").expected("\"24h\" at most"));

@@ -17,6 +17,7 @@ use std::sync::Arc;
 mod table;
 mod form;
 mod root;
+mod rule;
 mod log;
 mod access_log;
 mod overload;

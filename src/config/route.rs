@@ -16,6 +16,7 @@ use super::matches::{
 };
 use super::report::Place;
 use super::retries::{Retries, WrittenRetries};
+use super::rule::Rule;
 use super::table::Table;
 use super::visibility::Location;
 use super::{
@@ -27,7 +28,7 @@ use super::{
 /// then any host; an exact path, then the longest prefix, then patterns in the order of the file, then routes for every path. No match is 404. A
 /// route has one of `upstream`, `redirect` and `respond`.
 #[derive(Clone, Debug, PartialEq, Table)]
-#[table(check = Self::check, reload = Requests)]
+#[table(check = Self::check, rules = Self::RULES, reload = Requests)]
 pub struct RouteConfig {
     /// What logs and metrics call it. Unique.
     #[key(Name, otherwise = "made of methods, host and path")]
@@ -126,6 +127,16 @@ pub enum PathRewrite {
 }
 
 impl RouteConfig {
+    /// What a route does.
+    const ACTIONS: [&str; 3] = ["upstream", "redirect", "respond"];
+    /// Which paths match.
+    const PATHS: [&str; 3] = ["path", "path_prefix", "path_regex"];
+    /// Keys about forwarding.
+    const FORWARDING: [&str; 8] =
+        ["strip_prefix", "replace_prefix", "host", "max_body", "expect", "timeouts", "retries", "request_headers"];
+    const RULES: &[Rule] =
+        &[Rule::OneOf(&Self::ACTIONS), Rule::AtMostOneOf(&Self::PATHS), Rule::Need(&Self::FORWARDING, "upstream")];
+
     /// One with the defaults, which matches every request and does nothing.
     pub fn new(name: impl Into<RouteName>) -> Self {
         Self { name: name.into(), ..Self::of_defaults() }
@@ -181,12 +192,8 @@ impl RouteConfig {
 
     /// At most one of the three keys says which paths match.
     fn check_path(&self, check: &Check<'_>, written: &WrittenRouteConfig) -> PathPattern {
-        let keys = [
-            ("path", written.path_exact.place()),
-            ("path_prefix", written.path_prefix.place()),
-            ("path_regex", written.path_regex.place()),
-        ];
-        refuse_several(check, keys, "only one of path, path_prefix and path_regex");
+        let places = [written.path_exact.place(), written.path_prefix.place(), written.path_regex.place()];
+        refuse_several(check, Self::PATHS.into_iter().zip(places), "only one of path, path_prefix and path_regex");
         match (&self.path_exact, &self.path_prefix, &self.path_regex) {
             (Some(path), ..) => PathPattern::Exact(path.clone()),
             (None, Some(prefix), _) => PathPattern::Prefix(prefix.clone()),
@@ -197,12 +204,12 @@ impl RouteConfig {
 }
 
 /// Refuses all but the first of keys of which one at most may be there. Says which that is.
-fn refuse_several<const N: usize>(
+fn refuse_several(
     check: &Check<'_>,
-    keys: [(&'static str, Option<Place>); N],
+    keys: impl Iterator<Item = (&'static str, Option<Place>)>,
     expected: &str,
 ) -> Option<&'static str> {
-    let mut there = keys.into_iter().filter_map(|(key, place)| Some((key, place?)));
+    let mut there = keys.filter_map(|(key, place)| Some((key, place?)));
     let (first, _) = there.next()?;
     for (_, place) in there {
         check.add(place, Problem::error(format!("the route has {first} too")).expected(expected));
@@ -211,13 +218,10 @@ fn refuse_several<const N: usize>(
 }
 
 fn check_action(check: &Check<'_>, route: Place, written: &WrittenRouteConfig) {
-    let actions = [
-        ("upstream", written.upstream.place()),
-        ("redirect", written.redirect.place()),
-        ("respond", written.respond.place()),
-    ];
-    match refuse_several(check, actions, "only one of upstream, redirect and respond") {
-        None if actions.iter().any(|(key, _)| check.report.is_meant(route, key)) => {}
+    let places = [written.upstream.place(), written.redirect.place(), written.respond.place()];
+    let actions = RouteConfig::ACTIONS;
+    match refuse_several(check, actions.into_iter().zip(places), "only one of upstream, redirect and respond") {
+        None if actions.iter().any(|key| check.report.is_meant(route, key)) => {}
         None => {
             let problem = Problem::error("the route does nothing");
             check.add(route, problem.expected("one of upstream, redirect and respond"));

@@ -6,11 +6,12 @@ use serde_json::{Map, Value, json};
 
 use super::form::{Inner, Literal, Many, variable};
 use super::root::Config;
+use super::rule::Rule;
 use super::table::{Reload, Table};
 use super::visibility::Kind;
 
-/// The JSON schema (draft 7) of `lb.toml`, for editors: what they complete, explain and underline. It knows what can be seen of one key alone;
-/// `isobar check` knows the rest.
+/// The JSON schema (draft 7) of `lb.toml`, for editors: what they complete, explain and underline. It knows what can be seen of one key alone, and
+/// the [rules](super::rule) that tables have for several; `isobar check` knows the rest.
 pub fn schema() -> Value {
     let mut schema = of_table(&whole());
     if let Some(schema) = schema.as_object_mut() {
@@ -21,7 +22,7 @@ pub fn schema() -> Value {
 }
 
 fn whole() -> Inner {
-    Inner { many: Many::One, doc: Config::DOC, enabled: None, keys: Config::keys() }
+    Inner { many: Many::One, doc: Config::DOC, enabled: None, keys: Config::keys(), rules: Config::RULES }
 }
 
 /// The schema of a table.
@@ -35,11 +36,17 @@ pub(crate) fn of_table(table: &Inner) -> Value {
         properties.insert(key.name.into(), described(key.about.schema.clone(), key.doc, key.default));
     }
     let required: Vec<_> = table.keys.iter().filter(|key| key.is_needed).map(|key| key.name).collect();
-    let mut schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
-    if let (Some(schema), false) = (schema.as_object_mut(), required.is_empty()) {
+    let mut schema = Map::new();
+    schema.insert("type".into(), "object".into());
+    schema.insert("properties".into(), properties.into());
+    schema.insert("additionalProperties".into(), false.into());
+    if !required.is_empty() {
         schema.insert("required".into(), json!(required));
     }
-    schema
+    if !table.rules.is_empty() {
+        schema.insert("allOf".into(), table.rules.iter().map(Rule::schema).collect());
+    }
+    schema.into()
 }
 
 /// The sentence of the key `enabled`, which is the same in all tables that have it.
@@ -102,7 +109,7 @@ $ head -1 /etc/isobar/lb.toml
 #:schema ./lb.schema.json
 ```
 
-On a command line, `taplo lint lb.toml` says the same. A schema knows what can be seen of one key alone; `isobar check` knows the rest.
+On a command line, `taplo lint lb.toml` says the same. A schema knows what can be seen of one key, and of some keys of a table together; `isobar check` knows the rest.
 
 ";
 

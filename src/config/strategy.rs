@@ -48,9 +48,12 @@ impl StrategyConfig {
         }
     }
 
+    /// Those for which a weight other than 0 and 1 makes no difference.
+    pub(crate) const WITHOUT_WEIGHTS: [Self; 2] = [Self::RoundRobin, Self::Random];
+
     /// Whether a weight other than 1 makes a difference (a custom strategy may look at it).
     pub fn uses_weights(&self) -> bool {
-        !matches!(self, Self::RoundRobin | Self::Random)
+        !Self::WITHOUT_WEIGHTS.contains(self)
     }
 }
 

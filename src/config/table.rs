@@ -13,6 +13,7 @@ use super::difference::Changes;
 use super::form::{About, Literal};
 use super::json_tree::Tree;
 use super::report::{Place, Report};
+use super::rule::Rule;
 use super::visibility::OfKind;
 
 /// A table of the file.
@@ -25,6 +26,9 @@ pub(crate) trait Table: Clone + PartialEq {
 
     /// The default of the key `enabled`, where the table has one.
     const ENABLED: Option<bool>;
+
+    /// Which of its keys go together.
+    const RULES: &'static [Rule] = &[];
 
     /// The value of `enabled` that leads to this.
     fn is_enabled(&self) -> bool {

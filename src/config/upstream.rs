@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::backend::{self, Backends, warn_of_unreached};
 use super::check::Check;
 use super::discovery::Sources;
@@ -11,6 +13,7 @@ use super::form::{About, Form, Limit, List, NamedTable, OnPart, OneOf, Part, Rea
 use super::json_tree::Tree;
 use super::report::Place;
 use super::retries::Retries;
+use super::rule::Rule;
 use super::strategy::StrategyName;
 use super::table::Table;
 use super::{
@@ -21,7 +24,7 @@ use super::{
 
 /// A named pool of interchangeable backends under one policy.
 #[derive(Clone, Debug, PartialEq, Table)]
-#[table(check = Self::check, reload = Requests)]
+#[table(check = Self::check, rules = Self::RULES, reload = Requests)]
 pub struct UpstreamConfig {
     /// How a backend is picked.
     #[key(StrategyName, default = "round_robin")]
@@ -105,6 +108,9 @@ pub enum Protocol {
 }
 
 impl UpstreamConfig {
+    const RULES: &[Rule] =
+        &[Rule::AnyOf(&["backends", "discovery"]), Rule::Schema(without_ignored_weights), Rule::Schema(with_zones)];
+
     /// One with the defaults.
     pub fn new(name: impl Into<UpstreamName>, backends: Vec<BackendConfig>) -> Self {
         Self { name: name.into(), backends, ..Self::of_defaults() }
@@ -175,6 +181,30 @@ impl UpstreamConfig {
         }
         Some(it)
     }
+}
+
+/// Under a strategy that ignores weights a backend has none but 0 and 1, which is what [`backend::read_all`] reports.
+fn without_ignored_weights() -> Value {
+    let strategies = StrategyConfig::WITHOUT_WEIGHTS.map(|strategy| strategy.as_str().to_owned());
+    let backend = json!({ "properties": { "weight": { "not": { "type": "integer", "minimum": 2 } } } });
+    json!({
+        "if": { "properties": { "strategy": { "enum": strategies } } },
+        "then": { "properties": { "backends": { "items": backend } } },
+    })
+}
+
+/// Where a zone is preferred, some backend says in which it is, unless backends are found.
+fn with_zones() -> Value {
+    let is_on = json!({ "type": "object", "properties": { "enabled": { "const": true } } });
+    let backend = json!({ "type": "object", "required": ["zone"] });
+    json!({
+        "if": {
+            "required": ["zone_preference"],
+            "properties": { "zone_preference": is_on },
+            "not": { "required": ["discovery"] },
+        },
+        "then": { "properties": { "backends": { "contains": backend } } },
+    })
 }
 
 impl WrittenUpstreamConfig {

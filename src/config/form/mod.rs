@@ -14,6 +14,7 @@ use super::field::{Field, Named};
 use super::json_tree::Tree;
 use super::raw;
 use super::report::Place;
+use super::rule::Rule;
 use super::table::Key;
 use super::visibility::{FilePath, Kind, Location, OfKind, Secret, Sensitive, Word as Text};
 
@@ -87,6 +88,8 @@ pub(crate) struct Inner {
     pub(crate) enabled: Option<bool>,
     /// Its other keys.
     pub(crate) keys: Vec<Key>,
+    /// Which of them go together.
+    pub(crate) rules: &'static [Rule],
 }
 
 /// How many tables there may be under a key.

@@ -18,7 +18,7 @@ use crate::config::visibility::Kind;
 pub(crate) struct Part;
 
 pub(crate) fn part_about<T: Table>() -> About {
-    let inner = Inner { many: Many::One, doc: T::DOC, enabled: T::ENABLED, keys: T::keys() };
+    let inner = Inner { many: Many::One, doc: T::DOC, enabled: T::ENABLED, keys: T::keys(), rules: T::RULES };
     let schema = schema::of_table(&inner);
     About { inner: Some(inner), ..About::new::<T::Written>("a table", schema) }
 }
