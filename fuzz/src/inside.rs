@@ -146,9 +146,14 @@ impl Scene {
         let accepted = TcpStream::from_std(accepted).expect("a socket");
         let open =
             OpenConnection::count(&self.listener, &self.open, (0, 0), None).unwrap_or_else(|_| panic!("no room"));
-        let (shared, proxy) = ((Rc::clone(&self.clock), Rc::clone(&self.tasks)), Rc::clone(&self.proxy));
-        let served = connection::serve((accepted, peer), Arc::clone(&self.listener), open, shared, proxy);
-        *self.served.borrow_mut() = Some(spawn_local(served));
+        let (listener, clock) = (Arc::clone(&self.listener), Rc::clone(&self.clock));
+        let (tasks, proxy) = (Rc::clone(&self.tasks), Rc::clone(&self.proxy));
+        *self.served.borrow_mut() = Some(spawn_local(async move {
+            if let Some(stream) = connection::accept((accepted, peer), &listener, &clock, &proxy).await {
+                connection::serve(stream, listener, tasks, proxy).await;
+            }
+            drop(open);
+        }));
         TcpStream::from_std(tcp).expect("a socket").into_split()
     }
 

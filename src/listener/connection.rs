@@ -14,7 +14,7 @@ use http::HeaderValue;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::config::LingeringConfig;
+use crate::config::{LingeringConfig, ListenerConfig};
 use crate::exchange::body::{Body, BodySource};
 use crate::exchange::deadline::{Clock, Phase, Watch};
 use crate::exchange::{Client, ClientSide};
@@ -24,11 +24,12 @@ use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Handled, Proxy, Refusal};
 
 use super::closing::{FIRST_REQUEST, LINGER, refusal_text};
+use super::handshake::ClientStream;
 use super::http1::{NextRequest, Wire};
 use super::http2::{self, StreamTasks};
 use super::refused_log::{self, RefusedRequest, Who};
 use super::strict_framing::{LONG_TARGET, NOT_HTTP};
-use super::{Listener, OpenConnection, handshake, lingering};
+use super::{Listener, handshake, lingering};
 
 /// How the HTTP part of a connection ended.
 enum ConnectionEnd {
@@ -50,43 +51,50 @@ enum ConnectionEnd {
     Tunnel(Box<Tunnel>),
 }
 
-/// Serves a client connection to its end. `open` counts it as open until then.
-pub async fn serve(
+/// What an accepted connection is served with: the settings of its listener at that moment, and what watches over it.
+pub type Served = (Arc<ListenerConfig>, Rc<Watch>);
+
+/// Makes a stream of an accepted connection. `None` when it has come to nothing, which is counted.
+pub async fn accept(
     (tcp, peer): (TcpStream, SocketAddr),
-    listener: Arc<Listener>,
-    open: OpenConnection,
-    (clock, tasks): (Rc<Clock>, Rc<StreamTasks>),
-    proxy: Rc<Proxy>,
-) {
+    listener: &Arc<Listener>,
+    clock: &Rc<Clock>,
+    proxy: &Proxy,
+) -> Option<(ClientStream, Served)> {
     let config = listener.config.load_full();
-    let seats = DescriptorSeats::new(&proxy.transport.room);
-    let watch = Watch::new(&clock, config.idle_timeout.min(config.header_timeout), super::owner(&listener));
+    let watch = Watch::new(clock, config.idle_timeout.min(config.header_timeout), super::owner(listener));
     if listener.draining.load(Ordering::Relaxed) {
         watch.drain();
     }
-    let tls = listener.tls.load_full();
-    let made = handshake::socket(tcp, (&listener, tls.as_deref()), &watch, &proxy).await;
-    let Some(socket) = made else { return };
+    let stream = handshake::stream((tcp, peer), listener, &watch, proxy).await?;
+    Some((stream, (config, watch)))
+}
+
+/// Serves a client's stream to its end.
+pub async fn serve(
+    (stream, (config, watch)): (ClientStream, Served),
+    listener: Arc<Listener>,
+    tasks: Rc<StreamTasks>,
+    proxy: Rc<Proxy>,
+) {
+    let ClientStream { socket, peer, sni_name, identity } = stream;
     let secure = socket.plain().is_none();
-    let identity = handshake::identity(&socket);
-    let indicated = handshake::sni_name(&socket, tls);
     watch.enter(Phase::Idle, config.idle_timeout.min(config.header_timeout));
-    let wire = Wire::new(socket, &config, Rc::clone(&watch), Rc::clone(&proxy.transport.space));
+    let wire = Wire::new(socket, &config, watch, Rc::clone(&proxy.transport.space));
     let ip = peer.ip().to_canonical();
-    let trusted = config.trusts(ip);
     let client = Rc::new(Client {
         peer,
-        trusted,
+        trusted: config.trusts(ip),
         peer_text: text(ip),
         lines: RefCell::default(),
         port_text: text(listener.address.port()),
         scheme: if secure { "https" } else { "http" },
-        indicated,
+        indicated: sni_name,
         identity,
         metrics: Arc::clone(&listener.metrics),
-        seats,
+        seats: DescriptorSeats::new(&proxy.transport.room),
         name: RefCell::new((0, config.name.clone())),
-        listener: Arc::clone(&config),
+        listener: config,
     });
     let mut end = ConnectionEnd::Closed;
     if !wire.is_http2() {
@@ -96,7 +104,7 @@ pub async fn serve(
     // An answer that was cut short must not look whole.
     let well = match wire.is_http2() {
         true => {
-            // In a box, see `handshake::socket`.
+            // In a box, see `handshake::stream`.
             if Box::pin(http2::serve(&wire, &client, &proxy, &tasks)).await {
                 calm(&wire.watch).await;
             }
@@ -110,7 +118,6 @@ pub async fn serve(
     if shared {
         wire.close();
     }
-    drop(open);
 }
 
 /// What follows when HTTP has ended on a connection. Whether the client got all that was for it.

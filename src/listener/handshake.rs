@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -31,18 +32,34 @@ use crate::socket::Socket;
 use crate::telemetry::metrics::{HandshakeFailure, handshake_index};
 use crate::tls::Tls;
 
-/// The socket of a connection, once the handshake is over; `None` when it has failed, which is counted. The worker of `proxy`
-/// serves it. Where there is a `tls`, the handshake is made with that.
-pub(super) async fn socket(
-    tcp: TcpStream,
-    (listener, tls): (&Listener, Option<&Tls>),
+/// A client's stream that HTTP is spoken on, whatever it came by.
+pub struct ClientStream {
+    /// The bytes.
+    pub socket: Socket,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The host that the client has named in its handshake, where that makes a difference.
+    pub sni_name: Option<SniName>,
+    /// What backends are told of the client's certificate.
+    pub identity: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// The stream of a connection, once the handshake is over; `None` when it has failed, which is counted. The worker of `proxy` serves it.
+/// Where the listener has TLS, the handshake is made with that of the moment.
+pub(super) async fn stream(
+    (tcp, peer): (TcpStream, SocketAddr),
+    listener: &Listener,
     watch: &Watch,
     proxy: &Proxy,
-) -> Option<Socket> {
-    match tls {
-        None => Some(Socket::Plain(tcp)),
+) -> Option<ClientStream> {
+    match listener.tls.load_full() {
+        None => Some(ClientStream { socket: Socket::Plain(tcp), peer, sni_name: None, identity: Vec::new() }),
         // In a box for as long as it takes: a connection has room, to its end, for all that it may once wait for.
-        Some(tls) => Box::pin(secure(tcp, (listener, tls), watch, proxy)).await,
+        Some(tls) => {
+            let socket = Box::pin(secure(tcp, (listener, &tls), watch, proxy)).await?;
+            let (identity, sni_name) = (identity(&socket), sni_name(&socket, tls));
+            Some(ClientStream { socket, peer, sni_name, identity })
+        }
     }
 }
 
@@ -79,16 +96,16 @@ async fn secure(tcp: TcpStream, (listener, tls): (&Listener, &Tls), watch: &Watc
 }
 
 /// What backends are told of the client's certificate.
-pub(super) fn identity(socket: &Socket) -> Vec<(HeaderName, HeaderValue)> {
+fn identity(socket: &Socket) -> Vec<(HeaderName, HeaderValue)> {
     let Socket::Tls(tls) = socket else { return Vec::new() };
     let shown = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     shown.map(crate::tls::identity).unwrap_or_default()
 }
 
 /// The host that the client has named, where that makes a difference.
-pub(super) fn sni_name(socket: &Socket, tls: Option<Arc<Tls>>) -> Option<SniName> {
+fn sni_name(socket: &Socket, tls: Arc<Tls>) -> Option<SniName> {
     let Socket::Tls(stream) = socket else { return None };
-    let (TlsStream::Server(stream), Some(tls)) = (&**stream, tls) else { return None };
+    let TlsStream::Server(stream) = &**stream else { return None };
     let name = stream.get_ref().1.server_name()?;
     if tls.settings.misdirected == Misdirected::Allow {
         return None;

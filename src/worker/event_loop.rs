@@ -18,7 +18,7 @@ use crate::backend::BackendId;
 use crate::backend::queue::QueueDiscipline;
 use crate::exchange::deadline::{Clock, Watch};
 use crate::listener::closing::tell;
-use crate::listener::connection::serve;
+use crate::listener::connection::{accept, serve};
 use crate::listener::refused_log::turned_away;
 use crate::listener::{Listener, OpenConnection, StreamTasks, covers, owner};
 use crate::overload::Cause;
@@ -266,8 +266,11 @@ impl Worker {
         spawn_local(Box::pin(async move {
             // Counted down by dropping, so that a panic in the connection's task counts too.
             let _served = ServedConnection(Rc::clone(&worker));
-            let shared = (Rc::clone(&worker.clock), Rc::clone(&worker.tasks));
-            pin!(serve((tcp, peer), listener, open, shared, Rc::clone(&worker.proxy))).await;
+            if let Some(stream) = accept((tcp, peer), &listener, &worker.clock, &worker.proxy).await {
+                let (tasks, proxy) = (Rc::clone(&worker.tasks), Rc::clone(&worker.proxy));
+                pin!(serve(stream, listener, tasks, proxy)).await;
+            }
+            drop(open);
         }));
     }
 
