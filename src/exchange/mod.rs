@@ -17,7 +17,7 @@ pub mod body;
 pub mod drained_sockets;
 pub mod deadline;
 
-pub use crate::http1::head::{HeaderLines, RequestHead};
+pub use crate::http1::head::{HeadParts, HeaderLines, RequestHead, RuleLines};
 pub use crate::http1::pass_through_headers::PassThrough;
 pub use crate::http1::passes_through;
 use deadline::Watch;

@@ -1,16 +1,17 @@
 //! The head of a request: its request line and all of its headers.
 //!
 //! Not every header is put into a map: those that pass through are lines as they came ([`PassThrough`]), and those that tell a
-//! backend of the client are lines that were made before ([`HeaderLines`]). [`RequestHead`] owns all three, so that a look for a header
-//! finds it wherever it is.
+//! backend of the client, or that a header rule sets, are lines that were made before ([`HeaderLines`]). [`RequestHead`] owns them all,
+//! so that a look for a header finds it wherever it is.
 
-use std::cell::OnceCell;
 use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
 
 use http::header::{Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Extensions, Method, Uri, Version, request};
 
 use super::header_name;
+use super::outgoing::line;
 use super::pass_through_headers::PassThrough;
 use crate::header_names::tells_client;
 
@@ -34,6 +35,8 @@ pub struct RequestHead {
     pub(super) pass_through: PassThrough,
     /// Headers that were written before, for behind the request line.
     pub(super) lines: Option<Rc<HeaderLines>>,
+    /// Headers that rules have added.
+    pub(super) rule_lines: RuleLines,
 }
 
 impl RequestHead {
@@ -47,7 +50,7 @@ impl RequestHead {
     /// Puts the headers that are lines into the map, for what is going to look for many.
     #[inline]
     pub fn read_lines(&mut self) {
-        if !self.pass_through.is_empty() || self.lines.is_some() {
+        if !self.pass_through.is_empty() || self.lines.is_some() || !self.rule_lines.is_empty() {
             self.read();
         }
     }
@@ -58,6 +61,7 @@ impl RequestHead {
             lines.copy_to(&mut self.map);
         }
         self.pass_through.give_to(&mut self.map);
+        self.rule_lines.give_to(&mut self.map);
     }
 
     /// The first value of a header.
@@ -76,7 +80,7 @@ impl RequestHead {
 
     /// Whether `test` holds for any header.
     pub fn any(&self, mut test: impl FnMut(&HeaderName, &HeaderValue) -> bool) -> bool {
-        if self.pass_through.is_empty() && self.lines.is_none() {
+        if self.pass_through.is_empty() && self.lines.is_none() && self.rule_lines.is_empty() {
             return self.map.iter().any(|(name, value)| test(name, value));
         }
         self.all_headers().iter().any(|(name, value)| test(name, value))
@@ -105,6 +109,7 @@ impl RequestHead {
             lines.copy_to(&mut all);
         }
         self.pass_through.copy_to(&mut all);
+        self.rule_lines.copy_to(&mut all);
         all
     }
 
@@ -112,7 +117,7 @@ impl RequestHead {
         // The names come first: most tell that there is no such line.
         let passes = || !self.pass_through.is_empty() && header_name::passes(name) && self.pass_through.has(name);
         let tells = || tells_client(name) && self.lines.as_ref().is_some_and(|lines| lines.has(name));
-        passes() || tells()
+        passes() || tells() || self.rule_lines.has(name)
     }
 
     /// The headers that are in the map already: those that the proxy itself decides about, such as `Host`, `Connection` and
@@ -130,12 +135,96 @@ impl RequestHead {
     pub(crate) fn set_lines(&mut self, lines: Rc<HeaderLines>) {
         self.lines = Some(lines);
     }
+
+    /// The headers as a header rule changes them, but for those that tell of the client.
+    pub(crate) fn parts(&mut self) -> HeadParts<'_> {
+        let Self { map, pass_through, rule_lines, .. } = self;
+        HeadParts { map, pass_through, rule_lines: Some(rule_lines) }
+    }
 }
 
 impl From<request::Parts> for RequestHead {
     fn from(parts: request::Parts) -> Self {
         let request::Parts { method, uri, version, extensions, headers, .. } = parts;
-        Self { method, uri, version, extensions, map: headers, pass_through: PassThrough::default(), lines: None }
+        Self { method, uri, version, extensions, map: headers, ..Self::default() }
+    }
+}
+
+/// The headers of a head, wherever they are.
+#[derive(Debug)]
+pub struct HeadParts<'a> {
+    /// Those that are no lines.
+    pub map: &'a mut HeaderMap,
+    /// Those that pass through.
+    pub pass_through: &'a mut PassThrough,
+    /// Those that rules have added. `None` where these are to be in the map.
+    pub rule_lines: Option<&'a mut RuleLines>,
+}
+
+impl<'a> HeadParts<'a> {
+    /// Adds the headers of a rule, of which there are none yet.
+    #[inline]
+    pub fn add(&mut self, lines: &Arc<HeaderLines>) {
+        match &mut self.rule_lines {
+            Some(all) => all.add(lines),
+            None => lines.add_to(self.map),
+        }
+    }
+
+    /// All headers, in the map.
+    pub fn read_lines(self) -> &'a mut HeaderMap {
+        self.pass_through.give_to(self.map);
+        if let Some(lines) = self.rule_lines {
+            lines.give_to(self.map);
+        }
+        self.map
+    }
+}
+
+/// Headers that rules have added to a head, as lines that were written when the rules were read.
+#[derive(Debug, Default)]
+pub struct RuleLines(Option<Arc<HeaderLines>>);
+
+impl RuleLines {
+    /// Whether there is none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Adds the lines of a rule. Only where there are some already is anything allocated.
+    #[inline]
+    pub fn add(&mut self, lines: &Arc<HeaderLines>) {
+        self.0 = Some(match &self.0 {
+            None => Arc::clone(lines),
+            Some(before) => Arc::new(HeaderLines::new([before.text(), lines.text()].concat())),
+        });
+    }
+
+    /// Whether a header of that name is among them.
+    #[inline]
+    pub fn has(&self, name: &HeaderName) -> bool {
+        self.0.as_ref().is_some_and(|lines| lines.has(name))
+    }
+
+    /// The lines.
+    #[inline]
+    pub fn text(&self) -> &[u8] {
+        self.0.as_deref().map_or(&[], HeaderLines::text)
+    }
+
+    /// Puts the headers into a map, beside what is there.
+    pub fn copy_to(&self, headers: &mut HeaderMap) {
+        if let Some(lines) = &self.0 {
+            lines.add_to(headers);
+        }
+    }
+
+    /// Puts the headers into a map, and has none any more.
+    pub fn give_to(&mut self, headers: &mut HeaderMap) {
+        if let Some(lines) = self.0.take() {
+            lines.add_to(headers);
+        }
     }
 }
 
@@ -144,13 +233,22 @@ impl From<request::Parts> for RequestHead {
 pub struct HeaderLines {
     text: Box<[u8]>,
     /// The same as fields, once a request needed them as such.
-    fields: OnceCell<Box<[(HeaderName, HeaderValue)]>>,
+    fields: OnceLock<Box<[(HeaderName, HeaderValue)]>>,
 }
 
 impl HeaderLines {
     /// Of a text of lines, each a name, a colon, a space, a value and CRLF.
     pub fn new(text: Vec<u8>) -> Self {
-        Self { text: text.into(), fields: OnceCell::new() }
+        Self { text: text.into(), fields: OnceLock::new() }
+    }
+
+    /// Of names with their values.
+    pub fn of<'a>(fields: impl IntoIterator<Item = (&'a HeaderName, &'a [u8])>) -> Self {
+        let mut text = Vec::with_capacity(160);
+        for (name, value) in fields {
+            line(&mut text, name, value);
+        }
+        Self::new(text)
     }
 
     /// Whether there is none.
@@ -174,6 +272,13 @@ impl HeaderLines {
                 Entry::Occupied(mut entry) => drop(entry.insert(value.clone())),
                 Entry::Vacant(entry) => drop(entry.insert(value.clone())),
             }
+        }
+    }
+
+    /// Puts the headers into a map, beside what is there.
+    pub fn add_to(&self, headers: &mut HeaderMap) {
+        for (name, value) in self.fields() {
+            headers.append(name, value.clone());
         }
     }
 

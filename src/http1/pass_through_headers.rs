@@ -77,7 +77,7 @@ impl PassThrough {
     }
 
     /// Whether a header of that name is among them.
-    pub(super) fn has(&self, name: &HeaderName) -> bool {
+    pub fn has(&self, name: &HeaderName) -> bool {
         self.fields(&self.bytes).any(|(it, _)| it.is(name))
     }
 

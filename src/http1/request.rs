@@ -9,7 +9,7 @@ use memchr::{memchr, memmem};
 
 use super::Framing;
 use super::field::{self, FieldLine};
-use super::head::{HeaderLines, RequestHead};
+use super::head::{HeaderLines, RequestHead, RuleLines};
 use super::outgoing::{length, line};
 use super::pass_through_headers::{PassThrough, is_value};
 use crate::target::raw_target::{self, AsSent};
@@ -163,7 +163,9 @@ pub fn read(
         *bytes = Bytes::new();
     }
     let version = if http10 { Version::HTTP_10 } else { Version::HTTP_11 };
-    let head = RequestHead { method, uri, version, extensions, map: headers, pass_through, lines: None };
+    // Field by field: to make a default one for what is left costs 90 instructions.
+    let (lines, rule_lines) = (None, RuleLines::default());
+    let head = RequestHead { method, uri, version, extensions, map: headers, pass_through, lines, rule_lines };
     *slot = Some(ReceivedRequest { head, framing, terms, expects: expects && !http10 });
     Ok(true)
 }
@@ -225,9 +227,10 @@ pub fn write(out: &mut Vec<u8>, head: &RequestHead, framing: Framing) {
         }
         line(out, name, value.as_bytes());
     }
-    for line in head.pass_through.lines() {
-        out.extend_from_slice(line);
+    for lines in head.pass_through.lines() {
+        out.extend_from_slice(lines);
     }
+    out.extend_from_slice(head.rule_lines.text());
     match framing {
         Framing::None | Framing::Close => {}
         Framing::Length(bytes) => length(out, bytes),

@@ -14,6 +14,7 @@ use memchr::memchr;
 
 use super::Framing;
 use super::field::{self, FieldLine, FieldName};
+use super::head::RuleLines;
 use super::outgoing::{length, line};
 use super::pass_through_headers::{PassThrough, is_value};
 use super::request::{Terms, is, number, tokens};
@@ -180,11 +181,12 @@ impl ResponseHead {
     }
 }
 
-/// Writes the head of the answer to a request on these `terms`, with `pass_through` among its fields, whose body has so many bytes if that is known. How the body is
-/// framed; and whether the connection ends with it, as it does if `close` says so, or the head itself.
+/// Writes the head of the answer to a request on these `terms`, with pass-through headers and the lines of rules among its fields, whose
+/// body has so many bytes if that is known. How the body is framed; and whether the connection ends with it, as it does if `close` says so,
+/// or the head itself.
 pub fn write(
     out: &mut Vec<u8>,
-    (parts, pass_through): (&Parts, &PassThrough),
+    (parts, pass_through, rule_lines): (&Parts, &PassThrough, &RuleLines),
     terms: Terms,
     bytes: Option<u64>,
     close: bool,
@@ -225,6 +227,7 @@ pub fn write(
     for lines in pass_through.lines() {
         out.extend_from_slice(lines);
     }
+    out.extend_from_slice(rule_lines.text());
     let framing = match bytes {
         _ if bodiless => {
             if let (true, false, Some(bytes @ 1..)) = (terms.head && !never, told, bytes) {
@@ -417,8 +420,13 @@ mod tests {
             response = response.header(*name, *value);
         }
         let mut out = Vec::new();
-        let (framing, close) =
-            write(&mut out, (&response.body(()).unwrap().into_parts().0, &PassThrough::default()), terms, bytes, false);
+        let (framing, close) = write(
+            &mut out,
+            (&response.body(()).unwrap().into_parts().0, &PassThrough::default(), &RuleLines::default()),
+            terms,
+            bytes,
+            false,
+        );
         (String::from_utf8(out).unwrap(), framing, close)
     }
 
@@ -525,7 +533,7 @@ mod tests {
             }
             let pass_through = head.response(&text, &mut parts).unwrap();
             let mut out = Vec::new();
-            write(&mut out, (&parts, &pass_through), KEPT, Some(0), false);
+            write(&mut out, (&parts, &pass_through, &RuleLines::default()), KEPT, Some(0), false);
             let mut all = map(&out.into());
             prop_assert_eq!(all.remove("content-length").unwrap(), "0");
             prop_assert_eq!(all, map(&text));

@@ -189,7 +189,8 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> Conne
         slot = None;
         // While others wait to be accepted, each has its turn.
         let last = wire.watch.draining() || proxy.process.descriptors.is_short();
-        let close = wire.respond((&mut handled.head, &mut handled.pass_through), &handled.body, terms, last);
+        let head = (&mut handled.head, &mut handled.pass_through, &mut handled.rule_lines);
+        let close = wire.respond(head, &handled.body, terms, last);
         if let Some(end) = sent(wire, &mut handled.body, terms).await {
             handled.body.cut();
             return end;

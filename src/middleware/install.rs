@@ -6,14 +6,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 
 use crate::config::{
     HeaderRules, ListenerConfig, ListenerName, MiddlewareConfig, MiddlewareKind, MiddlewareName, MiddlewareTable,
 };
 use crate::telemetry::metrics::{MiddlewareMetrics, Sharded};
 
-use super::{Answer, Chain, Headers, LooksAt, Middleware, RequestView, Step, TIMEOUT, named};
+use super::{Answer, Chain, HeaderEditor, LooksAt, Middleware, RequestView, Step, TIMEOUT, named};
 
 /// A middleware of the file, ready to be used.
 #[derive(Debug)]
@@ -21,13 +21,13 @@ pub struct Installed {
     /// What it was built from; `None` for the header rules of a route, which have no name.
     pub config: Option<Arc<MiddlewareConfig>>,
     /// What it does.
-    pub hook: Box<dyn Middleware>,
+    pub hook: Hook,
     /// What outlives it; `None` for header rules of a route.
     pub state: Option<Arc<State>>,
 }
 
 impl Installed {
-    pub(super) fn unnamed(hook: Box<dyn Middleware>) -> Self {
+    pub(super) fn unnamed(hook: Hook) -> Self {
         Self { config: None, hook, state: None }
     }
 
@@ -39,6 +39,49 @@ impl Installed {
     /// How long it may wait.
     pub fn timeout(&self) -> Duration {
         self.config.as_ref().map_or(TIMEOUT, |config| config.timeout)
+    }
+}
+
+/// What a middleware does.
+#[derive(Debug)]
+pub enum Hook {
+    /// It changes headers.
+    Rules(HeaderEditor),
+    /// Any other.
+    Other(Box<dyn Middleware>),
+}
+
+impl Hook {
+    /// Whether it looks at requests.
+    pub fn looks_at_requests(&self) -> bool {
+        match self {
+            Self::Rules(rules) => rules.looks_at_requests(),
+            Self::Other(_) => true,
+        }
+    }
+
+    /// What of a response it looks at.
+    pub fn looks_at_responses(&self) -> LooksAt {
+        match self {
+            Self::Rules(rules) => rules.looks_at_responses(),
+            Self::Other(hook) => hook.looks_at_responses(),
+        }
+    }
+
+    /// The trailers of the request go to the backend.
+    pub fn on_request_trailers(&self, trailers: &mut HeaderMap) {
+        match self {
+            Self::Rules(rules) => rules.edit_request_trailers(trailers),
+            Self::Other(hook) => hook.on_request_trailers(trailers),
+        }
+    }
+
+    /// The trailers of the backend's response go to the client.
+    pub fn on_response_trailers(&self, trailers: &mut HeaderMap) {
+        match self {
+            Self::Rules(rules) => rules.edit_response_trailers(trailers),
+            Self::Other(hook) => hook.on_response_trailers(trailers),
+        }
     }
 }
 
@@ -126,7 +169,7 @@ impl Kinds {
     pub fn install(&self, config: &Arc<MiddlewareConfig>, state: Arc<State>) -> Result<Arc<Installed>, InstallFailed> {
         let hook = match &config.kind {
             MiddlewareKind::Headers(HeaderRules { request, response }) => {
-                Box::new(Headers::new(request.clone(), response.clone())) as Box<dyn Middleware>
+                Hook::Rules(HeaderEditor::new(request.clone(), response.clone()))
             }
             MiddlewareKind::Custom { kind, table } => {
                 let setup = Setup { name: &config.name, table, state: &state };
@@ -135,7 +178,7 @@ impl Kinds {
                     // The check of the configuration refuses such a kind.
                     None => Err(format!("there is no kind {kind:?}")),
                 };
-                made.map_err(|why| InstallFailed { name: config.name.clone(), why })?
+                Hook::Other(made.map_err(|why| InstallFailed { name: config.name.clone(), why })?)
             }
         };
         Ok(Arc::new(Installed { config: Some(Arc::clone(config)), hook, state: Some(state) }))
@@ -180,7 +223,7 @@ impl MiddlewareSet {
     pub fn chain(&self, listener: &ListenerConfig) -> Chain {
         let mut links = named(listener.middleware.iter(), &self.installed);
         if links.len() < listener.middleware.len() {
-            links.insert(0, Arc::new(Installed::unnamed(Box::new(Removed))));
+            links.insert(0, Arc::new(Installed::unnamed(Hook::Other(Box::new(Removed)))));
         }
         Chain::of(links)
     }
@@ -245,7 +288,7 @@ mod tests {
             let config = config("counting", table);
             assert!(state.fits(&config));
             let installed = kinds().install(&config, Arc::clone(&state)).unwrap();
-            assert_eq!(format!("{:?}", installed.hook), format!("Counting({})", made + 1));
+            assert_eq!(format!("{:?}", installed.hook), format!("Other(Counting({}))", made + 1));
         }
         assert!(!state.fits(&config("other", "")));
     }
@@ -262,7 +305,8 @@ mod tests {
         let chain = set(vec![installed]).chain(&listener);
         let (exchange, notes) = (crate::exchange::testing::exchange(), crate::middleware::Notes::default());
         let mut head = crate::exchange::RequestHead::default();
-        let step = chain.links()[0].hook.on_request(RequestView::new(&mut head, &exchange, &notes, 0));
+        let Hook::Other(hook) = &chain.links()[0].hook else { panic!("{chain:?}") };
+        let step = hook.on_request(RequestView::new(&mut head, &exchange, &notes, 0));
         assert!(matches!(step, Step::Answer(_)), "{step:?}");
         assert_eq!(chain.links().len(), 2);
     }

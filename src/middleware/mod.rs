@@ -43,7 +43,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header, response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
+use http_body::Body as _;
 
 use crate::config::{MiddlewareName, RouteConfig};
 use crate::exchange::body::{Body, BoxBody, ExchangeProgress, Wrap};
@@ -55,8 +56,8 @@ mod headers;
 mod install;
 
 pub use answer::Answer;
-use headers::Headers;
-pub use install::{InstallFailed, Installed, Kinds, MiddlewareFactory, MiddlewareSet, Setup, State};
+pub use headers::HeaderEditor;
+pub use install::{Hook, InstallFailed, Installed, Kinds, MiddlewareFactory, MiddlewareSet, Setup, State};
 
 /// A plug-in around an exchange. Its methods are called on the request path, by several workers at a time: they must not block. What
 /// takes time is awaited ([`Step::Wait`]).
@@ -174,7 +175,7 @@ pub struct ResponseView<'a> {
     pub exchange: &'a Exchange,
     /// Where it is from.
     pub origin: Origin,
-    /// `None` where there is none to wrap: the connection becomes a tunnel.
+    /// `None` where there is none to wrap: the connection becomes a tunnel, or the request was HEAD.
     body: Option<&'a mut Body>,
     progress: &'a Rc<dyn ExchangeProgress>,
     notes: &'a Notes,
@@ -201,9 +202,18 @@ impl<'a> ResponseView<'a> {
     pub fn wrap_body(&mut self, wrap: impl FnOnce(BoxBody) -> BoxBody) {
         // A response without a body tells how long it would be, which is not known any more.
         self.head.headers.remove(header::CONTENT_LENGTH);
-        if let Some(body) = &mut self.body {
+        let bodiless = self.is_bodiless();
+        if let Some(body) = self.body.as_mut().filter(|_| !bodiless) {
             body.wrap(wrap, Rc::clone(self.progress));
         }
+    }
+
+    /// Whether it has no body by its status: a wrapper around nothing would have a length, or an end of its own, where there must be none.
+    /// A call of gRPC that ends in its head is one.
+    fn is_bodiless(&self) -> bool {
+        matches!(self.head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || (self.head.headers.contains_key("grpc-status")
+                && self.body.as_ref().is_some_and(|it| it.is_end_stream()))
     }
 
     /// Takes what this middleware has kept with the request ([`RequestView::keep`]), if it is of that type.
@@ -288,21 +298,29 @@ impl fmt::Debug for Notes {
 }
 
 /// The middleware of a listener, or that of a route with its upstream's; the outermost first.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Chain {
     links: Box<[Arc<Installed>]>,
+    looks_at_requests: bool,
     looks_at: LooksAt,
+    /// Whether header rules alone look at responses.
+    rules_only: bool,
 }
 
 impl Chain {
-    /// Whether there is no middleware.
-    pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
+    /// Whether any of it looks at requests.
+    pub fn looks_at_requests(&self) -> bool {
+        self.looks_at_requests
     }
 
     /// What of a response any of it looks at.
     pub fn looks_at(&self) -> LooksAt {
         self.looks_at
+    }
+
+    /// Whether of it header rules alone look at responses, so that what they add need not be in the map of a response's head.
+    pub fn rules_only(&self) -> bool {
+        self.rules_only
     }
 
     /// All of it, the outermost first.
@@ -312,17 +330,26 @@ impl Chain {
 
     fn of(links: Vec<Arc<Installed>>) -> Self {
         let looks_at = links.iter().map(|link| link.hook.looks_at_responses()).max().unwrap_or_default();
-        Self { links: links.into(), looks_at }
+        let is_rule = |link: &Arc<Installed>| matches!(link.hook, Hook::Rules(_));
+        let rules_only = links.iter().all(|link| is_rule(link) || link.hook.looks_at_responses() == LooksAt::Nothing);
+        let looks_at_requests = links.iter().any(|link| link.hook.looks_at_requests());
+        Self { links: links.into(), looks_at_requests, looks_at, rules_only }
     }
 
     /// That of a route: its own, that of the upstream that it goes to, and its header rules.
     pub fn of_route(config: &RouteConfig, upstream: &[MiddlewareName], installed: &[Arc<Installed>]) -> Self {
         let mut links = named(config.middleware.iter().chain(upstream), installed);
         if !config.request_headers.is_empty() || !config.response_headers.is_empty() {
-            let rules = Headers::of_route(config.request_headers.clone(), config.response_headers.clone());
-            links.push(Arc::new(Installed::unnamed(Box::new(rules))));
+            let rules = HeaderEditor::of_route(config.request_headers.clone(), config.response_headers.clone());
+            links.push(Arc::new(Installed::unnamed(Hook::Rules(rules))));
         }
         Self::of(links)
+    }
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self::of(Vec::new())
     }
 }
 

@@ -6,14 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header;
-use http::response::Parts;
-use http::{HeaderMap, Method, Response, StatusCode};
-use http_body::Body as _;
+use http::{HeaderMap, Method, Response};
 
-use crate::exchange::RequestHead;
 use crate::exchange::body::{Body, BodySource, ExchangeProgress, WrappedSource};
 use crate::exchange::deadline::Phase;
-use crate::middleware::{Answer, Chain, Installed, LooksAt, Notes, Origin, RequestView, ResponseView, Step, Waiting};
+use crate::exchange::{HeadParts, RequestHead};
+use crate::middleware::{
+    Answer, Chain, Hook, Installed, LooksAt, Notes, Origin, RequestView, ResponseView, Step, Waiting,
+};
 use crate::route::{Forward, Route, RouteAction};
 
 use super::attempt::in_time;
@@ -56,9 +56,10 @@ impl Hooks {
 }
 
 impl RunningExchange {
-    /// Whether there is middleware on its way, as far as that is known.
-    pub(super) fn has_hooks(&self) -> bool {
-        self.hooks.outer.is_some() || self.found().is_some_and(|route| !route.chain.is_empty())
+    /// Whether any middleware on its way looks at it, as far as that is known.
+    pub(super) fn is_looked_at(&self) -> bool {
+        let outer = self.hooks.outer.as_ref().is_some_and(|chain| chain.looks_at_requests());
+        outer || self.found().is_some_and(|route| route.chain.looks_at_requests())
     }
 
     /// What of its response that middleware looks at.
@@ -79,27 +80,35 @@ impl RunningExchange {
         if looks_at == LooksAt::Nothing {
             return;
         }
-        let progress = Rc::clone(self) as Rc<dyn ExchangeProgress>;
-        let Handled { head, body, tunnel, .. } = &mut *handled;
+        let Handled { head, pass_through, rule_lines, body, tunnel, .. } = &mut *handled;
+        let writes_lines = self.may_write_lines();
         let mut place = self.links().count();
         for link in self.links().rev() {
             place -= 1;
-            if place < self.hooks.passed.get() {
-                let body = (tunnel.is_none() && !self.has_no_body(head, body)).then_some(&mut *body);
-                let (by, notes) = ((&self.exchange, &progress), (&self.hooks.notes, place));
-                link.hook.on_response(&mut ResponseView::new((head, body), by, origin, notes));
+            if place >= self.hooks.passed.get() {
+                continue;
+            }
+            match &link.hook {
+                Hook::Rules(rules) => {
+                    let rule_lines = writes_lines.then_some(&mut *rule_lines);
+                    rules.edit_response(HeadParts { map: &mut head.headers, pass_through, rule_lines }, origin);
+                }
+                Hook::Other(hook) => {
+                    let progress = Rc::clone(self) as Rc<dyn ExchangeProgress>;
+                    let body = (tunnel.is_none() && !self.hooks.is_head).then_some(&mut *body);
+                    let (by, notes) = ((&self.exchange, &progress), (&self.hooks.notes, place));
+                    hook.on_response(&mut ResponseView::new((head, body), by, origin, notes));
+                }
             }
         }
         // One may have taken the date away.
         handled.dated &= looks_at != LooksAt::All;
     }
 
-    /// Whether a response has no body that could be wrapped: a wrapper around nothing would have a length, or an end of its own, where there
-    /// must be none. A call of gRPC that ends in its head is one.
-    fn has_no_body(&self, head: &Parts, body: &Body) -> bool {
-        self.hooks.is_head
-            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-            || (head.headers.contains_key("grpc-status") && body.is_end_stream())
+    /// Whether what header rules add to its response may be lines, which no other middleware sees. HTTP/2 has no lines.
+    fn may_write_lines(&self) -> bool {
+        let outer = self.hooks.outer.as_ref().is_none_or(|chain| chain.rules_only());
+        outer && self.found().is_none_or(|route| route.chain.rules_only()) && !self.http2()
     }
 
     /// Whether the request has waited for its middleware.
@@ -175,8 +184,15 @@ pub(super) async fn pass(
     head: &mut RequestHead,
 ) -> Result<Option<Response<Body>>, ProxyError> {
     for (place, link) in running.links().enumerate() {
+        let hook = match &link.hook {
+            Hook::Rules(rules) => {
+                rules.edit_request(head);
+                continue;
+            }
+            Hook::Other(hook) => hook,
+        };
         let view = RequestView::new(head, &running.exchange, &running.hooks.notes, place);
-        let decided = match link.hook.on_request(view) {
+        let decided = match hook.on_request(view) {
             Step::Continue => continue,
             Step::Answer(answer) => Ok(ControlFlow::Break(answer)),
             Step::Wait(waiting) => wait(running, route, link, waiting).await,

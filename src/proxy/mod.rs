@@ -14,7 +14,7 @@ use http::{Method, Response, Version, response};
 use crate::config::{ForwardedHeader, PathPattern, PathRewrite, Redirect};
 use crate::exchange::body::{Body, BodySource};
 use crate::exchange::deadline::{Clock, Watch};
-use crate::exchange::{Client, ClientSide, Exchange, PassThrough, RequestHead};
+use crate::exchange::{Client, ClientSide, Exchange, PassThrough, RequestHead, RuleLines};
 use crate::file_descriptors::DescriptorRoom;
 use crate::middleware::Origin;
 use crate::overload::Cause;
@@ -83,10 +83,12 @@ const REFUSALS: u32 = 100;
 /// What a request comes to. It is large, and so has one place that it is put into, and is never moved.
 #[derive(Debug)]
 pub struct Handled {
-    /// The head of what the client is answered, but for pass-through headers.
+    /// The head of what the client is answered, but for what of it are lines.
     pub head: response::Parts,
-    /// Those.
+    /// Pass-through headers.
     pub pass_through: PassThrough,
+    /// Headers that rules have added.
+    pub rule_lines: RuleLines,
     /// Its body.
     pub body: Body,
     /// What the connection becomes once that is sent.
@@ -106,7 +108,8 @@ impl Default for Handled {
 impl From<Response<Body>> for Handled {
     fn from(response: Response<Body>) -> Self {
         let (head, body) = response.into_parts();
-        Self { head, pass_through: PassThrough::default(), body, tunnel: None, last: false, dated: false }
+        let (pass_through, rule_lines) = (PassThrough::default(), RuleLines::default());
+        Self { head, pass_through, rule_lines, body, tunnel: None, last: false, dated: false }
     }
 }
 
@@ -169,12 +172,12 @@ impl Proxy {
                     *handled = response.into();
                     break 'come_to Ok(Origin::Route);
                 }
-                Err(ProxyError::NoRoute) if running.has_hooks() => {
+                Err(ProxyError::NoRoute) if running.is_looked_at() => {
                     break 'come_to Box::pin(nowhere(&running, head, handled)).await;
                 }
                 Err(error) => break 'come_to Err(error),
             };
-            if running.has_hooks() {
+            if running.is_looked_at() {
                 match hooks::pass(&running, Some(route), head).await {
                     Ok(None) => {
                         if let (RouteAction::Forward(forward), Some(body)) = (&route.action, upload.take()) {

@@ -99,7 +99,7 @@ impl HeldSnapshot {
             let is_gone = !self.config.listeners.iter().any(|listener| listener.name == *name);
             // The connections of a listener that was removed end soon, but not without its middleware.
             let left = is_gone.then(|| self.middleware.chain(&client.listener))?;
-            return (!left.is_empty()).then(|| Rc::new(left));
+            return (!left.links().is_empty()).then(|| Rc::new(left));
         };
         // A copy for each worker: what all of them count with is not to be written for each request.
         Some(Rc::clone(self.chains[index].get_or_init(|| Rc::new(listeners[index].1.clone()))))

@@ -10,7 +10,7 @@ use http_body::Body as _;
 use super::Wire;
 use crate::exchange::body::Body;
 use crate::exchange::deadline::{Pace, Phase, Way};
-use crate::exchange::{Expects, PassThrough};
+use crate::exchange::{Expects, PassThrough, RuleLines};
 use crate::http1::outgoing::Outgoing;
 use crate::http1::request::Terms;
 use crate::http1::{Framing, response as head};
@@ -23,7 +23,7 @@ impl Wire {
     /// Takes the head of the response. With `close`, the connection ends with it in any case. Whether it does.
     pub fn respond(
         &self,
-        (parts, pass_through): (&mut response::Parts, &mut PassThrough),
+        (parts, pass_through, rule_lines): (&mut response::Parts, &mut PassThrough, &mut RuleLines),
         body: &Body,
         terms: Terms,
         close: bool,
@@ -34,9 +34,11 @@ impl Wire {
         // Nothing will read what the client still sends, and until that is over nothing else can be read.
         let close = close || (!self.is_read() && !self.wanted.get());
         let mut buffer = self.space.buffer();
-        let (framing, close) = head::write(&mut buffer, (parts, pass_through), terms, body.size_hint().exact(), close);
-        // It holds the memory that it was read into.
+        let head = (&*parts, &*pass_through, &*rule_lines);
+        let (framing, close) = head::write(&mut buffer, head, terms, body.size_hint().exact(), close);
+        // They hold the memory that they were read into.
         *pass_through = PassThrough::default();
+        *rule_lines = RuleLines::default();
         self.out.borrow_mut().begin(buffer, framing);
         self.space.give_map(std::mem::take(&mut parts.headers));
         close
