@@ -62,6 +62,11 @@ pub(super) struct NoName;
 pub(super) fn line(bytes: &[u8], at: &mut usize) -> Result<FieldLine, NoName> {
     let start = *at;
     let rest = bytes.get(start..).unwrap_or_default();
+    // Each head has one such line, and to search for its end costs more than this look.
+    if rest.starts_with(b"\r\n") {
+        *at = start + 2;
+        return Ok(FieldLine::End);
+    }
     let Some(end) = memchr(b'\n', rest) else { return Ok(FieldLine::Partial) };
     *at = start + end + 1;
     let line = match &rest[..end] {
