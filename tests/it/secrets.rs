@@ -44,6 +44,10 @@ fn marked(scratch: &Scratch, backend: &TestBackend) -> String {
         upstream = "nobody"
         request_headers = {{ set = {{ "authorization" = "Basic MARK10" }} }}
         [[route]]
+        name = "found"
+        path = "/found"
+        upstream = "found"
+        [[route]]
         name = "elsewhere"
         path = "/elsewhere"
         redirect = {{ to = "https://example.com/login?token=MARK11&MARK12#MARK13" }}
@@ -62,6 +66,13 @@ fn marked(scratch: &Scratch, backend: &TestBackend) -> String {
         backends = ["127.0.0.1:1"]
         protocol = "http2"
         health_check = {{ type = "grpc", interval = "20ms", headers = {{ "x-check" = "MARK19" }} }}
+        [upstream.found]
+        [[upstream.found.discovery]]
+        consul = {{ address = "http://127.0.0.1:1", service = "users", token = "MARK24" }}
+        [[upstream.found.discovery]]
+        http = {{ url = "http://127.0.0.1:1/users", token = "MARK25" }}
+        [[upstream.found.discovery]]
+        push = {{ token = "MARK26-of-the-push" }}
         [middleware.rules.headers]
         request = {{ set = {{ "x-one" = "MARK20" }}, add = {{ "x-two" = "MARK21" }} }}
         response = {{ set = {{ "x-three" = "MARK22" }}, add = {{ "x-four" = "MARK23" }} }}
@@ -160,6 +171,7 @@ async fn a_secret_of_the_file_is_told_nowhere() {
     for (head, status, said) in [
         ("GET /a?key=s3cr3t-a3&like=s3cr3t-a4 HTTP/1.1\r\nx-api-key: s3cr3t-a1\r\nx-like: s3cr3t-a2", 200, "s3cr3t-a8"),
         ("GET /gone HTTP/1.1\r\nx-api-key: s3cr3t-a9", 502, ""),
+        ("GET /found HTTP/1.1", 503, ""),
         ("GET /elsewhere HTTP/1.1", 308, "s3cr3t-a13"),
         ("GET /here HTTP/1.1", 200, ""),
     ] {
@@ -171,6 +183,8 @@ async fn a_secret_of_the_file_is_told_nowhere() {
         assert!(fields.concat().contains(said), "{fields:?}");
     }
     eventually(|| process.log().matches("health check failed").count() > 4).await;
+    // The registries are asked, and do not answer.
+    eventually(|| process.log().contains("consul") && process.log().contains("http")).await;
 
     let socket = scratch.path("s");
     let mut told = vec![ask(&socket, "GET /config").await, ask(&socket, "GET /upstreams").await];
