@@ -180,7 +180,7 @@ async fn speak(wire: &Rc<Wire>, client: &Rc<Client>, proxy: &Rc<Proxy>) -> Conne
         let upload = (!wire.is_read()).then(|| Rc::clone(wire) as Rc<dyn BodySource>);
         {
             let side = (Rc::clone(client), Rc::clone(&wire.watch), Rc::clone(wire) as _);
-            let exchange = pin!(Rc::clone(proxy).handle::<false>(side, head, upload, &mut handled));
+            let exchange = pin!(Rc::clone(proxy).handle(side, head, upload, &mut handled));
             if let Some(end) = answered(wire, exchange).await {
                 return end;
             }

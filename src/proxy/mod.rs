@@ -138,11 +138,8 @@ impl Proxy {
 
     /// Serves one request: finds its route, lets middleware look at it, has a backend answer it, and sees the response on
     /// its way. Whatever goes wrong comes to a response. The exchange waits by `watch` and has `side` sent its answer. `upload` is
-    /// the request's body, where it has one; what it comes to is put into `handled`.
-    ///
-    /// By HTTP/2 a request may be a call of gRPC; no other difference is made. The parameter gives each protocol its own copy, which
-    /// the compiler can put in where it is called: with one copy for both, what a request comes to is moved through memory on the way.
-    pub async fn handle<const HTTP2: bool>(
+    /// the request's body, where it has one; what it comes to is put into `handled`. The version of `head` is that of the client's HTTP.
+    pub async fn handle(
         self: Rc<Self>,
         (client, watch, side): (Rc<Client>, Rc<Watch>, Rc<dyn ClientSide>),
         head: &mut RequestHead,
@@ -157,7 +154,7 @@ impl Proxy {
         if snapshot.looks_at_headers() {
             head.read_lines();
         }
-        let call = if HTTP2 { GrpcCall::of(head) } else { None };
+        let call = if head.version == Version::HTTP_2 { GrpcCall::of(head) } else { None };
         let running = RunningExchange::begin(&self, &snapshot, exchange, call, head);
         let chosen = match self.process.refuses(self.worker) {
             None => self.choose(&running, &snapshot, head),

@@ -124,7 +124,7 @@ pub(super) async fn serve(Begun { open, request, respond }: Begun) {
             let mut handled = Handled::default();
             let answered = {
                 let proxy = Rc::clone(&shared.proxy);
-                let exchange = pin!(proxy.handle::<true>(side, &mut head, upload, &mut handled));
+                let exchange = pin!(proxy.handle(side, &mut head, upload, &mut handled));
                 stream.answered(exchange).await
             };
             let response = Response::from_parts(handled.head, handled.body);
