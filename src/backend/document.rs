@@ -128,7 +128,11 @@ fn address(value: &Value) -> Result<Address, String> {
 const KEYS: [&str; 9] =
     ["address", "weight", "priority", "backup", "zone", "server_name", "max_in_flight", "max_connections", "labels"];
 
-fn instance(entry: Value) -> Result<Instance, String> {
+/// What an entry says, a text or a table.
+///
+/// # Errors
+/// When it makes no sense.
+pub fn instance(entry: Value) -> Result<Instance, String> {
     let table = match entry {
         Value::Object(table) => table,
         text => return address(&text).map(Instance::new),

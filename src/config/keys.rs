@@ -288,6 +288,7 @@ mod tests {
             [
                 "admin.token",
                 "upstream.*.discovery[].consul.token",
+                "upstream.*.discovery[].etcd.password",
                 "upstream.*.discovery[].http.token",
                 "upstream.*.discovery[].push.token",
             ]

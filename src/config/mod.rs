@@ -85,7 +85,7 @@ pub use circuit_breaker::BreakerConfig;
 pub(crate) use difference::Changes;
 pub use difference::{DifferenceList, KeyChange};
 pub use discovery::{
-    ConsulConfig, DiscoveryConfig, FileSourceConfig, HttpSourceConfig, HttpUrl, PushConfig, SourceConfig,
+    ConsulConfig, DiscoveryConfig, EtcdConfig, FileSourceConfig, HttpSourceConfig, HttpUrl, PushConfig, SourceConfig,
 };
 pub use error::{Problem, Problems, Severity, nearest};
 pub use file::{FILE_BYTES_MAX, ReadFile};

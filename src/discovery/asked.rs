@@ -1,11 +1,12 @@
 //! What sources that are asked over HTTP have in common.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -16,30 +17,39 @@ use crate::http_client::{Fetch, FetchLimits, To, Trust};
 /// Bytes of a PEM file.
 const PEM_BYTES_MAX: usize = 1024 * 1024;
 
+/// The files that TLS to a server needs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TlsFiles {
+    /// The authorities; those of the system where there is none.
+    pub(super) ca: Option<PathBuf>,
+    /// The certificate to be shown, and its key.
+    pub(super) identity: Option<(PathBuf, PathBuf)>,
+}
+
 /// A server that is asked. Its client is made when it is first needed, and made anew after a failure: the file of its authority may be
 /// another by then.
 #[derive(Debug)]
 pub(super) struct Server {
     url: HttpUrl,
     bytes_max: usize,
+    tls: TlsFiles,
     client: Option<Fetch>,
     /// The authorities while they are read. Never twice at a time: a reading that hangs keeps a thread.
     trust: Option<JoinHandle<Result<Trust, DiscoveryError>>>,
 }
 
 impl Server {
-    pub(super) fn new(url: HttpUrl, bytes_max: usize) -> Self {
-        Self { url, bytes_max, client: None, trust: None }
+    pub(super) fn new(url: HttpUrl, bytes_max: usize, tls: TlsFiles) -> Self {
+        Self { url, bytes_max, tls, client: None, trust: None }
     }
 
     /// Asks, and reads an answer within `time`.
     pub(super) async fn ask(
         &mut self,
-        ca: Option<&Path>,
         request: Request<Full<Bytes>>,
         time: Duration,
     ) -> Result<Response<Bytes>, DiscoveryError> {
-        let client = self.client(ca, time).await?;
+        let client = self.client(time).await?;
         let answer = client.whole_within(request, time).await;
         if answer.is_err() {
             self.client = None;
@@ -47,12 +57,25 @@ impl Server {
         Ok(answer?)
     }
 
-    async fn client(&mut self, ca: Option<&Path>, time: Duration) -> Result<Fetch, DiscoveryError> {
+    /// Asks, and gives the answer once its head has come, within `time`: it goes on.
+    pub(super) async fn begin(
+        &mut self,
+        request: Request<Full<Bytes>>,
+        time: Duration,
+    ) -> Result<Response<Incoming>, DiscoveryError> {
+        let answer = self.client(time).await?.begin(request).await;
+        if answer.is_err() {
+            self.client = None;
+        }
+        Ok(answer?)
+    }
+
+    async fn client(&mut self, time: Duration) -> Result<Fetch, DiscoveryError> {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
         let tls = match self.url.tls {
-            true => Some(self.trust(ca, time).await?),
+            true => Some(self.trust(time).await?),
             false => None,
         };
         let to = To::Server { host: self.url.host.clone(), port: self.url.port, tls };
@@ -60,23 +83,33 @@ impl Server {
         Ok(self.client.insert(Fetch::new(to, limits)).clone())
     }
 
-    async fn trust(&mut self, ca: Option<&Path>, time: Duration) -> Result<Trust, DiscoveryError> {
+    async fn trust(&mut self, time: Duration) -> Result<Trust, DiscoveryError> {
         let reading = self.trust.get_or_insert_with(|| {
-            let ca = ca.map(Path::to_owned);
-            tokio::task::spawn_blocking(move || trust(ca.as_deref()))
+            let files = self.tls.clone();
+            tokio::task::spawn_blocking(move || trust(&files))
         });
-        let late = |_| DiscoveryError::new(format!("its certificate authorities could not be read within {time:?}"));
+        let late = |_| DiscoveryError::new(format!("the files for TLS could not be read within {time:?}"));
         let read = timeout(time, reading).await.map_err(late)?;
         self.trust = None;
         read?
     }
 }
 
-fn trust(ca: Option<&Path>) -> Result<Trust, DiscoveryError> {
-    let Some(path) = ca else { return Ok(Trust::new(None)?) };
-    let failed = |error: &dyn std::fmt::Display| DiscoveryError::new(format!("{}: {error}", path.display()));
-    let pem = super::file::bytes(path, PEM_BYTES_MAX).map_err(|error| failed(&error))?;
-    Trust::new(Some(&pem)).map_err(|error| failed(&error))
+fn trust(files: &TlsFiles) -> Result<Trust, DiscoveryError> {
+    let pem = |path: &Path| {
+        super::file::bytes(path, PEM_BYTES_MAX)
+            .map_err(|error| DiscoveryError::new(format!("{}: {error}", path.display())))
+    };
+    let ca = files.ca.as_deref().map(pem).transpose()?;
+    let identity = match &files.identity {
+        Some((certificate, key)) => Some((pem(certificate)?, pem(key)?)),
+        None => None,
+    };
+    let identity = identity.as_ref().map(|(certificate, key)| (&certificate[..], &key[..]));
+    Trust::with_identity(ca.as_deref(), identity).map_err(|error| match &files.ca {
+        Some(path) => DiscoveryError::new(format!("{}: {error}", path.display())),
+        None => error.into(),
+    })
 }
 
 /// The error that an answer with another status than the expected ones is.

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 
-use super::asked::{Server, encoded, refusal};
+use super::asked::{Server, TlsFiles, encoded, refusal};
 use super::reading::{Reading, beside};
 use super::{Answer, Answered, AnyDiscovery, DiscoveryError};
 use crate::backend::document::label;
@@ -40,7 +40,8 @@ pub(super) struct Consul {
 
 impl Consul {
     pub(super) fn new(config: Arc<ConsulConfig>, reading: Reading) -> Self {
-        let server = Server::new(config.address.clone(), reading.bytes_max);
+        let tls = TlsFiles { ca: config.ca.clone(), identity: None };
+        let server = Server::new(config.address.clone(), reading.bytes_max, tls);
         Self { config, reading, server, index: 0, due: None, has_answered: false }
     }
 
@@ -52,7 +53,7 @@ impl Consul {
         // Until there is an answer. After a failure it may be another Consul, whose index has nothing to do with this one's.
         let index = std::mem::take(&mut self.index);
         let (request, time) = (request(&self.config, index)?, time(&self.config, index));
-        let response = self.server.ask(self.config.ca.as_deref(), request, time).await?;
+        let response = self.server.ask(request, time).await?;
         let (head, body) = response.into_parts();
         if head.status != StatusCode::OK {
             return Err(refusal(head.status, &body));

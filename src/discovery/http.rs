@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use tokio::time::{Instant, sleep_until};
 
-use super::asked::{Server, refusal};
+use super::asked::{Server, TlsFiles, refusal};
 use super::reading::{Reading, beside};
 use super::{Answer, Answered, AnyDiscovery, DiscoveryError};
 use crate::backend::document::Document;
@@ -40,7 +40,8 @@ struct Last {
 
 impl HttpSource {
     pub(super) fn new(config: Arc<HttpSourceConfig>, reading: Reading) -> Self {
-        let server = Server::new(config.url.clone(), reading.bytes_max);
+        let tls = TlsFiles { ca: config.ca.clone(), identity: None };
+        let server = Server::new(config.url.clone(), reading.bytes_max, tls);
         Self { config, reading, server, due: None, last: None }
     }
 
@@ -50,7 +51,7 @@ impl HttpSource {
         }
         let begun = Instant::now();
         let (request, time) = self.request()?;
-        let response = self.server.ask(self.config.ca.as_deref(), request, time).await?;
+        let response = self.server.ask(request, time).await?;
         let (head, body) = response.into_parts();
         let unchanged = match head.status {
             StatusCode::OK => self.last.as_ref().is_some_and(|last| last.body == body),

@@ -52,6 +52,8 @@ mod inbox;
 mod asked;
 mod http;
 mod consul;
+mod record;
+mod etcd;
 
 pub use feed::{Feeds, FoundBackends};
 pub use first_look::FirstLooks;

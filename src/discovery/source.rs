@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::consul::Consul;
+use super::etcd::Etcd;
 use super::file::{FileLook, FileSource};
 use super::http::HttpSource;
 use super::inbox::InboxSource;
@@ -26,6 +27,7 @@ pub(super) fn of(
         Some(SourceConfig::Http(http)) => Box::new(HttpSource::new(Arc::clone(http), reading)),
         Some(SourceConfig::Push(_)) => Box::new(InboxSource::new(state, left)),
         Some(SourceConfig::Consul(consul)) => Box::new(Consul::new(Arc::clone(consul), reading)),
+        Some(SourceConfig::Etcd(etcd)) => Box::new(Etcd::new(Arc::clone(etcd), reading)),
         None => Box::new(Silent),
     }
 }

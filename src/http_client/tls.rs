@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 /// Which servers are believed. Cheap to clone.
@@ -37,6 +37,14 @@ impl Trust {
     /// # Errors
     /// When there is no authority to be trusted.
     pub fn new(pem: Option<&[u8]>) -> Result<Self, NoTrust> {
+        Self::with_identity(pem, None)
+    }
+
+    /// The same, and shows a certificate to servers that ask for one: PEM, with the key beside it.
+    ///
+    /// # Errors
+    /// When there is no authority to be trusted, or the certificate and its key make no pair.
+    pub fn with_identity(pem: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> Result<Self, NoTrust> {
         let no_trust = |what: &dyn fmt::Display| NoTrust(format!("TLS cannot be set up: {what}"));
         let mut roots = RootCertStore::empty();
         match pem {
@@ -60,7 +68,15 @@ impl Trust {
         let verifier = verifier.map_err(|error| no_trust(&error))?;
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| no_trust(&error))?.with_webpki_verifier(verifier);
-        let mut config = builder.with_no_client_auth();
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
+                let chain = chain.map_err(|error| no_trust(&error))?;
+                let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| no_trust(&error))?;
+                builder.with_client_auth_cert(chain, key).map_err(|error| no_trust(&error))?
+            }
+        };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(Arc::new(config)))
     }
@@ -74,7 +90,7 @@ mod tests {
     use http::Request;
     use http_body_util::Full;
     use rustls::ServerConfig;
-    use rustls::pki_types::PrivateKeyDer;
+    use rustls::server::WebPkiClientVerifier;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;
@@ -84,12 +100,25 @@ mod tests {
 
     /// A server that answers `ok` with a certificate of its own for `localhost`, which is given back in PEM.
     async fn server() -> (u16, String) {
+        server_for(None).await
+    }
+
+    /// The same, for those alone that show a certificate of this authority.
+    async fn server_for(clients: Option<CertificateDer<'static>>) -> (u16, String) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(match clients {
+                None => WebPkiClientVerifier::no_client_auth(),
+                Some(authority) => {
+                    let mut roots = RootCertStore::empty();
+                    roots.add(authority).unwrap();
+                    let provider = Arc::new(aws_lc_rs::default_provider());
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap()
+                }
+            })
             .with_single_cert(vec![made.cert.der().clone()], key)
             .unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -124,6 +153,21 @@ mod tests {
         assert!(ask("127.0.0.1", port, trust(&pem)).await.is_err());
         for nothing in ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             assert!(Trust::new(Some(nothing.as_bytes())).is_err(), "{nothing}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_shown_to_a_server_that_asks_for_one() {
+        let made = rcgen::generate_simple_self_signed(vec!["isobar".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let other = rcgen::generate_simple_self_signed(vec!["isobar".to_owned()]).unwrap().signing_key.serialize_pem();
+        let (port, pem) = server_for(Some(made.cert.der().clone())).await;
+        let with =
+            |key: &str| Trust::with_identity(Some(pem.as_bytes()), Some((certificate.as_bytes(), key.as_bytes())));
+        assert_eq!(ask("localhost", port, with(&key).unwrap()).await.unwrap(), "ok");
+        assert!(ask("localhost", port, Trust::new(Some(pem.as_bytes())).unwrap()).await.is_err());
+        for wrong in [&other, "", "no PEM"] {
+            assert!(with(wrong).is_err(), "{wrong}");
         }
     }
 }

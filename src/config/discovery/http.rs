@@ -67,7 +67,7 @@ pub(super) fn secure(check: &Check<'_>, url: &HttpUrl, token: Option<Place>, ca:
         check.add(place, Problem::warning("the token is sent in the clear").expected("an https URL"));
     }
     if let (Some(place), false) = (ca, url.tls) {
-        check.add(place, Problem::error("there is no certificate to verify").expected("an https URL, or no ca"));
+        check.add(place, Problem::error("there is no certificate to verify").expected("an https URL, or not this key"));
     }
 }
 

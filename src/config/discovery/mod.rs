@@ -23,14 +23,16 @@ mod file;
 mod http;
 mod push;
 mod consul;
+mod etcd;
 
 pub use self::http::HttpSourceConfig;
 pub use consul::ConsulConfig;
+pub use etcd::EtcdConfig;
 pub use file::FileSourceConfig;
 pub use push::PushConfig;
 pub use url::HttpUrl;
 
-/// A source of backends: one of the tables `file`, `http`, `push` and `consul`, and how far it is believed. What several sources say is added up.
+/// A source of backends: one of the tables `file`, `http`, `push`, `consul` and `etcd`, and how far it is believed. What several sources say is added up.
 /// The last good set holds while a source fails.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(check = Self::check)]
@@ -50,6 +52,9 @@ pub struct DiscoveryConfig {
     /// A service in Consul.
     #[key(Part, otherwise = "none")]
     pub consul: Option<Arc<ConsulConfig>>,
+    /// Keys in etcd.
+    #[key(Part, otherwise = "none")]
+    pub etcd: Option<Arc<EtcdConfig>>,
     /// How many of a hundred backends may vanish at once, or one after the other within `removal_hold`. When more would, or all, those that
     /// vanish are kept until their checks fail or `removal_hold` is over; what is new is served with at once. 100 holds nothing back.
     #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose")]
@@ -83,6 +88,8 @@ pub enum SourceConfig<'a> {
     Push(&'a Arc<PushConfig>),
     /// Consul.
     Consul(&'a Arc<ConsulConfig>),
+    /// etcd.
+    Etcd(&'a Arc<EtcdConfig>),
 }
 
 /// How many of a hundred backends a registry may take away at once.
@@ -95,7 +102,8 @@ impl DiscoveryConfig {
         let http = || self.http.as_ref().map(SourceConfig::Http);
         let push = || self.push.as_ref().map(SourceConfig::Push);
         let consul = || self.consul.as_ref().map(SourceConfig::Consul);
-        file.or_else(http).or_else(push).or_else(consul)
+        let etcd = || self.etcd.as_ref().map(SourceConfig::Etcd);
+        file.or_else(http).or_else(push).or_else(consul).or_else(etcd)
     }
 
     /// What it asks for, and of whom, in words. Two tables that ask for the same may know the last set of each other.
@@ -105,6 +113,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Http(http)) => format!("http {}", http.url),
             Some(SourceConfig::Push(_)) => "push".into(),
             Some(SourceConfig::Consul(consul)) => consul.asks(),
+            Some(SourceConfig::Etcd(etcd)) => etcd.asks(),
             None => String::new(),
         }
     }
@@ -113,7 +122,7 @@ impl DiscoveryConfig {
     pub fn removed_percent(&self) -> u32 {
         self.max_removed_percent.unwrap_or(match self.source() {
             Some(SourceConfig::File(_) | SourceConfig::Push(_)) | None => 100,
-            Some(SourceConfig::Http(_) | SourceConfig::Consul(_)) => REMOVED_PERCENT,
+            Some(SourceConfig::Http(_) | SourceConfig::Consul(_) | SourceConfig::Etcd(_)) => REMOVED_PERCENT,
         })
     }
 
@@ -122,6 +131,7 @@ impl DiscoveryConfig {
         match self.source() {
             Some(SourceConfig::Http(http)) => http.url.is_loopback(),
             Some(SourceConfig::Consul(consul)) => consul.address.is_loopback(),
+            Some(SourceConfig::Etcd(etcd)) => etcd.endpoints.iter().all(HttpUrl::is_loopback),
             Some(SourceConfig::File(_) | SourceConfig::Push(_)) | None => true,
         }
     }
@@ -132,13 +142,14 @@ impl DiscoveryConfig {
             ("http", written.http.place()),
             ("push", written.push.place()),
             ("consul", written.consul.place()),
+            ("etcd", written.etcd.place()),
         ];
         let mut given = given.into_iter().filter_map(|(kind, place)| Some((kind, place?)));
         let Some((kind, _)) = given.next() else {
-            let kinds = ["file", "http", "push", "consul"];
+            let kinds = ["file", "http", "push", "consul", "etcd"];
             if !kinds.iter().any(|kind| check.report.is_meant(place, kind)) {
                 let problem = Problem::error("nothing says where backends are found");
-                check.add(place, problem.expected("one of the tables file, http, push and consul"));
+                check.add(place, problem.expected("one of the tables file, http, push, consul and etcd"));
             }
             return None;
         };
@@ -172,6 +183,10 @@ impl DiscoveryConfig {
             Some(SourceConfig::Consul(consul)) => {
                 let place = written.consul.value().and_then(|it| it.service.place());
                 format!("consul {}", shown(place, consul.service.to_string()))
+            }
+            Some(SourceConfig::Etcd(etcd)) => {
+                let place = written.etcd.value().and_then(|it| it.prefix.place());
+                format!("etcd {}", shown(place, etcd.prefix.to_string()))
             }
             None => String::new(),
         }
