@@ -62,11 +62,12 @@ fn every_key_is_valid_and_has_its_default() {
         "file /etc/isobar/users.json",
         "http https://directory.internal:443/users.json",
         "etcd /services/users/",
+        "zookeeper /services/users",
         "push",
     ];
     assert_eq!(names, expected);
     assert_eq!((sources[0].max_removed_percent, sources[1].max_removed_percent), (Some(50), None));
-    assert_eq!([0, 1, 2, 3, 4].map(|index: usize| sources[index].removed_percent()), [50, 100, 50, 50, 100]);
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|index: usize| sources[index].removed_percent()), [50, 100, 50, 50, 50, 100]);
     assert_eq!((&plain.state_dir, shown.config.state_dir.is_some()), (&None, true));
     assert_eq!(upstream, *plain.upstreams[0]);
     assert_eq!(*check, shown_check());

@@ -291,6 +291,7 @@ mod tests {
                 "upstream.*.discovery[].etcd.password",
                 "upstream.*.discovery[].http.token",
                 "upstream.*.discovery[].push.token",
+                "upstream.*.discovery[].zookeeper.password",
             ]
         );
         assert_eq!(

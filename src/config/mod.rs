@@ -86,6 +86,7 @@ pub(crate) use difference::Changes;
 pub use difference::{DifferenceList, KeyChange};
 pub use discovery::{
     ConsulConfig, DiscoveryConfig, EtcdConfig, FileSourceConfig, HttpSourceConfig, HttpUrl, PushConfig, SourceConfig,
+    ZookeeperConfig,
 };
 pub use error::{Problem, Problems, Severity, nearest};
 pub use file::{FILE_BYTES_MAX, ReadFile};

@@ -54,6 +54,7 @@ mod http;
 mod consul;
 mod record;
 mod etcd;
+mod zookeeper;
 
 pub use feed::{Feeds, FoundBackends};
 pub use first_look::FirstLooks;

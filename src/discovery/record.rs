@@ -5,6 +5,8 @@
 //! | a text | `10.0.0.1:9001` or a URL, in the value or as the last part of the key |
 //! | gRPC's naming in etcd | `{"Op": 0, "Addr": "10.0.0.1:9001", "Metadata": ..}` |
 //! | Go Micro | `{"name": "users", "version": .., "nodes": [{"id": .., "address": "10.0.0.1:9001", "metadata": {..}}]}` |
+//! | Curator, Spring Cloud, Dubbo's applications | `{"id": .., "address": "10.0.0.1", "port": 9001, "payload": {"metadata": {..}}}` |
+//! | Dubbo's interfaces | `tri%3A%2F%2F10.0.0.1%3A9001%2Fcom.example.Users%3Fweight%3D200`, as the last part of the key |
 //! | isobar's own | `{"address": "10.0.0.1:9001", "weight": 3, ..}`, an entry of a file |
 //!
 //! Metadata are labels. One that is too long to be shown is left out, for libraries write what they like there; `weight` is the weight.
@@ -20,9 +22,9 @@ pub(super) fn read(name: &str, value: &[u8], zone_label: &str) -> Result<Vec<Ins
     let text = std::str::from_utf8(value).map_err(|_| "it is not UTF-8")?.trim();
     let mut instances = match serde_json::from_str(text) {
         Ok(Value::Object(table)) => of_table(table)?,
-        Ok(Value::String(text)) => vec![Instance::new(address(&text)?)],
+        Ok(Value::String(text)) => of_text(&text)?,
         // Libraries that keep the address in the key have anything in the value.
-        _ => vec![Instance::new(address(text).or_else(|what| address(name).map_err(|_| what))?)],
+        _ => of_text(text).or_else(|what| of_text(name).map_err(|_| what))?,
     };
     for instance in &mut instances {
         if let Some(weight) = instance.labels.get("weight").and_then(|it| it.parse().ok()) {
@@ -32,6 +34,47 @@ pub(super) fn read(name: &str, value: &[u8], zone_label: &str) -> Result<Vec<Ins
         instance.place.zone = instance.place.zone.take().or(zone);
     }
     Ok(instances)
+}
+
+/// An address, or a URL, whose query is metadata as Dubbo has it.
+fn of_text(text: &str) -> Result<Vec<Instance>, String> {
+    let decoded = (!text.contains("://")).then(|| decoded(text)).filter(|decoded| decoded.contains("://"));
+    let text = decoded.as_deref().unwrap_or(text);
+    let mut instance = Instance::new(address(text)?);
+    let query = text.split_once("://").and_then(|(_, rest)| rest.split_once('?')).map_or("", |(_, query)| query);
+    let mut is_in_service = true;
+    for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        is_in_service &= !matches!((name, value), ("disabled", "true") | ("enabled", "false"));
+        let _ = label(&mut instance, name, &decoded_or(value));
+    }
+    Ok(if is_in_service { vec![instance] } else { Vec::new() })
+}
+
+fn decoded_or(text: &str) -> String {
+    if text.contains('%') { decoded(text) } else { text.to_owned() }
+}
+
+/// A text of a URL, without its escapes.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let escaped = || {
+            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+            digits.bytes().all(|it| it.is_ascii_hexdigit()).then(|| u8::from_str_radix(digits, 16).ok())?
+        };
+        match escaped().filter(|_| byte == b'%') {
+            Some(escaped) => {
+                bytes.push(escaped);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn of_table(mut table: Map<String, Value>) -> Result<Vec<Instance>, String> {
@@ -47,12 +90,35 @@ fn of_table(mut table: Map<String, Value>) -> Result<Vec<Instance>, String> {
         add(&mut instance, table.get("Metadata"));
         return Ok(vec![instance]);
     }
+    if table.contains_key("address") && table.contains_key("port") {
+        return of_curator(&table);
+    }
     if table.contains_key("address") {
         // Its own form is strict, but for what others write beside it.
         table.remove("id");
         return document::instance(Value::Object(table)).map(|instance| vec![instance]);
     }
     Err("it has no address in a form that is known".into())
+}
+
+/// An instance of a service as Curator writes it. Spring Cloud and Dubbo have their metadata in its payload.
+fn of_curator(table: &Map<String, Value>) -> Result<Vec<Instance>, String> {
+    let payload = table.get("payload");
+    let metadata = payload.and_then(|payload| payload.get("metadata")).or(payload);
+    let status = metadata.and_then(|it| it.get("instance_status")).and_then(Value::as_str);
+    let is_enabled = table.get("enabled").and_then(Value::as_bool).unwrap_or(true);
+    if !is_enabled || status.is_some_and(|status| !status.eq_ignore_ascii_case("UP")) {
+        return Ok(Vec::new());
+    }
+    let port = |key: &str| table.get(key).and_then(Value::as_u64).filter(|&port| port > 0);
+    let port = port("port").or_else(|| port("sslPort")).ok_or("it has no port")?;
+    let host = table.get("address").and_then(Value::as_str).ok_or("it has no address")?;
+    let mut instance = Instance::new(host_and_port(host, port)?);
+    add(&mut instance, metadata);
+    if let Some(id) = table.get("id").and_then(Value::as_str) {
+        let _ = label(&mut instance, "id", id);
+    }
+    Ok(vec![instance])
 }
 
 /// A node of Go Micro's. Early versions have the port beside the address.
@@ -152,6 +218,37 @@ mod tests {
         let grpc =
             one(&format!(r#"{{"Addr":"10.0.0.1:1","Metadata":{{"long":"{long}","weight":3,"deep":{{}},"ok":true}}}}"#));
         assert_eq!((grpc.weight, grpc.labels.len(), &*grpc.labels["ok"]), (3, 2, "true"));
+    }
+
+    #[test]
+    fn curator_and_dubbo_are_read_with_what_takes_them_out_of_service() {
+        let spring = |status: &str, more: &str| {
+            format!(
+                r#"{{"name":"u","id":"1","address":"10.0.0.1","port":9001,"sslPort":null,{more}"payload":{{"@class":"Z","id":"u",
+                   "metadata":{{"instance_status":"{status}","zone":"a","weight":"3"}}}},"serviceType":"DYNAMIC"}}"#
+            )
+        };
+        let up = one(&spring("UP", ""));
+        assert_eq!(
+            (up.address.to_string(), up.weight, up.place.zone.as_deref()),
+            ("10.0.0.1:9001".into(), 3, Some("a"))
+        );
+        assert_eq!(of(&spring("OUT_OF_SERVICE", "")), Ok(vec![]));
+        assert_eq!(of(&spring("UP", r#""enabled":false,"#)), Ok(vec![]));
+        assert_eq!(
+            one(r#"{"address":"2001:db8::1","port":null,"sslPort":8443}"#).address.to_string(),
+            "[2001:db8::1]:8443"
+        );
+        assert_eq!(of(r#"{"address":"10.0.0.1","port":null}"#).unwrap_err(), "it has no port");
+        let dubbo = |query: &str| {
+            let name = format!("dubbo%3A%2F%2F10.0.0.1%3A20880%2Fcom.example.Users%3F{query}");
+            read(&name, b"10.0.0.9", "zone").unwrap()
+        };
+        let found = dubbo("application%3Ddemo%26weight%3D200%26side%3Dprovider");
+        assert_eq!((found[0].address.to_string(), found[0].weight), ("10.0.0.1:20880".into(), 200));
+        assert_eq!(&*found[0].labels["application"], "demo");
+        assert_eq!(dubbo("disabled%3Dtrue"), []);
+        assert_eq!(decoded("%zz%4"), "%zz%4");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::file::{FileLook, FileSource};
 use super::http::HttpSource;
 use super::inbox::InboxSource;
 use super::reading::Reading;
+use super::zookeeper::Zookeeper;
 use super::{Answered, AnyDiscovery};
 use crate::backend::BackendSet;
 use crate::config::{DiscoveryConfig, SourceConfig};
@@ -28,6 +29,7 @@ pub(super) fn of(
         Some(SourceConfig::Push(_)) => Box::new(InboxSource::new(state, left)),
         Some(SourceConfig::Consul(consul)) => Box::new(Consul::new(Arc::clone(consul), reading)),
         Some(SourceConfig::Etcd(etcd)) => Box::new(Etcd::new(Arc::clone(etcd), reading)),
+        Some(SourceConfig::Zookeeper(zookeeper)) => Box::new(Zookeeper::new(Arc::clone(zookeeper), reading)),
         None => Box::new(Silent),
     }
 }

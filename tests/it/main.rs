@@ -71,3 +71,4 @@ mod turns;
 mod upgrade;
 mod workers;
 mod wrapped_bodies;
+mod zookeeper;

@@ -24,6 +24,7 @@ mod http;
 mod push;
 mod consul;
 mod etcd;
+mod zookeeper;
 
 pub use self::http::HttpSourceConfig;
 pub use consul::ConsulConfig;
@@ -31,8 +32,9 @@ pub use etcd::EtcdConfig;
 pub use file::FileSourceConfig;
 pub use push::PushConfig;
 pub use url::HttpUrl;
+pub use zookeeper::ZookeeperConfig;
 
-/// A source of backends: one of the tables `file`, `http`, `push`, `consul` and `etcd`, and how far it is believed. What several sources say is added up.
+/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `etcd` and `zookeeper`, and how far it is believed. What several sources say is added up.
 /// The last good set holds while a source fails.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(check = Self::check)]
@@ -55,6 +57,9 @@ pub struct DiscoveryConfig {
     /// Keys in etcd.
     #[key(Part, otherwise = "none")]
     pub etcd: Option<Arc<EtcdConfig>>,
+    /// Nodes in ZooKeeper.
+    #[key(Part, otherwise = "none")]
+    pub zookeeper: Option<Arc<ZookeeperConfig>>,
     /// How many of a hundred backends may vanish at once, or one after the other within `removal_hold`. When more would, or all, those that
     /// vanish are kept until their checks fail or `removal_hold` is over; what is new is served with at once. 100 holds nothing back.
     #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose")]
@@ -90,6 +95,8 @@ pub enum SourceConfig<'a> {
     Consul(&'a Arc<ConsulConfig>),
     /// etcd.
     Etcd(&'a Arc<EtcdConfig>),
+    /// ZooKeeper.
+    Zookeeper(&'a Arc<ZookeeperConfig>),
 }
 
 /// How many of a hundred backends a registry may take away at once.
@@ -103,7 +110,8 @@ impl DiscoveryConfig {
         let push = || self.push.as_ref().map(SourceConfig::Push);
         let consul = || self.consul.as_ref().map(SourceConfig::Consul);
         let etcd = || self.etcd.as_ref().map(SourceConfig::Etcd);
-        file.or_else(http).or_else(push).or_else(consul).or_else(etcd)
+        let zookeeper = || self.zookeeper.as_ref().map(SourceConfig::Zookeeper);
+        file.or_else(http).or_else(push).or_else(consul).or_else(etcd).or_else(zookeeper)
     }
 
     /// What it asks for, and of whom, in words. Two tables that ask for the same may know the last set of each other.
@@ -114,6 +122,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Push(_)) => "push".into(),
             Some(SourceConfig::Consul(consul)) => consul.asks(),
             Some(SourceConfig::Etcd(etcd)) => etcd.asks(),
+            Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.asks(),
             None => String::new(),
         }
     }
@@ -122,7 +131,9 @@ impl DiscoveryConfig {
     pub fn removed_percent(&self) -> u32 {
         self.max_removed_percent.unwrap_or(match self.source() {
             Some(SourceConfig::File(_) | SourceConfig::Push(_)) | None => 100,
-            Some(SourceConfig::Http(_) | SourceConfig::Consul(_) | SourceConfig::Etcd(_)) => REMOVED_PERCENT,
+            Some(
+                SourceConfig::Http(_) | SourceConfig::Consul(_) | SourceConfig::Etcd(_) | SourceConfig::Zookeeper(_),
+            ) => REMOVED_PERCENT,
         })
     }
 
@@ -132,6 +143,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Http(http)) => http.url.is_loopback(),
             Some(SourceConfig::Consul(consul)) => consul.address.is_loopback(),
             Some(SourceConfig::Etcd(etcd)) => etcd.endpoints.iter().all(HttpUrl::is_loopback),
+            Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.is_loopback(),
             Some(SourceConfig::File(_) | SourceConfig::Push(_)) | None => true,
         }
     }
@@ -143,13 +155,14 @@ impl DiscoveryConfig {
             ("push", written.push.place()),
             ("consul", written.consul.place()),
             ("etcd", written.etcd.place()),
+            ("zookeeper", written.zookeeper.place()),
         ];
         let mut given = given.into_iter().filter_map(|(kind, place)| Some((kind, place?)));
         let Some((kind, _)) = given.next() else {
-            let kinds = ["file", "http", "push", "consul", "etcd"];
+            let kinds = ["file", "http", "push", "consul", "etcd", "zookeeper"];
             if !kinds.iter().any(|kind| check.report.is_meant(place, kind)) {
                 let problem = Problem::error("nothing says where backends are found");
-                check.add(place, problem.expected("one of the tables file, http, push, consul and etcd"));
+                check.add(place, problem.expected("one of the tables file, http, push, consul, etcd and zookeeper"));
             }
             return None;
         };
@@ -187,6 +200,10 @@ impl DiscoveryConfig {
             Some(SourceConfig::Etcd(etcd)) => {
                 let place = written.etcd.value().and_then(|it| it.prefix.place());
                 format!("etcd {}", shown(place, etcd.prefix.to_string()))
+            }
+            Some(SourceConfig::Zookeeper(zookeeper)) => {
+                let place = written.zookeeper.value().and_then(|it| it.path.place());
+                format!("zookeeper {}", shown(place, zookeeper.path.to_string()))
             }
             None => String::new(),
         }
