@@ -64,10 +64,16 @@ fn every_key_is_valid_and_has_its_default() {
         "etcd /services/users/",
         "zookeeper /services/users",
         "push",
+        "dns users.internal",
     ];
     assert_eq!(names, expected);
     assert_eq!((sources[0].max_removed_percent, sources[1].max_removed_percent), (Some(50), None));
-    assert_eq!([0, 1, 2, 3, 4, 5].map(|index: usize| sources[index].removed_percent()), [50, 100, 50, 50, 50, 100]);
+    let removed: Vec<_> = sources.iter().map(|it| it.removed_percent()).collect();
+    assert_eq!(removed, [50, 100, 50, 50, 50, 100, 100]);
+    // Name servers and domains are shown, and are those of the machine by default.
+    let mut dns = shown.config.dns.clone();
+    assert_eq!((std::mem::take(&mut dns.nameservers).len(), std::mem::take(&mut dns.search).len()), (2, 1));
+    assert_eq!(dns, plain.dns);
     assert_eq!((&plain.state_dir, shown.config.state_dir.is_some()), (&None, true));
     assert_eq!(upstream, *plain.upstreams[0]);
     assert_eq!(*check, shown_check());

@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use http::header::{AUTHORIZATION, HeaderValue};
 
 use super::{Control, Fate, ProcessStatus, ReloadFailed, ReloadReport, ReloadResult, UpstreamChange};
+use crate::backend::{BackendSet, Instance};
 use crate::config::{
     AdaptiveLimitConfig, Address, AdminConfig, BackendConfig, BackendLimits, BackendTlsConfig, BodyPattern,
     BreakerConfig, ClientCertificateConfig, Config, DiscoveryConfig, ForwardedHeader, HeaderRules, HeaderValues,
@@ -27,6 +28,7 @@ use crate::telemetry::events::Events;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Sharded;
 use crate::tls::Tls;
+use crate::upstream::sources::{SourceCondition, SourceId, SourceReport};
 use crate::upstream::{Upstream, UpstreamState};
 
 pub(super) const WORKERS: usize = 2;
@@ -67,6 +69,7 @@ impl Process {
             .iter()
             .map(|it| {
                 let state = UpstreamState::new(it.name.clone(), WORKERS);
+                look_up(&state);
                 let upstream = Upstream::build(Arc::clone(it), state, &Factories::default());
                 upstream.state.sources.file_says(upstream.listed());
                 upstream.enforce();
@@ -307,6 +310,15 @@ fn upstream() -> UpstreamConfig {
         adaptive_limit: Some(AdaptiveLimitConfig::of_defaults()),
         ..UpstreamConfig::new("users", backends.into())
     }
+}
+
+/// Finds the address of the second backend.
+fn look_up(state: &UpstreamState) {
+    let id = SourceId(1_000);
+    state.sources.arrange_names([(("users-2.internal".into(), 9001), id)]);
+    let set = BackendSet::new([Instance::new("users-2.internal@10.0.0.2:9001".parse().unwrap())]);
+    let report = SourceReport::awaited(id, "dns users-2.internal:9001".into());
+    state.sources.report(SourceReport { set: Some(set), condition: SourceCondition::Current, ..report });
 }
 
 /// Of the first two backends.

@@ -257,7 +257,7 @@ fn upstreams_show_their_backends() {
     let users = &view["upstreams"][0];
     assert_eq!((&users["name"], &users["strategy"]), (&"users".into(), &"least_connections".into()));
     let shown = &users["backends"][1];
-    assert_eq!(shown["address"], "users-2.internal:9001");
+    assert_eq!(shown["address"], "users-2.internal@10.0.0.2:9001");
     assert_eq!((&shown["weight"], &shown["picks"], &shown["in_flight"]), (&3.into(), &4.into(), &0.into()));
     assert_eq!(shown["responses"]["2xx"], 3);
     assert_eq!((&shown["ready"], &users["backends"][2]["ready"]), (&true.into(), &false.into()));

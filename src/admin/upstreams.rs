@@ -371,10 +371,16 @@ pub(super) fn find<'s>(snapshot: &'s Snapshot, name: &str) -> Result<&'s Arc<Ups
 
 /// The address of a backend of the upstream, also of one that is not there at present and has something set by hand.
 pub(super) fn find_address(upstream: &Upstream, written: &str) -> Result<Address, AdminRefusal> {
-    addresses(upstream)
-        .into_iter()
-        .find(|address| address.to_string() == written)
-        .ok_or_else(|| unknown_backend(upstream, written))
+    if let Some(address) = addresses(upstream).into_iter().find(|address| address.to_string() == written) {
+        return Ok(address);
+    }
+    // By its name and port, where that is one backend.
+    let roster = upstream.roster();
+    let mut named = roster.backends().iter().filter(|it| it.state.address.authority() == written);
+    match (named.next(), named.next()) {
+        (Some(backend), None) => Ok(backend.state.address.clone()),
+        _ => Err(unknown_backend(upstream, written)),
+    }
 }
 
 /// That the upstream has no such backend.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::config::{Address, DiscoveryConfig};
 
 /// What a source may name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
     /// Networks that are believed in any case.
     allow: Vec<IpNet>,
@@ -43,6 +43,9 @@ impl Admission {
     pub fn refuse(&self, address: &Address) -> Option<&'static str> {
         match address {
             Address::Ip(address) => self.refuse_ip(address.ip()),
+            Address::Resolved(name, address) => {
+                self.refuse_name(name.trim_end_matches('.')).or_else(|| self.refuse_ip(address.ip()))
+            }
             Address::Name(name, _) => self.refuse_name(name.trim_end_matches('.')),
         }
     }

@@ -83,7 +83,7 @@ impl BackendSet {
 
     /// The backends of a file, in its order: rounds begin with the first.
     pub fn of_file(backends: &[BackendConfig]) -> Self {
-        Self::unique(backends.iter().map(|backend| Arc::new(Instance::from(backend))))
+        Self::in_order(backends.iter().map(|backend| Arc::new(Instance::from(backend))))
     }
 
     /// All backends of several sets, set by set. Of an address that is in several, the first set counts.
@@ -94,17 +94,18 @@ impl BackendSet {
         if rest.is_empty() {
             return first.clone();
         }
-        Self::unique([first].into_iter().chain(rest).flat_map(|set| set.0.iter().cloned()))
+        Self::in_order([first].into_iter().chain(rest).flat_map(|set| set.0.iter().cloned()))
+    }
+
+    /// In the order in which they come. Of an address that is there more than once, the first counts.
+    pub fn in_order(instances: impl Iterator<Item = Arc<Instance>>) -> Self {
+        let mut known = HashSet::new();
+        Self(instances.filter(|instance| known.insert(instance.address.clone())).collect())
     }
 
     /// Those of which `keep` says so.
     pub fn filtered(&self, mut keep: impl FnMut(&Instance) -> bool) -> Self {
         Self(self.0.iter().filter(|instance| keep(instance)).cloned().collect())
-    }
-
-    fn unique(instances: impl Iterator<Item = Arc<Instance>>) -> Self {
-        let mut known = HashSet::new();
-        Self(instances.filter(|instance| known.insert(instance.address.clone())).collect())
     }
 
     /// The backends, in the order of the set.

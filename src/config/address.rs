@@ -18,8 +18,38 @@ use super::visibility::Location;
 pub enum Address {
     /// An IP address and a port.
     Ip(SocketAddr),
-    /// A host name and a port; looked up again for each new connection.
+    /// A host name and a port. It stands for the addresses that the name has at a time.
     Name(Arc<str>, u16),
+    /// One of the addresses of a host name.
+    Resolved(Arc<str>, SocketAddr),
+}
+
+impl Address {
+    /// Where connections go; `None` of a name, which has to be looked up first.
+    pub fn socket(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(address) | Self::Resolved(_, address) => Some(*address),
+            Self::Name(..) => None,
+        }
+    }
+
+    /// The host and the port that it is known by, as a `Host` header has them: those of the name where it has one.
+    pub fn authority(&self) -> String {
+        match self {
+            Self::Ip(address) => address.to_string(),
+            Self::Name(host, port) => format!("{host}:{port}"),
+            Self::Resolved(host, address) => format!("{host}:{}", address.port()),
+        }
+    }
+
+    /// The same at another port.
+    pub fn at_port(&self, port: u16) -> Self {
+        match self {
+            Self::Ip(address) => Self::Ip((address.ip(), port).into()),
+            Self::Name(host, _) => Self::Name(Arc::clone(host), port),
+            Self::Resolved(host, address) => Self::Resolved(Arc::clone(host), (address.ip(), port).into()),
+        }
+    }
 }
 
 /// A text that is no address of a backend.
@@ -37,9 +67,14 @@ impl std::error::Error for NotAnAddress {}
 impl std::str::FromStr for Address {
     type Err = NotAnAddress;
 
-    /// As `lb.toml` writes it: `10.0.0.1:9001`, `[2001:db8::1]:9001` or `users.internal:9001`.
+    /// As `lb.toml` writes it: `10.0.0.1:9001`, `[2001:db8::1]:9001` or `users.internal:9001`; and as it is shown of an address of a name:
+    /// `users.internal@10.0.0.1:9001`.
     fn from_str(text: &str) -> Result<Self, NotAnAddress> {
-        parse_address(text).ok_or(NotAnAddress)
+        let parsed = match text.split_once('@') {
+            Some((host, address)) => parse_resolved(host, address),
+            None => parse_address(text),
+        };
+        parsed.ok_or(NotAnAddress)
     }
 }
 
@@ -48,6 +83,7 @@ impl fmt::Display for Address {
         match self {
             Self::Ip(address) => address.fmt(f),
             Self::Name(host, port) => write!(f, "{host}:{port}"),
+            Self::Resolved(host, address) => write!(f, "{host}@{address}"),
         }
     }
 }
@@ -102,6 +138,11 @@ fn parse_address(text: &str) -> Option<Address> {
     is_host_name(host).then(|| Address::Name(Arc::from(host.to_ascii_lowercase()), port))
 }
 
+fn parse_resolved(host: &str, address: &str) -> Option<Address> {
+    let address = address.parse::<SocketAddr>().ok().filter(|address| address.port() != 0)?;
+    is_host_name(host).then(|| Address::Resolved(Arc::from(host.to_ascii_lowercase()), address))
+}
+
 /// Whether a name could be looked up. A last label of digits is an IP address gone wrong.
 pub(crate) fn is_host_name(text: &str) -> bool {
     let label = |label: &str| {
@@ -148,6 +189,21 @@ mod tests {
             "a..b:80",
         ] {
             assert_eq!(parse_address(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_a_name_is_shown_with_both_and_known_by_the_name() {
+        for text in ["users.internal@10.0.0.1:9001", "users.internal@[2001:db8::1]:9001"] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+            assert_eq!(address.authority(), "users.internal:9001");
+            assert_eq!(address.at_port(80).socket().unwrap().port(), 80);
+            // A file lists names, not what they stand for.
+            assert_eq!(parse_address(text), None);
+        }
+        for text in ["a@b:80", "@10.0.0.1:80", "a@10.0.0.1", "a@10.0.0.1:0", "10.0.0.1@10.0.0.1:80"] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }
 }

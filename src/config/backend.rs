@@ -26,7 +26,7 @@ const NEEDS_AN_ADDRESS: (&str, &str) = ("a backend needs an address", "the like 
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(check = Self::check, reload = Requests)]
 pub struct BackendConfig {
-    /// Where it is: an IP address or a name, with its port. Unique in its upstream. Names are looked up for each new connection.
+    /// Where it is: an IP address or a name, with its port. Unique in its upstream. Each address that a name has is a backend.
     #[key(AddressWithPort, needed = NEEDS_AN_ADDRESS.0, expected = NEEDS_AN_ADDRESS.1, example = "10.0.0.1:9001")]
     pub address: Address,
     /// How often it is picked, for strategies with weights. With 0 it takes nothing new.

@@ -41,6 +41,7 @@ mod address;
 mod backend;
 mod strategy;
 mod discovery;
+mod dns;
 mod health_check;
 mod header;
 mod backend_tls;
@@ -85,9 +86,10 @@ pub use circuit_breaker::BreakerConfig;
 pub(crate) use difference::Changes;
 pub use difference::{DifferenceList, KeyChange};
 pub use discovery::{
-    ConsulConfig, DiscoveryConfig, EtcdConfig, FileSourceConfig, HttpSourceConfig, HttpUrl, PushConfig, SourceConfig,
-    ZookeeperConfig,
+    ConsulConfig, DiscoveryConfig, DnsRecords, DnsSourceConfig, EtcdConfig, FileSourceConfig, HttpSourceConfig,
+    HttpUrl, PushConfig, SourceConfig, ZookeeperConfig,
 };
+pub use dns::{AddressFamily, DnsConfig, DnsHoldConfig};
 pub use error::{Problem, Problems, Severity, nearest};
 pub use file::{FILE_BYTES_MAX, ReadFile};
 pub use forwarded::ForwardedHeader;

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::access_log::AccessLogConfig;
 use super::admin::AdminConfig;
 use super::check::{self, Check, value};
+use super::dns::DnsConfig;
 use super::error::Problem;
 use super::field::Field;
 use super::form::{About, Form, Listed, Maybe, Name, OnPart, Part, Span, UnderNames, variable};
@@ -47,6 +48,9 @@ pub struct Config {
     /// is down. It is made where it is not there.
     #[key(Maybe(DirectoryPath), example = "/var/lib/isobar", reload = Restart)]
     pub state_dir: Option<PathBuf>,
+    /// How the names of backends are looked up.
+    #[key(Part, reload = AtOnce)]
+    pub dns: DnsConfig,
     /// Where operators watch and steer the process.
     #[key(OnPart, reload = Restart)]
     pub admin: Option<AdminConfig>,

@@ -36,7 +36,7 @@ pub struct UpstreamConfig {
     /// Where backends are found besides.
     #[key(Sources, otherwise = "none", shown_if = Self::has_sources, reload = AtOnce)]
     pub discovery: Vec<DiscoveryConfig>,
-    /// From the first packet to a connection, names looked up included: a backend in the next rack answers in milliseconds.
+    /// From the first packet to a connection: a backend in the next rack answers in milliseconds.
     #[key(Timeout, default = "3s")]
     pub connect_timeout: Duration,
     /// When a request that failed goes to another backend. Routes may change it for theirs.
@@ -174,8 +174,11 @@ impl UpstreamConfig {
         }
         HealthCheckConfig::check_protocol(check, &written.health_check, it.speaks_http2());
         // Those with a problem may be backends as well.
-        let count = it.backends.len();
-        if !written.has_sources() && written.backends.value().is_some_and(|members| members.len() == count) {
+        let all_are_good = written.backends.value().is_some_and(|members| members.len() == it.backends.len());
+        if !written.has_sources() && all_are_good {
+            // A name is as many as it has addresses.
+            let has_names = it.backends.iter().any(|backend| backend.address.socket().is_none());
+            let count = if has_names { usize::MAX } else { it.backends.len() };
             RetryConfig::warn_of_too_many(check, &written.retries, count);
             OutlierConfig::warn_of_no_ejections(check, &written.outlier_detection, count);
         }

@@ -233,7 +233,7 @@ fn read(body: &[u8], config: &ConsulConfig, zone_label: &str) -> Result<Answer, 
             Err(what) => refused.push(format!("entry {number} ({id:?}): {what}")),
         }
     }
-    Ok(Answer { set: BackendSet::new(instances), refused, revision: None })
+    Ok(Answer { set: BackendSet::new(instances), refused, revision: None, hold: None })
 }
 
 fn instance(entry: Entry, status: Status, zone_label: &str) -> Result<Instance, String> {

@@ -422,7 +422,12 @@ impl Records {
                 Err(what) => refused.push(format!("{:?}: {what}", key.chars().take(120).collect::<String>())),
             }
         }
-        Answer { set: BackendSet::new(instances), refused, revision: Some(self.revision.to_string().into()) }
+        Answer {
+            set: BackendSet::new(instances),
+            refused,
+            revision: Some(self.revision.to_string().into()),
+            hold: None,
+        }
     }
 }
 

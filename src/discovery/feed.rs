@@ -1,119 +1,48 @@
-//! The one loop that asks sources, and hands what they find to their upstreams.
+//! The one loop that asks a source, and hands what it finds to its upstream.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::first_look::{FirstLook, FirstLooks};
+use super::dns::Resolvers;
+use super::first_look::FirstLook;
 use super::progress::{ProgressStep, Rules, SourceProgress, counted};
-use super::store::{Key, Left, Store, write_behind};
-use super::{Answer, AnyDiscovery, Discovery, DiscoveryError, source};
+use super::store::{Key, Left, Store};
+use super::{Answer, AnyDiscovery, DiscoveryError, source};
 use crate::backend::BackendSet;
 use crate::backend::admission::Admission;
 use crate::config::{Address, DiscoveryConfig, UpstreamName};
 use crate::telemetry::events::{EventKind, Events};
+use crate::upstream::UpstreamState;
 use crate::upstream::sources::{SourceCondition, SourceId, SourceReport};
-use crate::upstream::{Upstream, UpstreamState};
-
-/// How long a start waits for files of sources that are read before the first request; and a reload, which health checks wait for meanwhile.
-const START_PATIENCE: Duration = Duration::from_secs(3);
-const RELOAD_PATIENCE: Duration = Duration::from_millis(500);
-
-/// How long a stop waits for what is not on disk yet.
-const LAST_WRITING: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether backends that are held back have failed, or are over their time.
 const REVIEW_EVERY: Duration = Duration::from_secs(1);
 
-/// A source of the program around isobar that is to be followed, not yet begun with.
-pub struct FoundBackends {
-    upstream: UpstreamName,
-    name: Arc<str>,
-    discovery: Box<dyn AnyDiscovery>,
-}
+/// Is told, without waiting, that a source has said something else to an upstream: names may be among it.
+#[derive(Clone)]
+pub(super) struct Heard(pub(super) Arc<Hearing>);
 
-impl FoundBackends {
-    /// Backends of `upstream` are those that `discovery` finds, beside others. `name` is the source's among those of the upstream.
-    pub fn by(upstream: UpstreamName, name: Arc<str>, discovery: impl Discovery) -> Self {
-        Self { upstream, name, discovery: Box::new(discovery) }
-    }
-}
+type Hearing = dyn Fn(&Arc<UpstreamState>) + Send + Sync;
 
-impl fmt::Debug for FoundBackends {
+impl fmt::Debug for Heard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Found").field("upstream", &self.upstream).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Heard").finish_non_exhaustive()
     }
 }
-
-/// The sources that are followed: those of the program around isobar, and those of the configuration. Dropped, none is.
-#[derive(Debug)]
-pub struct Feeds {
-    events: Events,
-    disk: Option<Disk>,
-    /// Of the program. They outlive upstreams: what they find waits for one of their name.
-    given: Vec<Given>,
-    /// Of the configuration.
-    configured: Vec<Configured>,
-}
-
-/// Where the last good sets are kept.
-#[derive(Debug)]
-struct Disk {
-    store: Arc<Store>,
-    writer: JoinHandle<()>,
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.writer.abort();
-        let (store, (send, written)) = (Arc::clone(&self.store), channel());
-        thread::spawn(move || send.send(store.flush()));
-        let error = match written.recv_timeout(LAST_WRITING) {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(late) => late.to_string(),
-        };
-        tracing::warn!(error, "could not write the last good set of a source");
-    }
-}
-
-#[derive(Debug)]
-struct Given {
-    upstream: UpstreamName,
-    feed: Feed,
-}
-
-#[derive(Debug)]
-struct Configured {
-    state: Arc<UpstreamState>,
-    config: DiscoveryConfig,
-    feed: Feed,
-}
-
-impl Configured {
-    fn key(&self) -> SourceKey {
-        (Arc::as_ptr(&self.state), Arc::clone(&self.config.name))
-    }
-}
-
-/// A source by its upstream and its name.
-type SourceKey = (*const UpstreamState, Arc<str>);
 
 /// Follows one source until it is dropped.
 #[derive(Debug)]
-struct Feed {
-    id: SourceId,
+pub(super) struct Feed {
+    pub(super) id: SourceId,
     /// The upstream that it reports to; `None` while the file has no such upstream.
     target: watch::Sender<Option<Arc<UpstreamState>>>,
     /// What it has reported last, or would have.
@@ -123,147 +52,43 @@ struct Feed {
 
 type LastReport = Arc<Mutex<Option<SourceReport>>>;
 
+impl Feed {
+    /// Reports to this upstream from now on; to none with `None`.
+    pub(super) fn report_to(&self, state: Option<&Arc<UpstreamState>>) {
+        self.target.send_if_modified(|target| {
+            let other = target.as_ref().map(Arc::as_ptr) != state.map(Arc::as_ptr);
+            *target = state.map(Arc::clone);
+            other
+        });
+    }
+
+    /// What it has reported last, or would have.
+    pub(super) fn last(&self) -> Option<SourceReport> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What it knows, for the one that takes its place.
+    pub(super) fn left(&self) -> Option<Left> {
+        let last = self.last()?;
+        Some(Left { set: last.set?, revision: last.revision, at: last.answered? })
+    }
+}
+
 impl Drop for Feed {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Feeds {
-    /// Follows these sources, and those of the upstreams' configurations. What they can say at once they have said when this returns. It waits
-    /// for a few seconds at most, for what is read from disks. The last good sets are kept in `state_dir`, if there is one. Inside a runtime only.
-    pub fn start(
-        found: Vec<FoundBackends>,
-        upstreams: &[Arc<Upstream>],
-        state_dir: Option<&Path>,
-        events: &Events,
-    ) -> Self {
-        let disk = state_dir.map(|dir| {
-            let store = Store::new(dir);
-            let writing = write_behind(Arc::clone(&store));
-            let writer = tokio::spawn(events.vital().clone().watch("the last good sets on disk".into(), writing));
-            Disk { store, writer }
-        });
-        let mut feeds = Self { events: events.clone(), disk, given: Vec::new(), configured: Vec::new() };
-        let states: HashMap<_, _> = upstreams.iter().map(|it| (it.name(), &it.state)).collect();
-        for FoundBackends { upstream, name, discovery } in found {
-            let state = states.get(&upstream).map(|&state| Arc::clone(state));
-            let beginning = Beginning::given(upstream.clone(), name, discovery, &feeds.events);
-            if let Some(state) = &state {
-                let known = feeds.given.iter().filter(|it| it.upstream == upstream).map(|it| it.feed.id);
-                state.sources.arrange(&known.chain([beginning.reporter.id]).collect::<Vec<_>>());
-            }
-            feeds.given.push(Given { upstream, feed: beginning.follow(state) });
-        }
-        let looks = feeds.look(upstreams, START_PATIENCE);
-        feeds.follow(upstreams, looks);
-        feeds
-    }
-
-    /// Says to an upstream that is about to be served, and was not before, what the program's sources know of its backends.
-    pub fn introduce(&self, state: &UpstreamState) {
-        let given: Vec<_> = self.given.iter().filter(|it| it.upstream == state.name).collect();
-        state.sources.arrange(&given.iter().map(|it| it.feed.id).collect::<Vec<_>>());
-        for Given { feed, .. } in given {
-            let last = feed.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            last.into_iter().for_each(|report| state.sources.report(report));
-        }
-    }
-
-    /// What is on disk of the sources that [`Feeds::follow`] will begin. Waits for half a second at most, for disks. Inside a runtime only.
-    pub fn look_ahead(&self, upstreams: &[Arc<Upstream>]) -> FirstLooks {
-        self.look(upstreams, RELOAD_PATIENCE)
-    }
-
-    fn look(&self, upstreams: &[Arc<Upstream>], patience: Duration) -> FirstLooks {
-        let known: HashMap<_, _> = self.configured.iter().map(|it| (it.key(), &it.config)).collect();
-        let sources = upstreams.iter().flat_map(|it| it.config.discovery.iter().map(move |config| (it, config)));
-        let begin = sources.filter(|(upstream, config)| {
-            let key = (Arc::as_ptr(&upstream.state), Arc::clone(&config.name));
-            known.get(&key) != Some(config)
-        });
-        let store = self.disk.as_ref().map(|disk| &disk.store);
-        FirstLooks::read(begin.map(|(upstream, config)| (upstream.name(), config)), store, patience)
-    }
-
-    /// Reports to these upstreams from now on, and to no others, and follows the sources that their configurations have: one that is as it was
-    /// goes on, others begin and end. What those that begin can say at once they have said when this returns; it does not wait, nor read: what
-    /// was on disk is in `looks`. Inside a runtime only.
-    pub fn follow(&mut self, upstreams: &[Arc<Upstream>], mut looks: FirstLooks) {
-        for Given { upstream, feed } in &self.given {
-            let state = upstreams.iter().find(|it| it.name() == upstream).map(|it| &it.state);
-            feed.target.send_if_modified(|target| {
-                let other = target.as_ref().map(Arc::as_ptr) != state.map(Arc::as_ptr);
-                *target = state.map(Arc::clone);
-                other
-            });
-        }
-        let mut before = Before::new(std::mem::take(&mut self.configured));
-        for upstream in upstreams {
-            let (mut kept, mut begun) = (Vec::new(), Vec::new());
-            for config in &upstream.config.discovery {
-                let known = before.take(&upstream.state, config);
-                let id = known.as_ref().map_or_else(next_id, |known| known.feed.id);
-                kept.push(id);
-                match known {
-                    Some(known) => self.configured.push(known),
-                    None => begun.push((id, config)),
-                }
-            }
-            let given = self.given.iter().filter(|it| it.upstream == *upstream.name()).map(|it| it.feed.id);
-            kept.extend(given);
-            upstream.state.sources.arrange(&kept);
-            for (id, config) in begun {
-                let FirstLook { left, file } = looks.take(upstream.name(), config);
-                let look = FirstLook { left: before.left_by(&upstream.state, config).or(left), file };
-                self.configured.push(self.begin(id, &upstream.state, config, look));
-            }
-        }
-    }
-
-    fn begin(&self, id: SourceId, state: &Arc<UpstreamState>, config: &DiscoveryConfig, look: FirstLook) -> Configured {
-        let saves = |disk: &Disk| (Arc::clone(&disk.store), Arc::new(Key::new(&state.name, config)));
-        let saves = self.disk.as_ref().map(saves);
-        let beginning = Beginning::configured(id, state, config, look, saves, &self.events);
-        Configured { state: Arc::clone(state), config: config.clone(), feed: beginning.follow(Some(Arc::clone(state))) }
-    }
-}
-
-/// The sources of the configuration before, of which some go on.
-struct Before(HashMap<SourceKey, Configured>);
-
-impl Before {
-    fn new(configured: Vec<Configured>) -> Self {
-        let by_name = configured.into_iter().map(|it| (it.key(), it));
-        Self(by_name.collect())
-    }
-
-    /// The source that is configured the same.
-    fn take(&mut self, state: &Arc<UpstreamState>, config: &DiscoveryConfig) -> Option<Configured> {
-        let key = (Arc::as_ptr(state), Arc::clone(&config.name));
-        if self.0.get(&key)?.config != *config {
-            return None;
-        }
-        self.0.remove(&key)
-    }
-
-    /// What a source knew that asked for the same, and ends now: the one that takes its place goes on with that.
-    fn left_by(&self, state: &Arc<UpstreamState>, config: &DiscoveryConfig) -> Option<Left> {
-        let asks = config.asks();
-        let known = self.0.values().find(|it| Arc::ptr_eq(&it.state, state) && it.config.asks() == asks)?;
-        let last = known.feed.last.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
-        Some(Left { set: last.set?, revision: last.revision, at: last.answered? })
-    }
-}
-
-fn next_id() -> SourceId {
+/// A number that no other source of this process has.
+pub(super) fn next_id() -> SourceId {
     // 0 is the file.
     static NEXT: AtomicU64 = AtomicU64::new(1);
     SourceId(NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A source that is about to be followed.
-struct Beginning {
+pub(super) struct Beginning {
     discovery: Box<dyn AnyDiscovery>,
     reporter: Reporter,
     /// What is to be told of it before it says anything.
@@ -271,21 +96,29 @@ struct Beginning {
 }
 
 impl Beginning {
-    fn given(upstream: UpstreamName, name: Arc<str>, discovery: Box<dyn AnyDiscovery>, events: &Events) -> Self {
-        let reporter = Reporter::new(next_id(), upstream, name, SourceProgress::new(Rules::believing(), None), events);
+    /// One of the program around isobar.
+    pub(super) fn given(
+        upstream: UpstreamName,
+        name: Arc<str>,
+        discovery: Box<dyn AnyDiscovery>,
+        events: &Events,
+    ) -> Self {
+        let progress = SourceProgress::new(Rules::believing(), None);
+        let reporter = Reporter::new(next_id(), upstream, name, progress, events);
         Self { discovery, reporter, told: None }
     }
 
-    fn configured(
+    /// One of the configuration.
+    pub(super) fn configured(
         id: SourceId,
         state: &Arc<UpstreamState>,
         config: &DiscoveryConfig,
         look: FirstLook,
         saves: Option<(Arc<Store>, Arc<Key>)>,
-        events: &Events,
+        (events, resolvers): (&Events, &Resolvers),
     ) -> Self {
         let FirstLook { left, file } = look;
-        let discovery = source::of(config, state, left.as_ref().map(|left| &left.set), file);
+        let discovery = source::of(config, state, left.as_ref().map(|left| &left.set), file, resolvers);
         let rules = Rules {
             removed_percent: config.removed_percent(),
             hold: config.removal_hold,
@@ -301,14 +134,30 @@ impl Beginning {
         };
         let progress = SourceProgress::new(rules, set);
         let mut reporter = Reporter::new(id, state.name.clone(), Arc::clone(&config.name), progress, events);
-        (reporter.admission, reporter.saves, reporter.revision) = (Some(Admission::new(config)), saves, revision);
+        (reporter.admission, reporter.saves, reporter.revision) =
+            (Some(Arc::new(Admission::new(config))), saves, revision);
         reporter.answered = at;
         reporter.note_backends(at.unwrap_or_else(SystemTime::now));
         Self { discovery, reporter, told }
     }
 
+    /// Which source it is.
+    pub(super) fn id(&self) -> SourceId {
+        self.reporter.id
+    }
+
+    /// What it says may have names in it, so that this is told of it.
+    pub(super) fn heard_by(&mut self, heard: Heard) {
+        self.reporter.heard = Some(heard);
+    }
+
+    /// Every address that it says counts.
+    pub(super) fn believe_all(&mut self) {
+        self.reporter.admission = None;
+    }
+
     /// Reports to `state` what there is to say at once, and goes on as a task.
-    fn follow(self, state: Option<Arc<UpstreamState>>) -> Feed {
+    pub(super) fn follow(self, state: Option<Arc<UpstreamState>>) -> Feed {
         let Self { mut discovery, mut reporter, told } = self;
         let what = format!("discovery of upstream {} by {}", reporter.upstream, reporter.name);
         let (target, targets) = watch::channel(state);
@@ -378,7 +227,9 @@ struct Reporter {
     said_since: Arc<HashMap<Address, SystemTime>>,
     refused: Arc<[String]>,
     /// What it may say; `None` is anything.
-    admission: Option<Admission>,
+    admission: Option<Arc<Admission>>,
+    /// What looks up the names that it says.
+    heard: Option<Heard>,
     /// Where its last good set is kept.
     saves: Option<(Arc<Store>, Arc<Key>)>,
     events: Events,
@@ -399,6 +250,7 @@ impl Reporter {
             said_since: Arc::default(),
             refused: Arc::default(),
             admission: None,
+            heard: None,
             saves: None,
             events: events.clone(),
         }
@@ -407,7 +259,8 @@ impl Reporter {
     fn take(&mut self, answer: Result<Answer, DiscoveryError>) -> Duration {
         let answer = answer.and_then(|answer| self.admit(answer));
         let (answer, left_out) = match answer {
-            Ok(Answer { set, refused, revision }) => {
+            Ok(Answer { set, refused, revision, hold }) => {
+                self.progress.hold_for(hold);
                 self.answered = Some(SystemTime::now());
                 self.revision = revision;
                 let before = std::mem::replace(&mut self.refused, refused.into());
@@ -471,7 +324,7 @@ impl Reporter {
     /// What of an answer may be believed.
     fn admit(&self, answer: Answer) -> Result<Answer, DiscoveryError> {
         let Some(admission) = &self.admission else { return Ok(answer) };
-        let Answer { set, mut refused, revision } = answer;
+        let Answer { set, mut refused, revision, hold } = answer;
         let most = admission.backends_max;
         if set.len() > most {
             return Err(DiscoveryError::new(format!("{}, and max_backends is {most}", counted(set.len()))));
@@ -488,7 +341,7 @@ impl Reporter {
         let set = if all_are_believed { set } else { set.filtered(|it| believed(&it.address)) };
         match (set.is_empty(), refused.first()) {
             (true, Some(first)) => Err(DiscoveryError::new(format!("none of its {all} entries can be used: {first}"))),
-            _ => Ok(Answer { set, refused, revision }),
+            _ => Ok(Answer { set, refused, revision, hold }),
         }
     }
 
@@ -517,11 +370,15 @@ impl Reporter {
             answered: self.answered,
             said_since: Arc::clone(&self.said_since),
             refused: Arc::clone(&self.refused),
+            admission: self.admission.clone(),
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
-        let target = self.targets.borrow_and_update();
-        let Some(state) = &*target else { return };
+        let target = self.targets.borrow_and_update().clone();
+        let Some(state) = target else { return };
         state.sources.report(report);
+        if let (Some(Heard(tell)), true) = (&self.heard, wakes) {
+            tell(&state);
+        }
         if wakes {
             state.changed.notify_one();
         }
@@ -530,6 +387,6 @@ impl Reporter {
 
 impl From<BackendSet> for Answer {
     fn from(set: BackendSet) -> Self {
-        Self { set, refused: Vec::new(), revision: None }
+        Self { set, refused: Vec::new(), revision: None, hold: None }
     }
 }

@@ -38,12 +38,12 @@ const READERS: usize = 8;
 impl FirstLooks {
     /// Reads what is on disk of these sources, within `patience`. Inside a runtime only.
     pub(super) fn read<'c>(
-        sources: impl Iterator<Item = (&'c UpstreamName, &'c DiscoveryConfig)>,
+        sources: impl Iterator<Item = (&'c UpstreamName, DiscoveryConfig)>,
         store: Option<&Arc<Store>>,
         patience: Duration,
     ) -> Self {
         let deadline = Instant::now() + patience;
-        let mut wanted: Vec<_> = sources.map(|(upstream, config)| (upstream.clone(), config.clone())).collect();
+        let mut wanted: Vec<_> = sources.map(|(upstream, config)| (upstream.clone(), config)).collect();
         let is_file = |config: &DiscoveryConfig| matches!(config.source(), Some(SourceConfig::File(_)));
         wanted.retain(|(_, config)| store.is_some() || is_file(config));
         let readers = READERS.min(wanted.len());

@@ -37,9 +37,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::backend::BackendSet;
 
+mod feeds;
 mod feed;
 mod progress;
 mod store;
@@ -55,8 +57,10 @@ mod consul;
 mod record;
 mod etcd;
 mod zookeeper;
+mod dns;
+mod names;
 
-pub use feed::{Feeds, FoundBackends};
+pub use feeds::{Feeds, FoundBackends};
 pub use first_look::FirstLooks;
 pub use push::{Pushed, Pusher, pushed};
 
@@ -117,6 +121,8 @@ struct Answer {
     refused: Vec<String>,
     /// The index or version of what it says.
     revision: Option<Arc<str>>,
+    /// How long all that is missing in it is held back, whatever the rules of the source are.
+    hold: Option<Duration>,
 }
 
 type Answered<'a> = Pin<Box<dyn Future<Output = Result<Answer, DiscoveryError>> + Send + 'a>>;

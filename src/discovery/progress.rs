@@ -48,6 +48,8 @@ pub(super) struct SourceProgress {
     condition: SourceCondition,
     /// What the source said last, where backends are held back.
     said: Option<BackendSet>,
+    /// How long the last answer has all held back that is missing in it; `None`: the rules say so.
+    held_for: Option<Duration>,
     /// The backends that are held back, and since when the source has not had them.
     held: HashMap<Address, Instant>,
     /// Backends that have vanished and were not held back, and when. Those of the last [`Rules::hold`] count.
@@ -81,6 +83,7 @@ impl SourceProgress {
             set: left,
             condition: SourceCondition::Awaited,
             said: None,
+            held_for: None,
             held: HashMap::new(),
             vanished: HashMap::new(),
             failures: 0,
@@ -99,6 +102,11 @@ impl SourceProgress {
     /// Whether backends are held back, so that [`SourceProgress::review`] is to be called now and then.
     pub(super) fn is_holding(&self) -> bool {
         matches!(self.condition, SourceCondition::Holding { .. })
+    }
+
+    /// The answer that is taken in next has all held back for so long that is missing in it; with `None`, the rules say so.
+    pub(super) fn hold_for(&mut self, held_for: Option<Duration>) {
+        self.held_for = held_for;
     }
 
     /// Takes in an answer that came at `now`; `random` is any number.
@@ -133,13 +141,13 @@ impl SourceProgress {
             0 => SourceCondition::Current,
             backends => SourceCondition::Holding { backends },
         };
+        let (_, hold) = self.hold();
         let count = match self.held.len() {
             0 => counted(said.len()),
-            held => format!(
-                "{}, and {held} that are no longer named are kept until they fail or {:?} are over",
-                counted(said.len()),
-                self.rules.hold
-            ),
+            held => {
+                let over = if hold == Duration::MAX { String::new() } else { format!(" or {hold:?} are over") };
+                format!("{}, and {held} that are no longer named are kept until they fail{over}", counted(said.len()))
+            }
         };
         let changed = self.condition.as_str() != condition.as_str();
         let told = changed.then(|| match self.failing_since {
@@ -155,14 +163,20 @@ impl SourceProgress {
         ProgressStep { news, told, pause: PAUSE_MIN }
     }
 
+    /// How many of a hundred backends may vanish, and how long others are held back.
+    fn hold(&self) -> (u32, Duration) {
+        self.held_for.map_or((self.rules.removed_percent, self.rules.hold), |hold| (0, hold))
+    }
+
     /// What is served with when the source says `said`: that, and of those that were there what is held back.
     fn hold_back(&mut self, said: &BackendSet, now: Instant, is_failing: IsFailing<'_>) -> BackendSet {
         let before = self.set.clone().unwrap_or_default();
-        if self.rules.removed_percent >= 100 {
+        let (removed_percent, hold) = self.hold();
+        if removed_percent >= 100 {
+            self.held.clear();
             return said.clone();
         }
         let named: HashSet<_> = said.iter().map(|it| &it.address).collect();
-        let hold = self.rules.hold;
         self.vanished.retain(|address, &mut at| now.saturating_duration_since(at) < hold && !named.contains(address));
         self.held.retain(|address, _| !named.contains(address));
         let mut missing = HashMap::new();
@@ -177,7 +191,7 @@ impl SourceProgress {
         }
         // Those that vanish one after the other count together, or a registry that forgets them one by one would be believed.
         let all = before.len() - gone_for_sure + self.vanished.len();
-        let may_vanish = all * self.rules.removed_percent as usize / 100;
+        let may_vanish = all * removed_percent as usize / 100;
         let is_too_much = missing.len() + self.vanished.len() > may_vanish;
         if missing.is_empty() || !is_too_much {
             self.held.clear();

@@ -24,7 +24,7 @@ impl Reading {
 
 impl From<Document> for Answer {
     fn from(Document { instances, refused }: Document) -> Self {
-        Self { set: BackendSet::new(instances), refused, revision: None }
+        Self { set: BackendSet::new(instances), refused, revision: None, hold: None }
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::consul::Consul;
+use super::dns::{self, DnsSource, Resolvers};
 use super::etcd::Etcd;
 use super::file::{FileLook, FileSource};
 use super::http::HttpSource;
@@ -15,12 +16,14 @@ use crate::backend::BackendSet;
 use crate::config::{DiscoveryConfig, SourceConfig};
 use crate::upstream::UpstreamState;
 
-/// The source that a table of the configuration describes. `left` is what is known of it already, `file_look` a look at its file.
+/// The source that a table of the configuration describes. `left` is what is known of it already, `file_look` a look at its file. Names are
+/// looked up by `resolvers`.
 pub(super) fn of(
     config: &DiscoveryConfig,
     state: &Arc<UpstreamState>,
     left: Option<&BackendSet>,
     file_look: Option<FileLook>,
+    resolvers: &Resolvers,
 ) -> Box<dyn AnyDiscovery> {
     let reading = Reading::new(config);
     match config.source() {
@@ -30,6 +33,7 @@ pub(super) fn of(
         Some(SourceConfig::Consul(consul)) => Box::new(Consul::new(Arc::clone(consul), reading)),
         Some(SourceConfig::Etcd(etcd)) => Box::new(Etcd::new(Arc::clone(etcd), reading)),
         Some(SourceConfig::Zookeeper(zookeeper)) => Box::new(Zookeeper::new(Arc::clone(zookeeper), reading)),
+        Some(SourceConfig::Dns(dns)) => Box::new(DnsSource::new(Arc::clone(dns), resolvers, left)),
         None => Box::new(Silent),
     }
 }
@@ -40,6 +44,7 @@ pub(super) fn pause_max(config: &DiscoveryConfig) -> Duration {
     match config.source() {
         // To look at a file costs nothing.
         Some(SourceConfig::File(file)) => file.interval.min(PAUSE_MAX),
+        Some(SourceConfig::Dns(_)) => dns::PAUSE_MAX,
         _ => PAUSE_MAX,
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::backend::Instance;
-use crate::config::{Address, Vocabulary, parse};
+use crate::config::{Address, DnsConfig, Vocabulary, parse};
 use crate::strategy::Factories;
 use crate::telemetry::events::{EventKind, Events};
 use crate::upstream::sources::SourceCondition;
@@ -23,11 +23,7 @@ fn ports(state: &UpstreamState) -> Vec<u16> {
 }
 
 fn ports_of(set: &BackendSet) -> Vec<u16> {
-    let port = |address: &Address| match address {
-        Address::Ip(address) => address.port(),
-        Address::Name(_, port) => *port,
-    };
-    set.iter().map(|instance| port(&instance.address)).collect()
+    set.iter().map(|instance| instance.address.socket().unwrap().port()).collect()
 }
 
 /// An upstream of the backend at port 1.
@@ -82,7 +78,7 @@ async fn what_is_pushed_before_the_start_is_served_with_from_the_start() {
     let upstream = upstream(&state);
     let (pusher, pushed) = pushed();
     pusher.push(set(&[2]));
-    let _feeds = Feeds::start(found(pushed), &[Arc::clone(&upstream)], None, &events);
+    let _feeds = Feeds::start(found(pushed), (&[Arc::clone(&upstream)], &DnsConfig::default()), None, &events);
     assert_eq!(ports(&state), [1, 2]);
     // Without anybody to push, the last set holds.
     pusher.push(set(&[3]));
@@ -98,7 +94,7 @@ async fn a_failing_source_keeps_its_last_set_and_is_told_of_once() {
     let mut listener = events.listen();
     let upstream = upstream(&state);
     let script = Scripted::says(&[Ok(&[2]), Err("refused"), Err("refused"), Err("timed out"), Ok(&[3])]);
-    let _feeds = Feeds::start(found(script), &[Arc::clone(&upstream)], None, &events);
+    let _feeds = Feeds::start(found(script), (&[Arc::clone(&upstream)], &DnsConfig::default()), None, &events);
     assert_eq!(state.sources.look()[1].condition, SourceCondition::Awaited);
     tokio::time::sleep(2 * S + S / 10).await;
     assert_eq!(ports(&state), [1, 2]);
@@ -117,11 +113,11 @@ async fn reloads_do_not_put_off_a_source_nor_its_retries() {
     let upstream = [upstream(&state)];
     let mut both = found(pushed().1);
     both.push(FoundBackends::by("u".into(), "failing".into(), AtOnce(0)));
-    let mut feeds = Feeds::start(both, &upstream, None, &events);
+    let mut feeds = Feeds::start(both, (&upstream, &DnsConfig::default()), None, &events);
     for _ in 0..100 {
-        feeds.follow(&[], FirstLooks::default());
+        feeds.follow(&[], &DnsConfig::default(), FirstLooks::default());
         tokio::time::sleep(S / 10).await;
-        feeds.follow(&upstream, FirstLooks::default());
+        feeds.follow(&upstream, &DnsConfig::default(), FirstLooks::default());
         tokio::time::sleep(S / 10).await;
     }
     // In 20 s: after 0.25 to 0.5 s, twice that, and so on.
@@ -146,8 +142,8 @@ async fn an_upstream_that_comes_back_is_told_what_is_known_before_it_serves() {
     let upstream = upstream(&first);
     let (pusher, pushed) = pushed();
     pusher.push(set(&[2]));
-    let mut feeds = Feeds::start(found(pushed), &[upstream], None, &events);
-    feeds.follow(&[], FirstLooks::default());
+    let mut feeds = Feeds::start(found(pushed), (&[upstream], &DnsConfig::default()), None, &events);
+    feeds.follow(&[], &DnsConfig::default(), FirstLooks::default());
     tokio::time::sleep(S).await;
     pusher.push(set(&[3]));
     tokio::time::sleep(S).await;

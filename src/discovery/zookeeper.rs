@@ -200,7 +200,7 @@ impl Zookeeper {
                 Err(what) => refused.push(format!("{:?}: {what}", name.chars().take(120).collect::<String>())),
             }
         }
-        Answer { set: BackendSet::new(instances), refused, revision: Some(self.change.to_string().into()) }
+        Answer { set: BackendSet::new(instances), refused, revision: Some(self.change.to_string().into()), hold: None }
     }
 }
 

@@ -17,16 +17,16 @@ const ENOBUFS: i32 = 55;
 pub fn is_ours(error: &io::Error, address: Option<SocketAddr>) -> bool {
     match error.raw_os_error() {
         Some(EMFILE | ENFILE | ENOMEM | ENOBUFS) => true,
-        _ if error.kind() == io::ErrorKind::AddrNotAvailable => address.is_none_or(has_source),
+        _ if error.kind() == io::ErrorKind::AddrNotAvailable => address.is_none_or(has_route),
         _ => false,
     }
 }
 
-/// Whether the machine has an address from which `address` can be reached at all. Where it has, `EADDRNOTAVAIL` means that all local ports
+/// Whether the machine has a route to `address`, and an address to send from. Where it has, `EADDRNOTAVAIL` means that all local ports
 /// to there are taken. Where it has none, as for an address of IPv6 on a machine without, the backend cannot be reached from here.
 ///
 /// Ports of UDP are others than those of TCP, and to connect by UDP sends nothing.
-fn has_source(address: SocketAddr) -> bool {
+pub fn has_route(address: SocketAddr) -> bool {
     let any: SocketAddr = match address {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),

@@ -13,7 +13,7 @@ mod limit;
 mod connect_failure;
 mod share;
 
-pub use connect_failure::is_ours;
+pub use connect_failure::{has_route, is_ours};
 pub use limit::{DescriptorLimit, raise};
 pub use share::{DescriptorRoom, DescriptorSeat, DescriptorSeats, Extra, HeldDescriptor};
 

@@ -64,7 +64,7 @@ impl Grpc {
         let host = headers.remove(header::HOST);
         let authority = match host {
             Some(host) => Authority::try_from(host.as_bytes()).ok(),
-            None => Authority::try_from(address.to_string()).ok(),
+            None => Authority::try_from(address.authority()).ok(),
         };
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(if secure { Scheme::HTTPS } else { Scheme::HTTP });

@@ -69,7 +69,7 @@ impl Http {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.target.clone();
         *request.headers_mut() = self.headers.clone();
-        let host = || HeaderValue::try_from(address.to_string()).unwrap_or(HeaderValue::from_static("backend"));
+        let host = || HeaderValue::try_from(address.authority()).unwrap_or(HeaderValue::from_static("backend"));
         request.headers_mut().entry(header::HOST).or_insert_with(host);
         request
     }

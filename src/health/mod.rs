@@ -114,7 +114,7 @@ fn plain(error: &io::Error) -> String {
     chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
-/// Connects as requests do: names are looked up each time, their addresses tried in turn, and TLS spoken where it is to be.
+/// Connects as requests do, and speaks TLS where it is to be spoken.
 async fn connect(address: &Address, tls: Option<TlsOf<'_>>, deadline: Instant) -> Result<Socket, CheckFailed> {
     let connected = timeout_at(deadline, connect::open(address)).await;
     let tcp = connected.map_err(|_| CheckFailed::Timeout("connecting"))?.map_err(|error| match error {
@@ -296,10 +296,7 @@ impl Settings {
 
     async fn check(&self, backend: &BackendState, deadline: Instant) -> Result<(), CheckFailed> {
         let BackendState { address, server_name, .. } = backend;
-        let elsewhere = self.config.port.map(|port| match address {
-            Address::Ip(address) => Address::Ip((address.ip(), port).into()),
-            Address::Name(host, _) => Address::Name(Arc::clone(host), port),
-        });
+        let elsewhere = self.config.port.map(|port| address.at_port(port));
         let address = elsewhere.as_ref().unwrap_or(address);
         let tls = self.tls.as_deref().map(|tls| tls.of(server_name.as_ref()));
         match &self.kind {

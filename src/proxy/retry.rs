@@ -130,6 +130,11 @@ impl<'a> Attempts<'a> {
     #[cold]
     fn first_of_others(&mut self) -> Result<Option<AttemptSlot>, ProxyError> {
         let place = admission::take_further(self.proxy, self.started(), self.upstream, (&self.tried, Reach::Anybody));
+        // The names of its backends are being looked up for the first time: that takes a moment, and an answer without one would be a 503 at
+        // each start.
+        if matches!(place, Err(ProxyError::NoBackend)) && self.upstream.state.sources.awaits_names() {
+            return Ok(None);
+        }
         if let Ok(Some(place)) = &place {
             self.note(place);
             self.note_resort(place);
@@ -148,6 +153,10 @@ impl<'a> Attempts<'a> {
                 self.note(&place);
                 self.note_resort(&place);
                 Ok(place)
+            }
+            // What it has waited for was no backend that is full.
+            Err(ProxyError::QueueTimeout) if self.upstream.roster().ready().is_empty() => {
+                Err(self.unplaced(ProxyError::NoBackend))
             }
             Err(error) => Err(self.unplaced(error)),
         }

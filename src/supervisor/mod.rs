@@ -194,9 +194,10 @@ impl Supervisor {
         );
         let process = Process::with_descriptors(workers, plan);
         log.take_effect(&process);
-        let feeds = Feeds::start(found, &snapshot.upstreams, config.state_dir.as_deref(), &process.events);
+        snapshot.upstreams.iter().for_each(|it| it.state.sources.file_says(it.listed()));
+        let upstreams = (&snapshot.upstreams[..], &config.dns);
+        let feeds = Feeds::start(found, upstreams, config.state_dir.as_deref(), &process.events);
         for upstream in &snapshot.upstreams {
-            upstream.state.sources.file_says(upstream.listed());
             // What is found already is served with from the first request on.
             roster_keeper::follow_sources(upstream, Instant::now());
             upstream.enforce();
@@ -289,9 +290,9 @@ impl Supervisor {
         // Before they are served: what new sources can say at once is there for the first request.
         let before = workers.snapshot();
         let served: HashSet<_> = before.upstreams.iter().map(Arc::as_ptr).collect();
-        self.feeds.follow(&snapshot.upstreams, looks);
+        snapshot.upstreams.iter().for_each(|it| it.state.sources.file_says(it.listed()));
+        self.feeds.follow(&snapshot.upstreams, &snapshot.config.dns, looks);
         for upstream in &snapshot.upstreams {
-            upstream.state.sources.file_says(upstream.listed());
             // Of one that is served already, the keeper tells what changes.
             if !served.contains(&Arc::as_ptr(upstream)) {
                 roster_keeper::follow_sources(upstream, Instant::now());
@@ -397,6 +398,7 @@ fn prepare(
         let state = running.lasting.upstreams.get(name).cloned();
         let state = state.unwrap_or_else(|| {
             let fresh = UpstreamState::new(name.clone(), running.workers);
+            fresh.begin();
             running.feeds.iter().for_each(|feeds| feeds.introduce(&fresh));
             fresh
         });

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::backend::{BackendState, Connected};
@@ -73,11 +73,11 @@ impl<'a> Dialling<'a> {
     }
 }
 
-/// Connects to `backend`, as soon as there may be another connection to it, or to a stream of one that is being made. Names are
-/// looked up again each time, and their addresses tried in turn. With TLS it is ready when the handshake is over.
+/// Connects to `backend`, as soon as there may be another connection to it, or to a stream of one that is being made. With TLS it is
+/// ready when the handshake is over.
 ///
 /// # Errors
-/// The last address's, when none can be connected to; or the handshake's.
+/// When it cannot be connected to, or the handshake fails.
 pub async fn connect(
     transport: &Rc<Transport>,
     backend: &Arc<BackendState>,
@@ -139,33 +139,16 @@ pub(super) async fn reach(
     secured.map(|socket| (socket, held)).map_err(NoConnection::Tls)
 }
 
-/// Connects to an address. A name is looked up each time, and its addresses are tried in turn.
+/// Connects to an address. That of a backend is never a name: what is found of a name are backends of their own.
 ///
 /// # Errors
-/// The last address's, where one of them speaks for itself; else what this process has not.
+/// When it cannot be connected to, or this process has not what it takes.
 pub async fn open(address: &Address) -> Result<TcpStream, NoConnection> {
-    let (host, port) = match address {
-        Address::Ip(address) => {
-            return TcpStream::connect(address).await.map_err(|error| match is_ours(&error, Some(*address)) {
-                true => NoConnection::Ours(error),
-                false => NoConnection::Tcp(error),
-            });
-        }
-        Address::Name(host, port) => (host, *port),
+    let Some(address) = address.socket() else {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name was not looked up").into());
     };
-    let found = lookup_host((&**host, port)).await;
-    let found = found.map_err(|error| if is_ours(&error, None) { NoConnection::Ours(error) } else { error.into() })?;
-    let (mut theirs, mut ours) = (None, None);
-    for address in found {
-        match TcpStream::connect(address).await {
-            Ok(tcp) => return Ok(tcp),
-            Err(error) if is_ours(&error, Some(address)) => ours = Some(error),
-            Err(error) => theirs = Some(error),
-        }
-    }
-    Err(match (theirs, ours) {
-        (Some(error), _) => error.into(),
-        (None, Some(error)) => NoConnection::Ours(error),
-        (None, None) => io::Error::new(io::ErrorKind::InvalidInput, "the name has no address").into(),
+    TcpStream::connect(address).await.map_err(|error| match is_ours(&error, Some(address)) {
+        true => NoConnection::Ours(error),
+        false => NoConnection::Tcp(error),
     })
 }

@@ -156,7 +156,7 @@ impl BackendTls {
     ) -> Result<Socket, HandshakeFailed> {
         let name = server_name.or(self.server_name.as_ref()).cloned().or_else(|| match address {
             Address::Ip(address) => Some(address.ip().into()),
-            Address::Name(host, _) => named(host.trim_end_matches('.')),
+            Address::Name(host, _) | Address::Resolved(host, _) => named(host.trim_end_matches('.')),
         });
         let name =
             name.ok_or_else(|| HandshakeFailed::new(io::Error::other("its host is no name for a certificate")))?;

@@ -8,7 +8,7 @@
 //! [`Upstream::serve`] and [`Upstream::refresh`], which the upstream's [`roster_keeper`] calls.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -325,7 +325,7 @@ pub struct Turnover {
 
 /// The backends of a set, on what is known of them.
 fn backends(set: &BackendSet, config: &UpstreamConfig, state: &UpstreamState) -> Vec<Backend> {
-    let joins = state.has_backends();
+    let joins = state.has_backends() && !state.begins.load(Ordering::Relaxed);
     let fresh = || {
         let ramp = if joins { Ramp::joining() } else { Ramp::full() };
         (first_health(config, joins), ramp)
@@ -371,6 +371,8 @@ pub struct UpstreamState {
     pub breaker: Arc<Breaker>,
     /// The limit for all backends together, once one was configured.
     adaptive: OnceLock<Gradient>,
+    /// Whether it has just begun, and not all backends are known that it begins with.
+    begins: AtomicBool,
     /// What the keeper remembers from one time to the next. Control plane only.
     kept: Mutex<roster_keeper::KeeperMemory>,
     shards: usize,
@@ -407,6 +409,7 @@ impl UpstreamState {
             room: Arc::default(),
             breaker: Breaker::new(shards),
             adaptive: OnceLock::new(),
+            begins: AtomicBool::new(false),
             kept: Mutex::default(),
             shards,
             backends: Mutex::default(),
@@ -428,6 +431,18 @@ impl UpstreamState {
         let state = BackendState::with(self.name.clone(), identity, self.shards, fresh(), room, kept);
         backends.insert(address.clone(), KnownAddress { state: Arc::downgrade(&state), by_hand });
         state
+    }
+
+    /// The upstream is about to be served, and was not before: what its sources say first are backends that it begins with, and none that join.
+    pub fn begin(&self) {
+        self.begins.store(true, Ordering::Relaxed);
+    }
+
+    /// What sources say has been served with. Backends that come from now on join, unless names are still looked up for the first time.
+    fn has_begun(&self) {
+        if !self.sources.awaits_names() {
+            self.begins.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Of addresses that nothing holds and nothing is set for, nothing need be known.

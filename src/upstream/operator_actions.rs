@@ -194,10 +194,7 @@ mod tests {
 
     /// Ports of the ready ones, with their weights.
     fn ready(upstream: &Upstream) -> Vec<(u16, u16)> {
-        let port = |address: &Address| match address {
-            Address::Ip(address) => address.port(),
-            Address::Name(_, port) => *port,
-        };
+        let port = |address: &Address| address.socket().unwrap().port();
         upstream.roster().ready().iter().map(|it| (port(&it.state.address), it.weight)).collect()
     }
 

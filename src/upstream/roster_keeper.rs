@@ -114,7 +114,9 @@ async fn run(mut upstream: watch::Receiver<Arc<Upstream>>, Outside { events, tol
 
 /// Serves with what the upstream's sources say now. Says what has changed by that.
 pub fn follow_sources(upstream: &Upstream, now: Instant) -> Option<Turnover> {
-    upstream.serve(&upstream.state.sources.set()?, now)
+    let turnover = upstream.serve(&upstream.state.sources.set()?, now);
+    upstream.state.has_begun();
+    turnover
 }
 
 fn told(upstream: &Upstream, turnover: &Turnover) -> EventKind {

@@ -1,23 +1,31 @@
 //! Where the backends of an upstream come from: its file, and what discovery has found besides.
 //!
 //! Each source reports complete sets; the last good one of each counts until the next. The file is the first source, and the
-//! first that knows an address says what that backend is. Outlives reloads, with the upstream's state.
+//! first that knows an address says what that backend is. A name stands for its addresses: what looks it up is a source of its own, and each
+//! address that it finds is a backend of which all is said that is said of the name. Outlives reloads, with the upstream's state.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use crate::backend::BackendSet;
+use crate::backend::admission::Admission;
+use crate::backend::{BackendSet, Instance};
 use crate::config::Address;
 
 /// The last report of each source.
 #[derive(Debug, Default)]
 pub struct Sources {
     reports: Mutex<Reports>,
+    /// Whether a name waits for the first answer to its look-up.
+    awaits_names: AtomicBool,
     inbox: OnceLock<Inbox>,
 }
+
+/// A name of backends, with their port.
+pub type NamedHost = (Arc<str>, u16);
 
 #[derive(Debug, Default)]
 struct Reports {
@@ -25,6 +33,8 @@ struct Reports {
     file: Option<SourceReport>,
     /// In the order in which they count.
     found: Vec<Slot>,
+    /// The look-ups of the names that these say.
+    names: BTreeMap<NamedHost, Slot>,
 }
 
 /// A source that may report.
@@ -59,6 +69,8 @@ pub struct SourceReport {
     pub said_since: Arc<HashMap<Address, SystemTime>>,
     /// What is wrong with entries of the last good answer that were left out, a word on each.
     pub refused: Arc<[String]>,
+    /// Which addresses are believed of the names that it says; `None`: all.
+    pub admission: Option<Arc<Admission>>,
 }
 
 impl SourceReport {
@@ -74,6 +86,7 @@ impl SourceReport {
             answered: None,
             said_since: Arc::default(),
             refused: Arc::default(),
+            admission: None,
         }
     }
 
@@ -157,9 +170,37 @@ impl Sources {
     /// Takes what a source of discovery has to say in place of what it said before. One that is not among those that report, or no
     /// longer, is not listened to. Control plane only.
     pub fn report(&self, report: SourceReport) {
-        if let Some(slot) = self.lock().found.iter_mut().find(|slot| slot.id == report.id) {
+        let mut reports = self.lock();
+        let Reports { found, names, .. } = &mut *reports;
+        if let Some(slot) = found.iter_mut().chain(names.values_mut()).find(|slot| slot.id == report.id) {
             slot.report = Some(report);
         }
+        self.awaits_names.store(reports.await_names(), Ordering::Relaxed);
+    }
+
+    /// The names that sources say, each of which is to be looked up. Control plane only.
+    pub fn names(&self) -> BTreeSet<NamedHost> {
+        let reports = self.lock();
+        let sets = reports.file.iter().chain(reports.found()).filter_map(|report| report.set.as_ref());
+        let addresses = sets.flat_map(BackendSet::iter).map(|instance| &instance.address);
+        addresses.filter_map(named).collect()
+    }
+
+    /// From now on these look-ups report, and no others. What is known of each stays. Control plane only.
+    pub fn arrange_names(&self, look_ups: impl IntoIterator<Item = (NamedHost, SourceId)>) {
+        let mut reports = self.lock();
+        let mut before = std::mem::take(&mut reports.names);
+        let slots = look_ups.into_iter().map(|(name, id)| {
+            let known = before.remove(&name).filter(|slot| slot.id == id);
+            (name, known.unwrap_or(Slot { id, report: None }))
+        });
+        reports.names = slots.collect();
+        self.awaits_names.store(reports.await_names(), Ordering::Relaxed);
+    }
+
+    /// Whether there is a name of which nothing is known yet, because its first look-up is under way: backends may be there in a moment.
+    pub fn awaits_names(&self) -> bool {
+        self.awaits_names.load(Ordering::Relaxed)
     }
 
     /// All backends that are known: what the upstream is to serve with. `None` before the file was committed.
@@ -177,7 +218,8 @@ impl Sources {
     /// The last report of each, the file first.
     pub fn look(&self) -> Vec<SourceReport> {
         let reports = self.lock();
-        reports.file.iter().chain(reports.found()).cloned().collect()
+        let names = reports.names.values().filter_map(|slot| slot.report.as_ref());
+        reports.file.iter().chain(reports.found()).chain(names).cloned().collect()
     }
 
     /// Where sets are left that are sent to the admin address.
@@ -196,7 +238,35 @@ impl Reports {
     }
 
     fn merged(&self, file: &BackendSet) -> BackendSet {
-        BackendSet::merged([file].into_iter().chain(self.found().filter_map(|report| report.set.as_ref())))
+        let found = || self.found().filter_map(|report| Some((report.set.as_ref()?, report.admission.as_deref())));
+        let sets = || [(file, None)].into_iter().chain(found());
+        if !sets().any(|(set, _)| set.iter().any(|it| named(&it.address).is_some())) {
+            return BackendSet::merged(sets().map(|(set, _)| set));
+        }
+        let instances = sets().flat_map(|(set, admission)| set.iter().map(move |it| (it, admission)));
+        BackendSet::in_order(instances.flat_map(|(instance, admission)| self.resolved(instance, admission)))
+    }
+
+    /// The backends that an instance is: itself, or each address of its name that may be believed.
+    fn resolved(&self, instance: &Arc<Instance>, admission: Option<&Admission>) -> Vec<Arc<Instance>> {
+        let Some(name) = named(&instance.address) else { return vec![Arc::clone(instance)] };
+        let found = self.names.get(&name).and_then(|slot| slot.report.as_ref()?.set.as_ref());
+        let addresses = found.iter().flat_map(|set| set.iter()).map(|it| &it.address);
+        let believed = addresses.filter(|address| admission.is_none_or(|it| it.refuse(address).is_none()));
+        believed.map(|address| Arc::new(Instance { address: address.clone(), ..Instance::clone(instance) })).collect()
+    }
+
+    fn await_names(&self) -> bool {
+        let awaited = |report: &SourceReport| report.condition == SourceCondition::Awaited && report.set.is_none();
+        self.names.values().any(|slot| slot.report.as_ref().is_none_or(awaited))
+    }
+}
+
+/// The name that an address is, where it is one.
+pub fn named(address: &Address) -> Option<NamedHost> {
+    match address {
+        Address::Name(host, port) => Some((Arc::clone(host), *port)),
+        Address::Ip(_) | Address::Resolved(..) => None,
     }
 }
 
@@ -294,6 +364,48 @@ mod tests {
         assert_eq!(of(SourceCondition::Failing { error: String::new() }, at(100)), 100);
         assert_eq!(of(SourceCondition::Awaited, at(100)), 100);
         assert_eq!(of(SourceCondition::Awaited, None), 0);
+    }
+
+    #[test]
+    fn a_name_stands_for_its_addresses_and_what_is_said_of_it_is_said_of_each() {
+        let sources = Sources::default();
+        let name = |weight| Instance { weight, ..Instance::new("u.internal:80".parse().unwrap()) };
+        sources.file_says(&BackendSet::in_order(
+            [name(3), Instance::new("10.0.0.9:80".parse().unwrap())].map(Arc::new).into_iter(),
+        ));
+        let host: NamedHost = ("u.internal".into(), 80);
+        assert_eq!(sources.names(), BTreeSet::from([host.clone()]));
+        let weights = |sources: &Sources| {
+            let set = sources.set().unwrap();
+            set.iter().map(|it| (it.address.to_string(), it.weight)).collect::<Vec<_>>()
+        };
+        let own = ("10.0.0.9:80".to_owned(), 1);
+        // A roster never has a name in it.
+        assert_eq!(weights(&sources), std::slice::from_ref(&own));
+        assert!(!sources.awaits_names());
+        sources.arrange_names([(host.clone(), SourceId(7))]);
+        assert!(sources.awaits_names());
+        let found = |addresses: &[&str]| {
+            let set = addresses.iter().map(|it| Instance::new(format!("u.internal@{it}").parse().unwrap())).collect();
+            SourceReport { set: Some(set), ..report(7, None, SourceCondition::Current) }
+        };
+        sources.report(found(&["10.0.0.2:80", "169.254.1.1:80"]));
+        assert!(!sources.awaits_names());
+        let both = |weight| ["10.0.0.2", "169.254.1.1"].map(|ip| (format!("u.internal@{ip}:80"), weight));
+        assert_eq!(weights(&sources), [&both(3)[..], std::slice::from_ref(&own)].concat());
+        // A registry that says the name is believed less than the file.
+        sources.file_says(&set(&[]));
+        sources.arrange(&[SourceId(1)]);
+        let config = <crate::config::DiscoveryConfig as crate::config::Table>::of_defaults();
+        let admission = Some(Arc::new(Admission::new(&config)));
+        let said = Some(BackendSet::new([name(5)]));
+        sources.report(SourceReport { admission, ..report(1, said, SourceCondition::Current) });
+        assert_eq!(weights(&sources), both(5)[..1]);
+        // Another look-up knows nothing of what the one before has found.
+        sources.arrange_names([(host, SourceId(8))]);
+        assert_eq!(weights(&sources), []);
+        sources.report(found(&["10.0.0.2:80"]));
+        assert_eq!(weights(&sources), []);
     }
 
     #[test]

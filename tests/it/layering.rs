@@ -75,7 +75,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     // Says what backends there are, and wakes the keeper.
-    ("discovery", &["upstream", "backend", "http_client", "config", "telemetry"]),
+    ("discovery", &["upstream", "backend", "http_client", "file_descriptors", "config", "telemetry"]),
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
     (
@@ -184,6 +184,7 @@ const CIRCLES: &[(&str, &[&str], &str)] = &[
             "circuit_breaker",
             "difference",
             "discovery",
+            "dns",
             "form",
             "forwarded",
             "header",

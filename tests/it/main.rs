@@ -16,6 +16,8 @@ mod consul;
 mod ctl;
 mod descriptors;
 mod discovery;
+mod dns;
+mod knot;
 mod errors;
 mod etcd;
 mod faults;

@@ -90,7 +90,7 @@ fn warn_of_circles(
 
 fn leads_to(address: &Address, own: SocketAddr) -> bool {
     match address {
-        Address::Ip(address) => reaches(own, *address),
+        Address::Ip(address) | Address::Resolved(_, address) => reaches(own, *address),
         Address::Name(name, port) => {
             &**name == "localhost"
                 && [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]

@@ -25,16 +25,19 @@ mod push;
 mod consul;
 mod etcd;
 mod zookeeper;
+mod dns;
 
 pub use self::http::HttpSourceConfig;
 pub use consul::ConsulConfig;
+pub use dns::{DnsRecords, DnsSourceConfig};
 pub use etcd::EtcdConfig;
 pub use file::FileSourceConfig;
 pub use push::PushConfig;
 pub use url::HttpUrl;
 pub use zookeeper::ZookeeperConfig;
 
-/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `etcd` and `zookeeper`, and how far it is believed. What several sources say is added up.
+/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `etcd`, `zookeeper` and `dns`, and how far it is believed. What several
+/// sources say is added up.
 /// The last good set holds while a source fails.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(check = Self::check)]
@@ -60,9 +63,12 @@ pub struct DiscoveryConfig {
     /// Nodes in ZooKeeper.
     #[key(Part, otherwise = "none")]
     pub zookeeper: Option<Arc<ZookeeperConfig>>,
+    /// A name in DNS.
+    #[key(Part, otherwise = "none")]
+    pub dns: Option<Arc<DnsSourceConfig>>,
     /// How many of a hundred backends may vanish at once, or one after the other within `removal_hold`. When more would, or all, those that
     /// vanish are kept until their checks fail or `removal_hold` is over; what is new is served with at once. 100 holds nothing back.
-    #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose")]
+    #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose, and `dns`, for which `[dns]` has `hold`")]
     pub max_removed_percent: Option<u32>,
     /// How long a source must say that backends are gone that `max_removed_percent` holds back.
     #[key(Span, default = "5m")]
@@ -97,6 +103,8 @@ pub enum SourceConfig<'a> {
     Etcd(&'a Arc<EtcdConfig>),
     /// ZooKeeper.
     Zookeeper(&'a Arc<ZookeeperConfig>),
+    /// DNS.
+    Dns(&'a Arc<DnsSourceConfig>),
 }
 
 /// How many of a hundred backends a registry may take away at once.
@@ -111,7 +119,8 @@ impl DiscoveryConfig {
         let consul = || self.consul.as_ref().map(SourceConfig::Consul);
         let etcd = || self.etcd.as_ref().map(SourceConfig::Etcd);
         let zookeeper = || self.zookeeper.as_ref().map(SourceConfig::Zookeeper);
-        file.or_else(http).or_else(push).or_else(consul).or_else(etcd).or_else(zookeeper)
+        let dns = || self.dns.as_ref().map(SourceConfig::Dns);
+        file.or_else(http).or_else(push).or_else(consul).or_else(etcd).or_else(zookeeper).or_else(dns)
     }
 
     /// What it asks for, and of whom, in words. Two tables that ask for the same may know the last set of each other.
@@ -123,6 +132,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Consul(consul)) => consul.asks(),
             Some(SourceConfig::Etcd(etcd)) => etcd.asks(),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.asks(),
+            Some(SourceConfig::Dns(dns)) => dns.asks(),
             None => String::new(),
         }
     }
@@ -130,7 +140,7 @@ impl DiscoveryConfig {
     /// How many of a hundred backends may vanish at once.
     pub fn removed_percent(&self) -> u32 {
         self.max_removed_percent.unwrap_or(match self.source() {
-            Some(SourceConfig::File(_) | SourceConfig::Push(_)) | None => 100,
+            Some(SourceConfig::File(_) | SourceConfig::Push(_) | SourceConfig::Dns(_)) | None => 100,
             Some(
                 SourceConfig::Http(_) | SourceConfig::Consul(_) | SourceConfig::Etcd(_) | SourceConfig::Zookeeper(_),
             ) => REMOVED_PERCENT,
@@ -144,7 +154,8 @@ impl DiscoveryConfig {
             Some(SourceConfig::Consul(consul)) => consul.address.is_loopback(),
             Some(SourceConfig::Etcd(etcd)) => etcd.endpoints.iter().all(HttpUrl::is_loopback),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.is_loopback(),
-            Some(SourceConfig::File(_) | SourceConfig::Push(_)) | None => true,
+            // Who writes a zone is asked by its name, which stands in the file.
+            Some(SourceConfig::File(_) | SourceConfig::Push(_) | SourceConfig::Dns(_)) | None => true,
         }
     }
 
@@ -156,13 +167,17 @@ impl DiscoveryConfig {
             ("consul", written.consul.place()),
             ("etcd", written.etcd.place()),
             ("zookeeper", written.zookeeper.place()),
+            ("dns", written.dns.place()),
         ];
         let mut given = given.into_iter().filter_map(|(kind, place)| Some((kind, place?)));
         let Some((kind, _)) = given.next() else {
-            let kinds = ["file", "http", "push", "consul", "etcd", "zookeeper"];
+            let kinds = ["file", "http", "push", "consul", "etcd", "zookeeper", "dns"];
             if !kinds.iter().any(|kind| check.report.is_meant(place, kind)) {
                 let problem = Problem::error("nothing says where backends are found");
-                check.add(place, problem.expected("one of the tables file, http, push, consul, etcd and zookeeper"));
+                check.add(
+                    place,
+                    problem.expected("one of the tables file, http, push, consul, etcd, zookeeper and dns"),
+                );
             }
             return None;
         };
@@ -204,6 +219,10 @@ impl DiscoveryConfig {
             Some(SourceConfig::Zookeeper(zookeeper)) => {
                 let place = written.zookeeper.value().and_then(|it| it.path.place());
                 format!("zookeeper {}", shown(place, zookeeper.path.to_string()))
+            }
+            Some(SourceConfig::Dns(dns)) => {
+                let place = written.dns.value().and_then(|it| it.name.place());
+                format!("dns {}", shown(place, dns.name.to_string()))
             }
             None => String::new(),
         }

@@ -42,6 +42,8 @@ impl HttpUrl {
         let (host, port) = match address.parse().ok()? {
             Address::Ip(address) => (address.ip().to_string().into(), address.port()),
             Address::Name(host, port) => (host, port),
+            // A login is no part of a host.
+            Address::Resolved(..) => return None,
         };
         let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
         let is_plain = |c: char| c.is_ascii_graphic() && c != '#';

@@ -70,7 +70,7 @@ impl ZookeeperConfig {
 
     pub(super) fn is_loopback(&self) -> bool {
         self.servers.iter().all(|server| match server {
-            Address::Ip(address) => address.ip().to_canonical().is_loopback(),
+            Address::Ip(address) | Address::Resolved(_, address) => address.ip().to_canonical().is_loopback(),
             Address::Name(name, _) => matches!(&**name, "localhost" | "localhost."),
         })
     }

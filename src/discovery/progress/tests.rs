@@ -12,11 +12,7 @@ fn set(ports: &[u16]) -> BackendSet {
 }
 
 fn ports(progress: &SourceProgress) -> Vec<u16> {
-    let port = |address: &Address| match address {
-        Address::Ip(address) => address.port(),
-        Address::Name(..) => unreachable!(),
-    };
-    let mut ports: Vec<_> = progress.set().unwrap().iter().map(|it| port(&it.address)).collect();
+    let mut ports: Vec<_> = progress.set().unwrap().iter().map(|it| it.address.socket().unwrap().port()).collect();
     ports.sort_unstable();
     ports
 }
@@ -197,4 +193,31 @@ fn what_an_earlier_process_has_left_counts_until_the_first_answer_and_is_guarded
     assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3], true));
     progress.take(Ok(set(&[1, 2, 3, 4])), begin + 2 * S, 0, &none_fails);
     assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3, 4], false));
+}
+
+#[test]
+fn an_answer_may_have_all_held_back_that_it_does_not_have_until_it_fails_or_its_time_is_over() {
+    let (mut progress, begin) = (believing(), Instant::now());
+    progress.take(Ok(set(&[1, 2])), begin, 0, &none_fails);
+    progress.hold_for(Some(10 * S));
+    let step = progress.take(Ok(set(&[])), begin + S, 0, &none_fails);
+    let words = "0 backends, and 2 that are no longer named are kept until they fail or 10s are over";
+    assert_eq!((step.told.as_deref(), ports(&progress)), (Some(words), vec![1, 2]));
+    let one_fails = |it: &Address| *it == address(1);
+    assert!(progress.review(begin + 2 * S, &one_fails).unwrap().news);
+    assert_eq!(ports(&progress), [2]);
+    assert_eq!(progress.review(begin + 10 * S, &none_fails), None);
+    assert_eq!(progress.review(begin + 11 * S, &none_fails).unwrap().told.as_deref(), Some("0 backends"));
+    assert_eq!(ports(&progress), [] as [u16; 0]);
+    // For good.
+    progress.hold_for(None);
+    progress.take(Ok(set(&[3])), begin + 12 * S, 0, &none_fails);
+    progress.hold_for(Some(Duration::MAX));
+    let step = progress.take(Ok(set(&[])), begin + 13 * S, 0, &none_fails);
+    assert_eq!(step.told.as_deref(), Some("0 backends, and 1 that are no longer named are kept until they fail"));
+    assert_eq!(progress.review(begin + 1_000_000 * S, &none_fails), None);
+    // And what another answer has takes its place at once.
+    progress.hold_for(None);
+    progress.take(Ok(set(&[4])), begin + 1_000_001 * S, 0, &none_fails);
+    assert_eq!(ports(&progress), [4]);
 }

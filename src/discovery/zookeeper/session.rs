@@ -72,7 +72,7 @@ impl Session {
         let deadline = Instant::now() + patience;
         let connecting = async {
             match address {
-                Address::Ip(address) => TcpStream::connect(address).await,
+                Address::Ip(address) | Address::Resolved(_, address) => TcpStream::connect(address).await,
                 Address::Name(name, port) => TcpStream::connect((&**name, *port)).await,
             }
         };

@@ -230,6 +230,16 @@ impl TestBackend {
         Self { address, counts, _port: port, run, running: None }
     }
 
+    /// The same at another address, from now on.
+    pub(crate) fn moved_to(mut self, address: SocketAddr) -> Self {
+        self.kill();
+        let port = socket();
+        port.bind(&address.into()).unwrap();
+        (self.address, self._port) = (address, port);
+        self.restart();
+        self
+    }
+
     /// Where it is.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 mod backend;
 mod client;
+pub(crate) mod dns;
 mod log;
 mod message;
 mod proxy;
@@ -18,6 +19,7 @@ mod scratch;
 
 pub(crate) use backend::{After, Peer, TestBackend, free_address, take_port};
 pub(crate) use client::Client;
+pub(crate) use dns::{Dns, Mood, Record};
 pub(crate) use log::Log;
 pub(crate) use message::{Cut, Head, Message, Response, Stream, body_of};
 pub(crate) use proxy::{Keys, TestProxy, backends};
