@@ -45,7 +45,7 @@ pub struct UpstreamConfig {
     /// How many further attempts all its requests together may get.
     #[key(Part)]
     pub retry_budget: RetryBudgetConfig,
-    /// The idle connections that are kept.
+    /// The connections to each backend: which are kept, and for how long.
     #[key(Part)]
     pub pool: PoolConfig,
     /// What is spoken to the backends: HTTP/1.1 (`http1`); HTTP/2, without TLS by prior knowledge (`http2`); or by TLS what a backend takes, and in

@@ -62,7 +62,7 @@ fn upstream(name: &str, backends: u8, at: SocketAddr, timeout: Duration) -> Arc<
     let config = UpstreamConfig {
         connect_timeout: timeout,
         retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
-        pool: PoolConfig { max_idle: 1, idle_timeout: timeout },
+        pool: PoolConfig { max_idle: 1, idle_timeout: timeout, ..PoolConfig::of_defaults() },
         health_check: Some(Arc::new(check)),
         outlier_detection: None,
         slow_start: None,

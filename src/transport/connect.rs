@@ -16,6 +16,7 @@ use crate::file_descriptors::{DescriptorSeat, DescriptorSeats, HeldDescriptor, i
 use crate::socket::Socket;
 
 use super::tls::{BackendTls, HandshakeFailed};
+use super::wear::Wear;
 use super::{Connection, Link, Manner, Transport, http2};
 
 /// Why there is no connection. Nothing of a request was sent.
@@ -94,7 +95,8 @@ pub async fn connect(
     };
     let (socket, held) = reach(transport, backend, manner, dialling).await?;
     let (identity, space) = (BackendTls::identity(manner.tls), Rc::clone(&transport.space));
-    let link = Link::new(socket, identity, space, (connected, held), Some(seat));
+    let wear = Wear::new(manner.pool, transport.clock.now_ms(), rand::random);
+    let link = Link::new(socket, identity, space, (connected, held), Some(seat), wear);
     Ok(Connection::new(link, false, transport, backend, manner.pool))
 }
 

@@ -27,6 +27,7 @@ use super::connect::{Dialling, NoConnection, reach};
 use super::http2_empty_frames::Sifted;
 use super::http2_stream::BackendStream;
 use super::tls::{self, BackendTls};
+use super::wear::Wear;
 use super::{Connection, Link, Manner, Transport};
 
 /// Streams of a connection at most, whatever the backend allows: behind one that is lost come this many retries.
@@ -62,6 +63,7 @@ pub(super) struct Session {
     heard: Cell<bool>,
     idle_since_ms: Cell<u64>,
     idle_timeout_ms: u64,
+    wear: Cell<Wear>,
     keeps: bool,
     secure: bool,
     connected: Weak<Connected>,
@@ -84,6 +86,12 @@ impl Session {
 
     pub(super) fn opened(&self) {
         self.streams.set(self.streams.get() + 1);
+        let mut wear = self.wear.get();
+        let is_last = wear.take();
+        self.wear.set(wear);
+        if is_last {
+            self.spend();
+        }
     }
 
     /// The backend has sent something.
@@ -175,12 +183,13 @@ impl Sessions {
         }
     }
 
-    /// Closes what is idle for too long and forgets what is closed.
+    /// Closes what is idle for too long, begins no stream any more on what is too old, and forgets what is closed.
     pub(super) fn sweep(&mut self, now_ms: u64) {
         for slot in self.0.values_mut() {
             slot.sessions.retain(|session| {
                 let old = now_ms.saturating_sub(session.idle_since_ms.get()) > session.idle_timeout_ms;
-                session.is_open() && !(session.streams.get() == 0 && old)
+                let too_old = session.wear.get().is_old(now_ms);
+                session.is_open() && !too_old && !(session.streams.get() == 0 && old)
             });
         }
         self.0.retain(|_, slot| !slot.sessions.is_empty() || Rc::strong_count(&slot.turn) > 1);
@@ -259,7 +268,9 @@ pub(super) async fn connect(
             return Err(NoConnection::Tcp(io::Error::other("does not speak HTTP/2")));
         }
         let seat = dialling.seat().await;
-        let link = Link::new(socket, identity, Rc::clone(&transport.space), (connected, held), Some(seat));
+        let wear = Wear::new(manner.pool, transport.clock.now_ms(), rand::random);
+        let space = Rc::clone(&transport.space);
+        let link = Link::new(socket, identity, space, (connected, held), Some(seat), wear);
         return Ok(Connection::new(link, false, transport, backend, manner.pool));
     }
     turn.needless.set(false);
@@ -309,6 +320,7 @@ async fn begin(
         heard: Cell::new(false),
         idle_since_ms: Cell::new(transport.clock.now_ms()),
         idle_timeout_ms: manner.pool.idle_timeout.as_millis() as u64,
+        wear: Cell::new(Wear::new(manner.pool, transport.clock.now_ms(), rand::random)),
         keeps: manner.pool.max_idle > 0,
         secure: manner.tls.is_some(),
         connected: Rc::downgrade(&connected),

@@ -27,6 +27,7 @@ pub mod connect;
 pub mod http1;
 mod http2;
 mod pool;
+mod wear;
 mod http2_empty_frames;
 mod http2_stream;
 pub mod tls;
@@ -34,7 +35,7 @@ pub mod tls;
 pub use http1::{Informed, Link, NoResponse};
 use http2::Sessions;
 use http2_stream::BackendStream;
-use pool::Pools;
+use pool::{KeptIdle, Pools};
 use tls::BackendTls;
 
 /// A worker's way to its backends.
@@ -56,8 +57,8 @@ pub type Short = Box<dyn Fn(BackendId)>;
 /// How connections to the backends of an upstream are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner<'a> {
-    /// The idle ones that are kept.
-    pub pool: PoolConfig,
+    /// Which are kept, and for how long.
+    pub pool: &'a PoolConfig,
     /// By which they are secure; `None` is in the clear.
     pub tls: Option<&'a BackendTls>,
     /// What is spoken.
@@ -94,7 +95,7 @@ pub struct Connection {
     pub reused: bool,
     transport: Rc<Transport>,
     slot: BackendId,
-    pool: PoolConfig,
+    kept: KeptIdle,
     released: bool,
 }
 
@@ -141,11 +142,12 @@ impl Transport {
     }
 
     /// Keeps a connection for its next request, if it is fit for one.
-    fn keep(&self, slot: BackendId, pool: PoolConfig, link: Rc<Link>) {
+    fn keep(&self, slot: BackendId, kept: KeptIdle, link: Rc<Link>) {
         // One that a request at another worker waits for is worth more closed.
-        if link.rest() && !link.connected(Connected::is_wanted) {
+        let now_ms = self.clock.now_ms();
+        if link.rest(now_ms) && !link.connected(Connected::is_wanted) {
             link.seat(None);
-            self.pools.borrow_mut().put(slot, pool, pool::Idle { link, since_ms: self.clock.now_ms() });
+            self.pools.borrow_mut().put(slot, kept, pool::Idle { link, since_ms: now_ms });
         }
     }
 
@@ -205,7 +207,7 @@ impl Transport {
 }
 
 impl Connection {
-    fn new(link: Rc<Link>, reused: bool, transport: &Rc<Transport>, backend: &BackendState, pool: PoolConfig) -> Self {
+    fn new(link: Rc<Link>, reused: bool, transport: &Rc<Transport>, backend: &BackendState, pool: &PoolConfig) -> Self {
         let resumed = if reused { None } else { link.resumed() };
         let transport = Rc::clone(transport);
         Self {
@@ -214,7 +216,7 @@ impl Connection {
             reused,
             transport,
             slot: backend.id,
-            pool,
+            kept: KeptIdle::of(pool),
             released: false,
         }
     }
@@ -224,7 +226,7 @@ impl Connection {
         reused: bool,
         transport: &Rc<Transport>,
         backend: &BackendState,
-        pool: PoolConfig,
+        pool: &PoolConfig,
     ) -> Self {
         let transport = Rc::clone(transport);
         Self {
@@ -233,7 +235,7 @@ impl Connection {
             reused,
             transport,
             slot: backend.id,
-            pool,
+            kept: KeptIdle::of(pool),
             released: false,
         }
     }
@@ -341,12 +343,12 @@ impl Connection {
         if !link.uploading() {
             return;
         }
-        let (transport, slot, pool) = (Rc::clone(&self.transport), self.slot, self.pool);
+        let (transport, slot, kept) = (Rc::clone(&self.transport), self.slot, self.kept);
         tokio::task::spawn_local(async move {
             link.upload(body, idle).await;
             // The exchange has been over for longer, and left the connection to this task.
             if Rc::strong_count(&link) == 1 {
-                transport.keep(slot, pool, link);
+                transport.keep(slot, kept, link);
             }
         });
     }
@@ -430,7 +432,7 @@ impl Connection {
         if let AttemptConnection::Http1(link) = &self.line
             && !link.uploading()
         {
-            self.transport.keep(self.slot, self.pool, Rc::clone(link));
+            self.transport.keep(self.slot, self.kept, Rc::clone(link));
         }
     }
 }

@@ -1,4 +1,5 @@
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::backend::{BackendId, Connected};
 use crate::config::PoolConfig;
@@ -16,6 +17,19 @@ struct PoolSlot {
     epoch: u32,
     idle_timeout_ms: u64,
     idle: Vec<Idle>,
+}
+
+/// What of a pool's configuration an attempt brings along: which idle connections are kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeptIdle {
+    max_idle: usize,
+    idle_timeout: Duration,
+}
+
+impl KeptIdle {
+    pub(super) fn of(config: &PoolConfig) -> Self {
+        Self { max_idle: config.max_idle, idle_timeout: config.idle_timeout }
+    }
 }
 
 /// A connection that waits for its next request.
@@ -39,8 +53,8 @@ impl Pools {
     }
 
     /// Keeps a connection, unless there are enough.
-    pub(super) fn put(&mut self, id: BackendId, config: PoolConfig, idle: Idle) {
-        if config.max_idle == 0 {
+    pub(super) fn put(&mut self, id: BackendId, kept: KeptIdle, idle: Idle) {
+        if kept.max_idle == 0 {
             return;
         }
         let index = id.slot as usize;
@@ -52,8 +66,8 @@ impl Pools {
             // Another backend had the slot; its connections are no use to this one.
             *slot = PoolSlot { epoch: id.epoch, ..PoolSlot::default() };
         }
-        slot.idle_timeout_ms = config.idle_timeout.as_millis() as u64;
-        if slot.idle.len() >= config.max_idle {
+        slot.idle_timeout_ms = kept.idle_timeout.as_millis() as u64;
+        if slot.idle.len() >= kept.max_idle {
             slot.idle.remove(0);
         }
         slot.idle.push(idle);
@@ -79,7 +93,7 @@ impl Pools {
     pub(super) fn sweep(&mut self, now_ms: u64) {
         for slot in &mut self.0 {
             let oldest = now_ms.saturating_sub(slot.idle_timeout_ms);
-            slot.idle.retain(|idle| idle.since_ms >= oldest && idle.link.is_open());
+            slot.idle.retain(|idle| idle.since_ms >= oldest && !idle.link.is_old(now_ms) && idle.link.is_open());
         }
     }
 

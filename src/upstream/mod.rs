@@ -182,7 +182,7 @@ impl Upstream {
     /// How connections to its backends are made, for an exchange that may switch to another protocol or for any.
     pub fn manner(&self, switches: bool) -> Manner<'_> {
         let config = &self.config;
-        Manner { pool: config.pool, tls: self.tls.as_deref(), protocol: config.protocol, alone: switches }
+        Manner { pool: &config.pool, tls: self.tls.as_deref(), protocol: config.protocol, alone: switches }
     }
 
     /// With whose TLS connections to its backends are made; 0 is in the clear.

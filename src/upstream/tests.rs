@@ -21,7 +21,7 @@ fn config(backends: &[u8], initial: Option<InitialHealth>) -> Arc<UpstreamConfig
     Arc::new(UpstreamConfig {
         connect_timeout: S,
         retries: Arc::new(crate::config::RetryConfig { max: 0, ..Default::default() }),
-        pool: PoolConfig { max_idle: 1, idle_timeout: S },
+        pool: PoolConfig { max_idle: 1, idle_timeout: S, ..PoolConfig::of_defaults() },
         health_check: initial.map(|initial| {
             Arc::new(HealthCheckConfig {
                 kind: ProbeKind::Tcp,

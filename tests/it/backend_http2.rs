@@ -80,15 +80,19 @@ impl Backend {
         Self { address, counts, task }
     }
 
-    fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.counts.requests.load(SeqCst)
     }
 
-    fn connections(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
+        self.counts.open.load(SeqCst)
+    }
+
+    pub(crate) fn connections(&self) -> usize {
         self.counts.connections.load(SeqCst)
     }
 
-    async fn proxy(&self, keys: &str) -> TestProxy {
+    pub(crate) async fn proxy(&self, keys: &str) -> TestProxy {
         let (listener, route) = ("[[listener]]\naddress = \"127.0.0.1:0\"", "[[route]]\nupstream = \"u\"");
         let backend = format!("[upstream.u]\nbackends = [\"{}\"]\nprotocol = \"http2\"", self.address);
         TestProxy::with_config(format!("workers = 1\n{listener}\n{route}\n{backend}\n{keys}\n")).await

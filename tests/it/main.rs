@@ -12,6 +12,7 @@ mod breaker;
 mod cancel;
 mod early_answers;
 mod client_gone;
+mod connection_age;
 mod consul;
 mod ctl;
 mod descriptors;

@@ -138,7 +138,7 @@ fn keys_are_those_of_the_file() {
                     "hedge": { "enabled": false },
                 },
                 "retry_budget": { "percent": 20, "per_second": 10 },
-                "pool": { "max_idle": 64, "idle_timeout": "1m" },
+                "pool": { "max_idle": 64, "idle_timeout": "1m", "max_age": "none", "max_requests": "unlimited" },
                 "tls": tls,
                 "health_check": check,
                 "max_in_flight": 4,

@@ -190,7 +190,7 @@ fn upstreams_are_found_again_by_name() {
                     it.connect_timeout = S;
                     edit(&mut it.retries, |it| it.max = 0);
                     it.retry_budget.percent = 10;
-                    it.pool = PoolConfig { max_idle: 1, idle_timeout: S };
+                    it.pool = PoolConfig { max_idle: 1, idle_timeout: S, ..PoolConfig::of_defaults() };
                 })
             },
             &[

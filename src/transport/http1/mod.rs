@@ -21,6 +21,7 @@ use crate::http1::response::Noted;
 use crate::http1::response::ResponseHead;
 use crate::http1::splice::Pipe;
 use crate::socket::Socket;
+use crate::transport::wear::Wear;
 
 mod send;
 mod receive;
@@ -86,6 +87,8 @@ struct LinkState {
     _held: HeldDescriptor,
     /// That of the exchange that has it; `None` while it is idle.
     seat: Option<DescriptorSeat>,
+    /// How long it may be used.
+    wear: Wear,
 }
 
 impl Link {
@@ -95,6 +98,7 @@ impl Link {
         space: Rc<Space>,
         (connected, held): (Connected, HeldDescriptor),
         seat: Option<DescriptorSeat>,
+        wear: Wear,
     ) -> Rc<Self> {
         Rc::new(Self(RefCell::new(LinkState {
             socket,
@@ -118,6 +122,7 @@ impl Link {
             connected,
             _held: held,
             seat,
+            wear,
         })))
     }
 
@@ -211,18 +216,26 @@ impl Link {
         self.0.borrow().answered
     }
 
-    /// Whether the exchange is over on both sides and left the connection fit for a next one. Lets go of all memory.
-    pub(super) fn rest(&self) -> bool {
+    /// Whether the exchange is over on both sides and left the connection fit for a next one, for which it is neither too old nor too often
+    /// used. Lets go of all memory.
+    pub(super) fn rest(&self, now_ms: u64) -> bool {
         let inner = &mut *self.0.borrow_mut();
+        let worn = inner.wear.take() || inner.wear.is_old(now_ms);
         let fit = matches!((&inner.body, &inner.upload), (ResponseBodyRest::Done, LinkUpload::Over))
             && inner.out.is_written()
             && inner.head.keep_alive
-            && inner.read.is_empty();
+            && inner.read.is_empty()
+            && !worn;
         inner.space.give_buffer(inner.out.rest());
         inner.pipe = None;
         inner.read = Bytes::new();
         inner.head_bytes = Bytes::new();
         fit
+    }
+
+    /// Whether it is older than it may be.
+    pub(super) fn is_old(&self, now_ms: u64) -> bool {
+        self.0.borrow().wear.is_old(now_ms)
     }
 
     /// Counts it at the backend, and knows whether another worker wants a connection there.

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::send::TURN_BYTES;
 use super::*;
 use crate::backend::BackendState;
-use crate::config::Address;
+use crate::config::{Address, PoolConfig, Table};
 use crate::exchange::body::BodySource;
 use crate::file_descriptors::DescriptorRoom;
 
@@ -104,6 +104,7 @@ async fn link() -> (TcpStream, Rc<Link>) {
             Rc::default(),
             (Connected::try_new(&state).unwrap(), Rc::<DescriptorRoom>::default().hold()),
             None,
+            Wear::new(&PoolConfig::of_defaults(), 0, || 0),
         ),
     )
 }
@@ -160,14 +161,14 @@ async fn an_upload_in_chunks_that_goes_on_is_not_given_up() {
     poll_fn(|cx| link.poll_response(cx, &mut body, &Nobody)).await.unwrap();
     // It takes a second, more than twice as long as it may stand still.
     link.upload(body, Duration::from_millis(400)).await;
-    assert!(link.rest(), "it was given up");
+    assert!(link.rest(0), "it was given up");
     assert_eq!(eaten(&mut backend).await, CRUMBS);
 }
 
 #[tokio::test]
 async fn a_connection_is_not_kept_with_the_tail_of_a_request_unwritten() {
     let (_backend, link, _body) = answered_early().await;
-    assert!(link.uploading() && !link.rest());
+    assert!(link.uploading() && !link.rest(0));
 }
 
 #[tokio::test]
@@ -184,5 +185,5 @@ async fn the_tail_of_a_request_is_sent_beside_an_answer_that_came_first() {
     });
     link.upload(body, Duration::from_secs(5)).await;
     let _backend = reading.await.unwrap();
-    assert!(!link.uploading() && link.rest());
+    assert!(!link.uploading() && link.rest(0));
 }
