@@ -11,7 +11,7 @@ use super::table::{Reload, Table};
 use super::visibility::Kind;
 
 /// The JSON schema (draft 7) of `lb.toml`, for editors: what they complete, explain and underline. It knows what can be seen of one key alone, and
-/// the [rules](super::rule) that tables have for several; `isobar check` knows the rest.
+/// the rules that tables have for several; `isobar check` knows the rest.
 pub fn schema() -> Value {
     let mut schema = of_table(&whole());
     if let Some(schema) = schema.as_object_mut() {

@@ -73,6 +73,10 @@ fn marked(scratch: &Scratch, backend: &TestBackend) -> String {
         http = {{ url = "http://127.0.0.1:1/users", token = "MARK25" }}
         [[upstream.found.discovery]]
         push = {{ token = "MARK26-of-the-push" }}
+        [[upstream.found.discovery]]
+        etcd = {{ endpoints = ["http://127.0.0.1:1"], prefix = "/users/", username = "isobar", password = "MARK27" }}
+        [[upstream.found.discovery]]
+        zookeeper = {{ servers = ["127.0.0.1:1"], path = "/users", username = "isobar", password = "MARK28" }}
         [middleware.rules.headers]
         request = {{ set = {{ "x-one" = "MARK20" }}, add = {{ "x-two" = "MARK21" }} }}
         response = {{ set = {{ "x-three" = "MARK22" }}, add = {{ "x-four" = "MARK23" }} }}
