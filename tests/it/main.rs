@@ -14,6 +14,7 @@ mod early_answers;
 mod client_gone;
 mod connection_age;
 mod consul;
+mod consul_cluster;
 mod ctl;
 mod descriptors;
 mod discovery;
