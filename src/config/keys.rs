@@ -289,6 +289,7 @@ mod tests {
                 "admin.token",
                 "upstream.*.discovery[].consul.token",
                 "upstream.*.discovery[].etcd.password",
+                "upstream.*.discovery[].eureka.password",
                 "upstream.*.discovery[].http.token",
                 "upstream.*.discovery[].push.token",
                 "upstream.*.discovery[].zookeeper.password",

@@ -86,8 +86,8 @@ pub use circuit_breaker::BreakerConfig;
 pub(crate) use difference::Changes;
 pub use difference::{DifferenceList, KeyChange};
 pub use discovery::{
-    ConsulConfig, DiscoveryConfig, DnsRecords, DnsSourceConfig, EtcdConfig, FileSourceConfig, HttpSourceConfig,
-    HttpUrl, PushConfig, SourceConfig, ZookeeperConfig,
+    ConsulConfig, DiscoveryConfig, DnsRecords, DnsSourceConfig, EtcdConfig, EurekaConfig, FileSourceConfig,
+    HttpSourceConfig, HttpUrl, PushConfig, SourceConfig, ZookeeperConfig,
 };
 pub use dns::{AddressFamily, DnsConfig, DnsHoldConfig};
 pub use error::{Problem, Problems, Severity, nearest};

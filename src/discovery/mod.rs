@@ -54,6 +54,7 @@ mod inbox;
 mod asked;
 mod http;
 mod consul;
+mod eureka;
 mod record;
 mod etcd;
 mod zookeeper;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::consul::Consul;
 use super::dns::{self, DnsSource, Resolvers};
 use super::etcd::Etcd;
+use super::eureka::Eureka;
 use super::file::{FileLook, FileSource};
 use super::http::HttpSource;
 use super::inbox::InboxSource;
@@ -31,6 +32,7 @@ pub(super) fn of(
         Some(SourceConfig::Http(http)) => Box::new(HttpSource::new(Arc::clone(http), reading)),
         Some(SourceConfig::Push(_)) => Box::new(InboxSource::new(state, left)),
         Some(SourceConfig::Consul(consul)) => Box::new(Consul::new(Arc::clone(consul), reading)),
+        Some(SourceConfig::Eureka(eureka)) => Box::new(Eureka::new(Arc::clone(eureka), &reading)),
         Some(SourceConfig::Etcd(etcd)) => Box::new(Etcd::new(Arc::clone(etcd), reading)),
         Some(SourceConfig::Zookeeper(zookeeper)) => Box::new(Zookeeper::new(Arc::clone(zookeeper), reading)),
         Some(SourceConfig::Dns(dns)) => Box::new(DnsSource::new(Arc::clone(dns), resolvers, left)),

@@ -22,6 +22,7 @@ mod dns;
 mod knot;
 mod errors;
 mod etcd;
+mod eureka;
 mod faults;
 mod grpc;
 mod file_edits;

@@ -77,6 +77,8 @@ fn marked(scratch: &Scratch, backend: &TestBackend) -> String {
         etcd = {{ endpoints = ["http://127.0.0.1:1"], prefix = "/users/", username = "isobar", password = "MARK27" }}
         [[upstream.found.discovery]]
         zookeeper = {{ servers = ["127.0.0.1:1"], path = "/users", username = "isobar", password = "MARK28" }}
+        [[upstream.found.discovery]]
+        eureka = {{ application = "users", servers = ["http://127.0.0.1:1/eureka"], username = "me", password = "MARK29" }}
         [middleware.rules.headers]
         request = {{ set = {{ "x-one" = "MARK20" }}, add = {{ "x-two" = "MARK21" }} }}
         response = {{ set = {{ "x-three" = "MARK22" }}, add = {{ "x-four" = "MARK23" }} }}

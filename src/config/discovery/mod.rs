@@ -23,6 +23,7 @@ mod file;
 mod http;
 mod push;
 mod consul;
+mod eureka;
 mod etcd;
 mod zookeeper;
 mod dns;
@@ -31,14 +32,14 @@ pub use self::http::HttpSourceConfig;
 pub use consul::ConsulConfig;
 pub use dns::{DnsRecords, DnsSourceConfig};
 pub use etcd::EtcdConfig;
+pub use eureka::EurekaConfig;
 pub use file::FileSourceConfig;
 pub use push::PushConfig;
 pub use url::HttpUrl;
 pub use zookeeper::ZookeeperConfig;
 
-/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `etcd`, `zookeeper` and `dns`, and how far it is believed. What several
-/// sources say is added up.
-/// The last good set holds while a source fails.
+/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `eureka`, `etcd`, `zookeeper` and `dns`, and how far it is believed.
+/// What several sources say is added up. The last good set holds while a source fails.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(check = Self::check)]
 pub struct DiscoveryConfig {
@@ -57,6 +58,9 @@ pub struct DiscoveryConfig {
     /// A service in Consul.
     #[key(Part, otherwise = "none")]
     pub consul: Option<Arc<ConsulConfig>>,
+    /// An application in Eureka.
+    #[key(Part, otherwise = "none")]
+    pub eureka: Option<Arc<EurekaConfig>>,
     /// Keys in etcd.
     #[key(Part, otherwise = "none")]
     pub etcd: Option<Arc<EtcdConfig>>,
@@ -99,6 +103,8 @@ pub enum SourceConfig<'a> {
     Push(&'a Arc<PushConfig>),
     /// Consul.
     Consul(&'a Arc<ConsulConfig>),
+    /// Eureka.
+    Eureka(&'a Arc<EurekaConfig>),
     /// etcd.
     Etcd(&'a Arc<EtcdConfig>),
     /// ZooKeeper.
@@ -117,10 +123,11 @@ impl DiscoveryConfig {
         let http = || self.http.as_ref().map(SourceConfig::Http);
         let push = || self.push.as_ref().map(SourceConfig::Push);
         let consul = || self.consul.as_ref().map(SourceConfig::Consul);
+        let eureka = || self.eureka.as_ref().map(SourceConfig::Eureka);
         let etcd = || self.etcd.as_ref().map(SourceConfig::Etcd);
         let zookeeper = || self.zookeeper.as_ref().map(SourceConfig::Zookeeper);
         let dns = || self.dns.as_ref().map(SourceConfig::Dns);
-        file.or_else(http).or_else(push).or_else(consul).or_else(etcd).or_else(zookeeper).or_else(dns)
+        file.or_else(http).or_else(push).or_else(consul).or_else(eureka).or_else(etcd).or_else(zookeeper).or_else(dns)
     }
 
     /// What it asks for, and of whom, in words. Two tables that ask for the same may know the last set of each other.
@@ -130,6 +137,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Http(http)) => format!("http {}", http.url),
             Some(SourceConfig::Push(_)) => "push".into(),
             Some(SourceConfig::Consul(consul)) => consul.asks(),
+            Some(SourceConfig::Eureka(eureka)) => eureka.asks(),
             Some(SourceConfig::Etcd(etcd)) => etcd.asks(),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.asks(),
             Some(SourceConfig::Dns(dns)) => dns.asks(),
@@ -142,7 +150,11 @@ impl DiscoveryConfig {
         self.max_removed_percent.unwrap_or(match self.source() {
             Some(SourceConfig::File(_) | SourceConfig::Push(_) | SourceConfig::Dns(_)) | None => 100,
             Some(
-                SourceConfig::Http(_) | SourceConfig::Consul(_) | SourceConfig::Etcd(_) | SourceConfig::Zookeeper(_),
+                SourceConfig::Http(_)
+                | SourceConfig::Consul(_)
+                | SourceConfig::Eureka(_)
+                | SourceConfig::Etcd(_)
+                | SourceConfig::Zookeeper(_),
             ) => REMOVED_PERCENT,
         })
     }
@@ -152,6 +164,7 @@ impl DiscoveryConfig {
         match self.source() {
             Some(SourceConfig::Http(http)) => http.url.is_loopback(),
             Some(SourceConfig::Consul(consul)) => consul.address.is_loopback(),
+            Some(SourceConfig::Eureka(eureka)) => eureka.is_local(),
             Some(SourceConfig::Etcd(etcd)) => etcd.endpoints.iter().all(HttpUrl::is_loopback),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.is_loopback(),
             // Who writes a zone is asked by its name, which stands in the file.
@@ -165,18 +178,19 @@ impl DiscoveryConfig {
             ("http", written.http.place()),
             ("push", written.push.place()),
             ("consul", written.consul.place()),
+            ("eureka", written.eureka.place()),
             ("etcd", written.etcd.place()),
             ("zookeeper", written.zookeeper.place()),
             ("dns", written.dns.place()),
         ];
         let mut given = given.into_iter().filter_map(|(kind, place)| Some((kind, place?)));
         let Some((kind, _)) = given.next() else {
-            let kinds = ["file", "http", "push", "consul", "etcd", "zookeeper", "dns"];
+            let kinds = ["file", "http", "push", "consul", "eureka", "etcd", "zookeeper", "dns"];
             if !kinds.iter().any(|kind| check.report.is_meant(place, kind)) {
                 let problem = Problem::error("nothing says where backends are found");
                 check.add(
                     place,
-                    problem.expected("one of the tables file, http, push, consul, etcd, zookeeper and dns"),
+                    problem.expected("one of the tables file, http, push, consul, eureka, etcd, zookeeper and dns"),
                 );
             }
             return None;
@@ -211,6 +225,10 @@ impl DiscoveryConfig {
             Some(SourceConfig::Consul(consul)) => {
                 let place = written.consul.value().and_then(|it| it.service.place());
                 format!("consul {}", shown(place, consul.service.to_string()))
+            }
+            Some(SourceConfig::Eureka(eureka)) => {
+                let place = written.eureka.value().and_then(|it| it.application.place());
+                format!("eureka {}", shown(place, eureka.application.to_string()))
             }
             Some(SourceConfig::Etcd(etcd)) => {
                 let place = written.etcd.value().and_then(|it| it.prefix.place());
