@@ -14,9 +14,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::telemetry::clock::now_ms;
-use crate::telemetry::metrics::{Counter, Sharded};
+use crate::telemetry::metrics::Sharded;
 
 mod settings;
+mod streak;
+mod traffic;
 mod history;
 mod judge;
 mod compare;
@@ -24,6 +26,11 @@ mod compare;
 pub use history::{By, Ejection, EjectionEnd, History, Reason, Sight};
 pub use judge::{Occasion, OutlierAction, Subject, judge, next_end};
 pub use settings::Settings;
+pub use streak::{FailureStreak, Streaks};
+pub use traffic::Totals;
+
+use streak::{Silences, end, extend};
+use traffic::{OutlierSlot, Traffic};
 
 /// How an attempt at a backend ended.
 ///
@@ -66,15 +73,6 @@ impl AttemptOutcome {
     fn tells_latency(self) -> bool {
         matches!(self, Self::Success | Self::Timeout)
     }
-}
-
-/// Which succession of failures has become too long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureStreak {
-    /// Gateway errors.
-    Gateway,
-    /// Attempts that failed before a response.
-    Local,
 }
 
 /// What outlier detection knows of a backend. Outlives rosters and reloads.
@@ -240,163 +238,6 @@ impl Outlier {
     /// What was decided so far, to read or to decide on. A lock, for the control plane only.
     pub fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Test before store: in ordinary times no worker writes the line that all workers read.
-#[inline]
-fn end(streak: &AtomicU32) {
-    if streak.load(Relaxed) != 0 {
-        streak.store(0, Relaxed);
-    }
-}
-
-/// Whether this one is the one that makes it too long.
-#[inline]
-fn extend(streak: &AtomicU32, threshold: u32) -> bool {
-    streak.fetch_add(1, Relaxed).wrapping_add(1) == threshold
-}
-
-/// Failures in succession.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Streaks {
-    /// Gateway errors.
-    pub gateway: u32,
-    /// Attempts that failed before a response.
-    pub local: u32,
-    /// Of these, connections that ended.
-    pub reset: u32,
-    /// Of these, responses that did not begin in time.
-    pub late: u32,
-}
-
-/// Attempts in succession that failed before a response, by how: three counts in one word, so that a success looks at one
-/// word and ends all three, and no reader sees one without the others.
-#[derive(Debug, Default)]
-struct Silences(AtomicU64);
-
-/// Bits of each count; the lowest are those of all.
-const SILENCE_BITS: u32 = 21;
-const SILENCES_MAX: u64 = (1 << SILENCE_BITS) - 1;
-
-impl Silences {
-    #[inline]
-    fn end(&self) {
-        if self.0.load(Relaxed) != 0 {
-            self.0.store(0, Relaxed);
-        }
-    }
-
-    /// How many there are with this one. Those above two millions are not counted.
-    fn extend(&self, outcome: AttemptOutcome) -> u32 {
-        let one = match outcome {
-            AttemptOutcome::Reset => 1 | 1 << SILENCE_BITS,
-            AttemptOutcome::Timeout => 1 | 1 << (2 * SILENCE_BITS),
-            _ => 1,
-        };
-        let counted =
-            self.0.fetch_update(Relaxed, Relaxed, |word| (word & SILENCES_MAX < SILENCES_MAX).then(|| word + one));
-        counted.map_or(u32::MAX, |before| (before & SILENCES_MAX) as u32 + 1)
-    }
-
-    fn load(&self) -> Streaks {
-        let word = self.0.load(Relaxed);
-        let [local, reset, late] = [0, 1, 2].map(|count| (word >> (count * SILENCE_BITS) & SILENCES_MAX) as u32);
-        Streaks { gateway: 0, local, reset, late }
-    }
-}
-
-/// What one worker notes of a backend.
-#[derive(Debug, Default)]
-struct Traffic {
-    outcomes: [Counter; AttemptOutcome::COUNT],
-    /// The number of latencies in the lower bits, the sum of their logarithms above: one word, so that a reader cannot
-    /// see one without the other.
-    latencies: Counter,
-    /// The sum of the squares of their logarithms.
-    squares: Counter,
-}
-
-/// Bits of [`Traffic::latencies`] that count; what was counted between two looks must be below 2^28.
-const COUNT_BITS: u32 = 28;
-
-impl Traffic {
-    #[inline]
-    fn observe(&self, took: Duration) {
-        let log = u64::from(log2(took));
-        self.latencies.add((log << COUNT_BITS) | 1);
-        self.squares.add(log * log);
-    }
-}
-
-/// Units of a logarithm to the base of 2.
-const LOG_UNIT: f64 = 256.0;
-
-/// The logarithm of the microseconds to the base of 2 in units of 1/256, by the exponent and a straight line in between:
-/// never off by more than 0.09, never falling. At most 67 s count, at least a microsecond.
-#[inline]
-fn log2(took: Duration) -> u32 {
-    const ONE: u32 = 127 << 8;
-    const MOST: u64 = 1 << 26;
-    let micros = (took.as_secs().saturating_mul(1_000_000) + u64::from(took.subsec_micros())).clamp(1, MOST);
-    ((micros as f32).to_bits() >> 15) - ONE
-}
-
-/// Everything noted of a backend. What happened in between two of them is their difference.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Attempts by [`AttemptOutcome`].
-    pub outcomes: [u64; AttemptOutcome::COUNT],
-    latencies: u64,
-    squares: u64,
-}
-
-impl Totals {
-    /// What was noted after `earlier`.
-    fn since(&self, earlier: &Self) -> OutlierSlot {
-        let count = |outcome: AttemptOutcome| {
-            let index = outcome as usize;
-            // Below zero only if a shard was read while its worker wrote: nothing, then.
-            (self.outcomes[index].wrapping_sub(earlier.outcomes[index]) as i64).max(0) as u64
-        };
-        let local = count(AttemptOutcome::Connect) + count(AttemptOutcome::Reset) + count(AttemptOutcome::Timeout);
-        let failed = count(AttemptOutcome::Gateway) + local;
-        let errors = failed + count(AttemptOutcome::ServerError);
-        let latencies = self.latencies.wrapping_sub(earlier.latencies);
-        OutlierSlot {
-            attempts: errors + count(AttemptOutcome::Success) + count(AttemptOutcome::ClientError),
-            failed,
-            errors,
-            timed: latencies & ((1 << COUNT_BITS) - 1),
-            logs: (latencies >> COUNT_BITS) as f64 / LOG_UNIT,
-            squares: self.squares.wrapping_sub(earlier.squares) as f64 / (LOG_UNIT * LOG_UNIT),
-        }
-    }
-}
-
-/// What happened to a backend within some time.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct OutlierSlot {
-    attempts: u64,
-    /// Gateway errors and local ones.
-    failed: u64,
-    /// These and the other 5xx.
-    errors: u64,
-    /// Latencies noted.
-    timed: u64,
-    /// The sum of their logarithms (base 2, of microseconds), and of the squares of these.
-    logs: f64,
-    squares: f64,
-}
-
-impl OutlierSlot {
-    fn add(&mut self, other: &Self) {
-        self.attempts += other.attempts;
-        self.failed += other.failed;
-        self.errors += other.errors;
-        self.timed += other.timed;
-        self.logs += other.logs;
-        self.squares += other.squares;
     }
 }
 
