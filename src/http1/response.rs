@@ -65,13 +65,7 @@ impl ResponseHead {
             return Err("another protocol than HTTP/1");
         }
         let Some(end) = memchr(b'\n', text) else { return Ok(None) };
-        let (status, http10, reason) = status_line(&text[..end]).ok_or("a status line that is none")?;
-        self.status = status;
-        let usual = reason.is_empty() || Some(&text[reason.clone()]) == status.canonical_reason().map(str::as_bytes);
-        if !usual && ReasonPhrase::try_from(&text[reason.clone()]).is_err() {
-            return Err("a reason with a forbidden character");
-        }
-        self.reason = if usual { 0..0 } else { start + reason.start..start + reason.end };
+        let http10 = self.begin(&text[..end], start)?;
         let mut at = start + end + 1;
         self.fields.clear();
         self.pass_through = PassThrough::default();
@@ -131,14 +125,14 @@ impl ResponseHead {
             self.fields.push((told, place));
         }
         // Passed on as it came, without being made a response.
-        if status.is_informational() && !is_text(&bytes[start..at]) {
+        if self.status.is_informational() && !is_text(&bytes[start..at]) {
             return Err(FORBIDDEN);
         }
         if chunked && length.is_some() {
             return Err("both Transfer-Encoding and Content-Length");
         }
         self.keep_alive = !close && (keep_alive || !http10);
-        let none = bodiless || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+        let none = bodiless || self.status.is_informational() || matches!(self.status.as_u16(), 204 | 304);
         self.framing = match (none, length) {
             (true, _) | (false, Some(0)) => Framing::None,
             (false, Some(length)) => Framing::Length(length),
@@ -146,6 +140,19 @@ impl ResponseHead {
             (false, None) => Framing::Close,
         };
         Ok(Some(at))
+    }
+
+    /// Reads the status line, which begins at `start`. Whether it is of HTTP/1.0.
+    #[inline]
+    fn begin(&mut self, line: &[u8], start: usize) -> Result<bool, &'static str> {
+        let (status, http10, reason) = status_line(line).ok_or("a status line that is none")?;
+        self.status = status;
+        let usual = reason.is_empty() || Some(&line[reason.clone()]) == status.canonical_reason().map(str::as_bytes);
+        if !usual && ReasonPhrase::try_from(&line[reason.clone()]).is_err() {
+            return Err("a reason with a forbidden character");
+        }
+        self.reason = if usual { 0..0 } else { start + reason.start..start + reason.end };
+        Ok(http10)
     }
 
     /// The value of the first field of that name, from the bytes that the head was read from.
