@@ -22,34 +22,43 @@ pub use request::RequestBody;
 use wrapped::{Below, Wrapped};
 pub use wrapped::{BoxBody, Wrap, WrappedSource};
 
-/// What wants to know how an exchange goes on while its bodies are under way.
+/// What wants to know how an exchange goes on while its bodies are under way. By default a method does nothing, lets all go on, and has the
+/// client keep the pace.
 pub trait ExchangeProgress {
     /// A piece of the request's body came from the client. `Err` when the body is not to go on.
-    fn request_data(&self, data: &[u8]) -> Result<(), BodyError>;
+    fn request_data(&self, _data: &[u8]) -> Result<(), BodyError> {
+        Ok(())
+    }
     /// The same of one that goes from socket to socket.
-    fn request_poured(&self, bytes: usize) -> Result<(), BodyError>;
+    fn request_poured(&self, _bytes: usize) -> Result<(), BodyError> {
+        Ok(())
+    }
     /// The request's body waits for the client (`true`) or for the backend.
-    fn waits_for_client(&self, waits: bool);
+    fn waits_for_client(&self, _waits: bool) {}
     /// The request's body ended well, or broke on the client's side.
-    fn request_ended(&self, complete: bool);
+    fn request_ended(&self, _complete: bool) {}
     /// All of the response has been read from the backend: its connection may take the next request.
-    fn response_read(&self);
+    fn response_read(&self) {}
     /// Whether the client is to keep the pace of its listener with the response.
-    fn paces_response(&self) -> bool;
+    fn paces_response(&self) -> bool {
+        true
+    }
     /// A piece of the response's body goes to the client.
-    fn response_data(&self, bytes: usize);
+    fn response_data(&self, _bytes: usize) {}
     /// The trailers of the request go to the backend: those that must not are removed.
-    fn request_trailers(&self, trailers: &mut HeaderMap);
+    fn request_trailers(&self, _trailers: &mut HeaderMap) {}
     /// The trailers of the response go to the client: those that must not are removed.
-    fn response_trailers(&self, trailers: &mut HeaderMap);
+    fn response_trailers(&self, _trailers: &mut HeaderMap) {}
     /// The backend broke the response's body off.
-    fn response_broke(&self);
+    fn response_broke(&self) {}
     /// A middleware has broken off a body that it has wrapped: that of the request, or of the response.
-    fn wrapper_failed(&self, way: Way);
+    fn wrapper_failed(&self, _way: Way) {}
     /// The response is about to be cut short: trailers that say so, if the client understands them.
-    fn last_words(&self) -> Option<HeaderMap>;
+    fn last_words(&self) -> Option<HeaderMap> {
+        None
+    }
     /// The response is over: all of it went to the client's connection, or (`false`) it was cut short.
-    fn ended(&self, complete: bool);
+    fn ended(&self, _complete: bool) {}
 }
 
 /// Where a body comes from: a client's connection, or a backend's.
@@ -327,29 +336,7 @@ impl Drop for Body {
 
 /// For a body whose progress is of no interest.
 #[cfg(test)]
-impl ExchangeProgress for () {
-    fn request_data(&self, _: &[u8]) -> Result<(), BodyError> {
-        Ok(())
-    }
-    fn request_poured(&self, _: usize) -> Result<(), BodyError> {
-        Ok(())
-    }
-    fn paces_response(&self) -> bool {
-        true
-    }
-    fn waits_for_client(&self, _: bool) {}
-    fn request_ended(&self, _: bool) {}
-    fn response_read(&self) {}
-    fn response_data(&self, _: usize) {}
-    fn request_trailers(&self, _: &mut HeaderMap) {}
-    fn response_trailers(&self, _: &mut HeaderMap) {}
-    fn response_broke(&self) {}
-    fn wrapper_failed(&self, _: Way) {}
-    fn last_words(&self) -> Option<HeaderMap> {
-        None
-    }
-    fn ended(&self, _: bool) {}
-}
+impl ExchangeProgress for () {}
 
 #[cfg(test)]
 mod tests;

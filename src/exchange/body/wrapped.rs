@@ -146,7 +146,7 @@ impl BodySource for WrappedSource {
     }
 }
 
-/// What an exchange is told of the bodies below wrappers.
+/// What an exchange is told of the bodies below wrappers. What goes on to the client, and how that ends, is told above them.
 pub(super) struct Below {
     pub(super) exchange: Rc<dyn ExchangeProgress>,
     pub(super) broke: Rc<Cell<bool>>,
@@ -181,8 +181,6 @@ impl ExchangeProgress for Below {
         self.exchange.paces_response()
     }
 
-    fn response_data(&self, _: usize) {}
-
     fn request_trailers(&self, trailers: &mut HeaderMap) {
         self.exchange.request_trailers(trailers);
     }
@@ -195,49 +193,13 @@ impl ExchangeProgress for Below {
         self.broke.set(true);
         self.exchange.response_broke();
     }
-
-    fn wrapper_failed(&self, _: Way) {}
-
-    fn last_words(&self) -> Option<HeaderMap> {
-        None
-    }
-
-    fn ended(&self, _: bool) {}
 }
 
 /// What an exchange is told of a request's body above its wrappers: only how it ends. All else was told below.
 struct Above(Rc<dyn ExchangeProgress>);
 
 impl ExchangeProgress for Above {
-    fn request_data(&self, _: &[u8]) -> Result<(), BodyError> {
-        Ok(())
-    }
-
-    fn request_poured(&self, _: usize) -> Result<(), BodyError> {
-        Ok(())
-    }
-
-    fn waits_for_client(&self, _: bool) {}
-
     fn request_ended(&self, complete: bool) {
         self.0.request_ended(complete);
     }
-
-    fn response_read(&self) {}
-
-    fn paces_response(&self) -> bool {
-        true
-    }
-
-    fn response_data(&self, _: usize) {}
-    fn request_trailers(&self, _: &mut HeaderMap) {}
-    fn response_trailers(&self, _: &mut HeaderMap) {}
-    fn response_broke(&self) {}
-    fn wrapper_failed(&self, _: Way) {}
-
-    fn last_words(&self) -> Option<HeaderMap> {
-        None
-    }
-
-    fn ended(&self, _: bool) {}
 }
