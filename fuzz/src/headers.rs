@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use isobar::config::{ListenerConfig, Vocabulary, parse};
-use isobar::exchange::{Client, RequestHead};
+use isobar::exchange::{Client, RequestHead, RuleLines};
 use isobar::header_names::{tells_client, tells_identity};
 use isobar::http1::request::Terms;
 use isobar::http1::{self, Framing};
@@ -379,7 +379,8 @@ fn response(text: &[u8], settings: Settings) {
         Framing::Chunked | Framing::Close => (sizes & 1 != 0).then_some(u64::from(sizes >> 1)),
     };
     let mut written = Vec::new();
-    let (framing, close) = http1::response::write(&mut written, (&parts, &pass_through), terms, bytes, false);
+    let (framing, close) =
+        http1::response::write(&mut written, (&parts, &pass_through, &RuleLines::default()), terms, bytes, false);
     let told = || String::from_utf8_lossy(&written).into_owned();
     let mut space = [httparse::EMPTY_HEADER; 300];
     let mut reference = httparse::Response::new(&mut space);
