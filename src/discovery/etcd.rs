@@ -55,7 +55,9 @@ struct Records {
     by_key: BTreeMap<String, Record>,
     /// Bytes of all keys and values.
     bytes: usize,
-    /// Up to which everything is in here.
+    /// That of the last reading: what is in here goes back to it at least.
+    read: u64,
+    /// The last one that is known.
     revision: u64,
 }
 
@@ -161,7 +163,7 @@ impl Etcd {
 
     async fn open_watch(&mut self) -> Result<Watch, DiscoveryError> {
         let mut create = range(&self.config.prefix);
-        create["start_revision"] = (self.records.revision + 1).to_string().into();
+        create["start_revision"] = (self.records.read + 1).to_string().into();
         let request = self.request("/v3/watch", &json!({ "create_request": create }))?;
         let time = self.config.timeout;
         let response = self.member()?.begin(request, time).await?;
@@ -366,7 +368,8 @@ impl Records {
         if answer.more {
             return Err(DiscoveryError::new("it did not send all keys"));
         }
-        let mut records = Self { revision: answer.header.revision.0, ..Self::default() };
+        let revision = answer.header.revision.0;
+        let mut records = Self { read: revision, revision, ..Self::default() };
         for kv in answer.kvs {
             let (key, value) = decoded(&kv)?;
             if key.starts_with(prefix) {
@@ -380,8 +383,9 @@ impl Records {
     fn apply(&mut self, answer: WatchAnswer, reading: &Reading) -> Result<bool, DiscoveryError> {
         let mut has_news = false;
         for WatchEvent { kind, kv } in answer.events {
-            // Also what was read again before the watch got round to it.
-            if kv.mod_revision.0 <= self.revision {
+            // What was read again before the watch got round to it. Only a reading tells that: the head of each answer, also of that which
+            // says that the watch was created, has the revision of the store, whose events may be still to come.
+            if kv.mod_revision.0 <= self.read {
                 continue;
             }
             let (key, value) = decoded(&kv)?;

@@ -44,10 +44,23 @@ fn what_was_read_changes_as_the_watch_says() {
     assert!(apply(&mut records, &[event(Some("PUT"), kv("/u/b", "10.0.0.9:1", 10))], 10).unwrap());
     assert_eq!(ports(&records), ["10.0.0.3:1", "10.0.0.9:1"]);
     assert_eq!(records.answer().revision.as_deref(), Some("10"));
-    // What a later reading has brought already, and word of nothing.
-    assert!(!apply(&mut records, &[event(None, kv("/u/b", "10.0.0.2:1", 10))], 10).unwrap());
-    assert!(!apply(&mut records, &[], 12).unwrap());
+    assert!(!apply(&mut records, &[], 12).unwrap(), "word of nothing");
     assert_eq!((ports(&records).len(), records.revision), (2, 12));
+    // What a later reading has brought already.
+    let mut records = read(&[kv("/u/b", "10.0.0.9:1", 10)], 11);
+    assert!(!apply(&mut records, &[event(None, kv("/u/b", "10.0.0.2:1", 10))], 12).unwrap());
+    assert_eq!(ports(&records), ["10.0.0.9:1"]);
+}
+
+#[test]
+fn what_changes_between_a_reading_and_its_watch_is_not_missed() {
+    let mut records = read(&[kv("/u/a", "10.0.0.1:1", 3)], 7);
+    // The word that the watch was created has the revision of the store, which is further by then; so have answers that catch up.
+    assert!(!apply(&mut records, &[], 9).unwrap());
+    assert!(apply(&mut records, &[event(None, kv("/u/b", "10.0.0.2:1", 8))], 9).unwrap());
+    let deleted = json!({ "key": STANDARD.encode("/u/a"), "mod_revision": "9" });
+    assert!(apply(&mut records, &[event(Some("DELETE"), deleted)], 9).unwrap());
+    assert_eq!(ports(&records), ["10.0.0.2:1"]);
 }
 
 #[test]
