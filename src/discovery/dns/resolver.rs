@@ -29,6 +29,12 @@ const OTHER_FAMILY: Duration = Duration::from_millis(500);
 /// Addresses of a name, and targets of a service. More is nothing that could be balanced over, and each is a backend with all that is known of it.
 const ENDPOINTS_MAX: usize = 1_000;
 
+/// Aliases on the way to a name's records. Resolvers give up after as many or fewer.
+const ALIASES_MAX: usize = 16;
+
+/// Targets of a service that are looked up side by side: each takes two sockets while it lasts.
+const TOGETHER: usize = 32;
+
 /// Bytes of an answer that may come by UDP: what crosses any network whole (DNS Flag Day 2020). A longer one comes by TCP.
 const UDP_BYTES_MAX: u16 = 1_232;
 
@@ -132,7 +138,10 @@ impl Resolver {
         let targets: BTreeSet<String> = services.iter().map(|it| host(&it.target)).collect();
         let targets: Vec<_> = targets.into_iter().collect();
         let look_up = |target: String| async move { self.addresses_of(&format!("{target}.")).await };
-        let addresses = join(targets.iter().cloned().map(look_up)).await;
+        let mut addresses = Vec::with_capacity(targets.len());
+        for some in targets.chunks(TOGETHER) {
+            addresses.extend(join(some.iter().cloned().map(look_up)).await);
+        }
         let (mut endpoints, mut unknown, mut last) = (Vec::new(), Vec::new(), None);
         for (target, addresses) in targets.iter().zip(addresses) {
             let target: Arc<str> = target.as_str().into();
@@ -140,6 +149,9 @@ impl Resolver {
                 Ok(addresses) => {
                     ttl = ttl.min(addresses.ttl);
                     for service in services.iter().filter(|it| host(&it.target) == *target) {
+                        if endpoints.len() >= ENDPOINTS_MAX {
+                            break;
+                        }
                         let (port, priority, weight) = (service.port, service.priority, service.weight);
                         let endpoint = |&ip| Endpoint { host: Arc::clone(&target), ip, port, priority, weight };
                         endpoints.extend(addresses.found.iter().map(endpoint));
@@ -332,7 +344,7 @@ fn host(name: &Name) -> String {
 fn of_chain(name: &Name, answers: &[Record], kind: RecordType) -> Vec<Record> {
     let mut chain = vec![name];
     // An answer may have them in any order.
-    for _ in 0..answers.len() {
+    for _ in 0..ALIASES_MAX {
         let next = answers.iter().find_map(|record| match &record.data {
             RData::CNAME(alias) if chain.contains(&&record.name) && !chain.contains(&&alias.0) => Some(&alias.0),
             _ => None,
@@ -419,4 +431,34 @@ async fn join<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     })
     .await;
     waiting.into_iter().filter_map(|(_, output)| output).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use hickory_resolver::proto::rr::rdata::{A, CNAME};
+
+    use super::*;
+
+    fn name(number: usize) -> Name {
+        Name::from_ascii(format!("n{number}.example.")).unwrap()
+    }
+
+    /// Aliases one behind the other in the order from the last to the first, and the address of the last.
+    fn aliases(count: usize) -> Vec<Record> {
+        let alias = |number| Record::from_rdata(name(number), 60, RData::CNAME(CNAME(name(number + 1))));
+        let address = Record::from_rdata(name(count), 60, RData::A(A::new(10, 0, 0, 1)));
+        [address].into_iter().chain((0..count).rev().map(alias)).collect()
+    }
+
+    #[test]
+    fn aliases_are_followed_as_far_as_is_usual() {
+        for (count, records) in [(0, 1), (5, 6), (ALIASES_MAX, ALIASES_MAX + 1), (ALIASES_MAX + 1, 0)] {
+            assert_eq!(of_chain(&name(0), &aliases(count), RecordType::A).len(), records, "{count}");
+        }
+        let begun = Instant::now();
+        assert!(of_chain(&name(0), &aliases(3_500), RecordType::A).is_empty());
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
 }
