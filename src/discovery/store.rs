@@ -22,6 +22,9 @@ use crate::config::{DiscoveryConfig, UpstreamName};
 /// A set that changes again and again is written so often at most.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
+/// What could not be written is tried again after so long.
+const WRITE_AGAIN: Duration = Duration::from_secs(10);
+
 /// Bytes of a file that is read: a hundred thousand backends with labels.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -34,6 +37,8 @@ pub(super) struct Store {
     dir: PathBuf,
     /// What is not written yet, the last of each.
     pending: Mutex<HashMap<PathBuf, Entry>>,
+    /// Held while files are written: the last writing, at a stop, waits for one that has begun.
+    writing: Mutex<()>,
     wake: Notify,
 }
 
@@ -72,7 +77,12 @@ pub(super) struct Left {
 impl Store {
     /// In a directory of the state directory, which is made when there is something to write.
     pub(super) fn new(state_dir: &Path) -> Arc<Self> {
-        Arc::new(Self { dir: state_dir.join("discovery"), pending: Mutex::default(), wake: Notify::new() })
+        Arc::new(Self {
+            dir: state_dir.join("discovery"),
+            pending: Mutex::default(),
+            writing: Mutex::default(),
+            wake: Notify::new(),
+        })
     }
 
     /// What was left for a source; `None` where there is nothing that could be used, which is told if it is odd.
@@ -101,12 +111,17 @@ impl Store {
         self.wake.notify_one();
     }
 
-    /// Writes what is not written yet. Blocks.
+    /// Writes what is not written yet. What could not be written is still to be written. Blocks.
     pub(super) fn flush(&self) -> io::Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let pending = std::mem::take(&mut *self.lock());
         let mut result = Ok(());
         for (path, entry) in pending {
-            result = write(&self.dir, &path, &entry).and(result);
+            if let Err(error) = write(&self.dir, &path, &entry) {
+                // Unless there is a newer one by now.
+                self.lock().entry(path).or_insert(entry);
+                result = Err(error);
+            }
         }
         result
     }
@@ -132,11 +147,14 @@ pub(super) async fn write_behind(store: Arc<Store>) {
             tokio::task::spawn_blocking(move || writes.flush()).await.unwrap_or_else(|error| Err(error.into()));
         match written {
             Ok(()) => failing = false,
-            Err(error) if !failing => {
-                failing = true;
-                warn!(dir = %store.dir.display(), %error, "could not write the last good set of a source");
+            Err(error) => {
+                if !failing {
+                    failing = true;
+                    warn!(dir = %store.dir.display(), %error, "could not write the last good set of a source");
+                }
+                tokio::time::sleep(WRITE_AGAIN).await;
+                store.wake.notify_one();
             }
-            Err(_) => {}
         }
     }
 }
@@ -271,6 +289,10 @@ mod tests {
         assert_eq!(store.read(&key("a")), None);
         store.save(&key("a"), &set(&[1]), None);
         assert!(store.flush().is_err());
+        // It is written as soon as that can be done, though nothing has changed since.
+        fs::remove_dir(&path).unwrap();
+        store.flush().unwrap();
+        assert_eq!(store.read(&key("a")).unwrap().set, set(&[1]));
     }
 
     #[test]
