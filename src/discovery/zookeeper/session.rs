@@ -32,6 +32,9 @@ const AUTH: i32 = -4;
 const PING_KIND: i32 = 11;
 const AUTH_KIND: i32 = 100;
 
+/// Changes that are told while an answer is awaited: each node that is watched has one, and a source has 100 000 backends at most.
+const EVENTS_MAX: usize = 200_000;
+
 /// What answers say in place of an answer.
 const NO_NODE: i32 = -101;
 const NO_AUTH: i32 = -102;
@@ -40,9 +43,9 @@ const NO_AUTH: i32 = -102;
 pub(super) struct Session {
     stream: TcpStream,
     buffer: BytesMut,
-    /// Bytes of a frame.
+    /// Bytes of a frame, and of all answers to what is asked together.
     bytes_max: usize,
-    /// How long an answer may take.
+    /// How long an answer may take, and all of those to what is sent together.
     patience: Duration,
     /// How long the server may say nothing before it is believed to be gone.
     silence: Duration,
@@ -114,7 +117,7 @@ impl Session {
             put(&mut auth, b"digest");
             put(&mut auth, digest.as_bytes());
             session.send(&auth).await?;
-            session.answer(AUTH).await?.map_err(DiscoveryError::new)?;
+            session.answer(AUTH, deadline).await?.map_err(DiscoveryError::new)?;
         }
         Ok(session)
     }
@@ -127,7 +130,7 @@ impl Session {
     ) -> Result<Vec<Result<Option<Bytes>, String>>, DiscoveryError> {
         /// So many are on their way at a time.
         const TOGETHER: usize = 256;
-        let mut answers = Vec::with_capacity(paths.len());
+        let (mut answers, mut bytes) = (Vec::with_capacity(paths.len()), 0);
         for some in paths.chunks(TOGETHER) {
             let first = if self.number < i32::MAX - 1000 { self.number + 1 } else { 1 };
             let mut requests = BytesMut::new();
@@ -143,7 +146,12 @@ impl Session {
             let deadline = Instant::now() + self.patience;
             timeout_at(deadline, self.stream.write_all(&requests)).await.map_err(|_| late(self.patience))??;
             for (number, _) in (first..).zip(some) {
-                answers.push(self.answer(number).await?);
+                let answer = self.answer(number, deadline).await?;
+                bytes += answer.as_ref().map_or(0, |data| data.as_ref().map_or(0, Bytes::len));
+                if bytes > self.bytes_max {
+                    return Err(too_long(self.bytes_max));
+                }
+                answers.push(answer);
             }
         }
         Ok(answers)
@@ -185,8 +193,11 @@ impl Session {
     }
 
     /// The answer of that number. What comes before it is an event, or an answer to a ping.
-    async fn answer(&mut self, number: i32) -> Result<Result<Option<Bytes>, String>, DiscoveryError> {
-        let deadline = Instant::now() + self.patience;
+    async fn answer(
+        &mut self,
+        number: i32,
+        deadline: Instant,
+    ) -> Result<Result<Option<Bytes>, String>, DiscoveryError> {
         loop {
             let frame = timeout_at(deadline, self.frame()).await.map_err(|_| late(self.patience))??;
             let mut rest = frame.clone();
@@ -213,6 +224,9 @@ impl Session {
                 let (_change, _error) = (long(&mut frame)?, int(&mut frame)?);
                 let (kind, _state) = (int(&mut frame)?, int(&mut frame)?);
                 let path = bytes(&mut frame)?;
+                if self.events.len() >= EVENTS_MAX {
+                    return Err(DiscoveryError::new("it tells of more changes than there are nodes"));
+                }
                 // Others tell of the session.
                 if kind > 0 {
                     self.events.push_back(String::from_utf8_lossy(&path).into_owned());
@@ -237,7 +251,7 @@ impl Session {
             if let Some(mut length) = self.buffer.get(..4) {
                 let length = usize::try_from(length.get_i32()).map_err(|_| no_zookeeper())?;
                 if length > self.bytes_max {
-                    return Err(DiscoveryError::new(format!("its answer has more than {} bytes", self.bytes_max)));
+                    return Err(too_long(self.bytes_max));
                 }
                 if self.buffer.len() >= 4 + length {
                     self.buffer.advance(4);
@@ -254,6 +268,10 @@ impl Session {
 
 fn late(patience: Duration) -> DiscoveryError {
     DiscoveryError::new(format!("no answer within {patience:?}"))
+}
+
+fn too_long(bytes_max: usize) -> DiscoveryError {
+    DiscoveryError::new(format!("its answers have more than {bytes_max} bytes"))
 }
 
 fn no_zookeeper() -> DiscoveryError {
