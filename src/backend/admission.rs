@@ -20,13 +20,14 @@ pub struct Admission {
     pub backends_max: usize,
 }
 
-/// Where clouds hand out credentials: most of them, Alibaba, Azure, AWS by IPv6, Oracle. The first is link-local too; its own name says more.
-const METADATA: [IpAddr; 5] = [
+/// Where clouds hand out credentials: most of them, Alibaba, Azure, AWS by IPv6, Oracle, Google by IPv6. The first is link-local too; its own name says more.
+const METADATA: [IpAddr; 6] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
 ];
 
 /// Names of the same.

@@ -162,6 +162,10 @@ impl Beginning {
         let what = format!("discovery of upstream {} by {}", reporter.upstream, reporter.name);
         let (target, targets) = watch::channel(state);
         reporter.targets = targets;
+        if let Some(admission) = &reporter.admission {
+            // The rules may be others than those by which it was found.
+            reporter.progress.keep_left(|instance| admission.refuse(&instance.address).is_none());
+        }
         if let Some(told) = told {
             reporter.tell(told);
         }

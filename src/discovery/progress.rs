@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::DiscoveryError;
-use crate::backend::BackendSet;
+use crate::backend::{BackendSet, Instance};
 use crate::config::Address;
 use crate::upstream::sources::SourceCondition;
 
@@ -89,6 +89,11 @@ impl SourceProgress {
             failures: 0,
             failing_since: None,
         }
+    }
+
+    /// Forgets of what was left what is not believed now.
+    pub(super) fn keep_left(&mut self, keep: impl FnMut(&Instance) -> bool) {
+        self.set = self.set.as_ref().map(|left| left.filtered(keep));
     }
 
     pub(super) fn set(&self) -> Option<&BackendSet> {
