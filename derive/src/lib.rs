@@ -198,7 +198,7 @@ fn implementation(input: &DeriveInput, of_table: &Attributes, keys: &[Key<'_>], 
         quote! { fn is_enabled(&self) -> bool { #path(self) } }
     });
     let rules = of_table.get("rules").map(|path| {
-        quote! { const RULES: &'static [crate::config::rule::Rule] = #path; }
+        quote! { const RULES: &'static [crate::config::rule::KeyRule] = #path; }
     });
     let written_enabled = enabled.map(|_| {
         quote! { fn written_enabled(written: &Self::Written) -> Option<bool> { written.enabled.value().copied() } }

@@ -1,6 +1,6 @@
 //! What active checks have made of a backend.
 //!
-//! A pure machine, [`Account`], counts checks in a row and turns them into a [`Verdict`]; the thresholds come with each
+//! A pure machine, [`HealthAccount`], counts checks in a row and turns them into a [`Verdict`]; the thresholds come with each
 //! check, so that a reload with others keeps what is known. [`Health`] keeps one where the request path and the control
 //! plane find it: the verdict is an atomic, everything else is behind a lock that the control plane alone takes.
 
@@ -76,14 +76,14 @@ pub struct VerdictChange {
 
 /// The verdict and what it rests on. Pure: no clock, no I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Account {
+pub struct HealthAccount {
     verdict: Verdict,
     streak: CheckStreak,
     /// The next check decides alone: there is nothing yet that it could contradict.
     first_decides: bool,
 }
 
-impl Account {
+impl HealthAccount {
     /// Begins with a verdict. `first_decides` lets the first check alone confirm or turn it.
     pub fn new(verdict: Verdict, first_decides: bool) -> Self {
         Self { verdict, streak: CheckStreak::default(), first_decides: first_decides || verdict == Verdict::Unknown }
@@ -158,20 +158,20 @@ pub struct Health {
 
 #[derive(Debug)]
 struct Behind {
-    account: Account,
+    account: HealthAccount,
     last: Option<LastCheck>,
 }
 
 impl Default for Health {
     /// Nothing is checked and nothing speaks against it.
     fn default() -> Self {
-        Self::new(Account::new(Verdict::Healthy, false))
+        Self::new(HealthAccount::new(Verdict::Healthy, false))
     }
 }
 
 impl Health {
     /// Begins with what `account` says.
-    pub fn new(account: Account) -> Self {
+    pub fn new(account: HealthAccount) -> Self {
         Self {
             verdict: AtomicU8::new(account.verdict as u8),
             unreachable: AtomicBool::new(false),
@@ -199,7 +199,7 @@ impl Health {
     }
 
     /// The account and the last check, as they stand. Control plane only.
-    pub fn look(&self) -> (Account, Option<LastCheck>) {
+    pub fn look(&self) -> (HealthAccount, Option<LastCheck>) {
         let behind = self.lock();
         (behind.account, behind.last.clone())
     }
@@ -226,14 +226,14 @@ impl Health {
 
     /// What was known is out of date: the next check decides alone, and until then the backend may not be used.
     pub fn await_check(&self) {
-        let account = Account::new(Verdict::Unknown, true);
+        let account = HealthAccount::new(Verdict::Unknown, true);
         self.lock().account = account;
         self.verdict.store(account.verdict as u8, Relaxed);
     }
 
     /// Nothing is checked any more: the backend counts as healthy.
     pub fn forget(&self) {
-        let account = Account::new(Verdict::Healthy, false);
+        let account = HealthAccount::new(Verdict::Healthy, false);
         *self.lock() = Behind { account, last: None };
         self.unreachable.store(false, Relaxed);
         self.verdict.store(account.verdict as u8, Relaxed);
@@ -253,7 +253,7 @@ mod tests {
     const THREE_TWO: Thresholds = Thresholds { unhealthy_after: 3, healthy_after: 2 };
 
     /// Runs checks, `+` for one that passed and `-` for one that failed, and tells the verdict after each: `H`, `U` or `?`.
-    fn run(mut account: Account, checks: &str, thresholds: Thresholds) -> String {
+    fn run(mut account: HealthAccount, checks: &str, thresholds: Thresholds) -> String {
         let letter = |verdict| match verdict {
             Verdict::Healthy => 'H',
             Verdict::Unhealthy => 'U',
@@ -279,18 +279,18 @@ mod tests {
             (Unknown, false, "+--", "HHH"),
             (Unknown, false, "-++", "UUH"),
         ] {
-            let account = Account::new(begin, first_decides);
+            let account = HealthAccount::new(begin, first_decides);
             assert_eq!(run(account, checks, THREE_TWO), verdicts, "{begin:?} {first_decides} {checks}");
         }
         assert_eq!(
-            run(Account::new(Healthy, false), "-+-", Thresholds { unhealthy_after: 1, healthy_after: 1 }),
+            run(HealthAccount::new(Healthy, false), "-+-", Thresholds { unhealthy_after: 1, healthy_after: 1 }),
             "UHU"
         );
     }
 
     #[test]
     fn a_change_tells_what_it_rests_on() {
-        let mut account = Account::new(Verdict::Healthy, false);
+        let mut account = HealthAccount::new(Verdict::Healthy, false);
         assert_eq!(account.record(false, THREE_TWO), None);
         assert_eq!(account.record(false, THREE_TWO), None);
         let streak = CheckStreak { passed: false, length: 3 };
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn other_thresholds_apply_to_what_is_counted_already() {
-        let mut account = Account::new(Verdict::Healthy, false);
+        let mut account = HealthAccount::new(Verdict::Healthy, false);
         account.record(false, THREE_TWO);
         let change = account.record(false, Thresholds { unhealthy_after: 2, ..THREE_TWO });
         assert_eq!(change.map(|change| change.to), Some(Verdict::Unhealthy));
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_restart_keeps_the_verdict_and_forgets_the_streak() {
-        let mut account = Account::new(Verdict::Healthy, false);
+        let mut account = HealthAccount::new(Verdict::Healthy, false);
         (0..2).for_each(|_| assert_eq!(account.record(false, THREE_TWO), None));
         assert!(account.in_doubt());
         account.restart();
@@ -328,7 +328,7 @@ mod tests {
             took: Duration::from_millis(2),
             failure: failure.map(str::to_owned),
         };
-        let health = Health::new(Account::new(Verdict::Unknown, true));
+        let health = Health::new(HealthAccount::new(Verdict::Unknown, true));
         assert_eq!(health.verdict(), Verdict::Unknown);
         assert!(health.record(check(Some("refused")), THREE_TWO).is_some());
         assert_eq!(health.verdict(), Verdict::Unhealthy);
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(health.changes.get(), 2);
         health.record(check(Some("refused")), THREE_TWO);
         health.forget();
-        assert_eq!(health.look(), (Account::new(Verdict::Healthy, false), None));
+        assert_eq!(health.look(), (HealthAccount::new(Verdict::Healthy, false), None));
     }
 
     proptest! {
@@ -353,7 +353,7 @@ mod tests {
         ) {
             let thresholds = Thresholds { unhealthy_after, healthy_after };
             let begin = Verdict::of(begins_healthy);
-            let mut account = Account::new(begin, false);
+            let mut account = HealthAccount::new(begin, false);
             let mut expected = begin;
             for (index, &passed) in checks.iter().enumerate() {
                 let before = account.verdict();
@@ -373,7 +373,7 @@ mod tests {
         /// However it began, after the first check there is a verdict, and where that decides it is the check's own.
         #[test]
         fn the_first_check_settles_what_is_unknown(first: bool, begin in 0u8..3) {
-            let mut account = Account::new(Verdict::from_u8(begin), true);
+            let mut account = HealthAccount::new(Verdict::from_u8(begin), true);
             account.record(first, THREE_TWO);
             prop_assert_eq!(account.verdict(), Verdict::of(first));
         }

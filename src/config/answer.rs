@@ -22,7 +22,7 @@ use super::visibility::{Kind, Location, Sensitive};
 pub struct Redirect {
     /// Where it leads. May hold `{scheme}`, `{host}`, `{path}` and `{query}` (with its `?`, or empty) of the request.
     #[key(
-        Target,
+        RedirectTarget,
         name = "to",
         needed = "a redirect needs a target",
         expected = "to = \"https://{host}{path}{query}\"",
@@ -39,13 +39,13 @@ pub struct Redirect {
 #[table(check = Self::check, reload = Requests)]
 pub struct Respond {
     /// 200 to 599.
-    #[key(Status, default = 200)]
+    #[key(RespondStatus, default = 200)]
     pub status: StatusCode,
     /// Its `Content-Type`, where there is a body.
     #[key(Maybe(ValueText("a media type")), otherwise = "`\"text/plain; charset=utf-8\"`")]
     pub content_type: Option<HeaderValue>,
     /// May be empty.
-    #[key(Body, default = "")]
+    #[key(RespondBody, default = "")]
     pub body: Bytes,
 }
 
@@ -138,9 +138,9 @@ impl fmt::Debug for Respond {
 }
 
 /// Where a redirect leads: `https://{host}{path}{query}`.
-struct Target;
+struct RedirectTarget;
 
-impl Form<Vec<LocationPart>> for Target {
+impl Form<Vec<LocationPart>> for RedirectTarget {
     type Written = Location;
 
     fn read(&self, check: &Check<'_>, place: Place, text: &Location) -> Option<Vec<LocationPart>> {
@@ -239,9 +239,9 @@ impl Form<StatusCode> for RedirectStatus {
 }
 
 /// The status of a fixed response.
-struct Status;
+struct RespondStatus;
 
-impl Form<StatusCode> for Status {
+impl Form<StatusCode> for RespondStatus {
     type Written = i64;
 
     fn read(&self, check: &Check<'_>, place: Place, status: &i64) -> Option<StatusCode> {
@@ -262,9 +262,9 @@ impl Form<StatusCode> for Status {
 }
 
 /// The body of a fixed response.
-struct Body;
+struct RespondBody;
 
-impl Form<Bytes> for Body {
+impl Form<Bytes> for RespondBody {
     type Written = Sensitive;
 
     fn read(&self, _: &Check<'_>, _: Place, text: &Sensitive) -> Option<Bytes> {

@@ -43,10 +43,10 @@ pub struct BackendConfig {
     pub zone: Option<Arc<str>>,
     /// Requests at a time, over all workers.
     #[key(InheritedLimit, otherwise = "as the upstream has it")]
-    pub max_in_flight: Inherited,
+    pub max_in_flight: InheritableLimit,
     /// Connections at a time, over all workers, idle ones included.
     #[key(InheritedLimit, otherwise = "as the upstream has it")]
-    pub max_connections: Inherited,
+    pub max_connections: InheritableLimit,
 }
 
 impl BackendConfig {
@@ -62,8 +62,8 @@ impl BackendConfig {
 
     /// Gives it limits of its own.
     pub fn limit(&mut self, limits: BackendLimits) {
-        self.max_in_flight = Inherited { limit: limits.max_in_flight, is_own: true };
-        self.max_connections = Inherited { limit: limits.max_connections, is_own: true };
+        self.max_in_flight = InheritableLimit { limit: limits.max_in_flight, is_own: true };
+        self.max_connections = InheritableLimit { limit: limits.max_connections, is_own: true };
     }
 
     /// Its tier and zone.
@@ -84,10 +84,10 @@ impl BackendConfig {
     fn inherit(&mut self, check: &Check<'_>, written: Option<&WrittenBackendConfig>, upstream: BackendLimits) {
         let own = |field: Option<&Field<raw::Limit>>| field.is_some_and(|field| field.given().is_some());
         if !own(written.map(|written| &written.max_in_flight)) {
-            self.max_in_flight = Inherited { limit: upstream.max_in_flight, is_own: false };
+            self.max_in_flight = InheritableLimit { limit: upstream.max_in_flight, is_own: false };
         }
         if !own(written.map(|written| &written.max_connections)) {
-            self.max_connections = Inherited { limit: upstream.max_connections, is_own: false };
+            self.max_connections = InheritableLimit { limit: upstream.max_connections, is_own: false };
         }
         if let Some(written) = written {
             warn_of_unreached(check, &written.max_in_flight, self.limits());
@@ -105,7 +105,7 @@ impl BackendConfig {
 
 /// A limit of a backend: its own, or that of its upstream.
 #[derive(Clone, Copy, Debug)]
-pub struct Inherited {
+pub struct InheritableLimit {
     /// `None` is any number.
     pub limit: Option<u32>,
     /// Whether the backend itself has it.
@@ -113,13 +113,13 @@ pub struct Inherited {
 }
 
 /// Where it comes from makes no difference.
-impl PartialEq for Inherited {
+impl PartialEq for InheritableLimit {
     fn eq(&self, other: &Self) -> bool {
         self.limit == other.limit
     }
 }
 
-impl Eq for Inherited {}
+impl Eq for InheritableLimit {}
 
 /// A number of things at a time, or that of the upstream.
 struct InheritedLimit;
@@ -127,26 +127,26 @@ struct InheritedLimit;
 /// What limits can be.
 pub(crate) const LIMIT: Limit = Limit(1..=1_000_000);
 
-impl Form<Inherited> for InheritedLimit {
+impl Form<InheritableLimit> for InheritedLimit {
     type Written = raw::Limit;
 
-    fn read(&self, check: &Check<'_>, place: Place, written: &raw::Limit) -> Option<Inherited> {
-        LIMIT.read(check, place, written).map(|limit| Inherited { limit, is_own: true })
+    fn read(&self, check: &Check<'_>, place: Place, written: &raw::Limit) -> Option<InheritableLimit> {
+        LIMIT.read(check, place, written).map(|limit| InheritableLimit { limit, is_own: true })
     }
 
-    fn absent(&self, _: &Check<'_>, _: Literal) -> Inherited {
-        Inherited { limit: None, is_own: false }
+    fn absent(&self, _: &Check<'_>, _: Literal) -> InheritableLimit {
+        InheritableLimit { limit: None, is_own: false }
     }
 
-    fn show(&self, value: &Inherited) -> Option<Tree> {
+    fn show(&self, value: &InheritableLimit) -> Option<Tree> {
         LIMIT.show(&value.limit)
     }
 
-    fn tell(&self, value: &Inherited) -> String {
+    fn tell(&self, value: &InheritableLimit) -> String {
         LIMIT.tell(&value.limit)
     }
 
-    fn compare(&self, changes: &mut Changes, table: &str, words: &str, old: &Inherited, new: &Inherited) {
+    fn compare(&self, changes: &mut Changes, table: &str, words: &str, old: &InheritableLimit, new: &InheritableLimit) {
         // That it follows the upstream is told there.
         if old.is_own || new.is_own {
             LIMIT.compare(changes, table, words, &old.limit, &new.limit);

@@ -6,7 +6,7 @@ use super::check::Check;
 use super::error::Problem;
 use super::form::{Timeout, Whole};
 use super::report::Place;
-use super::rule::Rule;
+use super::rule::KeyRule;
 use super::table::Table;
 
 /// Spares an upstream that fails, and tells clients at once: while the breaker is open, requests are answered 503 without being sent.
@@ -42,7 +42,7 @@ pub struct BreakerConfig {
 const WINDOW_MAX: Duration = Duration::from_secs(86_400);
 
 impl BreakerConfig {
-    const RULES: &[Rule] = &[Rule::Need(&["slow_percent"], "slow_after")];
+    const RULES: &[KeyRule] = &[KeyRule::Need(&["slow_percent"], "slow_after")];
 
     fn check(check: &Check<'_>, _: Place, written: &WrittenBreakerConfig, mut it: Self) -> Option<Self> {
         if let (Some(place), true) = (written.window.place(), it.window > WINDOW_MAX) {

@@ -30,10 +30,10 @@ pub struct HealthCheckConfig {
     #[key(OneOf, name = "type", default = "http")]
     pub kind: ProbeKind,
     /// Path and query of the request. A page of its own, such as `/health`, says more than the front page.
-    #[key(Target, default = "/", shown_if = Self::is_http)]
+    #[key(ProbePath, default = "/", shown_if = Self::is_http)]
     pub path: ProbeTarget,
     /// Whose health a `grpc` check asks for; empty is that of the backend as a whole.
-    #[key(Service, default = "", shown_if = Self::is_grpc)]
+    #[key(GrpcService, default = "", shown_if = Self::is_grpc)]
     pub service: String,
     /// The `Host` header, or the authority.
     #[key(
@@ -228,9 +228,9 @@ impl fmt::Debug for ProbeTarget {
     }
 }
 
-struct Target;
+struct ProbePath;
 
-impl Form<ProbeTarget> for Target {
+impl Form<ProbeTarget> for ProbePath {
     type Written = Location;
 
     fn read(&self, check: &Check<'_>, place: Place, text: &Location) -> Option<ProbeTarget> {
@@ -262,11 +262,11 @@ impl Form<ProbeTarget> for Target {
 }
 
 /// The name of a service. Longer ones are nobody's.
-struct Service;
+struct GrpcService;
 
 const SERVICE_BYTES_MAX: usize = 1024;
 
-impl Form<String> for Service {
+impl Form<String> for GrpcService {
     type Written = Text;
 
     fn read(&self, check: &Check<'_>, place: Place, text: &Text) -> Option<String> {

@@ -77,7 +77,7 @@ pub use adaptive_limit::AdaptiveLimitConfig;
 pub use address::{Address, NotAnAddress};
 pub use admin::{AdminConfig, Secret};
 pub use answer::{LocationPart, Redirect, Respond};
-pub use backend::{BackendConfig, Inherited};
+pub use backend::{BackendConfig, InheritableLimit};
 pub use backend_tls::{BackendTlsConfig, ClientCertificateConfig, NamedFile, Spot};
 pub use body_limit::BodyLimit;
 pub(crate) use body_limit::BodySize;

@@ -16,7 +16,7 @@ use super::matches::{
 };
 use super::report::Place;
 use super::retries::{Retries, WrittenRetries};
-use super::rule::Rule;
+use super::rule::KeyRule;
 use super::table::Table;
 use super::visibility::Location;
 use super::{
@@ -134,8 +134,11 @@ impl RouteConfig {
     /// Keys about forwarding.
     const FORWARDING: [&str; 8] =
         ["strip_prefix", "replace_prefix", "host", "max_body", "expect", "timeouts", "retries", "request_headers"];
-    const RULES: &[Rule] =
-        &[Rule::OneOf(&Self::ACTIONS), Rule::AtMostOneOf(&Self::PATHS), Rule::Need(&Self::FORWARDING, "upstream")];
+    const RULES: &[KeyRule] = &[
+        KeyRule::OneOf(&Self::ACTIONS),
+        KeyRule::AtMostOneOf(&Self::PATHS),
+        KeyRule::Need(&Self::FORWARDING, "upstream"),
+    ];
 
     /// One with the defaults, which matches every request and does nothing.
     pub fn new(name: impl Into<RouteName>) -> Self {

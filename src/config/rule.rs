@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 /// What a table says of several of its keys. The table's check says the same in words.
 #[derive(Debug)]
-pub(crate) enum Rule {
+pub(crate) enum KeyRule {
     /// One of these keys is there, and no other of them.
     OneOf(&'static [&'static str]),
     /// One of these keys is there, or several.
@@ -17,7 +17,7 @@ pub(crate) enum Rule {
     Schema(fn() -> Value),
 }
 
-impl Rule {
+impl KeyRule {
     /// What a table has to match besides.
     pub(crate) fn schema(&self) -> Value {
         match self {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::form::{Inner, Literal, Many, variable};
 use super::root::Config;
-use super::rule::Rule;
+use super::rule::KeyRule;
 use super::table::{Reload, Table};
 use super::visibility::Kind;
 
@@ -44,7 +44,7 @@ pub(crate) fn of_table(table: &Inner) -> Value {
         schema.insert("required".into(), json!(required));
     }
     if !table.rules.is_empty() {
-        schema.insert("allOf".into(), table.rules.iter().map(Rule::schema).collect());
+        schema.insert("allOf".into(), table.rules.iter().map(KeyRule::schema).collect());
     }
     schema.into()
 }

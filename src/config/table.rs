@@ -13,7 +13,7 @@ use super::difference::Changes;
 use super::form::{About, Literal};
 use super::json_tree::Tree;
 use super::report::{Place, Report};
-use super::rule::Rule;
+use super::rule::KeyRule;
 use super::visibility::OfKind;
 
 /// A table of the file.
@@ -28,7 +28,7 @@ pub(crate) trait Table: Clone + PartialEq {
     const ENABLED: Option<bool>;
 
     /// Which of its keys go together.
-    const RULES: &'static [Rule] = &[];
+    const RULES: &'static [KeyRule] = &[];
 
     /// The value of `enabled` that leads to this.
     fn is_enabled(&self) -> bool {

@@ -13,7 +13,7 @@ use super::form::{About, Form, Limit, List, NamedTable, OnPart, OneOf, Part, Rea
 use super::json_tree::Tree;
 use super::report::Place;
 use super::retries::Retries;
-use super::rule::Rule;
+use super::rule::KeyRule;
 use super::strategy::StrategyName;
 use super::table::Table;
 use super::{
@@ -108,8 +108,11 @@ pub enum Protocol {
 }
 
 impl UpstreamConfig {
-    const RULES: &[Rule] =
-        &[Rule::AnyOf(&["backends", "discovery"]), Rule::Schema(without_ignored_weights), Rule::Schema(with_zones)];
+    const RULES: &[KeyRule] = &[
+        KeyRule::AnyOf(&["backends", "discovery"]),
+        KeyRule::Schema(without_ignored_weights),
+        KeyRule::Schema(with_zones),
+    ];
 
     /// One with the defaults.
     pub fn new(name: impl Into<UpstreamName>, backends: Vec<BackendConfig>) -> Self {

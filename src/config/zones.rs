@@ -22,7 +22,7 @@ pub struct ZonesConfig {
     pub backends_min: usize,
     /// The part of all load that arises in each zone, in any unit. A zone that is not named brings none; where no zone is named, each that has
     /// backends brings the same.
-    #[key(Load, otherwise = "the same in each zone")]
+    #[key(ZoneLoads, otherwise = "the same in each zone")]
     pub load: BTreeMap<Arc<str>, u32>,
     /// Where this process is.
     pub local: Arc<str>,
@@ -36,12 +36,12 @@ impl ZonesConfig {
 }
 
 /// A number for each zone.
-struct Load;
+struct ZoneLoads;
 
 /// What one of them can be.
 const PART: Whole = Whole(0..=1_000_000);
 
-impl Form<BTreeMap<Arc<str>, u32>> for Load {
+impl Form<BTreeMap<Arc<str>, u32>> for ZoneLoads {
     type Written = Named<i64>;
 
     fn read(&self, check: &Check<'_>, _: Place, written: &Named<i64>) -> Option<BTreeMap<Arc<str>, u32>> {

@@ -41,7 +41,7 @@ mod admin_view;
 mod systemd;
 mod takeover;
 
-use takeover::{Before, LentSocket};
+use takeover::{LentSocket, ProcessBefore};
 
 /// A load balancer; see [`Isobar::builder`].
 #[derive(Debug)]
@@ -237,7 +237,7 @@ impl Builder {
             (ConfigSource::File(path), Some(takeover)) => (Some(path.clone()), takeover),
             _ => (None, Takeover { replace: false, successor: None }),
         };
-        let mut before = file.as_ref().and_then(|file| runtime.block_on(Before::find(file, takeover.replace)));
+        let mut before = file.as_ref().and_then(|file| runtime.block_on(ProcessBefore::find(file, takeover.replace)));
         let inherited = match &mut before {
             Some(before) => runtime.block_on(before.take()).map_err(Error::Takeover)?,
             None => Sockets::default(),

@@ -29,9 +29,9 @@ const TRIES: u32 = 20;
 const LONG_PAUSE: Duration = Duration::from_secs(5);
 
 /// The process that this one takes over from.
-pub(super) struct Before(Predecessor);
+pub(super) struct ProcessBefore(Predecessor);
 
-impl Before {
+impl ProcessBefore {
     /// Looks for it: one that is stopping, or with `replace` any that serves the file.
     pub(super) async fn find(file: &Path, replace: bool) -> Option<Self> {
         let Some(found) = Predecessor::find(file).await else {

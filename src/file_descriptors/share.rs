@@ -255,7 +255,7 @@ impl DescriptorSeats {
             true => (&self.room.wanting, &self.room.freed),
             false => (&self.waiting, &self.freed),
         };
-        let _waits = Waits::at(waiting);
+        let _waits = WaitingGuard::at(waiting);
         loop {
             // What is told of comes at once; what others leave is looked for.
             let _ = tokio::time::timeout(LOOK, freed.notified()).await;
@@ -289,16 +289,16 @@ impl Drop for DescriptorSeats {
 }
 
 /// Counts a request that waits until it is dropped.
-struct Waits<'a>(&'a Cell<u32>);
+struct WaitingGuard<'a>(&'a Cell<u32>);
 
-impl<'a> Waits<'a> {
+impl<'a> WaitingGuard<'a> {
     fn at(count: &'a Cell<u32>) -> Self {
         count.set(count.get() + 1);
         Self(count)
     }
 }
 
-impl Drop for Waits<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }

@@ -2,7 +2,7 @@
 //!
 //! One [`Prober`] per process, on the control plane, with a task for each backend that is to be checked. Backends come and go
 //! with reloads and by discovery. A task goes on over both with the pace it has: other settings reach it on the way, so that a file that changes all the time neither starves
-//! the checks nor multiplies them. What checks come to is worked out by [`Account`](crate::backend::health::Account), when
+//! the checks nor multiplies them. What checks come to is worked out by [`HealthAccount`](crate::backend::health::HealthAccount), when
 //! they are made by `pace`; both are pure. Where no check would see that a backend which was ejected for want of an answer is
 //! there again, a `lookout` looks.
 

@@ -38,7 +38,7 @@ enum ChunkState {
 
 /// What the chunks come to next.
 #[derive(Debug)]
-pub enum Next {
+pub enum ChunkedPiece {
     /// A piece of the body.
     Data(Bytes),
     /// The rest is not there yet.
@@ -59,14 +59,14 @@ impl Chunked {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn next(&mut self, input: &mut Bytes) -> Result<Next, &'static str> {
+    pub fn next(&mut self, input: &mut Bytes) -> Result<ChunkedPiece, &'static str> {
         while let Some(&byte) = input.first() {
             self.state = match self.state {
                 ChunkState::Data(left) => {
                     let taken = left.min(input.len() as u64);
                     self.state =
                         if taken == left { ChunkState::DataEnd { lf: false } } else { ChunkState::Data(left - taken) };
-                    return Ok(Next::Data(input.split_to(taken as usize)));
+                    return Ok(ChunkedPiece::Data(input.split_to(taken as usize)));
                 }
                 ChunkState::Trailers => {
                     let end = memchr::memchr(b'\n', input).map_or(input.len(), |end| end + 1);
@@ -76,7 +76,7 @@ impl Chunked {
                         return Err("a trailer section that is too long");
                     }
                     if self.trailers == b"\r\n" || self.trailers.ends_with(b"\r\n\r\n") {
-                        return trailers(&self.trailers).map(Next::End);
+                        return trailers(&self.trailers).map(ChunkedPiece::End);
                     }
                     continue;
                 }
@@ -106,7 +106,7 @@ impl Chunked {
             };
             input.advance(1);
         }
-        Ok(Next::More)
+        Ok(ChunkedPiece::More)
     }
 
     /// Takes data behind `first` as well, as much of it as is there, from chunks that are whole in `input` and as long as there are fewer
@@ -175,9 +175,9 @@ mod tests {
         let mut pieces = text.chunks(piece);
         loop {
             match chunked.next(&mut input)? {
-                Next::Data(bytes) => data.extend_from_slice(&bytes),
-                Next::More => input = Bytes::copy_from_slice(pieces.next().ok_or("cut short")?),
-                Next::End(trailers) => {
+                ChunkedPiece::Data(bytes) => data.extend_from_slice(&bytes),
+                ChunkedPiece::More => input = Bytes::copy_from_slice(pieces.next().ok_or("cut short")?),
+                ChunkedPiece::End(trailers) => {
                     return Ok((data, trailers, input.len() + pieces.map(<[u8]>::len).sum::<usize>()));
                 }
             }
@@ -190,13 +190,13 @@ mod tests {
         let (mut pieces, mut longest) = (text.chunks(piece), 0);
         loop {
             match chunked.next(&mut input)? {
-                Next::Data(bytes) => {
+                ChunkedPiece::Data(bytes) => {
                     let bytes = chunked.gather(bytes, &mut input, most);
                     longest = longest.max(bytes.len());
                     data.extend_from_slice(&bytes);
                 }
-                Next::More => input = Bytes::copy_from_slice(pieces.next().ok_or("cut short")?),
-                Next::End(trailers) => return Ok((data, trailers, longest)),
+                ChunkedPiece::More => input = Bytes::copy_from_slice(pieces.next().ok_or("cut short")?),
+                ChunkedPiece::End(trailers) => return Ok((data, trailers, longest)),
             }
         }
     }

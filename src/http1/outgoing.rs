@@ -12,7 +12,7 @@ use tokio::io::AsyncWrite;
 use crate::header_names::{is_spelling_of, tells_client, tells_identity};
 
 use super::Framing;
-use super::chunked::{Chunked, Next};
+use super::chunked::{Chunked, ChunkedPiece};
 
 /// Header fields that tell the framing or the client, or that a recipient decides by before it reads a body: never taken from a
 /// trailer section (RFC 9110 §6.5.1), since some recipients merge that into the header section.
@@ -220,7 +220,7 @@ impl Outgoing {
         }
         // What frames the chunks is in between, and is written anew.
         let (mut chunks, mut input, mut body) = (Chunked::default(), Bytes::from(taken), Vec::new());
-        while let Ok(Next::Data(data)) = chunks.next(&mut input) {
+        while let Ok(ChunkedPiece::Data(data)) = chunks.next(&mut input) {
             body.extend_from_slice(&data);
         }
         body.into()

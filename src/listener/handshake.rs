@@ -288,9 +288,9 @@ mod tests {
 
     /// Counts how often an answer was begun: it is asked for a certificate each time.
     #[derive(Debug)]
-    struct Counting(AtomicUsize, Arc<CertifiedKey>);
+    struct CountingResolver(AtomicUsize, Arc<CertifiedKey>);
 
-    impl ResolvesServerCert for Counting {
+    impl ResolvesServerCert for CountingResolver {
         fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
             self.0.fetch_add(1, SeqCst);
             Some(Arc::clone(&self.1))
@@ -317,7 +317,7 @@ mod tests {
     }
 
     /// Waits until so many answers were begun, of which there is one between two turns.
-    async fn begun(answers: &Counting, until: usize) {
+    async fn begun(answers: &CountingResolver, until: usize) {
         let (mut before, mut turns) = (answers.0.load(SeqCst), 0);
         let first = before;
         while before < until {
@@ -337,7 +337,7 @@ mod tests {
         let made = rcgen::generate_simple_self_signed(["t.example".into()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
         let key = CertifiedKey::from_der(vec![made.cert.der().clone()], key, &ours).unwrap();
-        let answers = Arc::new(Counting(AtomicUsize::new(0), Arc::new(key)));
+        let answers = Arc::new(CountingResolver(AtomicUsize::new(0), Arc::new(key)));
         // What clients do not guess: each is asked for another key share, and so gets two answers.
         let provider =
             CryptoProvider { kx_groups: vec![rustls::crypto::aws_lc_rs::kx_group::SECP384R1], ..ours.clone() };

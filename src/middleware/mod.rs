@@ -237,10 +237,10 @@ pub enum Origin {
 
 /// What the middleware of an exchange keeps until its end. Nothing is allocated for those that keep nothing.
 #[derive(Default)]
-pub struct Notes(OnceCell<Box<Noted>>);
+pub struct Notes(OnceCell<Box<NotesTaken>>);
 
 #[derive(Default)]
-struct Noted {
+struct NotesTaken {
     /// What each keeps, by its place in the chain.
     kept: RefCell<Vec<(usize, Box<dyn Any>)>>,
     /// What the request's body is wrapped by, the outermost first.
@@ -285,7 +285,7 @@ impl Notes {
         notes.swap_remove(found).1.downcast().ok().map(|kept| *kept)
     }
 
-    fn noted(&self) -> &Noted {
+    fn noted(&self) -> &NotesTaken {
         self.0.get_or_init(Box::default)
     }
 }

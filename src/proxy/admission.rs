@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use crate::backend::queue::{Attempt, TimedOut};
+use crate::backend::queue::{TimedOut, TurnOutcome};
 use crate::backend::{BackendState, Lease};
 use crate::exchange::deadline::{Phase, Watch};
 use crate::strategy::Tried;
@@ -196,10 +196,10 @@ async fn in_line(
     watch.enter(Phase::Queue, Duration::from_millis(waiter.deadline_ms() - waiter.entered_ms()));
     let waited = poll_fn(|cx| {
         let turn = || match further(proxy, started, upstream, where_to) {
-            Ok(lease) => Attempt::Leased(lease),
+            Ok(lease) => TurnOutcome::Leased(lease),
             // Where this request was already, others may still go.
-            Err(_) if !where_to.0.is_empty() && upstream.has_room() => Attempt::NotForMe,
-            Err(_) => Attempt::Full,
+            Err(_) if !where_to.0.is_empty() && upstream.has_room() => TurnOutcome::NotForMe,
+            Err(_) => TurnOutcome::Full,
         };
         match waiter.poll(cx, now_ms(Instant::now()), turn) {
             Poll::Pending if watch.expired() => Poll::Ready(Err(TimedOut)),

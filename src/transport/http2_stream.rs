@@ -27,7 +27,7 @@ mod ending;
 mod head;
 mod upload;
 
-use ending::Ending;
+use ending::StreamEnding;
 use head::{informational, length, request};
 use upload::{StreamUpload, Taken};
 
@@ -333,7 +333,7 @@ impl StreamState {
 impl Drop for StreamState {
     fn drop(&mut self) {
         let over = self.incoming == StreamResponse::Done && matches!(self.upload, StreamUpload::Over);
-        match self.exchange.take().filter(|_| over).and_then(Ending::of) {
+        match self.exchange.take().filter(|_| over).and_then(StreamEnding::of) {
             // What ends the stream is mostly on its way. To reset it meanwhile would be an aborted request to the backend.
             Some(ending) => ending.wait(Rc::clone(&self.session)),
             None => self.session.closed(),

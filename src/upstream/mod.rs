@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
-use crate::backend::health::{Account, Health, Verdict};
+use crate::backend::health::{Health, HealthAccount, Verdict};
 use crate::backend::limits::Permits;
 use crate::backend::operator_state::ByHand;
 use crate::backend::outlier::{AttemptOutcome, By};
@@ -501,11 +501,11 @@ pub struct Hedging {
 fn first_health(config: &UpstreamConfig, joins: bool) -> Health {
     let Some(check) = &config.health_check else { return Health::default() };
     Health::new(match check.initial {
-        InitialHealth::Healthy => Account::new(Verdict::Healthy, false),
-        InitialHealth::Unhealthy => Account::new(Verdict::Unhealthy, false),
+        InitialHealth::Healthy => HealthAccount::new(Verdict::Healthy, false),
+        InitialHealth::Unhealthy => HealthAccount::new(Verdict::Unhealthy, false),
         // Those an upstream begins with are used at once, or a start would refuse requests until the first checks are over.
-        InitialHealth::FirstCheck if joins => Account::new(Verdict::Unknown, true),
-        InitialHealth::FirstCheck => Account::new(Verdict::Healthy, true),
+        InitialHealth::FirstCheck if joins => HealthAccount::new(Verdict::Unknown, true),
+        InitialHealth::FirstCheck => HealthAccount::new(Verdict::Healthy, true),
     })
 }
 

@@ -110,7 +110,7 @@ pub(super) fn slower(members: &[ComparedBackend], settings: &Settings) -> Vec<Fi
     let enough = |slot: &OutlierSlot| slot.timed >= settings.latency_volume.max(2);
     rounds(members, settings, enough, |compared, found| {
         let speeds: Vec<_> = compared.iter().map(|(_, sum)| Speed::of(sum)).collect();
-        let reference = Reference::of(&speeds);
+        let reference = Baseline::of(&speeds);
         for ((member, _), speed) in compared.iter().zip(&speeds) {
             reference.finding(member, speed, settings).into_iter().for_each(&mut *found);
         }
@@ -138,7 +138,7 @@ impl Speed {
 
 /// What all of a group have in common.
 #[derive(Debug)]
-struct Reference {
+struct Baseline {
     median: f64,
     /// The standard deviation that the median absolute deviation stands for.
     deviation: f64,
@@ -155,7 +155,7 @@ const MEDIAN_TO_MEAN: f64 = 1.2533;
 /// Identical machines differ by a quarter: log₂ 1.25.
 const DEVIATION_MIN: f64 = 0.3219;
 
-impl Reference {
+impl Baseline {
     fn of(speeds: &[Speed]) -> Self {
         let middle = median(speeds.iter().map(|speed| speed.mean).collect());
         let spread = median(speeds.iter().map(|speed| (speed.mean - middle).abs()).collect());

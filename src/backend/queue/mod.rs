@@ -92,7 +92,7 @@ impl std::error::Error for TimedOut {}
 
 /// What came of a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt<T> {
+pub enum TurnOutcome<T> {
     /// The lease, or whatever it was tried for.
     Leased(T),
     /// There is no free slot for any request.
@@ -194,7 +194,7 @@ impl Waiter {
         &mut self,
         cx: &Context<'_>,
         now_ms: u64,
-        mut attempt: impl FnMut() -> Attempt<T>,
+        mut attempt: impl FnMut() -> TurnOutcome<T>,
     ) -> Poll<Result<T, TimedOut>> {
         if self.left || now_ms >= self.deadline_ms {
             self.leave(Leaves::InVain);
@@ -203,12 +203,12 @@ impl Waiter {
         let mut turn = self.queue.lock().look(self.ticket, cx.waker());
         while turn {
             let room = match attempt() {
-                Attempt::Leased(lease) => {
+                TurnOutcome::Leased(lease) => {
                     self.leave(Leaves::Served);
                     return Poll::Ready(Ok(lease));
                 }
-                Attempt::Full => RoomSeen::None,
-                Attempt::NotForMe => RoomSeen::ForOthers,
+                TurnOutcome::Full => RoomSeen::None,
+                TurnOutcome::NotForMe => RoomSeen::ForOthers,
             };
             self.queue.change(|line| {
                 let next;

@@ -34,7 +34,7 @@ impl Client {
         self.flag.0.load(Ordering::SeqCst)
     }
 
-    fn poll<T>(&mut self, now_ms: u64, attempt: impl FnMut() -> Attempt<T>) -> Poll<Result<T, TimedOut>> {
+    fn poll<T>(&mut self, now_ms: u64, attempt: impl FnMut() -> TurnOutcome<T>) -> Poll<Result<T, TimedOut>> {
         self.flag.0.store(false, Ordering::SeqCst);
         let waker = Waker::from(Arc::clone(&self.flag));
         self.waiter.poll(&Context::from_waker(&waker), now_ms, attempt)
@@ -43,7 +43,7 @@ impl Client {
     /// Comes while all is full.
     fn waits(queue: &Arc<Queue>, settings: &QueueSettings, now_ms: u64) -> Self {
         let mut client = Self::enter(queue, settings, now_ms);
-        assert_eq!(client.poll(now_ms, || Attempt::<()>::Full), Poll::Pending);
+        assert_eq!(client.poll(now_ms, || TurnOutcome::<()>::Full), Poll::Pending);
         client
     }
 }
@@ -60,7 +60,7 @@ fn the_first_has_its_turn_at_once_and_the_others_in_their_order() {
     for client in &mut clients {
         let result = client.poll(0, || {
             tries += 1;
-            Attempt::<()>::Full
+            TurnOutcome::<()>::Full
         });
         assert_eq!(result, Poll::Pending);
     }
@@ -68,7 +68,7 @@ fn the_first_has_its_turn_at_once_and_the_others_in_their_order() {
     for expected in 0..3 {
         queue.released();
         assert_eq!(woken(&clients), [0]);
-        assert_eq!(clients.remove(0).poll(1, || Attempt::Leased(expected)), Poll::Ready(Ok(expected)));
+        assert_eq!(clients.remove(0).poll(1, || TurnOutcome::Leased(expected)), Poll::Ready(Ok(expected)));
     }
     assert!(queue.is_empty());
 }
@@ -81,8 +81,8 @@ fn who_comes_late_does_not_go_before_who_has_a_turn() {
     // The room is there and the first has not taken it yet.
     assert!(!queue.is_empty());
     let mut late = Client::enter(&queue, &settings, 1);
-    assert_eq!(late.poll(1, || -> Attempt<()> { panic!("not its turn") }), Poll::Pending);
-    assert_eq!(first.poll(1, || Attempt::Leased(())), Poll::Ready(Ok(())));
+    assert_eq!(late.poll(1, || -> TurnOutcome<()> { panic!("not its turn") }), Poll::Pending);
+    assert_eq!(first.poll(1, || TurnOutcome::Leased(())), Poll::Ready(Ok(())));
     assert!(!late.woken());
 }
 
@@ -93,10 +93,10 @@ fn a_turn_that_nobody_could_take_is_for_who_comes() {
     queue.released();
     queue.released();
     let mut late = Client::enter(&queue, &settings, 1);
-    assert_eq!(late.poll(1, || Attempt::Leased(())), Poll::Ready(Ok(())));
+    assert_eq!(late.poll(1, || TurnOutcome::Leased(())), Poll::Ready(Ok(())));
     let mut later = Client::enter(&queue, &settings, 1);
-    assert_eq!(later.poll(1, || -> Attempt<()> { panic!("there were two") }), Poll::Pending);
-    assert_eq!(first.poll(1, || Attempt::Leased(())), Poll::Ready(Ok(())));
+    assert_eq!(later.poll(1, || -> TurnOutcome<()> { panic!("there were two") }), Poll::Pending);
+    assert_eq!(first.poll(1, || TurnOutcome::Leased(())), Poll::Ready(Ok(())));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn who_leaves_passes_its_turn_on() {
     drop(clients.remove(0));
     assert_eq!(woken(&clients), [0]);
     // One whose time is over does not use its turn.
-    assert_eq!(clients[0].poll(1_000, || Attempt::Leased(())), Poll::Ready(Err(TimedOut)));
+    assert_eq!(clients[0].poll(1_000, || TurnOutcome::Leased(())), Poll::Ready(Err(TimedOut)));
     assert_eq!(woken(&clients[1..]), [0]);
     // And who has none leaves without anybody being woken.
     let last = Client::waits(&queue, &settings, 0);
@@ -126,11 +126,11 @@ fn what_is_no_use_to_one_is_offered_to_those_behind_and_then_to_who_comes() {
     queue.released();
     for index in 0..3 {
         assert_eq!(woken(&clients), [index]);
-        assert_eq!(clients[index].poll(1, || Attempt::<()>::NotForMe), Poll::Pending);
+        assert_eq!(clients[index].poll(1, || TurnOutcome::<()>::NotForMe), Poll::Pending);
     }
     assert!(woken(&clients).is_empty());
     let mut late = Client::enter(&queue, &settings, 1);
-    assert_eq!(late.poll(1, || Attempt::Leased(())), Poll::Ready(Ok(())));
+    assert_eq!(late.poll(1, || TurnOutcome::Leased(())), Poll::Ready(Ok(())));
     // They kept their places.
     queue.released();
     assert_eq!(woken(&clients), [0]);
@@ -139,7 +139,7 @@ fn what_is_no_use_to_one_is_offered_to_those_behind_and_then_to_who_comes() {
 #[test]
 fn who_tried_while_room_was_made_tries_again() {
     let (queue, settings) = (Arc::new(Queue::default()), QueueSettings::default());
-    for in_vain in [Attempt::Full, Attempt::NotForMe] {
+    for in_vain in [TurnOutcome::Full, TurnOutcome::NotForMe] {
         let mut tries = 0;
         let result = Client::enter(&queue, &settings, 0).poll(0, || {
             tries += 1;
@@ -148,7 +148,7 @@ fn who_tried_while_room_was_made_tries_again() {
                 queue.released();
                 return in_vain;
             }
-            Attempt::Leased(())
+            TurnOutcome::Leased(())
         });
         assert_eq!((result, tries), (Poll::Ready(Ok(())), 2));
     }
@@ -161,7 +161,7 @@ fn room_for_many_is_used_by_as_many() {
     queue.widened();
     for room in (0..6).rev() {
         assert_eq!(woken(&clients), [0], "one at a time, in their order");
-        let result = clients[0].poll(1, || if room > 0 { Attempt::Leased(()) } else { Attempt::Full });
+        let result = clients[0].poll(1, || if room > 0 { TurnOutcome::Leased(()) } else { TurnOutcome::Full });
         if room > 0 {
             assert_eq!(result, Poll::Ready(Ok(())));
             clients.remove(0);
@@ -170,26 +170,26 @@ fn room_for_many_is_used_by_as_many() {
     assert_eq!(clients.len(), 5);
     assert!(woken(&clients).is_empty());
     let mut late = Client::enter(&queue, &settings, 1);
-    assert_eq!(late.poll(1, || -> Attempt<()> { panic!("all is full") }), Poll::Pending);
+    assert_eq!(late.poll(1, || -> TurnOutcome<()> { panic!("all is full") }), Poll::Pending);
 }
 
 #[test]
 fn room_that_was_there_before_the_line_is_found_by_all_who_can_use_it() {
     let (queue, settings) = (Arc::new(Queue::default()), QueueSettings::default());
     // The first comes although there is room: it saw a line that is gone by now. Or a retry, which cannot use the room.
-    for in_front in [Attempt::Leased(()), Attempt::NotForMe] {
+    for in_front in [TurnOutcome::Leased(()), TurnOutcome::NotForMe] {
         let mut first = Client::enter(&queue, &settings, 0);
         let _ = first.poll(0, || in_front);
         for _ in 0..3 {
             let mut late = Client::enter(&queue, &settings, 0);
-            assert_eq!(late.poll(0, || Attempt::Leased(())), Poll::Ready(Ok(())));
+            assert_eq!(late.poll(0, || TurnOutcome::Leased(())), Poll::Ready(Ok(())));
         }
     }
     let mut first = Client::enter(&queue, &settings, 0);
     let mut late: Vec<_> = (0..3).map(|_| Client::enter(&queue, &settings, 0)).collect();
-    assert_eq!(first.poll(0, || Attempt::Leased(())), Poll::Ready(Ok(())));
+    assert_eq!(first.poll(0, || TurnOutcome::Leased(())), Poll::Ready(Ok(())));
     for client in &mut late {
-        assert_eq!(client.poll(0, || Attempt::Leased(())), Poll::Ready(Ok(())));
+        assert_eq!(client.poll(0, || TurnOutcome::Leased(())), Poll::Ready(Ok(())));
     }
 }
 
@@ -201,8 +201,8 @@ fn no_more_may_wait_than_is_set_and_for_no_longer() {
     let second = Client::waits(&queue, &settings, 10);
     assert_eq!(queue.enter(&settings, 10).unwrap_err(), Full);
     assert_eq!((first.waiter.entered_ms(), first.waiter.deadline_ms()), (10, 1_010));
-    assert_eq!(first.poll(1_009, || Attempt::<()>::Full), Poll::Pending);
-    assert_eq!(first.poll(1_010, || Attempt::<()>::Full), Poll::Ready(Err(TimedOut)));
+    assert_eq!(first.poll(1_009, || TurnOutcome::<()>::Full), Poll::Pending);
+    assert_eq!(first.poll(1_010, || TurnOutcome::<()>::Full), Poll::Ready(Err(TimedOut)));
     assert_eq!(queue.len(), 1);
     drop(second);
     assert!(queue.is_empty());
@@ -279,13 +279,13 @@ fn no_wake_up_is_lost_among_threads() {
                         let attempt = || {
                             let found = (0..2).find(|&at| at != tried && permits[at].try_take(limit));
                             match found {
-                                Some(at) => Attempt::Leased(at),
-                                None if tried < 2 && permits[tried].has_room(limit) => Attempt::NotForMe,
-                                None => Attempt::Full,
+                                Some(at) => TurnOutcome::Leased(at),
+                                None if tried < 2 && permits[tried].has_room(limit) => TurnOutcome::NotForMe,
+                                None => TurnOutcome::Full,
                             }
                         };
                         let at = match queue.is_empty().then(attempt) {
-                            Some(Attempt::Leased(at)) => Some(at),
+                            Some(TurnOutcome::Leased(at)) => Some(at),
                             _ => {
                                 waited.fetch_add(1, Ordering::Relaxed);
                                 wait(queue, &waker, &mut dice, attempt)
@@ -309,7 +309,12 @@ fn no_wake_up_is_lost_among_threads() {
     }
 }
 
-fn wait<T>(queue: &Arc<Queue>, waker: &Waker, dice: &mut Dice, mut attempt: impl FnMut() -> Attempt<T>) -> Option<T> {
+fn wait<T>(
+    queue: &Arc<Queue>,
+    waker: &Waker,
+    dice: &mut Dice,
+    mut attempt: impl FnMut() -> TurnOutcome<T>,
+) -> Option<T> {
     let settings = QueueSettings { timeout: Duration::MAX, ..QueueSettings::default() };
     let mut waiter = queue.enter(&settings, 0).unwrap();
     loop {
@@ -350,9 +355,9 @@ proptest! {
             let attempt = |used: &mut [u32; 2], limits: [u32; 2], tried: usize| {
                 let room = |at: usize| used[at] < limits[at];
                 match (0..2).find(|&at| at != tried && room(at)) {
-                    Some(at) => { used[at] += 1; Attempt::Leased(at) }
-                    None if (0..2).any(room) => Attempt::NotForMe,
-                    None => Attempt::Full,
+                    Some(at) => { used[at] += 1; TurnOutcome::Leased(at) }
+                    None if (0..2).any(room) => TurnOutcome::NotForMe,
+                    None => TurnOutcome::Full,
                 }
             };
             match what {
@@ -362,7 +367,7 @@ proptest! {
                     came += 1;
                     // One in five saw a line that is gone by now, and so enters without a try.
                     let tries = queue.is_empty() && bits % 5 > 0;
-                    if tries && matches!(attempt(&mut used, limits, tried), Attempt::Leased(_)) {
+                    if tries && matches!(attempt(&mut used, limits, tried), TurnOutcome::Leased(_)) {
                         continue;
                     }
                     if queue.len() < settings.max {

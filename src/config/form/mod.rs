@@ -14,7 +14,7 @@ use super::field::{Field, Named};
 use super::json_tree::Tree;
 use super::raw;
 use super::report::Place;
-use super::rule::Rule;
+use super::rule::KeyRule;
 use super::table::Key;
 use super::visibility::{FilePath, Kind, Location, OfKind, Secret, Sensitive, Word as Text};
 
@@ -89,7 +89,7 @@ pub(crate) struct Inner {
     /// Its other keys.
     pub(crate) keys: Vec<Key>,
     /// Which of them go together.
-    pub(crate) rules: &'static [Rule],
+    pub(crate) rules: &'static [KeyRule],
 }
 
 /// How many tables there may be under a key.

@@ -10,7 +10,7 @@ use super::Wire;
 use crate::exchange::body::{BodySource, POURED_BYTES};
 use crate::exchange::deadline::Phase;
 use crate::exchange::{ClientSide as _, Expects};
-use crate::http1::chunked::{Chunked, Next};
+use crate::http1::chunked::{Chunked, ChunkedPiece};
 use crate::http1::splice::Pipe;
 
 /// Below this a chunk is put together with those behind it that have come: each would cost more to hand on than to copy.
@@ -49,12 +49,12 @@ impl RequestBodyRest {
                 Ok(Some(Frame::data(piece)).filter(|_| bytes > 0))
             }
             Self::Chunked(chunked) => match chunked.next(read) {
-                Ok(Next::Data(data)) if data.len() < TINY_BYTES && !read.is_empty() => {
+                Ok(ChunkedPiece::Data(data)) if data.len() < TINY_BYTES && !read.is_empty() => {
                     Ok(Some(Frame::data(chunked.gather(data, read, GATHERED_BYTES))))
                 }
-                Ok(Next::Data(data)) => Ok(Some(Frame::data(data))),
-                Ok(Next::More) => Ok(None),
-                Ok(Next::End(trailers)) => {
+                Ok(ChunkedPiece::Data(data)) => Ok(Some(Frame::data(data))),
+                Ok(ChunkedPiece::More) => Ok(None),
+                Ok(ChunkedPiece::End(trailers)) => {
                     *self = Self::Done;
                     if read.is_empty() {
                         // A connection that waits does not hold on to the memory it was read into.

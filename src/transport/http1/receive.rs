@@ -11,7 +11,7 @@ use super::{Informed, Link, LinkState, closed, malformed};
 use crate::exchange::body::{BodySource, POURED_BYTES};
 use crate::http1::Framing;
 use crate::http1::buffers::join;
-use crate::http1::chunked::{Chunked, Next};
+use crate::http1::chunked::{Chunked, ChunkedPiece};
 use crate::http1::splice::Pipe;
 
 /// Bytes of a response's head, and of all informational ones before it, at most.
@@ -82,12 +82,12 @@ impl LinkState {
             let step = match &mut self.body {
                 ResponseBodyRest::Head | ResponseBodyRest::Done | ResponseBodyRest::Broken => return Poll::Ready(None),
                 ResponseBodyRest::Chunked(chunked) => match chunked.next(&mut self.read) {
-                    Ok(Next::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                    Ok(Next::End(trailers)) => {
+                    Ok(ChunkedPiece::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Ok(ChunkedPiece::End(trailers)) => {
                         self.body = ResponseBodyRest::Done;
                         return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
                     }
-                    Ok(Next::More) => ready!(self.poll_fill(cx, None)),
+                    Ok(ChunkedPiece::More) => ready!(self.poll_fill(cx, None)),
                     Err(what) => Err(malformed(what)),
                 },
                 ResponseBodyRest::Length(left) => {

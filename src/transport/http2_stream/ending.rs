@@ -12,9 +12,9 @@ use crate::transport::http2::Session;
 const ENDING: Duration = Duration::from_secs(1);
 
 /// A stream whose response was of known length and is all there, but for the frame that says so.
-pub(super) struct Ending(Handles);
+pub(super) struct StreamEnding(Handles);
 
-impl Ending {
+impl StreamEnding {
     /// `None` where the stream is over on both sides.
     pub(super) fn of(handles: Handles) -> Option<Self> {
         let mut ending = Self(handles);

@@ -10,7 +10,7 @@ use super::{World, ejected};
 
 /// How long services take, in milliseconds.
 #[derive(Clone, Copy, Debug)]
-enum Latencies {
+enum ServiceTimes {
     /// Nearly the same always.
     Even,
     /// Log-normal with a deviation of e.
@@ -25,15 +25,21 @@ enum Latencies {
     Stuck,
 }
 
-const LATENCIES: [Latencies; 6] =
-    [Latencies::Even, Latencies::LogNormal, Latencies::Halves, Latencies::Thirds, Latencies::Heavy, Latencies::Stuck];
+const LATENCIES: [ServiceTimes; 6] = [
+    ServiceTimes::Even,
+    ServiceTimes::LogNormal,
+    ServiceTimes::Halves,
+    ServiceTimes::Thirds,
+    ServiceTimes::Heavy,
+    ServiceTimes::Stuck,
+];
 
 /// From 0 to 1, neither of them.
 fn uniform(dice: &mut Dice) -> f64 {
     ((dice.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
 }
 
-impl Latencies {
+impl ServiceTimes {
     fn draw(self, dice: &mut Dice) -> f64 {
         let part = uniform(dice);
         match self {
@@ -68,7 +74,7 @@ impl Latencies {
 /// Asks each backend so often in each interval, the last one `factor` times slower, until one is ejected or all intervals
 /// are over. Returns the interval and whom.
 fn simulate(
-    latencies: Latencies,
+    latencies: ServiceTimes,
     backends: usize,
     volume: usize,
     factor: f64,
@@ -115,7 +121,7 @@ fn one_that_is_twenty_times_slower_is_ejected() {
             let found = simulate(latencies, backends, volume, 20.0, 60);
             let Some((interval, out)) = found else { panic!("{latencies:?}, {backends} backends, {volume}: missed") };
             assert_eq!(out, [backends - 1], "{latencies:?}, {backends} backends, {volume}");
-            let within = if matches!(latencies, Latencies::Halves) { within + 6 } else { within };
+            let within = if matches!(latencies, ServiceTimes::Halves) { within + 6 } else { within };
             assert!(interval <= within, "{latencies:?}, {backends} backends, {volume}: after {interval} intervals");
         }
     }
