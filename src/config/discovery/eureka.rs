@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::etcd::{Line, Password};
 use super::file::FileAt;
-use super::http::{Sent, secure};
+use super::http::secure;
 use super::url::{HttpUrl, Url};
 use crate::config::Secret;
 use crate::config::check::Check;
@@ -36,10 +37,10 @@ pub struct EurekaConfig {
     )]
     pub servers: Vec<HttpUrl>,
     /// The user that servers with a login know.
-    #[key(Maybe(Name), example = "isobar")]
+    #[key(Maybe(Line), example = "isobar")]
     pub username: Option<Arc<str>>,
     /// The password of `username`.
-    #[key(Maybe(Sent), example = "${EUREKA_PASSWORD:-an-example-password}")]
+    #[key(Maybe(Password), example = "${EUREKA_PASSWORD:-an-example-password}")]
     pub password: Option<Secret>,
     /// From an answer to the next request. Eureka's own answers may be 30 s old, unless its cache is set otherwise.
     #[key(Timeout, default = "10s")]
