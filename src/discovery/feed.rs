@@ -19,7 +19,7 @@ use super::store::{Key, Left, Store};
 use super::{Answer, AnyDiscovery, DiscoveryError, source};
 use crate::backend::BackendSet;
 use crate::backend::admission::Admission;
-use crate::config::{Address, DiscoveryConfig, UpstreamName};
+use crate::config::{Address, DiscoveryConfig, SourceConfig, UpstreamName};
 use crate::telemetry::events::{EventKind, Events};
 use crate::upstream::UpstreamState;
 use crate::upstream::sources::{SourceCondition, SourceId, SourceReport};
@@ -137,6 +137,7 @@ impl Beginning {
         (reporter.admission, reporter.saves, reporter.revision) =
             (Some(Arc::new(Admission::new(config))), saves, revision);
         reporter.answered = at;
+        reporter.is_asked = !matches!(config.source(), Some(SourceConfig::Push(_)));
         reporter.note_backends(at.unwrap_or_else(SystemTime::now));
         Self { discovery, reporter, told }
     }
@@ -232,6 +233,8 @@ struct Reporter {
     refused: Arc<[String]>,
     /// What it may say; `None` is anything.
     admission: Option<Arc<Admission>>,
+    /// Whether it is asked: an answer is on its way.
+    is_asked: bool,
     /// What looks up the names that it says.
     heard: Option<Heard>,
     /// Where its last good set is kept.
@@ -254,6 +257,7 @@ impl Reporter {
             said_since: Arc::default(),
             refused: Arc::default(),
             admission: None,
+            is_asked: false,
             heard: None,
             saves: None,
             events: events.clone(),
@@ -375,6 +379,7 @@ impl Reporter {
             said_since: Arc::clone(&self.said_since),
             refused: Arc::clone(&self.refused),
             admission: self.admission.clone(),
+            is_asked: self.is_asked,
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
         let target = self.targets.borrow_and_update().clone();

@@ -130,9 +130,9 @@ impl<'a> Attempts<'a> {
     #[cold]
     fn first_of_others(&mut self) -> Result<Option<AttemptSlot>, ProxyError> {
         let place = admission::take_further(self.proxy, self.started(), self.upstream, (&self.tried, Reach::Anybody));
-        // The names of its backends are being looked up for the first time: that takes a moment, and an answer without one would be a 503 at
-        // each start.
-        if matches!(place, Err(ProxyError::NoBackend)) && self.upstream.state.sources.awaits_names() {
+        // Its source is being asked for the first time, or its names are looked up: that takes a moment, and an answer without that would be a
+        // 503 at each start, and for each service that has just registered.
+        if matches!(place, Err(ProxyError::NoBackend)) && self.upstream.state.sources.awaits_backends() {
             return Ok(None);
         }
         if let Ok(Some(place)) = &place {

@@ -438,9 +438,9 @@ impl UpstreamState {
         self.begins.store(true, Ordering::Relaxed);
     }
 
-    /// What sources say has been served with. Backends that come from now on join, unless names are still looked up for the first time.
+    /// What sources say has been served with. Backends that come from now on join, unless a source is still asked for the first time.
     fn has_begun(&self) {
-        if !self.sources.awaits_names() {
+        if !self.sources.awaits_backends() {
             self.begins.store(false, Ordering::Relaxed);
         }
     }

@@ -19,8 +19,8 @@ use crate::config::Address;
 #[derive(Debug, Default)]
 pub struct Sources {
     reports: Mutex<Reports>,
-    /// Whether a name waits for the first answer to its look-up.
-    awaits_names: AtomicBool,
+    /// Whether the first answer of a source is awaited, or the first one to the look-up of a name.
+    awaits_backends: AtomicBool,
     inbox: OnceLock<Inbox>,
 }
 
@@ -71,6 +71,8 @@ pub struct SourceReport {
     pub refused: Arc<[String]>,
     /// Which addresses are believed of the names that it says; `None`: all.
     pub admission: Option<Arc<Admission>>,
+    /// Whether it is asked, so that its first answer comes in a moment; `false` where it waits to be told something.
+    pub is_asked: bool,
 }
 
 impl SourceReport {
@@ -87,6 +89,7 @@ impl SourceReport {
             said_since: Arc::default(),
             refused: Arc::default(),
             admission: None,
+            is_asked: false,
         }
     }
 
@@ -165,6 +168,7 @@ impl Sources {
                 Slot { id, report: known.and_then(|slot| slot.report.take()) }
             })
             .collect();
+        self.awaits_backends.store(reports.await_backends(), Ordering::Relaxed);
     }
 
     /// Takes what a source of discovery has to say in place of what it said before. One that is not among those that report, or no
@@ -175,7 +179,7 @@ impl Sources {
         if let Some(slot) = found.iter_mut().chain(names.values_mut()).find(|slot| slot.id == report.id) {
             slot.report = Some(report);
         }
-        self.awaits_names.store(reports.await_names(), Ordering::Relaxed);
+        self.awaits_backends.store(reports.await_backends(), Ordering::Relaxed);
     }
 
     /// The names that sources say, each of which is to be looked up. Control plane only.
@@ -195,12 +199,13 @@ impl Sources {
             (name, known.unwrap_or(Slot { id, report: None }))
         });
         reports.names = slots.collect();
-        self.awaits_names.store(reports.await_names(), Ordering::Relaxed);
+        self.awaits_backends.store(reports.await_backends(), Ordering::Relaxed);
     }
 
-    /// Whether there is a name of which nothing is known yet, because its first look-up is under way: backends may be there in a moment.
-    pub fn awaits_names(&self) -> bool {
-        self.awaits_names.load(Ordering::Relaxed)
+    /// Whether there is a source, or a name, of which nothing is known yet because it is asked for the first time: backends may be there in a
+    /// moment.
+    pub fn awaits_backends(&self) -> bool {
+        self.awaits_backends.load(Ordering::Relaxed)
     }
 
     /// All backends that are known: what the upstream is to serve with. `None` before the file was committed.
@@ -256,9 +261,10 @@ impl Reports {
         believed.map(|address| Arc::new(Instance { address: address.clone(), ..Instance::clone(instance) })).collect()
     }
 
-    fn await_names(&self) -> bool {
+    fn await_backends(&self) -> bool {
         let awaited = |report: &SourceReport| report.condition == SourceCondition::Awaited && report.set.is_none();
         self.names.values().any(|slot| slot.report.as_ref().is_none_or(awaited))
+            || self.found().any(|report| report.is_asked && awaited(report))
     }
 }
 
@@ -382,15 +388,15 @@ mod tests {
         let own = ("10.0.0.9:80".to_owned(), 1);
         // A roster never has a name in it.
         assert_eq!(weights(&sources), std::slice::from_ref(&own));
-        assert!(!sources.awaits_names());
+        assert!(!sources.awaits_backends());
         sources.arrange_names([(host.clone(), SourceId(7))]);
-        assert!(sources.awaits_names());
+        assert!(sources.awaits_backends());
         let found = |addresses: &[&str]| {
             let set = addresses.iter().map(|it| Instance::new(format!("u.internal@{it}").parse().unwrap())).collect();
             SourceReport { set: Some(set), ..report(7, None, SourceCondition::Current) }
         };
         sources.report(found(&["10.0.0.2:80", "169.254.1.1:80"]));
-        assert!(!sources.awaits_names());
+        assert!(!sources.awaits_backends());
         let both = |weight| ["10.0.0.2", "169.254.1.1"].map(|ip| (format!("u.internal@{ip}:80"), weight));
         assert_eq!(weights(&sources), [&both(3)[..], std::slice::from_ref(&own)].concat());
         // A registry that says the name is believed less than the file.
