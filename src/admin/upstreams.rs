@@ -13,10 +13,11 @@ use super::refusal::AdminRefusal;
 use crate::backend::health::Health;
 use crate::backend::operator_state::{Lever, Mark, Marks, Setting};
 use crate::backend::{Backend, BackendSet};
-use crate::config::{Address, UpstreamConfig};
+use crate::config::{Address, LeftOut, UpstreamConfig, made_name};
 use crate::proxy::Snapshot;
 use crate::telemetry::calendar::rfc3339;
 use crate::telemetry::metrics::{BackendMetrics, Counter, Sharded, UpstreamMetrics};
+use crate::upstream::services::ServedService;
 use crate::upstream::sources::{SourceCondition, SourceReport};
 use crate::upstream::{Readiness, Roster, RosterEntry, Upstream};
 
@@ -43,6 +44,9 @@ pub(super) struct UpstreamView {
     sets: Vec<SetView>,
     /// Where its backends come from, the file first: of a backend that several know, the first says what it is.
     sources: Vec<SourceView>,
+    /// Where others are made of it for services: these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    services: Option<ServicesView>,
     backends: Vec<BackendView>,
     /// What is set by hand for addresses that it has no backend at, at present.
     absent: Vec<AbsentView>,
@@ -70,6 +74,31 @@ struct SourceView {
     left_out: Vec<String>,
     /// What is wrong where it is failing; what it said last still counts.
     error: Option<String>,
+}
+
+/// The services that upstreams are made for.
+#[derive(Debug, Serialize)]
+struct ServicesView {
+    /// How many its source lists, taken or not; `null` where it has not said yet.
+    listed: Option<usize>,
+    served: Vec<ServiceView>,
+    /// What of services is not served, and why: the first of them.
+    left_out: Vec<LeftOutView>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServiceView {
+    service: String,
+    /// The upstream that is made for it.
+    upstream: String,
+    /// `false`: it is listed no more, and goes when it has no backends left and its grace is over.
+    listed: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct LeftOutView {
+    service: String,
+    why: String,
 }
 
 /// A backend.
@@ -200,6 +229,7 @@ impl UpstreamView {
             panic: roster.panic().iter().map(ToString::to_string).collect(),
             sets: load_balancing::sets(&roster),
             sources: reports.iter().map(|report| SourceView::of(report, now)).collect(),
+            services: upstream.config.services.as_ref().map(|_| ServicesView::of(upstream)),
             backends: roster
                 .backends()
                 .iter()
@@ -254,6 +284,23 @@ impl SourceView {
                 SourceCondition::Failing { error } => Some(error.clone()),
                 SourceCondition::Awaited | SourceCondition::Current | SourceCondition::Holding { .. } => None,
             },
+        }
+    }
+}
+
+impl ServicesView {
+    fn of(upstream: &Upstream) -> Self {
+        let (served, left_out) = upstream.state.services.served();
+        let view = |it: &ServedService| ServiceView {
+            service: it.service.name.to_string(),
+            upstream: made_name(upstream.name().as_str(), &it.service.name),
+            listed: it.is_listed,
+        };
+        let left = |it: &LeftOut| LeftOutView { service: it.service.name.to_string(), why: it.why.clone() };
+        Self {
+            listed: upstream.state.services.listed().map(|all| all.len()),
+            served: served.iter().map(view).collect(),
+            left_out: left_out.iter().take(LEFT_OUT_MAX).map(left).collect(),
         }
     }
 }

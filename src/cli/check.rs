@@ -12,7 +12,7 @@ use crate::supervisor;
 /// Exit code 0 for a configuration that can be used, with or without warnings, 1 for one that cannot.
 pub fn run(path: &Path, vocabulary: &Vocabulary) -> ExitCode {
     let (problems, secured, config) = match config::load_whole(path, vocabulary) {
-        Ok(Loaded { config, warnings }) => (warnings, Secured::of(&config), Some(config)),
+        Ok(Loaded { config, warnings, .. }) => (warnings, Secured::of(&config), Some(config)),
         Err(RefusedConfig { problems, secured }) => (problems.into_vec(), secured, None),
     };
     let problems: Problems = problems.into_iter().chain(supervisor::check_files(&secured)).collect();

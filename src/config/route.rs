@@ -17,6 +17,7 @@ use super::matches::{
 use super::report::Place;
 use super::retries::{Retries, WrittenRetries};
 use super::rule::KeyRule;
+use super::services::SERVICE;
 use super::table::Table;
 use super::visibility::Location;
 use super::{
@@ -63,6 +64,10 @@ pub struct RouteConfig {
     /// Where requests go.
     #[key(Maybe(Reference("an upstream")), example = "users")]
     pub upstream: Option<UpstreamName>,
+    /// Where `upstream` has `services`: each has the hosts and paths that its tags with this prefix say, as Fabio reads them
+    /// (`urlprefix-users.example.com/api strip=/api`), within `hosts` and `path_prefix`.
+    #[key(Maybe(Name), example = "urlprefix-")]
+    pub service_tags: Option<Arc<str>>,
     /// Answers with a redirect.
     #[key(Part)]
     pub redirect: Option<Redirect>,
@@ -188,6 +193,11 @@ impl RouteConfig {
         }
         it.path = it.check_path(check, written);
         check_action(check, place, written);
+        refuse_no_service(check, written);
+        if let Some((place, _)) = written.service_tags.given() {
+            let problem = Problem::error("there are no services whose tags could say anything");
+            check.add(place, problem.expected("an upstream with services on the same route"));
+        }
         check_rewrite(check, written);
         HeaderEdits::refuse_host(check, &written.request_headers);
         Some(it)
@@ -249,6 +259,15 @@ fn refuse_forwarding(check: &Check<'_>, written: &WrittenRouteConfig, action: &s
     for place in keys.into_iter().flatten() {
         let problem = Problem::error(format!("a {action} forwards nothing"));
         check.add(place, problem.expected("this key only on a route with an upstream"));
+    }
+}
+
+/// Where the upstream has `services`, no text of the route has this in it any more.
+fn refuse_no_service(check: &Check<'_>, written: &WrittenRouteConfig) {
+    let texts = [written.path_exact.given(), written.path_prefix.given(), written.replace_prefix.given()];
+    for (place, _) in texts.into_iter().flatten().filter(|(_, text)| text.contains(SERVICE)) {
+        let problem = Problem::error(format!("{SERVICE} stands for no service here"));
+        check.add(place, problem.expected("an upstream with services on the same route"));
     }
 }
 

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::check::{Check, Vocabulary};
 use super::difference::Changes;
+use super::fill::Filling;
 use super::form::{About, Literal};
 use super::json_tree::Tree;
 use super::report::{Place, Report};
@@ -71,8 +72,8 @@ pub(crate) trait Table: Clone + PartialEq {
 
     /// What the table means without any key.
     fn of_defaults() -> Self {
-        let (report, vocabulary) = (Report::new("", ""), Vocabulary::default());
-        Self::by_default(&Check { report: &report, vocabulary: &vocabulary, access: None })
+        let (report, vocabulary, filling) = (Report::new("", ""), Vocabulary::default(), Filling::default());
+        Self::by_default(&Check { report: &report, vocabulary: &vocabulary, access: None, filling: &filling })
     }
 
     /// As `/config` has it; secrets too.

@@ -14,12 +14,13 @@ use super::json_tree::Tree;
 use super::report::Place;
 use super::retries::Retries;
 use super::rule::KeyRule;
+use super::services::SERVICE;
 use super::strategy::StrategyName;
 use super::table::Table;
 use super::{
     AdaptiveLimitConfig, BackendConfig, BackendLimits, BackendTlsConfig, BreakerConfig, DiscoveryConfig,
     HealthCheckConfig, LimitsConfig, MiddlewareName, OutlierConfig, PoolConfig, QueueConfig, RetryBudgetConfig,
-    RetryConfig, SlowStartConfig, StrategyConfig, TiersConfig, UpstreamName, ZonesConfig,
+    RetryConfig, ServicesConfig, SlowStartConfig, StrategyConfig, TiersConfig, UpstreamName, ZonesConfig,
 };
 
 /// A named pool of interchangeable backends under one policy.
@@ -36,6 +37,9 @@ pub struct UpstreamConfig {
     /// Where backends are found besides.
     #[key(Sources, otherwise = "none", shown_if = Self::has_sources, reload = AtOnce)]
     pub discovery: Vec<DiscoveryConfig>,
+    /// Makes an upstream like this one, and routes to it, for each service that its source lists.
+    #[key(Part, otherwise = "none", reload = Requests)]
+    pub services: Option<Arc<ServicesConfig>>,
     /// From the first packet to a connection: a backend in the next rack answers in milliseconds.
     #[key(Timeout, default = "3s")]
     pub connect_timeout: Duration,
@@ -164,6 +168,7 @@ impl UpstreamConfig {
             let problem = Problem::error("an upstream needs backends").expected("backends = [\"10.0.0.1:9001\"]");
             check.report.add_missing(place, "backends", problem);
         }
+        check_services(check, place, written, &it);
         it.backends = backend::read_all(check, &written.backends, &it.strategy, it.backend_limits());
         if !written.has_sources() {
             backend::warn_of_none(check, &written.backends, &it.backends);
@@ -186,6 +191,38 @@ impl UpstreamConfig {
             OutlierConfig::warn_of_no_ejections(check, &written.outlier_detection, count);
         }
         Some(it)
+    }
+}
+
+/// What an upstream that others are made of needs: one source that lists services, by their name.
+fn check_services(check: &Check<'_>, place: Place, written: &WrittenUpstreamConfig, it: &UpstreamConfig) {
+    let Some(services) = written.services.place() else { return };
+    if let Some((place, _)) = written.backends.given().filter(|(_, listed)| !listed.is_empty()) {
+        let problem = Problem::error("each service would have these backends");
+        check.add(place, problem.expected("the backends that discovery finds for each"));
+    }
+    if written.discovery.place().is_none() {
+        let problem = Problem::error("nothing lists services");
+        check.report.add_missing(place, "discovery", problem.expected("a table [[upstream.NAME.discovery]]"));
+        return;
+    }
+    let mut sources = written.discovery.members().map(|(place, _)| place).zip(&it.discovery);
+    let Some((place, source)) = sources.next() else { return };
+    match source.names_service() {
+        None => {
+            let problem = Problem::error(format!("a source of kind {} lists no services", source.kind()));
+            check.add(place, problem.expected(format!("one of {}", DiscoveryConfig::LISTING)));
+        }
+        Some(false) => {
+            let problem = Problem::error("each service would have the same backends");
+            check.add(place, problem.expected(format!("\"{SERVICE}\" for the name of the service")));
+        }
+        Some(true) => {}
+    }
+    if let Some((place, _)) = sources.next() {
+        let first = check.report.path(services);
+        let problem = Problem::error(format!("a second source beside {first}: one lists the services"));
+        check.add(place, problem.expected("one source, or another upstream with services"));
     }
 }
 

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 
 use super::asked::{Server, TlsFiles, encoded, refusal};
+use super::listing::{Listed, Listing, ListsServices};
 use super::reading::{Reading, beside};
 use super::{Answer, Answered, AnyDiscovery, DiscoveryError};
 use crate::backend::document::label;
@@ -27,8 +28,27 @@ const EVERY: Duration = Duration::from_millis(100);
 
 /// Asks Consul for the instances of a service.
 pub(super) struct Consul {
-    config: Arc<ConsulConfig>,
+    query: BlockingQuery,
     reading: Reading,
+}
+
+impl Consul {
+    pub(super) fn new(config: Arc<ConsulConfig>, reading: Reading) -> Self {
+        Self { query: BlockingQuery::new(config, reading.bytes_max), reading }
+    }
+
+    async fn ask(&mut self) -> Result<Answer, DiscoveryError> {
+        let QueryAnswer { number, next, lost, body } = self.query.ask(instances_target).await?;
+        let (config, zone_label) = (Arc::clone(&self.query.config), Arc::clone(&self.reading.zone_label));
+        let answer = beside(body.len(), move || read(&body, &config, &zone_label)).await?;
+        self.query.accept(next, lost, answer.set.is_empty())?;
+        Ok(Answer { revision: Some(number.to_string().into()), ..answer })
+    }
+}
+
+/// A query that Consul holds until there is something new.
+struct BlockingQuery {
+    config: Arc<ConsulConfig>,
     server: Server,
     /// Of the last answer; 0 where there is none, or where it means nothing any more.
     index: u64,
@@ -38,38 +58,85 @@ pub(super) struct Consul {
     has_answered: bool,
 }
 
-impl Consul {
-    pub(super) fn new(config: Arc<ConsulConfig>, reading: Reading) -> Self {
+struct QueryAnswer {
+    /// The index of the answer.
+    number: u64,
+    /// The index to ask with after it.
+    next: u64,
+    /// Whether Consul has no leader.
+    lost: bool,
+    body: Bytes,
+}
+
+impl BlockingQuery {
+    fn new(config: Arc<ConsulConfig>, bytes_max: usize) -> Self {
         let tls = TlsFiles { ca: config.ca.clone(), identity: None };
-        let server = Server::new(config.address.clone(), reading.bytes_max, tls);
-        Self { config, reading, server, index: 0, due: None, has_answered: false }
+        let server = Server::new(config.address.clone(), bytes_max, tls);
+        Self { config, server, index: 0, due: None, has_answered: false }
     }
 
-    async fn ask(&mut self) -> Result<Answer, DiscoveryError> {
+    async fn ask(&mut self, target: fn(&ConsulConfig, u64) -> String) -> Result<QueryAnswer, DiscoveryError> {
         if let Some(due) = self.due {
             sleep_until(due).await;
         }
         self.due = Some(Instant::now() + EVERY);
         // Until there is an answer. After a failure it may be another Consul, whose index has nothing to do with this one's.
         let index = std::mem::take(&mut self.index);
-        let (request, time) = (request(&self.config, index)?, time(&self.config, index));
+        let (request, time) = (request(&self.config, &target(&self.config, index))?, time(&self.config, index));
         let response = self.server.ask(request, time).await?;
         let (head, body) = response.into_parts();
         if head.status != StatusCode::OK {
             return Err(refusal(head.status, &body));
         }
         let (number, lost) = (index_of(&head.headers)?, is_without_leader(&head.headers));
-        let (config, zone_label, text) = (Arc::clone(&self.config), Arc::clone(&self.reading.zone_label), body.clone());
-        let answer = beside(body.len(), move || read(&text, &config, &zone_label)).await?;
-        // Without a leader nothing changes in Consul, and a server that has just begun may know nothing yet. What it says is better than
-        // nothing, and than nothing else.
-        if lost && (self.has_answered || answer.set.is_empty()) {
+        Ok(QueryAnswer { number, next: next_index(index, number), lost, body })
+    }
+
+    /// Goes on from an answer that could be read.
+    ///
+    /// # Errors
+    /// When it is not to be believed: without a leader nothing changes in Consul, and a server that has just begun may know nothing yet. What it
+    /// says is better than nothing, and than nothing else.
+    fn accept(&mut self, next: u64, lost: bool, is_empty: bool) -> Result<(), DiscoveryError> {
+        if lost && (self.has_answered || is_empty) {
             return Err(DiscoveryError::new("it has no leader"));
         }
-        self.index = next_index(index, number);
-        self.has_answered = true;
-        Ok(Answer { revision: Some(number.to_string().into()), ..answer })
+        (self.index, self.has_answered) = (next, true);
+        Ok(())
     }
+}
+
+/// Lists the services of Consul's catalog, with the tags that any of their instances has.
+pub(super) struct ConsulServices {
+    query: BlockingQuery,
+}
+
+impl ConsulServices {
+    pub(super) fn new(config: &Arc<ConsulConfig>, reading: &Reading) -> Self {
+        Self { query: BlockingQuery::new(Arc::clone(config), reading.bytes_max) }
+    }
+
+    async fn ask(&mut self) -> Result<Listing, DiscoveryError> {
+        let QueryAnswer { next, lost, body, .. } = self.query.ask(services_target).await?;
+        let config = Arc::clone(&self.query.config);
+        let listing = beside(body.len(), move || read_services(&body, &config)).await?;
+        self.query.accept(next, lost, listing.services.is_empty())?;
+        Ok(listing)
+    }
+}
+
+impl ListsServices for ConsulServices {
+    fn next(&mut self) -> Listed<'_> {
+        Box::pin(self.ask())
+    }
+}
+
+fn read_services(body: &[u8], config: &ConsulConfig) -> Result<Listing, DiscoveryError> {
+    let all: BTreeMap<String, Vec<String>> = serde_json::from_slice(body)
+        .map_err(|error| DiscoveryError::new(format!("its answer is no list of services: {error}")))?;
+    // One without these has no instances that would be taken.
+    let has_tags = |tags: &[String]| config.tags.iter().all(|tag| tags.iter().any(|it| **it == **tag));
+    Ok(Listing::of(all.into_iter().filter(|(_, tags)| has_tags(tags))))
 }
 
 impl AnyDiscovery for Consul {
@@ -87,31 +154,66 @@ fn time(config: &ConsulConfig, index: u64) -> Duration {
     if index == 0 { config.timeout } else { config.wait + config.wait / 16 + config.timeout }
 }
 
-fn request(config: &ConsulConfig, index: u64) -> Result<Request<Full<Bytes>>, DiscoveryError> {
-    let ConsulConfig { service, address, datacenter, namespace, partition, tags, filter, warning, stale, wait, .. } =
-        config;
-    let mut target = format!("{}/v1/health/service/{}?", address.base(), encoded(service));
-    let mut and = |key: &str, value: &str| {
-        target += &format!("{key}={}&", encoded(value));
-    };
-    if index > 0 {
-        and("index", &index.to_string());
-        and("wait", &format!("{}s", wait.as_secs().max(1)));
+/// The query for the instances of a service.
+fn instances_target(config: &ConsulConfig, index: u64) -> String {
+    let mut target = Target::new(config, &format!("/v1/health/service/{}", encoded(&config.service)), index);
+    if let Some(filter) = &config.filter {
+        target.and("filter", filter);
     }
-    for (key, value) in [("dc", datacenter), ("ns", namespace), ("partition", partition), ("filter", filter)] {
-        if let Some(value) = value {
-            and(key, value);
+    config.tags.iter().for_each(|tag| target.and("tag", tag));
+    if !config.warning {
+        target.and("passing", "1");
+    }
+    target.finish(config)
+}
+
+/// The query for the names of all services.
+fn services_target(config: &ConsulConfig, index: u64) -> String {
+    Target::new(config, "/v1/catalog/services", index).finish(config)
+}
+
+/// The target of a query.
+struct Target {
+    text: String,
+    has_query: bool,
+}
+
+impl Target {
+    /// With what all queries have.
+    fn new(config: &ConsulConfig, path: &str, index: u64) -> Self {
+        let ConsulConfig { address, datacenter, namespace, partition, wait, .. } = config;
+        let mut target = Self { text: format!("{}{path}", address.base()), has_query: false };
+        if index > 0 {
+            target.and("index", &index.to_string());
+            target.and("wait", &format!("{}s", wait.as_secs().max(1)));
         }
+        for (key, value) in [("dc", datacenter), ("ns", namespace), ("partition", partition)] {
+            if let Some(value) = value {
+                target.and(key, value);
+            }
+        }
+        target
     }
-    tags.iter().for_each(|tag| and("tag", tag));
-    if !warning {
-        and("passing", "1");
+
+    fn and(&mut self, key: &str, value: &str) {
+        self.and_word(&format!("{key}={}", encoded(value)));
     }
-    if *stale {
-        target += "stale&";
+
+    fn and_word(&mut self, word: &str) {
+        self.text.push(if std::mem::replace(&mut self.has_query, true) { '&' } else { '?' });
+        self.text.push_str(word);
     }
-    target.pop();
-    let mut request = Request::get(format!("http://{}{target}", address.authority()))
+
+    fn finish(mut self, config: &ConsulConfig) -> String {
+        if config.stale {
+            self.and_word("stale");
+        }
+        self.text
+    }
+}
+
+fn request(config: &ConsulConfig, target: &str) -> Result<Request<Full<Bytes>>, DiscoveryError> {
+    let mut request = Request::get(format!("http://{}{target}", config.address.authority()))
         .header("accept", "application/json")
         .header("user-agent", concat!("isobar/", env!("CARGO_PKG_VERSION")));
     if let Some(token) = &config.token {

@@ -20,10 +20,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::asked::{Server, TlsFiles, refusal};
+use super::listing::{Listed, Listing, ListsServices};
 use super::reading::{Reading, beside};
 use super::{Answer, Answered, AnyDiscovery, DiscoveryError, record};
 use crate::backend::{BackendSet, Instance};
-use crate::config::EtcdConfig;
+use crate::config::{EtcdConfig, SERVICE};
 
 /// Changes that follow each other faster are said together.
 const EVERY: Duration = Duration::from_millis(100);
@@ -247,6 +248,45 @@ impl AnyDiscovery for Etcd {
 
     fn is_at_hand(&self) -> bool {
         false
+    }
+}
+
+/// Lists the services that have keys: the names that stand in these where `{service}` stands in the prefix. Metadata are tags.
+pub(super) struct EtcdServices {
+    etcd: Etcd,
+    before: Arc<str>,
+    /// What ends a name; `None` where all of the rest is one.
+    end: Option<char>,
+}
+
+impl EtcdServices {
+    pub(super) fn new(config: &EtcdConfig, reading: Reading) -> Option<Self> {
+        let (before, after) = config.prefix.split_once(SERVICE)?;
+        let (before, end) = (Arc::<str>::from(before), after.chars().next());
+        let config = Arc::new(EtcdConfig { prefix: Arc::clone(&before), ..config.clone() });
+        Some(Self { etcd: Etcd::new(config, reading), before, end })
+    }
+
+    async fn ask(&mut self) -> Result<Listing, DiscoveryError> {
+        self.etcd.ask().await?;
+        let mut services: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (key, record) in &self.etcd.records.by_key {
+            let rest = key.strip_prefix(&*self.before);
+            let name = rest.and_then(|rest| match self.end {
+                Some(end) => rest.split_once(end).map(|(name, _)| name),
+                None => Some(rest),
+            });
+            let Some(name) = name else { continue };
+            let labels = record.says.iter().flatten().flat_map(|instance| instance.labels.iter());
+            services.entry(name).or_default().extend(labels.map(|(key, value)| format!("{key}={value}")));
+        }
+        Ok(Listing::of(services))
+    }
+}
+
+impl ListsServices for EtcdServices {
+    fn next(&mut self) -> Listed<'_> {
+        Box::pin(self.ask())
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ::http::StatusCode;
 use tokio::time::{Instant, sleep_until};
 
+use super::listing::{Listed, Listing, ListsServices};
 use super::reading::Reading;
 use super::{Answer, Answered, AnyDiscovery, DiscoveryError};
 use crate::backend::document::label;
@@ -99,6 +100,39 @@ impl AnyDiscovery for Eureka {
 
     fn is_at_hand(&self) -> bool {
         false
+    }
+}
+
+/// Lists the applications of Eureka, in lower case: its own spelling of them is in capitals, whatever they call themselves.
+pub(super) struct EurekaServices {
+    config: Arc<EurekaConfig>,
+    directory: Arc<Directory>,
+    due: Option<Instant>,
+}
+
+impl EurekaServices {
+    pub(super) fn new(config: &Arc<EurekaConfig>, reading: &Reading) -> Self {
+        Self { config: Arc::clone(config), directory: Directory::shared(config, reading.bytes_max), due: None }
+    }
+
+    async fn ask(&mut self) -> Result<Listing, DiscoveryError> {
+        if let Some(due) = self.due {
+            sleep_until(due).await;
+        }
+        let (copy, fetched) = self.directory.now(&self.config).await?;
+        self.due = Some(fetched + self.config.interval);
+        let tags = |(key, value): (&String, &String)| format!("{key}={value}");
+        let applications = copy.applications().map(|(name, instances)| {
+            let metadata = instances.flat_map(|instance| instance.metadata.iter().map(tags));
+            (name.to_lowercase(), metadata.collect::<Vec<_>>())
+        });
+        Ok(Listing::of(applications))
+    }
+}
+
+impl ListsServices for EurekaServices {
+    fn next(&mut self) -> Listed<'_> {
+        Box::pin(self.ask())
     }
 }
 

@@ -8,12 +8,14 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::dns::Resolvers;
 use super::feed::{Beginning, Feed, Heard, next_id};
 use super::first_look::{FirstLook, FirstLooks};
 use super::names::{self, Names};
+use super::services::ServiceFeeds;
 use super::store::{Key, Left, Store, write_behind};
 use super::{AnyDiscovery, Discovery};
 use crate::config::{DiscoveryConfig, DnsConfig, UpstreamName};
@@ -59,6 +61,8 @@ pub struct Feeds {
     configured: Vec<Configured>,
     /// What these and the file say by name.
     names: Arc<Names>,
+    /// The lists of services.
+    services: ServiceFeeds,
 }
 
 /// Where the last good sets are kept.
@@ -106,6 +110,11 @@ impl Configured {
 /// A source by its upstream and its name.
 type SourceKey = (*const UpstreamState, Arc<str>);
 
+/// The sources that say backends of an upstream. One that others are made of has none: its source lists services.
+fn sources(upstream: &Upstream) -> impl Iterator<Item = &DiscoveryConfig> {
+    upstream.config.discovery.iter().filter(|_| upstream.config.services.is_none())
+}
+
 impl Feeds {
     /// Follows these sources, and those of the upstreams' configurations. What they can say at once they have said when this returns. It waits
     /// for a few seconds at most, for what is read from disks. The last good sets are kept in `state_dir`, if there is one. Inside a runtime only.
@@ -122,7 +131,9 @@ impl Feeds {
             Disk { store, writer }
         });
         let names = Names::new(dns, disk.as_ref().map(|disk| Arc::clone(&disk.store)), events);
-        let mut feeds = Self { events: events.clone(), disk, given: Vec::new(), configured: Vec::new(), names };
+        let services = ServiceFeeds::new(events);
+        let mut feeds =
+            Self { events: events.clone(), disk, given: Vec::new(), configured: Vec::new(), names, services };
         let mut looks = feeds.look(upstreams, START_PATIENCE);
         // Before sources say any: these were looked for on disk.
         feeds.names.follow(upstreams, dns, &mut looks);
@@ -157,7 +168,7 @@ impl Feeds {
 
     fn look(&self, upstreams: &[Arc<Upstream>], patience: Duration) -> FirstLooks {
         let known: HashMap<_, _> = self.configured.iter().map(|it| (it.key(), &it.config)).collect();
-        let sources = upstreams.iter().flat_map(|it| it.config.discovery.iter().map(move |config| (it, config)));
+        let sources = upstreams.iter().flat_map(|it| sources(it).map(move |config| (it, config)));
         let begin = sources.filter(|(upstream, config)| {
             let key = (Arc::as_ptr(&upstream.state), Arc::clone(&config.name));
             known.get(&key) != Some(config)
@@ -182,10 +193,11 @@ impl Feeds {
             let state = upstreams.iter().find(|it| it.name() == upstream).map(|it| &it.state);
             feed.report_to(state);
         }
+        self.services.follow(upstreams, self.disk.as_ref().map(|disk| &disk.store));
         let mut before = Before::new(std::mem::take(&mut self.configured));
         for upstream in upstreams {
             let (mut kept, mut begun) = (Vec::new(), Vec::new());
-            for config in &upstream.config.discovery {
+            for config in sources(upstream) {
                 let known = before.take(&upstream.state, config, &resolvers);
                 let id = known.as_ref().map_or_else(next_id, |known| known.feed.id);
                 kept.push(id);
@@ -195,7 +207,7 @@ impl Feeds {
                 }
             }
             let given = self.given.iter().filter(|it| it.upstream == *upstream.name()).map(|it| it.feed.id);
-            kept.extend(given);
+            kept.extend(given.chain(self.services.of(&upstream.state)));
             upstream.state.sources.arrange(&kept);
             for (id, config) in begun {
                 let FirstLook { left, file } = looks.take(upstream.name(), config);
@@ -203,6 +215,11 @@ impl Feeds {
                 self.configured.push(self.begin(id, &upstream.state, config, look, &resolvers));
             }
         }
+    }
+
+    /// Is told of each list of services that differs from the one before.
+    pub fn services_heard(&self) -> Arc<Notify> {
+        self.services.heard()
     }
 
     /// Has the names looked up that sources say.

@@ -60,10 +60,13 @@ mod etcd;
 mod zookeeper;
 mod dns;
 mod names;
+mod listing;
+mod services;
 
 pub use feeds::{Feeds, FoundBackends};
 pub use first_look::FirstLooks;
 pub use push::{Pushed, Pusher, pushed};
+pub use services::services_at_start;
 
 /// A way to find out what backends an upstream has.
 pub trait Discovery: Send + 'static {

@@ -13,7 +13,7 @@ use crate::config::Address;
 use crate::upstream::sources::SourceCondition;
 
 /// A source that always has something to say is asked so often, or it would be all that is done.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(1);
 
 /// How long after the first failure it is asked again; twice that after the second, and so on.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
@@ -231,7 +231,7 @@ pub(super) fn counted(backends: usize) -> String {
 }
 
 /// Between half of the pause and all of it, so that those that failed together do not ask together again.
-fn pause(failures: u32, random: u64) -> Duration {
+pub(super) fn pause(failures: u32, random: u64) -> Duration {
     let whole = PAUSE_FIRST.saturating_mul(1 << failures.min(16)).min(PAUSE_MAX);
     let part = (random % 1024) as f64 / 1024.0;
     whole.mul_f64(0.5 + part / 2.0)

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::backend::BackendSet;
 use crate::backend::document::{self, Document};
-use crate::config::{DiscoveryConfig, UpstreamName};
+use crate::config::{DiscoveryConfig, Service, UpstreamName};
 
 /// A set that changes again and again is written so often at most.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -46,9 +46,15 @@ pub(super) struct Store {
 #[derive(Clone, Debug)]
 struct Entry {
     key: Arc<Key>,
-    set: BackendSet,
-    revision: Option<Arc<str>>,
+    said: Said,
     at: SystemTime,
+}
+
+/// What a source has said.
+#[derive(Clone, Debug)]
+enum Said {
+    Backends(BackendSet, Option<Arc<str>>),
+    Services(Vec<Service>),
 }
 
 /// Which source it is, and what it asks.
@@ -87,6 +93,15 @@ impl Store {
 
     /// What was left for a source; `None` where there is nothing that could be used, which is told if it is odd.
     pub(super) fn read(&self, key: &Key) -> Option<Left> {
+        self.read_as(key, parse)
+    }
+
+    /// The same of the services that a source has listed.
+    pub(super) fn read_services(&self, key: &Key) -> Option<Vec<Service>> {
+        self.read_as(key, parse_services)
+    }
+
+    fn read_as<T>(&self, key: &Key, parse: fn(&[u8], &Key) -> Option<T>) -> Option<T> {
         let path = self.path(key);
         match read(&path) {
             Ok(text) => {
@@ -106,8 +121,17 @@ impl Store {
 
     /// Has a set written, soon.
     pub(super) fn save(&self, key: &Arc<Key>, set: &BackendSet, revision: Option<&Arc<str>>) {
-        let (key, set, at) = (Arc::clone(key), set.clone(), SystemTime::now());
-        self.lock().insert(self.path(&key), Entry { key, set, revision: revision.cloned(), at });
+        self.put(key, Said::Backends(set.clone(), revision.cloned()));
+    }
+
+    /// The same of the services that a source lists.
+    pub(super) fn save_services(&self, key: &Arc<Key>, services: &[Service]) {
+        self.put(key, Said::Services(services.to_vec()));
+    }
+
+    fn put(&self, key: &Arc<Key>, said: Said) {
+        let (key, at) = (Arc::clone(key), SystemTime::now());
+        self.lock().insert(self.path(&key), Entry { key, said, at });
         self.wake.notify_one();
     }
 
@@ -182,13 +206,26 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn parse(text: &[u8], key: &Key) -> Option<Left> {
-    let mut value: Value = serde_json::from_slice(text).ok()?;
+/// What is in a file of this source.
+fn opened(text: &[u8], key: &Key) -> Option<Value> {
+    let value: Value = serde_json::from_slice(text).ok()?;
     let is = |name: &str, expected: &str| value[name].as_str() == Some(expected);
     let same = is("upstream", &key.upstream) && is("source", &key.source) && is("asks", &key.asks);
-    if !same || value["version"].as_u64() != Some(VERSION) {
-        return None;
-    }
+    (same && value["version"].as_u64() == Some(VERSION)).then_some(value)
+}
+
+fn parse_services(text: &[u8], key: &Key) -> Option<Vec<Service>> {
+    let value = opened(text, key)?;
+    let services = value["services"].as_array()?.iter();
+    let services = services.map(|service| {
+        let tags = service["tags"].as_array()?.iter().filter_map(Value::as_str);
+        Service::new(service["name"].as_str()?, tags).ok()
+    });
+    services.collect()
+}
+
+fn parse(text: &[u8], key: &Key) -> Option<Left> {
+    let mut value = opened(text, key)?;
     let at = UNIX_EPOCH + Duration::from_secs(value["at"].as_u64()?);
     let revision = value["revision"].as_str().map(Arc::from);
     let Document { instances, refused } =
@@ -197,14 +234,24 @@ fn parse(text: &[u8], key: &Key) -> Option<Left> {
 }
 
 fn write(dir: &Path, path: &Path, entry: &Entry) -> io::Result<()> {
-    let Entry { key, set, revision, at } = entry;
-    let mut value = document::to_json(set);
+    let Entry { key, said, at } = entry;
+    let mut value = match said {
+        Said::Backends(set, revision) => {
+            let mut value = document::to_json(set);
+            value["revision"] = revision.as_deref().into();
+            value
+        }
+        Said::Services(services) => {
+            let one =
+                |it: &Service| json!({ "name": &*it.name, "tags": it.tags.iter().map(|it| &**it).collect::<Vec<_>>() });
+            json!({ "services": services.iter().map(one).collect::<Vec<_>>() })
+        }
+    };
     let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     value["version"] = VERSION.into();
     value["upstream"] = key.upstream.clone().into();
     value["source"] = key.source.clone().into();
     value["asks"] = key.asks.clone().into();
-    value["revision"] = revision.as_deref().into();
     value["at"] = seconds.into();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     // Another process may write the same while one takes the place of the other.
@@ -270,6 +317,17 @@ mod tests {
         assert_eq!(files.len(), 1);
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(files[0].metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn services_are_written_and_read_with_their_tags() {
+        let dir = Scratch::new("services");
+        let store = Store::new(&dir.0);
+        let services = vec![Service::new("orders", []).unwrap(), Service::new("users", ["k=v", "public"]).unwrap()];
+        store.save_services(&key("a"), &services);
+        store.flush().unwrap();
+        assert_eq!(store.read_services(&key("a")), Some(services));
+        assert_eq!((store.read_services(&key("b")), store.read(&key("a"))), (None, None));
     }
 
     #[test]

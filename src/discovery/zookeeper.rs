@@ -10,10 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
+use super::listing::{Listed, Listing, ListsServices};
 use super::reading::Reading;
 use super::{Answer, Answered, AnyDiscovery, DiscoveryError, record};
 use crate::backend::{BackendSet, Instance};
-use crate::config::ZookeeperConfig;
+use crate::config::{SERVICE, ZookeeperConfig};
 
 mod session;
 
@@ -41,6 +42,9 @@ pub(super) struct Zookeeper {
     /// By their names.
     nodes: BTreeMap<String, Node>,
     bytes: usize,
+    /// Whether the names of the nodes are all that is asked for, and these.
+    names_only: bool,
+    names: BTreeSet<String>,
 }
 
 struct Node {
@@ -52,7 +56,21 @@ impl Zookeeper {
     pub(super) fn new(config: Arc<ZookeeperConfig>, reading: Reading) -> Self {
         let parent = format!("{}{}", config.chroot.as_deref().unwrap_or_default(), config.path);
         let (session, begun, said, nodes) = (None, None, None, BTreeMap::new());
-        Self { config, reading, parent, current: 0, session, change: 0, begun, said, nodes, bytes: 0 }
+        let (names_only, names) = (false, BTreeSet::new());
+        Self {
+            config,
+            reading,
+            parent,
+            current: 0,
+            session,
+            change: 0,
+            begun,
+            said,
+            nodes,
+            bytes: 0,
+            names_only,
+            names,
+        }
     }
 
     async fn ask(&mut self) -> Result<Answer, DiscoveryError> {
@@ -152,6 +170,10 @@ impl Zookeeper {
         names: &BTreeSet<String>,
         changed: &BTreeSet<String>,
     ) -> Result<(), DiscoveryError> {
+        if self.names_only {
+            self.names = names.clone();
+            return Ok(());
+        }
         let gone: Vec<_> = self.nodes.keys().filter(|name| !names.contains(*name)).cloned().collect();
         gone.iter().for_each(|name| self.forget(name));
         let wanted: Vec<_> =
@@ -201,6 +223,30 @@ impl Zookeeper {
             }
         }
         Answer { set: BackendSet::new(instances), refused, revision: Some(self.change.to_string().into()), hold: None }
+    }
+}
+
+/// Lists the nodes that stand where `{service}` stands in the path.
+pub(super) struct ZookeeperServices(Zookeeper);
+
+impl ZookeeperServices {
+    pub(super) fn new(config: &ZookeeperConfig, reading: Reading) -> Option<Self> {
+        let (before, _) = config.path.split_once(SERVICE)?;
+        let path = before.strip_suffix('/')?.into();
+        let mut zookeeper = Zookeeper::new(Arc::new(ZookeeperConfig { path, ..config.clone() }), reading);
+        zookeeper.names_only = true;
+        Some(Self(zookeeper))
+    }
+
+    async fn ask(&mut self) -> Result<Listing, DiscoveryError> {
+        self.0.ask().await?;
+        Ok(Listing::of(self.0.names.iter().map(|name| (name, Vec::<String>::new()))))
+    }
+}
+
+impl ListsServices for ZookeeperServices {
+    fn next(&mut self) -> Listed<'_> {
+        Box::pin(self.ask())
     }
 }
 

@@ -25,15 +25,16 @@ use tracing::field::display;
 use tracing::{debug, error, info};
 
 use crate::admin::Admin;
-use crate::config::{AdminConfig, Loaded};
-use crate::discovery::{Discovery, FoundBackends};
+use crate::config::{AdminConfig, Loaded, Services};
+use crate::discovery::{Discovery, FoundBackends, services_at_start};
 use crate::file_descriptors;
 use crate::handover::{Inherited, Sockets};
 use crate::middleware::{self, Kinds};
 use crate::strategy::{Factories, Factory};
 use crate::supervisor::file_watch::{self, Stamp};
 use crate::supervisor::{
-    ConfigSource, ControlTask, Ended, Error, Handle, Harmless, Signals, Successor, Supervisor, vocabulary,
+    ConfigSource, ControlTask, Ended, Error, FirstConfig, Handle, Harmless, Signals, Successor, Supervisor, filled,
+    vocabulary,
 };
 use crate::telemetry::logging::{self, Logging};
 
@@ -227,9 +228,14 @@ impl Builder {
         let inside = runtime.enter();
         let harmless = self.signals.then(Harmless::take).transpose().map_err(Error::Thread)?;
         let vocabulary = vocabulary(&self.factories, &self.kinds);
-        let Loaded { config, warnings } = self.source.load(&vocabulary)?;
-        let logging = self.logging.then(|| logging::init(&config.log)).transpose().map_err(Error::Thread)?;
+        let loaded = self.source.load(&vocabulary)?;
+        let logging = self.logging.then(|| logging::init(&loaded.config.log)).transpose().map_err(Error::Thread)?;
         let unwritten = Unwritten(logging.clone());
+        let services = match loaded.template {
+            Some(_) => runtime.block_on(services_at_start(&loaded.config)),
+            None => Services::new(),
+        };
+        let Loaded { config, warnings, template, left_out } = filled(loaded, &vocabulary, &services);
         if self.descriptors {
             raise_descriptors();
         }
@@ -258,7 +264,13 @@ impl Builder {
                 (admin_address.map(display), unix_socket.as_ref().map(|path| display(path.display())));
             info!(address, socket, "admin listening");
         }
-        let (control, handle) = ControlTask::new(supervisor, self.source, vocabulary, logging, &warnings);
+        let (control, handle) = ControlTask::new(
+            supervisor,
+            self.source,
+            vocabulary,
+            logging,
+            FirstConfig { warnings, template, services, left_out },
+        );
         let vital = handle.events().vital().clone();
         if let Some(signals) = signals {
             runtime.spawn(vital.clone().watch("signals".into(), signals.forward(handle.clone(), takeover.successor)));

@@ -11,8 +11,9 @@ use tracing::{debug, error, info, warn};
 use super::file_watch::{self, Stamp};
 use super::handle::{Handle, LastError, ServedState, Stop};
 use super::release_memory::GivingBack;
+use super::services::{self, ServedServices};
 use super::{Applied, Error, Reopen, Supervisor, check_files, report};
-use crate::config::{self, Loaded, Problem, RefusedConfig, Vocabulary};
+use crate::config::{self, FileText, LeftOut, Loaded, Problem, RefusedConfig, Services, Vocabulary};
 use crate::middleware::Kinds;
 use crate::strategy::Factories;
 use crate::telemetry::events::EventKind;
@@ -83,6 +84,8 @@ pub(super) enum Trigger {
     Signal,
     /// A handle: the admin address or the embedding program.
     Asked,
+    /// Other services are there.
+    Services,
 }
 
 /// How a reload went; shared by all requests for it.
@@ -97,6 +100,20 @@ pub(crate) struct ControlTask {
     logging: Option<Logging>,
     commands: mpsc::Receiver<ControlCommand>,
     stops: mpsc::UnboundedReceiver<Stop>,
+    services: ServedServices,
+}
+
+/// What a process begins with.
+#[derive(Debug, Default)]
+pub(crate) struct FirstConfig {
+    /// What is odd about the configuration.
+    pub(crate) warnings: Vec<Problem>,
+    /// The file, where services are filled into it.
+    pub(crate) template: Option<Arc<FileText>>,
+    /// Those that were.
+    pub(crate) services: Services,
+    /// What of them could not be taken.
+    pub(crate) left_out: Vec<LeftOut>,
 }
 
 impl ConfigSource {
@@ -131,15 +148,16 @@ pub(crate) fn vocabulary(factories: &Factories, kinds: &Kinds) -> Vocabulary {
 }
 
 impl ControlTask {
-    /// The task and the handle to it. `warnings` are those of the configuration that `supervisor` was started with.
+    /// The task and the handle to it. `first` is what is known of the configuration that `supervisor` was started with.
     pub(crate) fn new(
         supervisor: Supervisor,
         source: ConfigSource,
         vocabulary: Vocabulary,
         logging: Option<Logging>,
-        warnings: &[Problem],
+        first: FirstConfig,
     ) -> (Self, Handle) {
-        let warnings = &[warnings, &supervisor.warnings].concat()[..];
+        let FirstConfig { warnings, template, services, left_out } = first;
+        let warnings = &[&warnings[..], &supervisor.warnings].concat()[..];
         let (command, commands) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (stop, stops) = mpsc::unbounded_channel();
         report::warnings(warnings);
@@ -155,16 +173,17 @@ impl ControlTask {
             stops: stop,
             logging: logging.clone(),
         };
-        (Self { supervisor, source, vocabulary, logging, commands, stops }, handle)
+        let services = ServedServices::new(template, services, left_out, supervisor.services_heard());
+        (Self { supervisor, source, vocabulary, logging, commands, stops, services }, handle)
     }
 
     /// Reloads until it is asked to stop, and stops.
     pub(crate) async fn run(self) -> Ended {
-        let Self { mut supervisor, source, vocabulary, logging, mut commands, mut stops } = self;
+        let Self { mut supervisor, source, vocabulary, logging, mut commands, mut stops, services } = self;
         let shared = &Arc::clone(supervisor.shared());
         let vital = supervisor.shared().process.events.vital().clone();
         let giving_back = GivingBack::default();
-        let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging, giving_back };
+        let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging, giving_back, services };
         // A reload may hang in reading a file from a network; the stop does not wait for it. It is given up only where it
         // waits, which is never between the prepare and the retire.
         let failed = async || {
@@ -274,6 +293,7 @@ struct Reloads<'a> {
     vocabulary: Vocabulary,
     logging: Option<Logging>,
     giving_back: GivingBack,
+    services: ServedServices,
 }
 
 impl Reloads<'_> {
@@ -283,13 +303,19 @@ impl Reloads<'_> {
         loop {
             let command = match held_back.take() {
                 Some(command) => Some(command),
-                None => commands.recv().await,
+                None => tokio::select! {
+                    command = commands.recv() => command,
+                    () = self.services.due() => {
+                        self.look_at_services().await;
+                        continue;
+                    }
+                },
             };
             let Some(command) = command else { return };
             match command {
                 ControlCommand::Apply { text, reply } => {
                     let source = ConfigSource::Text(text);
-                    let loaded = load(source.clone(), Trigger::Asked, self.vocabulary.clone()).await;
+                    let loaded = self.load(source.clone(), Trigger::Asked).await;
                     let Some(loaded) = loaded.transpose() else { continue };
                     let outcome = self.apply(Trigger::Asked, loaded);
                     if outcome.is_ok() && matches!(self.source, ConfigSource::Text(_)) {
@@ -301,7 +327,7 @@ impl Reloads<'_> {
                     let mut batch = Batch { trigger, replies: reply.into_iter().collect() };
                     held_back = batch.join_waiting(commands);
                     debug!(trigger = ?batch.trigger, "reloading");
-                    let loaded = load(self.source.clone(), batch.trigger, self.vocabulary.clone()).await;
+                    let loaded = self.load(self.source.clone(), batch.trigger).await;
                     let Some(loaded) = loaded.transpose() else {
                         debug!("the file was written while it was read");
                         continue;
@@ -316,12 +342,54 @@ impl Reloads<'_> {
     /// Nothing waits in here.
     fn apply(&mut self, trigger: Trigger, loaded: Result<Loaded, Error>) -> ReloadOutcome {
         let reopen = if matches!(trigger, Trigger::File(_)) { Reopen::Changed } else { Reopen::All };
-        let outcome = loaded.and_then(|Loaded { config, warnings }| self.supervisor.apply(config, warnings, reopen));
+        let outcome = loaded.and_then(|Loaded { config, warnings, template, left_out }| {
+            let applied = self.supervisor.apply(config, warnings, reopen)?;
+            self.services.applied(template, left_out, &self.supervisor.shared().workers.snapshot());
+            Ok(applied)
+        });
         self.giving_back.begin();
         match outcome {
             Ok(applied) => Ok(self.note_applied(applied)),
             Err(error) => Err(self.note_refused(trigger, error)),
         }
+    }
+
+    /// Reads on a thread that may block: signals and the admin address do not wait for a slow disk. Services that are known are filled in.
+    async fn load(&self, source: ConfigSource, trigger: Trigger) -> Result<Option<Loaded>, Error> {
+        let (vocabulary, known) = (self.vocabulary.clone(), self.services.known());
+        beside(move || {
+            let loaded = source.load_for(trigger, &vocabulary)?;
+            Ok(loaded.map(|loaded| services::filled(loaded, &vocabulary, &known)))
+        })
+        .await
+    }
+
+    /// Serves the services that are listed now.
+    async fn look_at_services(&mut self) {
+        let snapshot = self.supervisor.shared().workers.snapshot();
+        let Some((template, services)) = self.services.look(&snapshot, Instant::now()) else { return };
+        let vocabulary = self.vocabulary.clone();
+        let filled = beside(move || template.fill(&vocabulary, &services).map_err(refused)).await;
+        let outcome = filled.and_then(|Loaded { config, template, left_out, .. }| {
+            let applied = self.supervisor.apply(config, Vec::new(), Reopen::Changed)?;
+            self.services.applied(template, left_out, &self.supervisor.shared().workers.snapshot());
+            Ok(applied)
+        });
+        self.giving_back.begin();
+        match outcome {
+            Ok(applied) => self.note_services(&applied),
+            Err(error) => drop(self.note_refused(Trigger::Services, error)),
+        }
+    }
+
+    fn note_services(&self, applied: &Applied) {
+        if applied.plan.is_empty() {
+            return;
+        }
+        let shared = self.supervisor.shared();
+        report::services(applied);
+        shared.note(|status| status.generation = applied.generation);
+        shared.process.events.publish(EventKind::Reloaded { generation: applied.generation, changed: true });
     }
 
     fn note_applied(&self, applied: Applied) -> Arc<Applied> {
@@ -351,7 +419,7 @@ impl Reloads<'_> {
         let text = error.to_string().trim_end().to_owned();
         // A file that is written again with the same mistake is no news; a request for a reload gets an answer.
         let known = status.last_error.as_ref().is_some_and(|last| last.text == text);
-        if known && matches!(trigger, Trigger::File(_)) {
+        if known && matches!(trigger, Trigger::File(_) | Trigger::Services) {
             debug!(problems = %text, "still not applied");
         } else {
             error!(problems = %text, serving_generation = status.generation, "configuration refused, nothing changed");
@@ -365,11 +433,10 @@ impl Reloads<'_> {
     }
 }
 
-/// Reads on a thread that may block: signals and the admin address do not wait for a slow disk. It is one of its own, with which ends what
-/// the allocator has kept of the memory that a large file took.
-async fn load(source: ConfigSource, trigger: Trigger, vocabulary: Vocabulary) -> Result<Option<Loaded>, Error> {
+/// Does what may block on a thread of its own, with which ends what the allocator has kept of the memory that a large file took.
+async fn beside<T: Send + 'static>(read: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     let (tell, told) = oneshot::channel();
-    let read = move || drop(tell.send(source.load_for(trigger, &vocabulary)));
+    let read = move || drop(tell.send(read()));
     std::thread::Builder::new().name("isobar-reload".into()).spawn(read).map_err(Error::Thread)?;
     let panicked = || Err(Error::Thread(io::Error::other("the one that reads the file has panicked")));
     told.await.unwrap_or_else(|_| panicked())

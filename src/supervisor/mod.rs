@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use crate::config::{Config, MiddlewareName, Problem, RouteName, UpstreamName};
 use crate::discovery::{Feeds, FirstLooks, FoundBackends};
 use crate::file_descriptors;
@@ -32,6 +34,7 @@ mod prepare;
 mod resource_watch;
 mod handle;
 mod release_memory;
+mod services;
 pub mod reload_plan;
 mod watchdog;
 mod report;
@@ -40,12 +43,13 @@ mod signals;
 mod successor;
 pub mod file_watch;
 
-pub(crate) use command_loop::{ConfigSource, ControlTask, vocabulary};
+pub(crate) use command_loop::{ConfigSource, ControlTask, FirstConfig, vocabulary};
 pub use command_loop::{Ended, FAILED_GRACE};
 pub use error::Error;
 pub(crate) use handle::ServedState;
 pub use handle::{ConfigStatus, Handle, LastError};
 pub use reload_plan::ReloadPlan;
+pub(crate) use services::filled;
 pub(crate) use signals::{Harmless, Signals};
 pub use successor::Successor;
 pub use tls_files::check_files;
@@ -297,6 +301,11 @@ impl Supervisor {
         let cut = self.shared.workers.stop(deadline).await;
         self.shared.process.access_log.finish().await;
         cut
+    }
+
+    /// Is told of each list of services that differs from the one before.
+    fn services_heard(&self) -> Arc<Notify> {
+        self.feeds.services_heard()
     }
 
     pub(crate) fn shared(&self) -> &Arc<ServedState> {

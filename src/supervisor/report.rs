@@ -67,6 +67,19 @@ pub(super) fn applied(applied: &Applied) {
     info!(generation, took_us = took.as_micros() as u64, "reloaded");
 }
 
+/// What other services have changed.
+pub(super) fn services(Applied { generation, plan, took, .. }: &Applied) {
+    let upstreams = &plan.upstreams;
+    info!(
+        generation,
+        added = %NamedCount(upstreams.added().map(ToString::to_string).collect()),
+        changed = %NamedCount(upstreams.changed().map(|(name, _)| name.to_string()).collect()),
+        removed = %NamedCount(upstreams.removed.iter().map(|(name, _)| name.to_string()).collect()),
+        took_us = took.as_micros() as u64,
+        "services changed"
+    );
+}
+
 fn listeners(Applied { plan, .. }: &Applied) {
     for (listener, changes) in plan.listeners.changed() {
         info!(%listener, changes = %DifferenceList(changes), "listener changed");

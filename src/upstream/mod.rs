@@ -33,6 +33,7 @@ pub mod roster_keeper;
 mod readiness;
 mod roster;
 pub mod sources;
+pub mod services;
 mod last_resort;
 mod limits;
 mod ejections;
@@ -54,6 +55,7 @@ use retry_budget::RetryBudget;
 pub use roster::{Cursors, PickSource, Roster, RosterEntry};
 
 use roster::Layout;
+use services::ServiceState;
 use sources::Sources;
 
 use adaptive_limit::Gradient;
@@ -361,6 +363,8 @@ pub struct UpstreamState {
     hedging: OnceLock<Box<Hedging>>,
     /// Where its backends come from.
     pub sources: Sources,
+    /// What services there are, where others are made of it for each.
+    pub services: ServiceState,
     /// Called when the readiness of a backend may have changed, or what sources say: wakes the keeper.
     pub changed: Notify,
     /// How often detection has ejected one of its backends: wakes the checks and the lookout.
@@ -404,6 +408,7 @@ impl UpstreamState {
             retry_budget: RetryBudget::new(shards),
             hedging: OnceLock::new(),
             sources: Sources::default(),
+            services: ServiceState::default(),
             changed: Notify::new(),
             ejections: watch::Sender::new(0),
             room: Arc::default(),

@@ -90,7 +90,7 @@ fn value() -> impl Strategy<Value = String> {
 
 fn shown(result: Result<Loaded, Problems>) -> String {
     match result {
-        Ok(Loaded { config, warnings }) => format!("{config:?}{warnings:?}"),
+        Ok(Loaded { config, warnings, .. }) => format!("{config:?}{warnings:?}"),
         Err(problems) => {
             assert!(!problems.is_empty());
             problems.to_string()

@@ -37,7 +37,7 @@ fn a_value_that_may_be_a_secret_is_not_told() {
             let text = toml::to_string(&table).unwrap();
             let told = match parse(&text, "lb.toml", &env, &Vocabulary::default()) {
                 // What is good and not hidden is shown, wherever it comes from.
-                Ok(Loaded { config, warnings }) if hides(*kind, &value) => format!("{config:?}{warnings:?}"),
+                Ok(Loaded { config, warnings, .. }) if hides(*kind, &value) => format!("{config:?}{warnings:?}"),
                 Ok(Loaded { warnings, .. }) => format!("{warnings:?}"),
                 Err(problems) => {
                     refused += 1;

@@ -11,6 +11,7 @@ use isobar::{Isobar, Running};
 use tokio::net::TcpStream;
 
 use crate::harness::{Client, PATIENCE, TestBackend, eventually, free_address, soon};
+use crate::services;
 
 /// A Consul of this test's own, in memory.
 struct Consul {
@@ -227,4 +228,26 @@ async fn a_real_consul_that_is_killed_and_comes_back_empty_costs_no_request() {
     let asked = soon(asking).await.unwrap();
     assert_eq!(a.requests() + b.requests(), asked);
     assert!(asked > 300, "{asked}");
+}
+
+#[tokio::test]
+#[ignore = "needs consul"]
+async fn services_of_a_real_consul_are_reachable_while_they_are_registered() {
+    let (early, late) = (TestBackend::ok("early"), TestBackend::ok("late"));
+    let consul = Consul::start().await;
+    let register = async |name: &str, backend: &TestBackend| {
+        let (host, port) = (backend.address().ip(), backend.address().port());
+        let body = format!("{{\"ID\": \"{name}\", \"Name\": \"{name}\", \"Address\": \"{host}\", \"Port\": {port}}}");
+        consul.change("/v1/agent/service/register", &body).await;
+    };
+    register("early", &early).await;
+    register("hidden", &early).await;
+    let source = format!("consul = {{ service = \"{{service}}\", address = \"http://{}\" }}", consul.http);
+    let running = services::start_with(&source);
+    services::comes_to(&running, "/early/", 200).await;
+    services::come_and_go(&running, async |comes| match comes {
+        true => register("late", &late).await,
+        false => consul.change("/v1/agent/service/deregister/late", "").await,
+    })
+    .await;
 }

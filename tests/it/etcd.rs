@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::{Client, PATIENCE, Peer, Scratch, TestBackend, eventually, free_address};
 use crate::registry::{Load, Process, Took, comes_to, conditions, has, has_now, start};
+use crate::services;
 
 /// How a member behaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -455,4 +456,21 @@ async fn a_real_etcd_is_asked_with_a_login() {
     etcd.process = Etcd::run(etcd.client, etcd.peer, &etcd.data.path("data"));
     comes_to(&running, "current").await;
     assert!(has_now(&running, [&a]));
+}
+
+#[tokio::test]
+#[ignore = "needs etcd"]
+async fn services_in_a_real_etcd_are_reachable_while_they_have_keys() {
+    let (early, late) = (TestBackend::ok("early"), TestBackend::ok("late"));
+    let etcd = Etcd::start().await;
+    etcd.put("/services/early/1", early.address().to_string()).await;
+    etcd.put("/services/hidden/1", early.address().to_string()).await;
+    let keys = format!("etcd = {{ prefix = \"/services/{{service}}/\", endpoints = [\"http://{}\"] }}", etcd.client);
+    let running = services::start_with(&keys);
+    services::comes_to(&running, "/early/", 200).await;
+    services::come_and_go(&running, async |comes| match comes {
+        true => drop(etcd.put("/services/late/1", late.address().to_string()).await),
+        false => etcd.delete("/services/late/1").await,
+    })
+    .await;
 }

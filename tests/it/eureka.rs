@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::harness::{Client, Peer, TestBackend, eventually, free_address, soon};
+use crate::services;
 
 /// What a scripted server knows.
 #[derive(Default)]
@@ -290,6 +291,14 @@ impl RealEureka {
         assert_eq!(self.ask("POST", "/U", &body).await, 204);
     }
 
+    /// The only instance of an application.
+    async fn register_as(&self, application: &str, backend: &TestBackend) {
+        let mut instance = instance(application, backend.address(), "UP", "ADDED");
+        instance["app"] = application.into();
+        let body = json!({ "instance": instance }).to_string();
+        assert_eq!(self.ask("POST", &format!("/{application}"), &body).await, 204);
+    }
+
     async fn change(&self, method: &str, backend: &TestBackend, more: &str) {
         let path = format!("/U/u:{}{more}", backend.address().port());
         assert_eq!(self.ask(method, &path, "").await, 200, "{method} {path}");
@@ -347,4 +356,23 @@ async fn a_change_in_a_real_eureka_is_seen_within_its_interval_and_its_death_cos
     let asked = soon(asking).await.unwrap();
     assert_eq!(a.requests() + b.requests(), asked);
     assert!(asked > 300, "{asked}");
+}
+
+#[tokio::test]
+#[ignore = "needs eureka"]
+async fn applications_of_a_real_eureka_are_reachable_while_they_are_registered() {
+    let (early, late) = (TestBackend::ok("early"), TestBackend::ok("late"));
+    let eureka = RealEureka::start().await;
+    for application in ["EARLY", "HIDDEN"] {
+        eureka.register_as(application, &early).await;
+    }
+    let servers = format!("http://{}/eureka", eureka.address);
+    let keys = format!("eureka = {{ application = \"{{service}}\", servers = [{servers:?}], interval = \"200ms\" }}");
+    let running = services::start_with(&keys);
+    services::comes_to(&running, "/early/", 200).await;
+    services::come_and_go(&running, async |comes| match comes {
+        true => eureka.register_as("LATE", &late).await,
+        false => assert_eq!(eureka.ask("DELETE", "/LATE/LATE", "").await, 200),
+    })
+    .await;
 }

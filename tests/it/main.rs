@@ -61,6 +61,7 @@ mod http2_frames;
 mod routes;
 mod secrets;
 mod seeing;
+mod services;
 mod slow;
 mod smoke;
 mod smuggling;

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{PATIENCE, Scratch, TestBackend, eventually, free_address, soon};
 use crate::registry::{Load, Process, Took, comes_to, conditions, has, has_now, start};
+use crate::services;
 
 /// What is written in a frame.
 #[derive(Default)]
@@ -483,3 +484,33 @@ async fn a_real_zookeeper_is_read_with_a_login() {
 }
 
 const DIGEST: &str = "D+z+xVvi4WIm7qTNfUmznGI+Kjo=";
+
+#[tokio::test]
+#[ignore = "needs zookeeper"]
+async fn services_in_a_real_zookeeper_are_reachable_while_they_have_nodes() {
+    let (early, late) = (TestBackend::ok("early"), TestBackend::ok("late"));
+    let zookeeper = Zookeeper::start().await;
+    let mut writer = zookeeper.writer().await;
+    for path in ["/dubbo", "/dubbo/early", "/dubbo/early/providers", "/dubbo/hidden", "/dubbo/late-not-yet"] {
+        writer.create(path, "").await;
+    }
+    writer.create(&format!("/dubbo/early/providers/{}", early.address()), "").await;
+    let servers = zookeeper.address.to_string();
+    let keys = format!("zookeeper = {{ path = \"/dubbo/{{service}}/providers\", servers = [{servers:?}] }}");
+    let running = services::start_with(&keys);
+    services::comes_to(&running, "/early/", 200).await;
+    let node = format!("/dubbo/late/providers/{}", late.address());
+    let created = ["/dubbo/late", "/dubbo/late/providers", &node];
+    services::come_and_go(&running, async |comes| {
+        if comes {
+            for path in created {
+                writer.create(path, "").await;
+            }
+        } else {
+            for path in created.iter().rev() {
+                writer.delete(path).await;
+            }
+        }
+    })
+    .await;
+}

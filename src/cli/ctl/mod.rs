@@ -88,6 +88,8 @@ enum CtlCommand {
     Upstreams,
     /// Show where backends come from, beside the list of the file
     Sources,
+    /// Show the services that upstreams are made for
+    Services,
     /// Show the backends, of one upstream or of all, and what is set by hand
     Backends {
         /// Only this upstream's
@@ -246,6 +248,7 @@ async fn obey(options: CtlOptions, client: &AdminClient) -> Result<(), AdminCall
     let plain = |answer: &Value, shown: fn(&Value) -> String| print(json, answer, shown);
     match options.command {
         CtlCommand::Upstreams => plain(&client.ask("GET", "/upstreams", None).await?, show::upstreams),
+        CtlCommand::Services => plain(&client.ask("GET", "/upstreams", None).await?, show::services),
         CtlCommand::Sources => plain(&client.ask("GET", "/upstreams", None).await?, show::sources),
         CtlCommand::Backends { upstream: None } => {
             let answer = client.ask("GET", "/upstreams", None).await?;

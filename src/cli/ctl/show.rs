@@ -48,6 +48,32 @@ pub(super) fn sources(answer: &Value) -> String {
     table.to_string()
 }
 
+/// The services that upstreams are made for: a line for each, and for each of which something is left out.
+pub(super) fn services(answer: &Value) -> String {
+    let mut table = TextTable::new(&["MADE OF", "SERVICE", "UPSTREAM", "LISTED", ">READY", ">BACKENDS", "LEFT OUT"]);
+    let upstreams = list(&answer["upstreams"]);
+    for template in upstreams {
+        let left_out = list(&template["services"]["left_out"]);
+        let why = |service: &Value| left_out.iter().find(|it| it["service"] == *service).map(|it| text(&it["why"]));
+        let served = list(&template["services"]["served"]);
+        for service in served {
+            let made = upstreams.iter().find(|it| it["name"] == service["upstream"]);
+            let backends = made.map_or(&[][..], |made| list(&made["backends"]));
+            let ready = backends.iter().filter(|backend| backend["ready"] == true).count();
+            table.line(vec![
+                text(&template["name"]),
+                text(&service["service"]),
+                text(&service["upstream"]),
+                if service["listed"] == true { "yes" } else { "no longer" }.into(),
+                ready.to_string(),
+                backends.len().to_string(),
+                why(&service["service"]).unwrap_or_else(|| "-".into()),
+            ]);
+        }
+    }
+    table.to_string()
+}
+
 /// `isobar ctl backends`, of these upstreams.
 pub(super) fn backends(upstreams: &[Value]) -> String {
     let mut table =

@@ -14,14 +14,16 @@ use toml::de::{DeTable, DeValue};
 use super::Config;
 use super::error::{Problem, Problems, Severity};
 use super::file::ReadFile;
+use super::fill::{self, Filling, LeftOut};
 use super::form::{self, Form, Literal, OnPart};
 use super::raw;
 use super::reader::{self, Env};
 use super::report::{Place, Report, quote};
 use super::secret_file::Access;
+use super::services::{Service, Services};
 use super::table::Table;
 use super::unquoted;
-use super::{AdminConfig, Secured};
+use super::{AdminConfig, Secured, UpstreamName};
 
 mod listener;
 mod middleware;
@@ -48,6 +50,18 @@ pub struct Loaded {
     pub config: Config,
     /// What is odd about it, in the order of the file.
     pub warnings: Vec<Problem>,
+    /// The file, where it has upstreams with `services`: as the services change it is read again.
+    pub template: Option<Arc<FileText>>,
+    /// Services of which something could not be taken.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A file that was read.
+#[derive(Clone, Debug)]
+pub struct FileText {
+    text: String,
+    name: String,
+    access: Option<Access>,
 }
 
 /// A configuration that cannot be used.
@@ -83,8 +97,12 @@ impl ReadFile {
     /// # Errors
     /// When it says what cannot be: with what is left of it.
     pub fn load(self, vocabulary: &Vocabulary) -> Result<Loaded, RefusedConfig> {
-        let (text, file, access) = self.text()?;
-        parse_file(&text, &file, &|name| std::env::var(name).ok(), vocabulary, Some(access))
+        let (text, name, access) = self.text()?;
+        FileText { text, name, access: Some(access) }.load(
+            &|name| std::env::var(name).ok(),
+            vocabulary,
+            &Services::new(),
+        )
     }
 
     /// Its text, its name, and the users that may read it.
@@ -106,7 +124,8 @@ impl ReadFile {
 pub fn load_admin(path: &Path) -> Result<Option<AdminConfig>, Problems> {
     let (text, file, access) = ReadFile::read(path)?.text()?;
     let report = Report::new(&file, &text);
-    let check = Check { report: &report, vocabulary: &Vocabulary::default(), access: Some(access) };
+    let (vocabulary, filling) = (Vocabulary::default(), Filling::default());
+    let check = Check { report: &report, vocabulary: &vocabulary, access: Some(access), filling: &filling };
     let env: &Env<'_> = &|name| std::env::var(name).ok();
     let admin = read_toml(&text, &report).map(|root| {
         let raw: raw::File = reader::read(&root, &report, env);
@@ -148,27 +167,73 @@ pub fn parse_whole(
     env: &dyn Fn(&str) -> Option<String>,
     vocabulary: &Vocabulary,
 ) -> Result<Loaded, RefusedConfig> {
-    parse_file(text, file, env, vocabulary, None)
+    let (text, name) = (text.to_owned(), file.to_owned());
+    FileText { text, name, access: None }.load(env, vocabulary, &Services::new())
 }
 
-fn parse_file(
-    text: &str,
-    file: &str,
-    env: &Env<'_>,
-    vocabulary: &Vocabulary,
-    access: Option<Access>,
-) -> Result<Loaded, RefusedConfig> {
-    let report = Report::new(file, text);
-    let check = Check { report: &report, vocabulary, access };
-    let config = read_toml(text, &report).and_then(|root| {
-        let file: raw::File = reader::read(&root, &report, env);
-        Config::read(&check, Place::FILE, &file)
-    });
-    let problems = report.finish();
-    match config {
-        Some(config) if !problems.refuse() => Ok(Loaded { config, warnings: problems.into_vec() }),
-        Some(config) => Err(RefusedConfig { problems, secured: Secured::of(&config) }),
-        None => Err(problems.into()),
+impl FileText {
+    /// Checks it with these services filled in, and with variables from the process's environment. A service that would make it wrong is left out.
+    ///
+    /// # Errors
+    /// When it is wrong without any service.
+    pub fn fill(&self, vocabulary: &Vocabulary, services: &Services) -> Result<Loaded, RefusedConfig> {
+        let env: &Env<'_> = &|name| std::env::var(name).ok();
+        let load = |services: &Services| self.load(env, vocabulary, services);
+        let Err(whole) = load(services) else { return load(services) };
+        // Which of them it is: halves that do no harm are taken at once.
+        let mut taken = Services::new();
+        let mut left_out = Vec::new();
+        let mut parts: Vec<Vec<(&UpstreamName, &Service)>> = vec![
+            services.iter().flat_map(|(upstream, all)| all.iter().map(move |service| (upstream, service))).collect(),
+        ];
+        while let Some(mut part) = parts.pop() {
+            let mut with = taken.clone();
+            part.iter()
+                .for_each(|(upstream, service)| with.entry((*upstream).clone()).or_default().push((*service).clone()));
+            match (load(&with), &part[..]) {
+                (Ok(_), _) => taken = with,
+                (Err(_), []) => return Err(whole),
+                (Err(refused), [(upstream, service)]) => {
+                    let why =
+                        refused.problems.iter().find(|it| it.severity == Severity::Error).map(ToString::to_string);
+                    let (upstream, service) = ((*upstream).clone(), (*service).clone());
+                    left_out.push(LeftOut { upstream, service, why: why.unwrap_or_default() });
+                }
+                (Err(_), several) => {
+                    let rest = part.split_off(several.len() / 2);
+                    parts.extend([rest, part]);
+                }
+            }
+        }
+        let mut loaded = load(&taken)?;
+        loaded.left_out.append(&mut left_out);
+        Ok(loaded)
+    }
+
+    fn load(&self, env: &Env<'_>, vocabulary: &Vocabulary, services: &Services) -> Result<Loaded, RefusedConfig> {
+        let Self { text, name, access } = self;
+        let report = Report::new(name, text);
+        let numbers = fill::numbers(services);
+        let mut root = read_toml(text, &report);
+        let filling = root.as_mut().and_then(|root| match root.get_mut() {
+            DeValue::Table(root) => Some(fill::fill(root, services, &numbers)),
+            _ => None,
+        });
+        let filling = filling.unwrap_or_default();
+        let check = Check { report: &report, vocabulary, access: *access, filling: &filling };
+        let config = root.and_then(|root| {
+            let file: raw::File = reader::read(&root, &report, env);
+            Config::read(&check, Place::FILE, &file)
+        });
+        let problems = report.finish();
+        match config {
+            Some(config) if !problems.refuse() => {
+                let template = filling.is_needed().then(|| Arc::new(self.clone()));
+                Ok(Loaded { config, warnings: problems.into_vec(), template, left_out: filling.left_out })
+            }
+            Some(config) => Err(RefusedConfig { problems, secured: Secured::of(&config) }),
+            None => Err(problems.into()),
+        }
     }
 }
 
@@ -216,6 +281,8 @@ pub(crate) struct Check<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
     /// The users that may read the file; `None` where it is none.
     pub(crate) access: Option<Access>,
+    /// What of the file was made for services.
+    pub(crate) filling: &'a Filling,
 }
 
 impl Check<'_> {
@@ -250,6 +317,10 @@ pub(crate) fn whole(check: &Check<'_>, _: Place, file: &raw::File, mut config: C
     config.listeners = listeners.into_iter().map(|it| Arc::new(it.config)).collect();
     config.routes = routes.into_iter().map(Arc::new).collect();
     config.upstreams = upstreams.into_iter().map(Arc::new).collect();
+    // What stands for services to come was only to be checked.
+    let stands_in = |upstream: &UpstreamName| check.filling.is_stand_in(upstream.as_str());
+    config.routes.retain(|route| !route.upstream.as_ref().is_some_and(stands_in));
+    config.upstreams.retain(|upstream| !stands_in(&upstream.name));
     config.middleware = middleware::middleware(check, file).into_iter().map(Arc::new).collect();
     Some(config)
 }

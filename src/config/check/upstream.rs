@@ -46,7 +46,8 @@ fn warn_of_unused(check: &Check<'_>, file: &raw::File) {
             _ => return,
         }
     }
-    for entry in file.upstreams.entries().iter().filter(|entry| !used.contains(entry.name.as_str())) {
+    let is_used = |name: &str| used.contains(name) || check.filling.is_used(name);
+    for entry in file.upstreams.entries().iter().filter(|entry| !is_used(&entry.name)) {
         check.add(entry.place, Problem::warning("no route uses this upstream"));
     }
 }

@@ -15,6 +15,7 @@ use super::form::{About, Form, Inner, List, Literal, Many, Maybe, Name, Part, Si
 use super::json_tree::Tree;
 use super::listener::Network;
 use super::report::Place;
+use super::services::SERVICE;
 use super::table::Table;
 use super::visibility::Kind;
 
@@ -169,6 +170,43 @@ impl DiscoveryConfig {
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.is_loopback(),
             // Who writes a zone is asked by its name, which stands in the file.
             Some(SourceConfig::File(_) | SourceConfig::Push(_) | SourceConfig::Dns(_)) | None => true,
+        }
+    }
+
+    /// The kinds of source that list services.
+    pub(crate) const LISTING: &str = "consul, eureka, etcd and zookeeper";
+
+    /// Whether what it asks for has the name of a service in it, [`SERVICE`]; `None` of a source that lists no services.
+    pub(crate) fn names_service(&self) -> Option<bool> {
+        if let Some(SourceConfig::Zookeeper(zookeeper)) = self.source() {
+            // The names are those of nodes.
+            return Some(zookeeper.path.split('/').skip(2).any(|node| node == SERVICE));
+        }
+        let asked = match self.source()? {
+            SourceConfig::Consul(consul) => &consul.service,
+            SourceConfig::Eureka(eureka) => &eureka.application,
+            SourceConfig::Etcd(etcd) => &etcd.prefix,
+            SourceConfig::Zookeeper(_)
+            | SourceConfig::File(_)
+            | SourceConfig::Http(_)
+            | SourceConfig::Push(_)
+            | SourceConfig::Dns(_) => return None,
+        };
+        Some(asked.contains(SERVICE))
+    }
+
+    /// The kind of source.
+    pub fn kind(&self) -> &'static str {
+        match self.source() {
+            Some(SourceConfig::File(_)) => "file",
+            Some(SourceConfig::Http(_)) => "http",
+            Some(SourceConfig::Push(_)) => "push",
+            Some(SourceConfig::Consul(_)) => "consul",
+            Some(SourceConfig::Eureka(_)) => "eureka",
+            Some(SourceConfig::Etcd(_)) => "etcd",
+            Some(SourceConfig::Zookeeper(_)) => "zookeeper",
+            Some(SourceConfig::Dns(_)) => "dns",
+            None => "none",
         }
     }
 

@@ -11,7 +11,9 @@ fn config(keys: &str) -> ConsulConfig {
 }
 
 fn target(keys: &str, index: u64) -> String {
-    request(&config(keys), index).unwrap().uri().path_and_query().unwrap().to_string()
+    let config = config(keys);
+    let request = request(&config, &instances_target(&config, index)).unwrap();
+    request.uri().path_and_query().unwrap().to_string()
 }
 
 #[test]
@@ -25,8 +27,20 @@ fn a_query_says_all_that_is_configured_and_waits_only_with_an_index() {
         "/consul/v1/health/service/users?index=1&wait=60s&dc=dc%201&ns=n&partition=p\
          &filter=Service.Meta.v%20%3D%3D%20%222%22&tag=a&tag=b"
     );
-    let with_token = request(&config("token = \"secret\""), 0).unwrap();
+    let with_token = request(&config("token = \"secret\""), "/").unwrap();
     assert_eq!(with_token.headers()["x-consul-token"], "secret");
+}
+
+#[test]
+fn services_are_asked_for_where_instances_are_and_only_those_with_the_tags_count() {
+    let keys = "datacenter = \"a\"\ntags = [\"v2\", \"eu\"]\nfilter = \"Service.Meta.v == 2\"";
+    assert_eq!(services_target(&config(keys), 7), "/v1/catalog/services?index=7&wait=300s&dc=a&stale");
+    let body = br#"{"consul": [], "users": ["eu", "v2", "x"], "orders": ["v2"], "a b": ["eu", "v2"]}"#;
+    let listing = read_services(body, &config(keys)).unwrap();
+    assert_eq!(listing.services, [crate::config::Service::new("users", ["v2", "eu", "x"]).unwrap()]);
+    assert_eq!(listing.refused.len(), 1);
+    assert!(read_services(b"[]", &config("")).is_err());
+    assert!(read_services(br#"{"users": null}"#, &config("")).is_err());
 }
 
 #[test]

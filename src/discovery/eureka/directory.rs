@@ -217,6 +217,11 @@ impl DirectoryCopy {
         counts.iter().map(|(state, count)| format!("{state}_{count}_")).collect()
     }
 
+    /// All applications, with their instances in any state.
+    pub(super) fn applications(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = &EurekaInstance>)> {
+        self.applications.iter().map(|(name, instances)| (name.as_str(), instances.values()))
+    }
+
     /// The instances of an application that take requests.
     pub(super) fn application(&self, name: &str) -> impl Iterator<Item = &EurekaInstance> {
         let found = self.applications.get(&name.to_uppercase());
