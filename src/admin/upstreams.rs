@@ -64,6 +64,8 @@ struct SourceView {
     backends: Option<usize>,
     /// How many of these it names no longer and are held back.
     held_back: usize,
+    /// How many it names that are not served with yet, because they came and went again and again.
+    damped: usize,
     /// When its last good answer came; `null` where none has.
     answered: Option<String>,
     /// For how long it is not known whether what counts is still right; 0 while it answers.
@@ -276,6 +278,7 @@ impl SourceView {
                 SourceCondition::Holding { backends } => backends,
                 _ => 0,
             },
+            damped: report.damped,
             answered: report.answered.map(rfc3339),
             stale_seconds: report.stale(now).as_secs(),
             revision: report.revision.as_deref().map(str::to_owned),

@@ -209,7 +209,7 @@ async fn run(mut discovery: Box<dyn AnyDiscovery>, mut reporter: Reporter, mut p
                         Ok(()) => reporter.report(),
                         Err(_) => return,
                     },
-                    () = sleep(REVIEW_EVERY), if reporter.progress.is_holding() => reporter.review(),
+                    () = sleep(REVIEW_EVERY), if reporter.progress.is_to_be_reviewed() => reporter.review(),
                 }
             }
         };
@@ -380,6 +380,7 @@ impl Reporter {
             refused: Arc::clone(&self.refused),
             admission: self.admission.clone(),
             is_asked: self.is_asked,
+            damped: self.progress.damped(),
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
         let target = self.targets.borrow_and_update().clone();

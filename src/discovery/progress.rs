@@ -12,6 +12,10 @@ use crate::backend::{BackendSet, Instance};
 use crate::config::Address;
 use crate::upstream::sources::SourceCondition;
 
+mod flaps;
+
+use flaps::Flaps;
+
 /// A source that always has something to say is asked so often, or it would be all that is done.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(1);
 
@@ -46,7 +50,7 @@ pub(super) struct SourceProgress {
     /// The last good set, with what is held back.
     set: Option<BackendSet>,
     condition: SourceCondition,
-    /// What the source said last, where backends are held back.
+    /// What the source said last, where backends are held back or not taken yet.
     said: Option<BackendSet>,
     /// How long the last answer has all held back that is missing in it; `None`: the rules say so.
     held_for: Option<Duration>,
@@ -54,6 +58,10 @@ pub(super) struct SourceProgress {
     held: HashMap<Address, Instant>,
     /// Backends that have vanished and were not held back, and when. Those of the last [`Rules::hold`] count.
     vanished: HashMap<Address, Instant>,
+    /// Backends that come and go.
+    flaps: Flaps,
+    /// How many of these are not taken yet.
+    damped: usize,
     /// Failures in a row.
     failures: u32,
     /// When the first of these was.
@@ -86,6 +94,8 @@ impl SourceProgress {
             held_for: None,
             held: HashMap::new(),
             vanished: HashMap::new(),
+            flaps: Flaps::default(),
+            damped: 0,
             failures: 0,
             failing_since: None,
         }
@@ -104,9 +114,15 @@ impl SourceProgress {
         &self.condition
     }
 
-    /// Whether backends are held back, so that [`SourceProgress::review`] is to be called now and then.
-    pub(super) fn is_holding(&self) -> bool {
-        matches!(self.condition, SourceCondition::Holding { .. })
+    /// Backends that are named and not taken yet, for they come and go.
+    pub(super) fn damped(&self) -> usize {
+        self.damped
+    }
+
+    /// Whether backends are held back, or not taken yet, so that [`SourceProgress::review`] is to be called now and then.
+    pub(super) fn is_to_be_reviewed(&self) -> bool {
+        let answers = !matches!(self.condition, SourceCondition::Failing { .. });
+        answers && self.said.is_some()
     }
 
     /// The answer that is taken in next has all held back for so long that is missing in it; with `None`, the rules say so.
@@ -128,9 +144,9 @@ impl SourceProgress {
         }
     }
 
-    /// Looks again at what is held back.
+    /// Looks again at what is held back or not taken yet.
     pub(super) fn review(&mut self, now: Instant, is_failing: IsFailing<'_>) -> Option<ProgressStep> {
-        let said = self.said.clone().filter(|_| self.is_holding())?;
+        let said = self.said.clone().filter(|_| self.is_to_be_reviewed())?;
         let step = self.found(said, now, is_failing);
         (step.news || step.told.is_some()).then_some(step)
     }
@@ -141,7 +157,16 @@ impl SourceProgress {
             let silent = now.saturating_duration_since(since);
             self.held.values_mut().chain(self.vanished.values_mut()).for_each(|at| *at += silent);
         }
-        let set = self.hold_back(&said, now, is_failing);
+        let damped = match self.rules.removed_percent {
+            // It is believed at once.
+            100.. => HashSet::new(),
+            _ => self.flaps.take(&said, now, self.set.as_ref()),
+        };
+        let taken = match damped.is_empty() {
+            true => said.clone(),
+            false => said.filtered(|it| !damped.contains(&it.address)),
+        };
+        let set = self.hold_back(&taken, now, is_failing);
         let condition = match self.held.len() {
             0 => SourceCondition::Current,
             backends => SourceCondition::Holding { backends },
@@ -162,8 +187,17 @@ impl SourceProgress {
             }
             None => count,
         });
-        let news = self.condition != condition || self.set.as_ref() != Some(&set);
-        self.said = (!self.held.is_empty()).then_some(said);
+        let begins_to_damp = self.damped == 0 && !damped.is_empty();
+        let told = match begins_to_damp {
+            true => {
+                let what = format!("{} that came and went is not taken before it has stayed", counted(damped.len()));
+                Some(told.map_or(what.clone(), |told| format!("{told}; {what}")))
+            }
+            false => told,
+        };
+        let news = self.condition != condition || self.set.as_ref() != Some(&set) || self.damped != damped.len();
+        self.damped = damped.len();
+        self.said = (!self.held.is_empty() || !damped.is_empty()).then_some(said);
         (self.set, self.condition, self.failures, self.failing_since) = (Some(set), condition, 0, None);
         ProgressStep { news, told, pause: PAUSE_MIN }
     }

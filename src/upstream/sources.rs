@@ -73,6 +73,8 @@ pub struct SourceReport {
     pub admission: Option<Arc<Admission>>,
     /// Whether it is asked, so that its first answer comes in a moment; `false` where it waits to be told something.
     pub is_asked: bool,
+    /// Backends that it names and that are not served with yet, because they came and went again and again.
+    pub damped: usize,
 }
 
 impl SourceReport {
@@ -90,6 +92,7 @@ impl SourceReport {
             refused: Arc::default(),
             admission: None,
             is_asked: false,
+            damped: 0,
         }
     }
 

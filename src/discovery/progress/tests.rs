@@ -106,7 +106,7 @@ fn an_empty_answer_takes_nothing_until_it_has_lasted() {
         step.told.as_deref(),
         Some("0 backends, and 3 that are no longer named are kept until they fail or 60s are over")
     );
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3], true));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![1, 2, 3], true));
     // It says so again: that is no news, and puts nothing off.
     let again = progress.take(Ok(set(&[])), begin + 50 * S, 0, &none_fails);
     assert_eq!((again.news, again.told), (false, None));
@@ -140,12 +140,12 @@ fn those_that_vanish_one_after_the_other_count_together_for_as_long_as_they_woul
     progress.take(Ok(set(&[1, 2, 3, 4])), begin, 0, &none_fails);
     progress.take(Ok(set(&[2, 3, 4])), at(1), 0, &none_fails);
     progress.take(Ok(set(&[3, 4])), at(2), 0, &none_fails);
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![3, 4], false));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![3, 4], false));
     progress.take(Ok(set(&[4])), at(3), 0, &none_fails);
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![3, 4], true));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![3, 4], true));
     // When the first are long gone, it is one of two.
     progress.review(at(62), &none_fails).unwrap();
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![4], false));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![4], false));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_part_that_may_vanish_does_so_at_once() {
     let (mut progress, begin) = (guarded(), Instant::now());
     progress.take(Ok(set(&[1, 2])), begin, 0, &none_fails);
     progress.take(Ok(set(&[2])), begin, 0, &none_fails);
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![2], false));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![2], false));
 }
 
 #[test]
@@ -166,10 +166,10 @@ fn a_source_that_fails_confirms_nothing() {
     assert_eq!(ports(&progress), [1, 2, 3]);
     // It comes back and still says so: the minute goes on where it stopped.
     progress.take(Ok(set(&[])), begin + 602 * S, 0, &none_fails);
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3], true));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![1, 2, 3], true));
     assert_eq!(progress.review(begin + 660 * S, &none_fails), None);
     progress.review(begin + 661 * S, &none_fails).unwrap();
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![], false));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![], false));
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn what_has_vanished_counts_also_over_a_failure() {
     progress.take(Ok(set(&[3, 4])), begin + S, 0, &none_fails);
     progress.take(Err(refused()), begin + 2 * S, 0, &none_fails);
     progress.take(Ok(set(&[4])), begin + 600 * S, 0, &none_fails);
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![3, 4], true));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![3, 4], true));
 }
 
 #[test]
@@ -190,9 +190,9 @@ fn what_an_earlier_process_has_left_counts_until_the_first_answer_and_is_guarded
     let step = progress.take(Err(refused()), begin, 0, &none_fails);
     assert!(step.told.unwrap().contains("keeping 3 backends"));
     progress.take(Ok(set(&[])), begin + S, 0, &none_fails);
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3], true));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![1, 2, 3], true));
     progress.take(Ok(set(&[1, 2, 3, 4])), begin + 2 * S, 0, &none_fails);
-    assert_eq!((ports(&progress), progress.is_holding()), (vec![1, 2, 3, 4], false));
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![1, 2, 3, 4], false));
 }
 
 #[test]
@@ -220,4 +220,67 @@ fn an_answer_may_have_all_held_back_that_it_does_not_have_until_it_fails_or_its_
     progress.hold_for(None);
     progress.take(Ok(set(&[4])), begin + 1_000_001 * S, 0, &none_fails);
     assert_eq!(ports(&progress), [4]);
+}
+
+/// Answers of a guarded source, a second after each other, and the ports that are served after each.
+fn served(progress: &mut SourceProgress, begin: Instant, from: u64, answers: &[&[u16]]) -> Vec<Vec<u16>> {
+    let mut all = Vec::new();
+    for (answer, second) in answers.iter().zip(from..) {
+        progress.take(Ok(set(answer)), begin + Duration::from_secs(second), 0, &none_fails);
+        all.push(ports(progress));
+    }
+    all
+}
+
+#[test]
+fn a_backend_that_comes_and_goes_is_taken_when_it_has_stayed_longer_each_time() {
+    let (mut progress, begin) = (guarded(), Instant::now());
+    let (with, without): (&[u16], &[u16]) = (&[1, 2, 3, 4], &[1, 2, 3]);
+    let flapping = [with, without, with, without, with, without];
+    let seen = served(&mut progress, begin, 0, &flapping);
+    assert_eq!(seen, flapping);
+    // It has gone three times.
+    let step = progress.take(Ok(set(with)), begin + 6 * S, 0, &none_fails);
+    assert_eq!(step.told.as_deref(), Some("1 backend that came and went is not taken before it has stayed"));
+    assert_eq!((ports(&progress), progress.damped(), progress.is_to_be_reviewed()), (without.to_vec(), 1, true));
+    assert_eq!(progress.review(begin + 10 * S, &none_fails), None);
+    let step = progress.review(begin + 11 * S, &none_fails).unwrap();
+    assert_eq!((step.news, step.told, ports(&progress)), (true, None, with.to_vec()));
+    // The next time it takes twice as long, and other changes count meanwhile.
+    served(&mut progress, begin, 12, &[without, with, &[1, 2, 3, 4, 5]]);
+    assert_eq!(ports(&progress), [1, 2, 3, 5]);
+    assert!(progress.review(begin + 22 * S, &none_fails).is_none());
+    progress.review(begin + 23 * S, &none_fails).unwrap();
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![1, 2, 3, 4, 5], false));
+    // After five quiet minutes it is as any other.
+    served(&mut progress, begin, 400, &[&[1, 2, 3, 5], &[1, 2, 3, 4, 5]]);
+    assert_eq!(ports(&progress), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn where_half_of_all_come_and_go_the_registry_flaps_and_all_are_taken() {
+    let (mut progress, begin) = (guarded(), Instant::now());
+    for (second, n) in (0..40).zip(0..) {
+        let answer: &[u16] = if n % 2 == 0 { &[1, 2, 3, 4] } else { &[1, 2] };
+        progress.take(Ok(set(answer)), begin + Duration::from_secs(second), 0, &none_fails);
+        assert_eq!(progress.damped(), 0);
+        assert!(ports(&progress).len() >= answer.len());
+    }
+}
+
+#[test]
+fn what_is_believed_at_once_is_not_damped_and_what_is_held_back_is_simply_there() {
+    let (mut progress, begin) = (believing(), Instant::now());
+    for second in 0..20 {
+        let answer: &[u16] = if second % 2 == 0 { &[1, 2, 3] } else { &[1, 2] };
+        progress.take(Ok(set(answer)), begin + Duration::from_secs(second), 0, &none_fails);
+        assert_eq!(ports(&progress), answer);
+    }
+    // Two of three vanish again and again: they are held back, and have never left.
+    let mut progress = guarded();
+    for second in 0..20 {
+        let answer: &[u16] = if second % 2 == 0 { &[1, 2, 3] } else { &[1] };
+        progress.take(Ok(set(answer)), begin + Duration::from_secs(second), 0, &none_fails);
+        assert_eq!(ports(&progress), [1, 2, 3]);
+    }
 }
