@@ -40,6 +40,11 @@ impl Admission {
         Self { allow: config.allow.clone(), loopback: config.is_local(), backends_max: config.max_backends }
     }
 
+    /// What any number of addresses may be; `loopback` says whether loopback is this machine.
+    pub fn of(allow: Vec<IpNet>, loopback: bool) -> Self {
+        Self { allow, loopback, backends_max: usize::MAX }
+    }
+
     /// Why an address is not believed; `None` where it is.
     pub fn refuse(&self, address: &Address) -> Option<&'static str> {
         match address {

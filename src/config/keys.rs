@@ -287,6 +287,7 @@ mod tests {
             named(Kind::Secret),
             [
                 "admin.token",
+                "registry.token[].token",
                 "upstream.*.discovery[].consul.token",
                 "upstream.*.discovery[].etcd.password",
                 "upstream.*.discovery[].eureka.password",

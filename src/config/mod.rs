@@ -22,6 +22,7 @@ mod log;
 mod access_log;
 mod overload;
 mod admin;
+mod registry;
 mod listener;
 mod body_limit;
 mod http2;
@@ -89,7 +90,7 @@ pub(crate) use difference::Changes;
 pub use difference::{DifferenceList, KeyChange};
 pub use discovery::{
     ConsulConfig, DiscoveryConfig, DnsRecords, DnsSourceConfig, EtcdConfig, EurekaConfig, FileSourceConfig,
-    HttpSourceConfig, HttpUrl, PushConfig, SourceConfig, ZookeeperConfig,
+    HttpSourceConfig, HttpUrl, PushConfig, RegistrySourceConfig, SourceConfig, ZookeeperConfig,
 };
 pub use dns::{AddressFamily, DnsConfig, DnsHoldConfig};
 pub use error::{Problem, Problems, Severity, nearest};
@@ -113,6 +114,7 @@ pub use overload::OverloadConfig;
 pub use paths::{PathOverrides, PathRule, PathsConfig, PathsKey};
 pub use pool::PoolConfig;
 pub use queue::{QueueConfig, QueueOrder};
+pub use registry::{RegistryAccess, RegistryConfig, RegistryTokenConfig};
 pub use retries::{BackoffConfig, HedgeConfig, RetryConfig, RetryOn};
 pub use retry_budget::RetryBudgetConfig;
 pub use root::Config;

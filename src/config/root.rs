@@ -20,6 +20,7 @@ use super::log::LogConfig;
 use super::middleware::Middlewares;
 use super::overload::OverloadConfig;
 use super::raw;
+use super::registry::RegistryConfig;
 use super::report::Place;
 use super::table::Table;
 use super::visibility::FilePath;
@@ -54,6 +55,9 @@ pub struct Config {
     /// Where operators watch and steer the process.
     #[key(OnPart, reload = Restart)]
     pub admin: Option<AdminConfig>,
+    /// A registry of services that this process keeps, for those who have none.
+    #[key(Part, reload = Restart)]
+    pub registry: Option<Arc<RegistryConfig>>,
     /// What is logged and how.
     #[key(Part)]
     pub log: LogConfig,
@@ -93,7 +97,13 @@ impl Config {
         // The token is looked at with each request, so a new one holds at once. An address that the file has switched off is still served until
         // the restart, and keeps its token.
         let token = self.admin.take().map(|admin| admin.token);
+        let registry = self.registry.take();
         self.keep_what_needs_a_restart(old);
+        // What the registry lets pass is looked at with each request too.
+        if let (Some(running), Some(mut registry)) = (&mut self.registry, registry) {
+            Arc::make_mut(&mut registry).keep_what_needs_a_restart(running);
+            *running = registry;
+        }
         if let (Some(admin), Some(token)) = (&mut self.admin, token) {
             admin.token = token;
         }

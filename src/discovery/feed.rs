@@ -20,6 +20,7 @@ use super::{Answer, AnyDiscovery, DiscoveryError, source};
 use crate::backend::BackendSet;
 use crate::backend::admission::Admission;
 use crate::config::{Address, DiscoveryConfig, SourceConfig, UpstreamName};
+use crate::registry::Registry;
 use crate::telemetry::events::{EventKind, Events};
 use crate::upstream::UpstreamState;
 use crate::upstream::sources::{SourceCondition, SourceId, SourceReport};
@@ -115,10 +116,10 @@ impl Beginning {
         config: &DiscoveryConfig,
         look: FirstLook,
         saves: Option<(Arc<Store>, Arc<Key>)>,
-        (events, resolvers): (&Events, &Resolvers),
+        (events, resolvers, registry): (&Events, &Resolvers, Option<&Arc<Registry>>),
     ) -> Self {
         let FirstLook { left, file } = look;
-        let discovery = source::of(config, state, left.as_ref().map(|left| &left.set), file, resolvers);
+        let discovery = source::of(config, state, left.as_ref().map(|left| &left.set), file, (resolvers, registry));
         let rules = Rules {
             removed_percent: config.removed_percent(),
             hold: config.removal_hold,

@@ -19,6 +19,7 @@ use super::services::ServiceFeeds;
 use super::store::{Key, Left, Store, write_behind};
 use super::{AnyDiscovery, Discovery};
 use crate::config::{DiscoveryConfig, DnsConfig, UpstreamName};
+use crate::registry::Registry;
 use crate::telemetry::events::Events;
 use crate::upstream::sources::{SourceId, named};
 use crate::upstream::{Upstream, UpstreamState};
@@ -55,6 +56,8 @@ impl fmt::Debug for FoundBackends {
 pub struct Feeds {
     events: Events,
     disk: Option<Disk>,
+    /// That of this process.
+    registry: Option<Arc<Registry>>,
     /// Of the program. They outlive upstreams: what they find waits for one of their name.
     given: Vec<Given>,
     /// Of the configuration.
@@ -117,11 +120,13 @@ fn sources(upstream: &Upstream) -> impl Iterator<Item = &DiscoveryConfig> {
 
 impl Feeds {
     /// Follows these sources, and those of the upstreams' configurations. What they can say at once they have said when this returns. It waits
-    /// for a few seconds at most, for what is read from disks. The last good sets are kept in `state_dir`, if there is one. Inside a runtime only.
+    /// for a few seconds at most, for what is read from disks. The last good sets are kept in `state_dir`, if there is one; `registry`
+    /// is that of this process. Inside a runtime only.
     pub fn start(
         found: Vec<FoundBackends>,
         (upstreams, dns): (&[Arc<Upstream>], &DnsConfig),
         state_dir: Option<&Path>,
+        registry: Option<Arc<Registry>>,
         events: &Events,
     ) -> Self {
         let disk = state_dir.map(|dir| {
@@ -132,8 +137,8 @@ impl Feeds {
         });
         let names = Names::new(dns, disk.as_ref().map(|disk| Arc::clone(&disk.store)), events);
         let services = ServiceFeeds::new(events);
-        let mut feeds =
-            Self { events: events.clone(), disk, given: Vec::new(), configured: Vec::new(), names, services };
+        let (given, configured) = (Vec::new(), Vec::new());
+        let mut feeds = Self { events: events.clone(), disk, registry, given, configured, names, services };
         let mut looks = feeds.look(upstreams, START_PATIENCE);
         // Before sources say any: these were looked for on disk.
         feeds.names.follow(upstreams, dns, &mut looks);
@@ -238,7 +243,8 @@ impl Feeds {
     ) -> Configured {
         let saves = |disk: &Disk| (Arc::clone(&disk.store), Arc::new(Key::new(&state.name, config)));
         let saves = self.disk.as_ref().map(saves);
-        let mut beginning = Beginning::configured(id, state, config, look, saves, (&self.events, resolvers));
+        let mut beginning =
+            Beginning::configured(id, state, config, look, saves, (&self.events, resolvers, self.registry.as_ref()));
         beginning.heard_by(self.heard());
         let feed = beginning.follow(Some(Arc::clone(state)));
         Configured { state: Arc::clone(state), config: config.clone(), resolvers: Arc::clone(resolvers), feed }

@@ -59,6 +59,7 @@ mod record;
 mod etcd;
 mod zookeeper;
 mod dns;
+mod registry;
 mod names;
 mod listing;
 mod services;

@@ -113,7 +113,7 @@ impl Names {
             let left = replaced.as_ref().and_then(|it| it.feed.left()).or(first.left);
             let saves = self.store.as_ref().map(|store| (Arc::clone(store), Arc::new(Key::new(&state.name, &config))));
             let look = FirstLook { left, file: None };
-            let mut beginning = Beginning::configured(id, state, &config, look, saves, (&self.events, resolvers));
+            let mut beginning = Beginning::configured(id, state, &config, look, saves, (&self.events, resolvers, None));
             // The name stands in the file, or another source is believed it: what it leads to is for `Sources` to judge.
             beginning.believe_all();
             let feed = beginning.follow(Some(Arc::clone(state)));

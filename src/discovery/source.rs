@@ -11,20 +11,22 @@ use super::file::{FileLook, FileSource};
 use super::http::HttpSource;
 use super::inbox::InboxSource;
 use super::reading::Reading;
+use super::registry::RegistrySource;
 use super::zookeeper::Zookeeper;
 use super::{Answered, AnyDiscovery};
 use crate::backend::BackendSet;
 use crate::config::{DiscoveryConfig, SourceConfig};
+use crate::registry::Registry;
 use crate::upstream::UpstreamState;
 
 /// The source that a table of the configuration describes. `left` is what is known of it already, `file_look` a look at its file. Names are
-/// looked up by `resolvers`.
+/// looked up by `resolvers`; `registry` is that of this process.
 pub(super) fn of(
     config: &DiscoveryConfig,
     state: &Arc<UpstreamState>,
     left: Option<&BackendSet>,
     file_look: Option<FileLook>,
-    resolvers: &Resolvers,
+    (resolvers, registry): (&Resolvers, Option<&Arc<Registry>>),
 ) -> Box<dyn AnyDiscovery> {
     let reading = Reading::new(config);
     match config.source() {
@@ -36,6 +38,7 @@ pub(super) fn of(
         Some(SourceConfig::Etcd(etcd)) => Box::new(Etcd::new(Arc::clone(etcd), reading)),
         Some(SourceConfig::Zookeeper(zookeeper)) => Box::new(Zookeeper::new(Arc::clone(zookeeper), reading)),
         Some(SourceConfig::Dns(dns)) => Box::new(DnsSource::new(Arc::clone(dns), resolvers, left)),
+        Some(SourceConfig::Registry(config)) => Box::new(RegistrySource::new(Arc::clone(config), reading, registry)),
         None => Box::new(Silent),
     }
 }

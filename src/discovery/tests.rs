@@ -78,7 +78,7 @@ async fn what_is_pushed_before_the_start_is_served_with_from_the_start() {
     let upstream = upstream(&state);
     let (pusher, pushed) = pushed();
     pusher.push(set(&[2]));
-    let _feeds = Feeds::start(found(pushed), (&[Arc::clone(&upstream)], &DnsConfig::default()), None, &events);
+    let _feeds = Feeds::start(found(pushed), (&[Arc::clone(&upstream)], &DnsConfig::default()), None, None, &events);
     assert_eq!(ports(&state), [1, 2]);
     // Without anybody to push, the last set holds.
     pusher.push(set(&[3]));
@@ -94,7 +94,7 @@ async fn a_failing_source_keeps_its_last_set_and_is_told_of_once() {
     let mut listener = events.listen();
     let upstream = upstream(&state);
     let script = Scripted::says(&[Ok(&[2]), Err("refused"), Err("refused"), Err("timed out"), Ok(&[3])]);
-    let _feeds = Feeds::start(found(script), (&[Arc::clone(&upstream)], &DnsConfig::default()), None, &events);
+    let _feeds = Feeds::start(found(script), (&[Arc::clone(&upstream)], &DnsConfig::default()), None, None, &events);
     assert_eq!(state.sources.look()[1].condition, SourceCondition::Awaited);
     tokio::time::sleep(2 * S + S / 10).await;
     assert_eq!(ports(&state), [1, 2]);
@@ -113,7 +113,7 @@ async fn reloads_do_not_put_off_a_source_nor_its_retries() {
     let upstream = [upstream(&state)];
     let mut both = found(pushed().1);
     both.push(FoundBackends::by("u".into(), "failing".into(), AtOnce(0)));
-    let mut feeds = Feeds::start(both, (&upstream, &DnsConfig::default()), None, &events);
+    let mut feeds = Feeds::start(both, (&upstream, &DnsConfig::default()), None, None, &events);
     for _ in 0..100 {
         feeds.follow(&[], &DnsConfig::default(), FirstLooks::default());
         tokio::time::sleep(S / 10).await;
@@ -142,7 +142,7 @@ async fn an_upstream_that_comes_back_is_told_what_is_known_before_it_serves() {
     let upstream = upstream(&first);
     let (pusher, pushed) = pushed();
     pusher.push(set(&[2]));
-    let mut feeds = Feeds::start(found(pushed), (&[upstream], &DnsConfig::default()), None, &events);
+    let mut feeds = Feeds::start(found(pushed), (&[upstream], &DnsConfig::default()), None, None, &events);
     feeds.follow(&[], &DnsConfig::default(), FirstLooks::default());
     tokio::time::sleep(S).await;
     pusher.push(set(&[3]));

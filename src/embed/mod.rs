@@ -39,9 +39,11 @@ use crate::supervisor::{
 use crate::telemetry::logging::{self, Logging};
 
 mod admin_view;
+mod served_registry;
 mod systemd;
 mod takeover;
 
+use served_registry::ServedRegistry;
 use takeover::{LentSocket, ProcessBefore};
 
 /// A load balancer; see [`Isobar::builder`].
@@ -182,9 +184,9 @@ impl Builder {
         // another one, and the program around may well have one.
         let control = move || match self.launch() {
             Err(error) => drop(started.send(Err(error))),
-            Ok(Launched { runtime, control, handle, admin, admin_address }) => {
+            Ok(Launched { runtime, control, handle, admin, registry, addresses }) => {
                 let (watched, vital) = (handle.clone(), handle.events().vital().clone());
-                drop(started.send(Ok((handle, admin_address))));
+                drop(started.send(Ok((handle, addresses))));
                 let run = AssertUnwindSafe(|| runtime.block_on(vital.watch("control".into(), control.run())));
                 let outcome = match std::panic::catch_unwind(run) {
                     Ok(outcome) => outcome,
@@ -197,8 +199,13 @@ impl Builder {
                 };
                 // The word goes out before anything is taken down: after a second signal nothing should wait for that.
                 let _ = end.send(outcome);
-                if let (Some(admin), Ended::Stopped { .. } | Ended::Failed { .. }) = (admin, outcome) {
-                    runtime.block_on(admin.end());
+                if matches!(outcome, Ended::Stopped { .. } | Ended::Failed { .. }) {
+                    if let Some(registry) = registry {
+                        runtime.block_on(registry.end());
+                    }
+                    if let Some(admin) = admin {
+                        runtime.block_on(admin.end());
+                    }
                 }
                 // A look at a file may hang on a dead network mount; the thread that hangs is left behind.
                 runtime.shutdown_background();
@@ -206,8 +213,8 @@ impl Builder {
         };
         let thread = thread::Builder::new().name("isobar-control".into()).spawn(control).map_err(Error::Thread)?;
         match start.recv() {
-            Ok(Ok((handle, admin_address))) => {
-                Ok(Running { handle, admin_address, ended: Some(ended), thread: Some(thread) })
+            Ok(Ok((handle, (admin_address, registry_address)))) => {
+                Ok(Running { handle, admin_address, registry_address, ended: Some(ended), thread: Some(thread) })
             }
             Ok(Err(error)) => Err(error),
             Err(_) => match thread.join() {
@@ -253,6 +260,9 @@ impl Builder {
         let bind = |config| bind_admin(config, inherited.admin, before.is_some());
         let mut admin = admin_config.as_ref().map(bind).transpose()?;
         let admin_address = admin.as_ref().and_then(Admin::address);
+        let registry = config.registry.as_ref();
+        let registry = registry.map(|config| served_registry::bind(config, before.is_some())).transpose()?;
+        let registry_address = registry.as_ref().map(|bound| bound.address());
         let signals = harmless.map(Signals::take).transpose().map_err(Error::Thread)?;
         let watched = file_to_watch(&self.source, self.watch);
 
@@ -283,19 +293,23 @@ impl Builder {
         let lent = admin.as_ref().and_then(|admin| admin.lend().ok()?);
         let most = handle.process().descriptors.plan.admin;
         let mut admin = admin.map(|admin| ServedAdmin::start(&runtime, admin.with_connections(most), &handle));
+        let registry = registry.zip(handle.registry());
+        let mut registry = registry.map(|(bound, registry)| ServedRegistry::start(&runtime, bound, registry, &handle));
         if let Some(before) = before {
             runtime.block_on(before.replace());
         }
         if let Some(file) = file {
             systemd::ready();
-            runtime.spawn(takeover::offer(file, handle.clone(), lent, admin.as_mut().and_then(ServedAdmin::stopper)));
+            let stop_admin = admin.as_mut().and_then(ServedAdmin::stopper);
+            let stop_registry = registry.as_mut().and_then(ServedRegistry::stopper);
+            runtime.spawn(takeover::offer(file, handle.clone(), lent, stop_admin, stop_registry));
         }
         if let Some(path) = watched {
             runtime.spawn(vital.watch("watch over the file".into(), file_watch::run(path, stamp, handle.clone())));
         }
         drop(inside);
         unwritten.leave();
-        Ok(Launched { runtime, control, handle, admin, admin_address })
+        Ok(Launched { runtime, control, handle, admin, registry, addresses: (admin_address, registry_address) })
     }
 }
 
@@ -358,7 +372,9 @@ struct Launched {
     control: ControlTask,
     handle: Handle,
     admin: Option<ServedAdmin>,
-    admin_address: Option<SocketAddr>,
+    registry: Option<ServedRegistry>,
+    /// The admin address and that of the registry.
+    addresses: (Option<SocketAddr>, Option<SocketAddr>),
 }
 
 /// The admin address while it answers. It is the last to stop, unless another process takes it over: until then it says that the
@@ -402,6 +418,7 @@ impl ServedAdmin {
 pub struct Running {
     handle: Handle,
     admin_address: Option<SocketAddr>,
+    registry_address: Option<SocketAddr>,
     ended: Option<oneshot::Receiver<Ended>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -420,6 +437,11 @@ impl Running {
     /// The admin address; `None` if it is disabled.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
+    }
+
+    /// The registry's address; `None` if there is no registry.
+    pub fn registry_address(&self) -> Option<SocketAddr> {
+        self.registry_address
     }
 
     /// Blocks until it has ended: because of [`Handle::stop`], or of a signal. Not inside an async function; see

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::served_registry::RegistryStopper;
 use super::systemd;
 use crate::handover::{Offer, Predecessor, Sockets};
 use crate::supervisor::Handle;
@@ -68,6 +69,7 @@ pub(super) async fn offer(
     handle: Handle,
     mut admin: Option<LentSocket>,
     stop_admin: Option<(Arc<Notify>, oneshot::Receiver<()>)>,
+    stop_registry: Option<RegistryStopper>,
 ) {
     let Some(offer) = make(&file).await else { return };
     loop {
@@ -97,6 +99,10 @@ pub(super) async fn offer(
             stop.notify_one();
             // What asks there when the next process has said that it took over is to be answered by that one.
             let _ = tokio::time::timeout(CLOSE_LIMIT, closed).await;
+        }
+        // The next process binds its address then, and reads what was written.
+        if let Some(stopper) = stop_registry {
+            stopper.end().await;
         }
         drop((offer, admin));
         info!(pid, "another process has taken over");

@@ -34,6 +34,13 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// The registry's address cannot be bound.
+    Registry {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
     /// The access log cannot be opened.
     AccessLog {
         /// Where it was to go.
@@ -64,6 +71,9 @@ impl fmt::Display for Error {
             }
             Self::Admin { address, source } => {
                 write!(f, "could not listen on {address} (the key admin): {}", told(source, address.port()))
+            }
+            Self::Registry { address, source } => {
+                write!(f, "could not listen on {address} (the key registry): {}", told(source, address.port()))
             }
             Self::AdminSocket { path, source } => {
                 write!(f, "could not listen on {} (the key admin.unix_socket): {source}", path.display())

@@ -12,6 +12,7 @@ use super::command_loop::{ControlCommand, ReloadOutcome, Trigger};
 use super::{Applied, Error};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
+use crate::registry::Registry;
 use crate::telemetry::events::Events;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::process::Process;
@@ -33,6 +34,8 @@ pub(crate) struct ServedState {
     pub(super) listeners: ArcSwap<Vec<Arc<Listener>>>,
     status: ArcSwap<ConfigStatus>,
     pub(super) process: Arc<Process>,
+    /// The registry that this process keeps.
+    pub(super) registry: Option<Arc<Registry>>,
 }
 
 /// How it stands with the configuration.
@@ -123,6 +126,11 @@ impl Handle {
         &self.shared.process
     }
 
+    /// The registry that this process keeps; `None` where the configuration had none at the start.
+    pub fn registry(&self) -> Option<&Arc<Registry>> {
+        self.shared.registry.as_ref()
+    }
+
     /// What is logged; `None` where isobar was not asked to log for the process.
     pub fn logging(&self) -> Option<&Logging> {
         self.logging.as_ref()
@@ -179,7 +187,12 @@ impl Handle {
 }
 
 impl ServedState {
-    pub(super) fn new(workers: Workers, process: Arc<Process>, listeners: Vec<Arc<Listener>>) -> Self {
+    pub(super) fn new(
+        workers: Workers,
+        process: Arc<Process>,
+        listeners: Vec<Arc<Listener>>,
+        registry: Option<Arc<Registry>>,
+    ) -> Self {
         let now = SystemTime::now();
         let status = ConfigStatus {
             file: None,
@@ -192,7 +205,8 @@ impl ServedState {
             reloads_failed: 0,
             stopping: false,
         };
-        Self { workers, listeners: ArcSwap::from_pointee(listeners), status: ArcSwap::from_pointee(status), process }
+        let (listeners, status) = (ArcSwap::from_pointee(listeners), ArcSwap::from_pointee(status));
+        Self { workers, listeners, status, process, registry }
     }
 
     pub(super) fn show(&self, listeners: Vec<Arc<Listener>>) {

@@ -20,6 +20,7 @@ use crate::health::Prober;
 use crate::listener::{Listener, covers};
 use crate::middleware::{self, Kinds};
 use crate::overload::sample::{descriptors_max, open_descriptors};
+use crate::registry::Registry;
 use crate::strategy::Factories;
 use crate::telemetry::metrics::{RouteMetrics, Sharded};
 use crate::telemetry::process::Process;
@@ -171,7 +172,8 @@ impl Supervisor {
         log.take_effect(&process);
         snapshot.upstreams.iter().for_each(|it| it.state.sources.file_says(it.listed()));
         let upstreams = (&snapshot.upstreams[..], &config.dns);
-        let feeds = Feeds::start(found, upstreams, config.state_dir.as_deref(), &process.events);
+        let registry = config.registry.clone().map(|it| Registry::open(it, config.state_dir.as_deref()));
+        let feeds = Feeds::start(found, upstreams, config.state_dir.as_deref(), registry.clone(), &process.events);
         for upstream in &snapshot.upstreams {
             // What is found already is served with from the first request on.
             roster_keeper::follow_sources(upstream, Instant::now());
@@ -186,7 +188,7 @@ impl Supervisor {
         }
         report::started(&config, &lasting.listeners, workers.count());
         report::descriptors(&config, &process.descriptors.plan);
-        let shared = Arc::new(ServedState::new(workers, process, lasting.listeners.clone()));
+        let shared = Arc::new(ServedState::new(workers, process, lasting.listeners.clone(), registry));
         let (events, checks) = (&shared.process.events, shared.process.descriptors.plan.checks);
         let prober = Arc::new(Prober::new(events.clone(), checks));
         let keepers = Keepers::new(events.clone(), Arc::new(turning_over(&shared, &prober)));
@@ -275,6 +277,9 @@ impl Supervisor {
         }
         // Before the first request that knows of them: a backend never sees more than its limit.
         snapshot.upstreams.iter().for_each(|upstream| upstream.enforce());
+        if let (Some(registry), Some(config)) = (&self.shared.registry, &snapshot.config.registry) {
+            registry.set_config(Arc::clone(config));
+        }
         workers.publish(Arc::clone(&snapshot));
         for ((listener, config), tls) in lasting.listeners.iter().zip(&snapshot.config.listeners).zip(tls) {
             listener.config.store(Arc::clone(config));

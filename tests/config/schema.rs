@@ -48,6 +48,7 @@ const UNSEEN: &[(&str, &[&str])] = &[
             "admin_address_taken_by_default",
             "backend_twice",
             "listener_address_twice",
+            "registry_that_is_not_there",
             "route_name_twice",
             "routes_that_match_the_same",
             "routes_that_match_the_same_at_a_listener",

@@ -28,6 +28,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "supervisor",
             "handover",
             "discovery",
+            "registry",
             "listener",
             "proxy",
             "middleware",
@@ -59,6 +60,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "worker",
             "handover",
             "discovery",
+            "registry",
             "health",
             "listener",
             "proxy",
@@ -75,7 +77,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     // Says what backends there are, and wakes the keeper.
-    ("discovery", &["upstream", "backend", "http_client", "file_descriptors", "config", "telemetry"]),
+    (
+        "discovery",
+        &["registry", "upstream", "backend", "http_client", "eureka_xml", "file_descriptors", "config", "telemetry"],
+    ),
+    // What services register at; upstreams find them by discovery.
+    ("registry", &["backend", "http_client", "eureka_xml", "config", "telemetry"]),
     // Changes what is known of backends, and tells the keeper; what is done about it is decided below.
     ("health", &["upstream", "transport", "backend", "socket", "config", "telemetry"]),
     (
@@ -156,6 +163,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Numbers of the process and of its workers.
     ("file_descriptors", &[]),
     ("header_names", &[]),
+    // What Eureka's servers and clients say to each other: pure.
+    ("eureka_xml", &[]),
 ];
 
 /// What `lib.rs` names once more at the top of the crate, and where it comes from.
@@ -204,6 +213,7 @@ const CIRCLES: &[(&str, &[&str], &str)] = &[
             "pool",
             "queue",
             "raw",
+            "registry",
             "retries",
             "retry_budget",
             "root",

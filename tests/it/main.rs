@@ -50,6 +50,7 @@ mod queue;
 mod refusals;
 mod registries;
 mod registry;
+mod embedded_registry;
 mod reload_under_load;
 mod restarts;
 mod retries;

@@ -122,6 +122,8 @@ fn whatever_is_begun_is_watched_over() {
         ("admin/reload.rs", 1, "one answer; the reload itself is the control's"),
         ("admin/events.rs", 1, "one client that listens to events"),
         ("admin/mod.rs", 2, "one client of the admin address"),
+        ("registry/server.rs", 1, "one client of the registry"),
+        ("registry/checks.rs", 1, "one check: it stays as it is"),
         ("supervisor/command_loop.rs", 1, "one reading of the file: the reload is refused without it"),
         ("supervisor/successor.rs", 2, "a process, and the task that tells how it has ended"),
         ("supervisor/release_memory.rs", 3, "gives memory back after a reload: begun anew with the next"),

@@ -24,6 +24,9 @@ fn marked(scratch: &Scratch, backend: &TestBackend) -> String {
         address = "127.0.0.1:0"
         token = "MARK-of-the-token"
         unix_socket = {socket:?}
+        [registry]
+        address = "127.0.0.1:0"
+        token = [{{ name = "all", token = "MARK-of-the-registry" }}]
         [log]
         level = "debug"
         [[listener]]

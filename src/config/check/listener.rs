@@ -89,7 +89,7 @@ pub(super) fn listeners(
 
 /// Whether the kernel could not give both: the same, or one is every address of its family. Two free ports are different.
 /// Listeners on `[::]` take IPv6 only, so `0.0.0.0` and `[::]` get along.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port()
         && a.port() != 0
         && a.is_ipv4() == b.is_ipv4()

@@ -31,6 +31,7 @@ mod route;
 mod overlap;
 pub(crate) mod unreachable;
 mod redirect_loop;
+mod registry;
 mod upstream;
 pub(crate) mod value;
 
@@ -310,7 +311,8 @@ impl Check<'_> {
 /// What looks at several tables of the file together.
 pub(crate) fn whole(check: &Check<'_>, _: Place, file: &raw::File, mut config: Config) -> Option<Config> {
     let listeners = listener::listeners(check, &file.listeners, config.admin.as_ref().and_then(|admin| admin.address));
-    let upstreams = upstream::upstreams(check, file, &listeners, config.zone.as_ref());
+    let mut upstreams = upstream::upstreams(check, file, &listeners, config.zone.as_ref());
+    registry::registry(check, file, &config, &listeners, &mut upstreams);
     let routes = route::routes(check, file, &listeners, &upstreams);
     config.tells_identity =
         listeners.iter().filter_map(|it| it.config.tls.as_ref()).any(|it| it.client_certificates.is_some());

@@ -27,6 +27,7 @@ mod consul;
 mod eureka;
 mod etcd;
 mod zookeeper;
+mod registry;
 mod dns;
 
 pub use self::http::HttpSourceConfig;
@@ -36,11 +37,12 @@ pub use etcd::EtcdConfig;
 pub use eureka::EurekaConfig;
 pub use file::FileSourceConfig;
 pub use push::PushConfig;
+pub use registry::RegistrySourceConfig;
 pub use url::HttpUrl;
 pub use zookeeper::ZookeeperConfig;
 
-/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `eureka`, `etcd`, `zookeeper` and `dns`, and how far it is believed.
-/// What several sources say is added up. The last good set holds while a source fails.
+/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `eureka`, `etcd`, `zookeeper`, `dns` and `registry`, and how far it is
+/// believed. What several sources say is added up. The last good set holds while a source fails.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(check = Self::check)]
 pub struct DiscoveryConfig {
@@ -71,9 +73,12 @@ pub struct DiscoveryConfig {
     /// A name in DNS.
     #[key(Part, otherwise = "none")]
     pub dns: Option<Arc<DnsSourceConfig>>,
+    /// A service in the registry of this process, which `[registry]` describes.
+    #[key(Part, otherwise = "none")]
+    pub registry: Option<Arc<RegistrySourceConfig>>,
     /// How many of a hundred backends may vanish at once, or one after the other within `removal_hold`. When more would, or all, those that
     /// vanish are kept until their checks fail or `removal_hold` is over; what is new is served with at once. 100 holds nothing back.
-    #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose, and `dns`, for which `[dns]` has `hold`")]
+    #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose, and `dns` and `registry`, which hold back by themselves")]
     pub max_removed_percent: Option<u32>,
     /// How long a source must say that backends are gone that `max_removed_percent` holds back.
     #[key(Span, default = "5m")]
@@ -112,6 +117,8 @@ pub enum SourceConfig<'a> {
     Zookeeper(&'a Arc<ZookeeperConfig>),
     /// DNS.
     Dns(&'a Arc<DnsSourceConfig>),
+    /// The registry of this process.
+    Registry(&'a Arc<RegistrySourceConfig>),
 }
 
 /// How many of a hundred backends a registry may take away at once.
@@ -128,7 +135,9 @@ impl DiscoveryConfig {
         let etcd = || self.etcd.as_ref().map(SourceConfig::Etcd);
         let zookeeper = || self.zookeeper.as_ref().map(SourceConfig::Zookeeper);
         let dns = || self.dns.as_ref().map(SourceConfig::Dns);
-        file.or_else(http).or_else(push).or_else(consul).or_else(eureka).or_else(etcd).or_else(zookeeper).or_else(dns)
+        let registry = || self.registry.as_ref().map(SourceConfig::Registry);
+        let asked = file.or_else(http).or_else(push).or_else(consul).or_else(eureka).or_else(etcd);
+        asked.or_else(zookeeper).or_else(dns).or_else(registry)
     }
 
     /// What it asks for, and of whom, in words. Two tables that ask for the same may know the last set of each other.
@@ -142,6 +151,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Etcd(etcd)) => etcd.asks(),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.asks(),
             Some(SourceConfig::Dns(dns)) => dns.asks(),
+            Some(SourceConfig::Registry(registry)) => registry.asks(),
             None => String::new(),
         }
     }
@@ -149,7 +159,8 @@ impl DiscoveryConfig {
     /// How many of a hundred backends may vanish at once.
     pub fn removed_percent(&self) -> u32 {
         self.max_removed_percent.unwrap_or(match self.source() {
-            Some(SourceConfig::File(_) | SourceConfig::Push(_) | SourceConfig::Dns(_)) | None => 100,
+            Some(SourceConfig::File(_) | SourceConfig::Push(_) | SourceConfig::Dns(_) | SourceConfig::Registry(_))
+            | None => 100,
             Some(
                 SourceConfig::Http(_)
                 | SourceConfig::Consul(_)
@@ -168,6 +179,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Eureka(eureka)) => eureka.is_local(),
             Some(SourceConfig::Etcd(etcd)) => etcd.endpoints.iter().all(HttpUrl::is_loopback),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.is_loopback(),
+            Some(SourceConfig::Registry(registry)) => registry.is_local,
             // Who writes a zone is asked by its name, which stands in the file.
             Some(SourceConfig::File(_) | SourceConfig::Push(_) | SourceConfig::Dns(_)) | None => true,
         }
@@ -190,7 +202,8 @@ impl DiscoveryConfig {
             | SourceConfig::File(_)
             | SourceConfig::Http(_)
             | SourceConfig::Push(_)
-            | SourceConfig::Dns(_) => return None,
+            | SourceConfig::Dns(_)
+            | SourceConfig::Registry(_) => return None,
         };
         Some(asked.contains(SERVICE))
     }
@@ -206,6 +219,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Etcd(_)) => "etcd",
             Some(SourceConfig::Zookeeper(_)) => "zookeeper",
             Some(SourceConfig::Dns(_)) => "dns",
+            Some(SourceConfig::Registry(_)) => "registry",
             None => "none",
         }
     }
@@ -220,15 +234,18 @@ impl DiscoveryConfig {
             ("etcd", written.etcd.place()),
             ("zookeeper", written.zookeeper.place()),
             ("dns", written.dns.place()),
+            ("registry", written.registry.place()),
         ];
         let mut given = given.into_iter().filter_map(|(kind, place)| Some((kind, place?)));
         let Some((kind, _)) = given.next() else {
-            let kinds = ["file", "http", "push", "consul", "eureka", "etcd", "zookeeper", "dns"];
+            let kinds = ["file", "http", "push", "consul", "eureka", "etcd", "zookeeper", "dns", "registry"];
             if !kinds.iter().any(|kind| check.report.is_meant(place, kind)) {
                 let problem = Problem::error("nothing says where backends are found");
                 check.add(
                     place,
-                    problem.expected("one of the tables file, http, push, consul, eureka, etcd, zookeeper and dns"),
+                    problem.expected(
+                        "one of the tables file, http, push, consul, eureka, etcd, zookeeper, dns and registry",
+                    ),
                 );
             }
             return None;
@@ -263,6 +280,10 @@ impl DiscoveryConfig {
             Some(SourceConfig::Consul(consul)) => {
                 let place = written.consul.value().and_then(|it| it.service.place());
                 format!("consul {}", shown(place, consul.service.to_string()))
+            }
+            Some(SourceConfig::Registry(registry)) => {
+                let place = written.registry.value().and_then(|it| it.service.place());
+                format!("registry {}", shown(place, registry.service.to_string()))
             }
             Some(SourceConfig::Eureka(eureka)) => {
                 let place = written.eureka.value().and_then(|it| it.application.place());

@@ -1,16 +1,13 @@
 //! What Eureka servers send, in JSON and in XML.
 //!
-//! The two are one form: an element of XML is an object whose attributes are `@NAME` and whose text is `$`. Both are read leniently, as
-//! servers and those that are like them differ: one member of a list may stand without the list, and numbers may be texts.
+//! The two are one form (`eureka_xml`). Both are read leniently, as servers and those that are like them differ: one member of a list may stand
+//! without the list, and numbers may be texts.
 
 use std::collections::BTreeMap;
 
-use quick_xml::Reader;
-use quick_xml::events::{BytesStart, Event};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-/// Elements within elements. Eureka has six.
-const DEPTH_MAX: usize = 16;
+use crate::eureka_xml;
 
 /// The applications that an answer tells of.
 #[derive(Debug, Default)]
@@ -66,7 +63,7 @@ impl Applications {
     /// What is wrong with it.
     pub(super) fn read(body: &[u8], is_xml: bool) -> Result<Self, String> {
         let root = match is_xml {
-            true => xml(body).map_err(|error| format!("its answer is no XML: {error}"))?,
+            true => eureka_xml::read(body).map_err(|error| format!("its answer is no XML: {error}"))?,
             false => serde_json::from_slice(body).map_err(|error| format!("its answer is no JSON: {error}"))?,
         };
         let all = root.get("applications").ok_or("its answer has no applications: this is not Eureka's API")?;
@@ -141,98 +138,4 @@ fn many(value: Option<&Value>) -> impl Iterator<Item = &Value> {
         one => (&[][..], one),
     };
     list.iter().chain(one)
-}
-
-/// A document of XML as a value of JSON.
-fn xml(body: &[u8]) -> Result<Value, String> {
-    let text = std::str::from_utf8(body).map_err(|error| error.to_string())?;
-    let mut reader = Reader::from_str(text);
-    // The document, and the elements that are open.
-    let mut open = vec![(String::new(), Map::new())];
-    loop {
-        match reader.read_event().map_err(|error| error.to_string())? {
-            Event::Start(start) => {
-                if open.len() > DEPTH_MAX {
-                    return Err(format!("elements stand in more than {DEPTH_MAX} others"));
-                }
-                open.push(element(&start)?);
-            }
-            Event::Empty(start) => {
-                let (name, object) = element(&start)?;
-                close(&mut open, name, object);
-            }
-            Event::End(_) => {
-                // The reader has seen that it is the one that was opened.
-                let Some((name, object)) = open.pop().filter(|_| !open.is_empty()) else {
-                    return Err("an element ends that has not begun".into());
-                };
-                close(&mut open, name, object);
-            }
-            Event::Text(piece) => add_text(&mut open, &piece),
-            Event::CData(piece) => add_text(&mut open, &piece),
-            Event::GeneralRef(reference) => {
-                let character = match reference.resolve_char_ref().map_err(|error| error.to_string())? {
-                    Some(character) => character.to_string(),
-                    None => match &*reference {
-                        "lt" => "<".into(),
-                        "gt" => ">".into(),
-                        "amp" => "&".into(),
-                        "apos" => "'".into(),
-                        "quot" => "\"".into(),
-                        other => return Err(format!("there is no entity {other:?}")),
-                    },
-                };
-                add_text(&mut open, &character);
-            }
-            Event::Decl(_) | Event::PI(_) | Event::DocType(_) | Event::Comment(_) => {}
-            Event::Eof => break,
-        }
-    }
-    match open.pop() {
-        Some((_, root)) if open.is_empty() => Ok(Value::Object(root)),
-        _ => Err("it ends within an element".into()),
-    }
-}
-
-fn element(start: &BytesStart<'_>) -> Result<(String, Map<String, Value>), String> {
-    let name = start.local_name().as_ref().to_owned();
-    let mut object = Map::new();
-    for attribute in start.attributes() {
-        let attribute = attribute.map_err(|error| error.to_string())?;
-        let key = attribute.key.local_name();
-        object.insert(format!("@{}", key.as_ref()), attribute.value.into_owned().into());
-    }
-    Ok((name, object))
-}
-
-fn add_text(open: &mut [(String, Map<String, Value>)], piece: &str) {
-    let Some((_, object)) = open.last_mut() else { return };
-    match object.get_mut("$") {
-        Some(Value::String(text)) => text.push_str(piece),
-        _ => drop(object.insert("$".into(), piece.into())),
-    }
-}
-
-/// Puts an element that has ended into the one around it: as a text if it is nothing else, as a list with those of the same name.
-fn close(open: &mut [(String, Map<String, Value>)], name: String, mut object: Map<String, Value>) {
-    let Some((_, parent)) = open.last_mut() else { return };
-    let text = object.remove("$").and_then(|text| text.as_str().map(|text| text.trim().to_owned()));
-    let value = match text {
-        Some(text) if object.is_empty() => text.into(),
-        None if object.is_empty() => "".into(),
-        text => {
-            if let Some(text) = text.filter(|text| !text.is_empty()) {
-                object.insert("$".into(), text.into());
-            }
-            Value::Object(object)
-        }
-    };
-    match parent.get_mut(&name) {
-        Some(Value::Array(list)) => list.push(value),
-        Some(other) => {
-            let first = other.take();
-            *other = Value::Array(vec![first, value]);
-        }
-        None => drop(parent.insert(name, value)),
-    }
 }
