@@ -27,7 +27,7 @@ fi
 
 # The packages of node, likewise. None of them is let run anything at its installation.
 modules=${CARGO_TARGET_DIR:-$here/../../target}/peers-node
-if [[ " ${names[*]} " == *" npm "* || " ${names[*]} " == *" socket_io "* ]] && ! cmp -s "$here/servers/package-lock.json" "$modules/installed.json"; then
+if [[ " ${names[*]} " =~ " npm "|" socket_io "|" registry " ]] && ! cmp -s "$here/servers/package-lock.json" "$modules/installed.json"; then
   rm -rf "$modules"
   mkdir -p "$modules"
   cp "$here/servers/package.json" "$here/servers/package-lock.json" "$modules"
@@ -48,6 +48,23 @@ if [[ " ${names[*]} " == *" paths "* ]] && ! cat "${sources[@]}" | cmp -s - "$bu
   mvn --quiet --batch-mode --file "${sources[2]}" dependency:copy-dependencies -DoutputDirectory="$(realpath "$built/java")" | sed 's/\x1b\[0m//g'
   javac -d "$built/java" -cp "$built/java/*" "${sources[1]}"
   cat "${sources[@]}" >"$built/sources"
+fi
+
+# Services that register by client libraries, likewise: one in Go, and one of Spring Boot with each of two starters.
+registry=${CARGO_TARGET_DIR:-$here/../../target}/peers-registry
+sources=("$here/registry/go/main.go" "$here/registry/go/go.mod" "$here/registry/spring/pom.xml" "$here/registry/spring/src/main/java/users/Users.java")
+if [[ " ${names[*]} " == *" registry "* ]] && ! cat "${sources[@]}" | cmp -s - "$registry/sources"; then
+  rm -rf "$registry"
+  mkdir -p "$registry"
+  registry=$(realpath "$registry")
+  (cd "$here/registry/go" && go build -o "$registry/go-service" .)
+  for starter in eureka consul; do
+    cp -r "$here/registry/spring" "$registry/$starter"
+    mvn --quiet --batch-mode --file "$registry/$starter/pom.xml" --activate-profiles "$starter" package | sed 's/\x1b\[0m//g'
+    mv "$registry/$starter/target/users-1.jar" "$registry/users-$starter.jar"
+    rm -rf "${registry:?}/$starter"
+  done
+  cat "${sources[@]}" >"$registry/sources"
 fi
 
 failed=()
