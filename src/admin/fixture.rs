@@ -21,6 +21,7 @@ use crate::file_descriptors::DescriptorPlan;
 use crate::listener::Listener;
 use crate::middleware::{Kinds, MiddlewareSet, State, TIMEOUT};
 use crate::proxy::Snapshot;
+use crate::registry::RegistryCounts;
 use crate::route::RoutingTable;
 use crate::strategy::Factories;
 use crate::telemetry;
@@ -171,6 +172,10 @@ impl Control for Process {
 
     fn access_log_dropped(&self) -> u64 {
         5
+    }
+
+    fn registry(&self) -> Option<RegistryCounts> {
+        Some(RegistryCounts { services: 2, passing: 3, critical: 1, refused: 6, ..RegistryCounts::default() })
     }
 
     fn events(&self) -> &Events {

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use crate::config::UpstreamName;
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
+use crate::registry::RegistryCounts;
 use crate::telemetry::events::Events;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::process::Process;
@@ -35,6 +36,9 @@ pub trait Control: fmt::Debug + Send + Sync + 'static {
 
     /// Access log lines dropped since the start, over all access logs there were.
     fn access_log_dropped(&self) -> u64;
+
+    /// What is registered in the registry that the process keeps, and what has happened there; `None` where it keeps none.
+    fn registry(&self) -> Option<RegistryCounts>;
 
     /// Where changes are told, and told of.
     fn events(&self) -> &Events;

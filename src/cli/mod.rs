@@ -19,6 +19,7 @@ mod schema;
 const EXAMPLES: &str = "\
 Examples:
   isobar demo                           see it work, with three copies of a small service
+  isobar demo --registry                see services register themselves, come and go
   isobar check --config lb.toml         look for mistakes, start nothing
   isobar --config /etc/isobar/lb.toml   serve
   isobar ctl backends                   look into the isobar that runs; isobar ctl --help has more

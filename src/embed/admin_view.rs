@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use crate::admin::{Control, Fate, ProcessStatus, ReloadFailed, ReloadReport, ReloadResult, UpstreamChange};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
+use crate::registry::RegistryCounts;
 use crate::supervisor::reload_plan::{KeyChange, PlanPart, PlanStep};
 use crate::supervisor::{Applied, Handle, LastError};
 use crate::telemetry::events::Events;
@@ -45,6 +46,10 @@ impl Control for Handle {
 
     fn access_log_dropped(&self) -> u64 {
         Self::access_log_dropped(self)
+    }
+
+    fn registry(&self) -> Option<RegistryCounts> {
+        Self::registry(self).map(|registry| registry.counts())
     }
 
     fn events(&self) -> &Events {

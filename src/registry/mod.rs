@@ -10,6 +10,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -65,6 +66,8 @@ pub struct Registry {
     clock: Notify,
     /// Wakes the task that runs checks.
     checks: Notify,
+    /// Requests that were refused.
+    refused: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -104,6 +107,8 @@ pub struct RegistryCounts {
     pub expirations: u64,
     /// Heartbeats.
     pub heartbeats: u64,
+    /// Requests that were refused: they made no sense, may not be made, were too large, or there was no room. An unknown instance is none of it.
+    pub refused: u64,
 }
 
 impl Registry {
@@ -121,6 +126,7 @@ impl Registry {
             disk,
             clock: Notify::new(),
             checks: Notify::new(),
+            refused: AtomicU64::new(0),
         })
     }
 
@@ -142,6 +148,7 @@ impl Registry {
             deregistrations: happened.deregistrations,
             expirations: happened.expirations,
             heartbeats: happened.heartbeats,
+            refused: self.refused.load(Relaxed),
             ..RegistryCounts::default()
         };
         for instance in catalog.all() {

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -216,6 +217,9 @@ async fn answer(request: Request<Incoming>, context: Context) -> Result<Registry
     let (head, body) = request.into_parts();
     let mut answer = dispatch(&head, body, &context).await.unwrap_or_else(|refusal| {
         debug!(method = %head.method, path = head.uri.path(), peer = %context.peer, status = refusal.status.as_u16(), why = refusal.text, "registry: refused");
+        if refusal.status != StatusCode::NOT_FOUND {
+            context.registry.refused.fetch_add(1, Relaxed);
+        }
         refusal.answer()
     });
     let headers = answer.headers_mut();

@@ -48,6 +48,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "middleware",
             "upstream",
             "backend",
+            "registry",
             "overload",
             "config",
             "telemetry",

@@ -1,5 +1,6 @@
 //! The binary as a process: its commands, its signals and what it exits with.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -51,9 +52,9 @@ impl Process {
         self.child.id()
     }
 
-    /// `isobar demo` on free ports; listens to what it shows.
-    fn demo() -> Self {
-        let mut child = isobar(&["demo", "--port", "0", "--admin-port", "0"])
+    /// `isobar demo` on free ports, with further arguments; listens to what it shows.
+    fn demo(more: &[&str]) -> Self {
+        let mut child = isobar(&[&["demo", "--port", "0", "--admin-port", "0"], more].concat())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -445,7 +446,7 @@ async fn an_address_that_is_taken_is_told_and_exits_with_1() {
 
 #[tokio::test]
 async fn the_demo_serves_counts_and_ends_with_ctrl_c() {
-    let process = Process::demo();
+    let process = Process::demo(&[]);
     let proxy = process.address("proxy     http://").await;
     let admin = process.address("look      http://").await;
     let mut client = Client::connect(proxy).await;
@@ -471,4 +472,50 @@ async fn the_demo_serves_counts_and_ends_with_ctrl_c() {
     let thirds = said.lines().filter(|line| line.split_whitespace().nth(3) == Some("3") && line.contains("33.3%"));
     assert_eq!(thirds.count(), 3, "{said}");
     assert!(!Path::new(&file).exists(), "it leaves nothing behind");
+}
+#[tokio::test]
+async fn in_the_demo_with_a_registry_services_come_and_go_and_a_user_may_join_one() {
+    let process = Process::demo(&["--registry", "--registry-port", "0"]);
+    let proxy = process.address("proxy     http://").await;
+    let registry = process.address("registry  http://").await;
+    let said = process.said();
+    let body = said.lines().find_map(|line| line.trim().strip_prefix("-d '")).expect("a line of curl");
+    let body = body.trim_end_matches('\'');
+    let mut client = Client::connect(registry).await;
+    let length = body.len();
+    client
+        .send(format!("PUT /v1/agent/service/register HTTP/1.1\r\nhost: r\r\ncontent-length: {length}\r\n\r\n{body}"))
+        .await;
+    assert_eq!(client.response().await.status(), 200);
+    // The four are served.
+    let mut asks = Client::connect(proxy).await;
+    let mut seen = BTreeSet::new();
+    for _ in 0..500 {
+        let response = asks.get("/users/1").await;
+        seen.extend(response.header("x-instance").map(str::to_owned));
+        if seen.len() == 4 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), ["four", "one", "three", "two"]);
+    // One leaves by itself.
+    eventually_without(registry, "three").await;
+    process.signal("INT");
+    let (code, said) = process.ended().await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("; 0 requests failed") && !said.contains("asked 0 times"), "{said}");
+}
+
+/// Waits until nothing of that name is registered.
+async fn eventually_without(registry: SocketAddr, name: &str) {
+    let mut client = Client::connect(registry).await;
+    for _ in 0..1_500 {
+        let response = client.get("/v1/agent/services").await;
+        if response.json().get(name).is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{name} stays");
 }

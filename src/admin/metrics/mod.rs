@@ -12,6 +12,7 @@ mod limits;
 mod listener;
 mod load_balancing;
 mod process;
+mod registry;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use super::content_negotiation::Format;
 use super::{Control, ProcessStatus};
 use crate::listener::Listener;
 use crate::proxy::Snapshot;
+use crate::registry::RegistryCounts;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::{Counter, Sharded};
 use crate::telemetry::process::Process;
@@ -58,6 +60,7 @@ fn text(control: &dyn Control) -> Result<String, fmt::Error> {
         listeners: control.listeners(),
         connections_by_worker: control.connections_by_worker(),
         access_log_dropped: control.access_log_dropped(),
+        registry: control.registry(),
         log_dropped: control.logging().map_or(0, Logging::dropped),
     }));
     // Under the names that all programs have for these.
@@ -79,6 +82,7 @@ struct Scrape {
     listeners: Vec<Arc<Listener>>,
     connections_by_worker: Vec<usize>,
     access_log_dropped: u64,
+    registry: Option<RegistryCounts>,
     log_dropped: u64,
 }
 
@@ -121,6 +125,7 @@ impl Collector for Scrape {
         self.health(&mut families)?;
         self.picking(&mut families)?;
         self.sources(&mut families)?;
+        self.registry(&mut families)?;
         limits::metrics(&self.snapshot, &self.process, &mut families)
     }
 }

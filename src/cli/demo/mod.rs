@@ -2,12 +2,14 @@
 //!
 //! Three copies of the user service, the proxy in front of them with three routes under different strategies, and a live
 //! count of how often each backend was asked. The configuration is a real file, so that a reload can be tried as well.
+//! With `--registry` the services register themselves instead (`joining`).
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -22,6 +24,7 @@ use screen::{RequestCounts, Screen, ScreenSize};
 use user_service::UserService;
 
 pub mod user_service;
+mod joining;
 mod screen;
 
 /// How requests under way may go on after Ctrl-C.
@@ -47,6 +50,12 @@ pub struct DemoOptions {
     /// The admin address's port; the next free one where it is taken
     #[arg(long, value_name = "PORT", default_value_t = 9900)]
     admin_port: u16,
+    /// The services register themselves in isobar's own registry, and one of them comes and goes
+    #[arg(long)]
+    registry: bool,
+    /// The registry's port; the next free one where it is taken
+    #[arg(long, value_name = "PORT", default_value_t = 8500, requires = "registry")]
+    registry_port: u16,
 }
 
 /// Runs the demo until Ctrl-C.
@@ -68,7 +77,11 @@ async fn demo(options: &DemoOptions) -> Result<(), Box<dyn Error>> {
     let (stop_services, stopped) = watch::channel(());
     let mut services = JoinSet::new();
     let mut backends = Vec::new();
-    for (name, latency) in SERVICES {
+    let copies: Vec<_> = match options.registry {
+        true => joining::SERVICES.iter().map(|&(name, _)| (name, Duration::ZERO)).collect(),
+        false => SERVICES.to_vec(),
+    };
+    for (name, latency) in copies {
         let options = user_service::UserServiceOptions { name: name.into(), latency, fail_rate: 0.0 };
         let service = UserService::bind((Ipv4Addr::LOCALHOST, 0).into(), options).await?;
         backends.push((name, service.address()?));
@@ -77,21 +90,31 @@ async fn demo(options: &DemoOptions) -> Result<(), Box<dyn Error>> {
     }
 
     let (port, admin_port) = (free_port(options.port)?, free_port(options.admin_port)?);
-    let addresses: Vec<_> = backends.iter().map(|&(_, address)| address).collect();
-    let file = ConfigFile::write(&config(port, admin_port, &addresses));
+    let text = if options.registry {
+        joining::config(port, admin_port, free_port(options.registry_port)?)
+    } else {
+        let addresses: Vec<_> = backends.iter().map(|&(_, address)| address).collect();
+        config(port, admin_port, &addresses)
+    };
+    let file = ConfigFile::write(&text);
     let builder = match &file {
         Ok(file) => Isobar::builder().config_file(&file.path),
         // Nowhere to write, as in a container with a read-only disk: everything but the editing works.
-        Err(_) => Isobar::builder().config_text(config(port, admin_port, &addresses)),
+        Err(_) => Isobar::builder().config_text(text),
     };
     let running = builder.start()?;
 
     let terminal = io::stdout().is_terminal();
     let mut screen = Screen::new(io::stdout(), terminal);
-    screen.print(&banner(&running, &backends, file.as_ref().ok().map(|file| file.path.as_path())))?;
+    let path = file.as_ref().ok().map(|file| file.path.as_path());
+    let show = if options.registry { joining::banner } else { banner };
+    screen.print(&show(&running, &backends, path))?;
+    let own_requests = Arc::default();
+    let joining = options.registry.then(|| joining::start(&running, &backends, &own_requests));
     watch_counts(&mut screen, running.handle(), &backends, &mut signals, terminal).await?;
 
     let handle = running.handle().clone();
+    drop(joining);
     tokio::select! {
         _ = running.stop(GRACE) => {}
         signal = signals.next() => {
@@ -101,6 +124,9 @@ async fn demo(options: &DemoOptions) -> Result<(), Box<dyn Error>> {
         }
     }
     screen.close(&RequestCounts::of(&handle, &backends), ScreenSize::of_terminal())?;
+    if options.registry {
+        screen.print(&own_requests.told())?;
+    }
     drop(stopped);
     drop(stop_services);
     while services.join_next().await.is_some() {}
@@ -278,6 +304,13 @@ mod tests {
             [StrategyConfig::LeastConnections, StrategyConfig::RoundRobin, StrategyConfig::WeightedRoundRobin]
         );
         assert!(loaded.config.upstreams.iter().all(|it| it.backends.len() == 3));
+    }
+
+    #[test]
+    fn the_configuration_with_a_registry_is_sound() {
+        let loaded = config::parse(&joining::config(8080, 9900, 8500), "demo.toml", &|_| None, &Vocabulary::default());
+        let loaded = loaded.unwrap();
+        assert!(loaded.config.registry.is_some() && loaded.config.upstreams[0].discovery[0].registry.is_some());
     }
 
     #[test]
