@@ -67,6 +67,17 @@ if [[ " ${names[*]} " == *" registry "* ]] && ! cat "${sources[@]}" | cmp -s - "
   cat "${sources[@]}" >"$registry/sources"
 fi
 
+# And one of Go Micro.
+micro=${CARGO_TARGET_DIR:-$here/../../target}/peers-go-micro
+sources=("$here/go_micro/main.go" "$here/go_micro/go.mod")
+if [[ " ${names[*]} " == *" go_micro "* ]] && ! cat "${sources[@]}" | cmp -s - "$micro/sources"; then
+  rm -rf "$micro"
+  mkdir -p "$micro"
+  micro=$(realpath "$micro")
+  (cd "$here/go_micro" && go build -o "$micro/service" .)
+  cat "${sources[@]}" >"$micro/sources"
+fi
+
 failed=()
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
