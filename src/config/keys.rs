@@ -292,6 +292,7 @@ mod tests {
                 "upstream.*.discovery[].etcd.password",
                 "upstream.*.discovery[].eureka.password",
                 "upstream.*.discovery[].http.token",
+                "upstream.*.discovery[].nacos.password",
                 "upstream.*.discovery[].push.token",
                 "upstream.*.discovery[].zookeeper.password",
             ]

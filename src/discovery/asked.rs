@@ -74,13 +74,23 @@ impl Server {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
+        let to = self.to(time).await?;
+        let limits = FetchLimits { time, body: self.bytes_max };
+        Ok(self.client.insert(Fetch::new(to, limits)).clone())
+    }
+
+    /// Where it is, for what makes a connection of its own.
+    pub(super) async fn to(&mut self, time: Duration) -> Result<To, DiscoveryError> {
         let tls = match self.url.tls {
             true => Some(self.trust(time).await?),
             false => None,
         };
-        let to = To::Server { host: self.url.host.clone(), port: self.url.port, tls };
-        let limits = FetchLimits { time, body: self.bytes_max };
-        Ok(self.client.insert(Fetch::new(to, limits)).clone())
+        Ok(To::Server { host: self.url.host.clone(), port: self.url.port, tls })
+    }
+
+    /// Host and port as a `Host` header has them.
+    pub(super) fn authority(&self) -> String {
+        self.url.authority()
     }
 
     async fn trust(&mut self, time: Duration) -> Result<Trust, DiscoveryError> {

@@ -55,6 +55,7 @@ mod asked;
 mod http;
 mod consul;
 mod eureka;
+mod nacos;
 mod record;
 mod etcd;
 mod zookeeper;

@@ -37,7 +37,8 @@ fn of(config: &DiscoveryConfig) -> Option<Box<dyn ListsServices>> {
         SourceConfig::Eureka(eureka) => Box::new(EurekaServices::new(eureka, &reading)),
         SourceConfig::Etcd(etcd) => Box::new(EtcdServices::new(etcd, reading)?),
         SourceConfig::Zookeeper(zookeeper) => Box::new(ZookeeperServices::new(zookeeper, reading)?),
-        SourceConfig::File(_)
+        SourceConfig::Nacos(_)
+        | SourceConfig::File(_)
         | SourceConfig::Http(_)
         | SourceConfig::Push(_)
         | SourceConfig::Dns(_)

@@ -10,6 +10,7 @@ use super::eureka::Eureka;
 use super::file::{FileLook, FileSource};
 use super::http::HttpSource;
 use super::inbox::InboxSource;
+use super::nacos::Nacos;
 use super::reading::Reading;
 use super::registry::RegistrySource;
 use super::zookeeper::Zookeeper;
@@ -35,6 +36,7 @@ pub(super) fn of(
         Some(SourceConfig::Push(_)) => Box::new(InboxSource::new(state, left)),
         Some(SourceConfig::Consul(consul)) => Box::new(Consul::new(Arc::clone(consul), reading)),
         Some(SourceConfig::Eureka(eureka)) => Box::new(Eureka::new(Arc::clone(eureka), &reading)),
+        Some(SourceConfig::Nacos(nacos)) => Box::new(Nacos::new(Arc::clone(nacos), reading)),
         Some(SourceConfig::Etcd(etcd)) => Box::new(Etcd::new(Arc::clone(etcd), reading)),
         Some(SourceConfig::Zookeeper(zookeeper)) => Box::new(Zookeeper::new(Arc::clone(zookeeper), reading)),
         Some(SourceConfig::Dns(dns)) => Box::new(DnsSource::new(Arc::clone(dns), resolvers, left)),

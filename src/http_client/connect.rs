@@ -61,6 +61,17 @@ async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(last)
 }
 
+/// Connects to a server for what speaks another protocol than HTTP/1.1, which TLS then asks for (ALPN).
+///
+/// # Errors
+/// When there is no connection, or none that is believed.
+pub async fn open(mut to: To, protocol: &[u8]) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
+    if let To::Server { tls: Some(trust), .. } = &mut to {
+        Arc::make_mut(&mut trust.0).alpn_protocols = vec![protocol.to_vec()];
+    }
+    connect_to(to).await
+}
+
 async fn connect_to(to: To) -> io::Result<FetchStream> {
     Ok(match to {
         To::Address(address) => FetchStream::Tcp(TcpStream::connect(address).await?),

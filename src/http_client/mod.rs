@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 mod connect;
 mod tls;
 
-pub use connect::To;
+pub use connect::{To, open};
 pub use tls::{NoTrust, Trust};
 
 use connect::Connector;

@@ -43,6 +43,7 @@ mod outliers;
 mod blame;
 mod panics;
 mod middleware;
+mod nacos;
 mod paths;
 mod picking;
 mod process;

@@ -119,6 +119,11 @@ fn whatever_is_begun_is_watched_over() {
         ("transport/mod.rs", 2, "the rest of a request's body: its connection ends"),
         ("transport/http2.rs", 1, "a connection to a backend: its streams break, and it is swept out"),
         ("discovery/feeds.rs", 1, "the last writing at the stop, which is waited for"),
+        (
+            "discovery/nacos/push.rs",
+            1,
+            "what is pushed by Nacos: a source asks for its list without it, and begins it anew",
+        ),
         ("admin/reload.rs", 1, "one answer; the reload itself is the control's"),
         ("admin/events.rs", 1, "one client that listens to events"),
         ("admin/mod.rs", 2, "one client of the admin address"),

@@ -82,6 +82,8 @@ fn marked(scratch: &Scratch, backend: &TestBackend) -> String {
         zookeeper = {{ servers = ["127.0.0.1:1"], path = "/users", username = "isobar", password = "MARK28" }}
         [[upstream.found.discovery]]
         eureka = {{ application = "users", servers = ["http://127.0.0.1:1/eureka"], username = "me", password = "MARK29" }}
+        [[upstream.found.discovery]]
+        nacos = {{ service = "users", servers = ["http://127.0.0.1:1"], username = "me", password = "MARK30" }}
         [middleware.rules.headers]
         request = {{ set = {{ "x-one" = "MARK20" }}, add = {{ "x-two" = "MARK21" }} }}
         response = {{ set = {{ "x-three" = "MARK22" }}, add = {{ "x-four" = "MARK23" }} }}

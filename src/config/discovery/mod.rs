@@ -25,6 +25,7 @@ mod http;
 mod push;
 mod consul;
 mod eureka;
+mod nacos;
 mod etcd;
 mod zookeeper;
 mod registry;
@@ -36,13 +37,14 @@ pub use dns::{DnsRecords, DnsSourceConfig};
 pub use etcd::EtcdConfig;
 pub use eureka::EurekaConfig;
 pub use file::FileSourceConfig;
+pub use nacos::NacosConfig;
 pub use push::PushConfig;
 pub use registry::RegistrySourceConfig;
 pub use url::HttpUrl;
 pub use zookeeper::ZookeeperConfig;
 
-/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `eureka`, `etcd`, `zookeeper`, `dns` and `registry`, and how far it is
-/// believed. What several sources say is added up. The last good set holds while a source fails.
+/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `eureka`, `nacos`, `etcd`, `zookeeper`, `dns` and `registry`, and how
+/// far it is believed. What several sources say is added up. The last good set holds while a source fails.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(check = Self::check)]
 pub struct DiscoveryConfig {
@@ -64,6 +66,9 @@ pub struct DiscoveryConfig {
     /// An application in Eureka.
     #[key(Part, otherwise = "none")]
     pub eureka: Option<Arc<EurekaConfig>>,
+    /// A service in Nacos.
+    #[key(Part, otherwise = "none")]
+    pub nacos: Option<Arc<NacosConfig>>,
     /// Keys in etcd.
     #[key(Part, otherwise = "none")]
     pub etcd: Option<Arc<EtcdConfig>>,
@@ -111,6 +116,8 @@ pub enum SourceConfig<'a> {
     Consul(&'a Arc<ConsulConfig>),
     /// Eureka.
     Eureka(&'a Arc<EurekaConfig>),
+    /// Nacos.
+    Nacos(&'a Arc<NacosConfig>),
     /// etcd.
     Etcd(&'a Arc<EtcdConfig>),
     /// ZooKeeper.
@@ -132,11 +139,12 @@ impl DiscoveryConfig {
         let push = || self.push.as_ref().map(SourceConfig::Push);
         let consul = || self.consul.as_ref().map(SourceConfig::Consul);
         let eureka = || self.eureka.as_ref().map(SourceConfig::Eureka);
+        let nacos = || self.nacos.as_ref().map(SourceConfig::Nacos);
         let etcd = || self.etcd.as_ref().map(SourceConfig::Etcd);
         let zookeeper = || self.zookeeper.as_ref().map(SourceConfig::Zookeeper);
         let dns = || self.dns.as_ref().map(SourceConfig::Dns);
         let registry = || self.registry.as_ref().map(SourceConfig::Registry);
-        let asked = file.or_else(http).or_else(push).or_else(consul).or_else(eureka).or_else(etcd);
+        let asked = file.or_else(http).or_else(push).or_else(consul).or_else(eureka).or_else(nacos).or_else(etcd);
         asked.or_else(zookeeper).or_else(dns).or_else(registry)
     }
 
@@ -148,6 +156,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Push(_)) => "push".into(),
             Some(SourceConfig::Consul(consul)) => consul.asks(),
             Some(SourceConfig::Eureka(eureka)) => eureka.asks(),
+            Some(SourceConfig::Nacos(nacos)) => nacos.asks(),
             Some(SourceConfig::Etcd(etcd)) => etcd.asks(),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.asks(),
             Some(SourceConfig::Dns(dns)) => dns.asks(),
@@ -165,6 +174,7 @@ impl DiscoveryConfig {
                 SourceConfig::Http(_)
                 | SourceConfig::Consul(_)
                 | SourceConfig::Eureka(_)
+                | SourceConfig::Nacos(_)
                 | SourceConfig::Etcd(_)
                 | SourceConfig::Zookeeper(_),
             ) => REMOVED_PERCENT,
@@ -177,6 +187,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Http(http)) => http.url.is_loopback(),
             Some(SourceConfig::Consul(consul)) => consul.address.is_loopback(),
             Some(SourceConfig::Eureka(eureka)) => eureka.is_local(),
+            Some(SourceConfig::Nacos(nacos)) => nacos.servers.iter().all(HttpUrl::is_loopback),
             Some(SourceConfig::Etcd(etcd)) => etcd.endpoints.iter().all(HttpUrl::is_loopback),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.is_loopback(),
             Some(SourceConfig::Registry(registry)) => registry.is_local,
@@ -199,6 +210,7 @@ impl DiscoveryConfig {
             SourceConfig::Eureka(eureka) => &eureka.application,
             SourceConfig::Etcd(etcd) => &etcd.prefix,
             SourceConfig::Zookeeper(_)
+            | SourceConfig::Nacos(_)
             | SourceConfig::File(_)
             | SourceConfig::Http(_)
             | SourceConfig::Push(_)
@@ -218,6 +230,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Eureka(_)) => "eureka",
             Some(SourceConfig::Etcd(_)) => "etcd",
             Some(SourceConfig::Zookeeper(_)) => "zookeeper",
+            Some(SourceConfig::Nacos(_)) => "nacos",
             Some(SourceConfig::Dns(_)) => "dns",
             Some(SourceConfig::Registry(_)) => "registry",
             None => "none",
@@ -231,6 +244,7 @@ impl DiscoveryConfig {
             ("push", written.push.place()),
             ("consul", written.consul.place()),
             ("eureka", written.eureka.place()),
+            ("nacos", written.nacos.place()),
             ("etcd", written.etcd.place()),
             ("zookeeper", written.zookeeper.place()),
             ("dns", written.dns.place()),
@@ -238,13 +252,13 @@ impl DiscoveryConfig {
         ];
         let mut given = given.into_iter().filter_map(|(kind, place)| Some((kind, place?)));
         let Some((kind, _)) = given.next() else {
-            let kinds = ["file", "http", "push", "consul", "eureka", "etcd", "zookeeper", "dns", "registry"];
+            let kinds = ["file", "http", "push", "consul", "eureka", "nacos", "etcd", "zookeeper", "dns", "registry"];
             if !kinds.iter().any(|kind| check.report.is_meant(place, kind)) {
                 let problem = Problem::error("nothing says where backends are found");
                 check.add(
                     place,
                     problem.expected(
-                        "one of the tables file, http, push, consul, eureka, etcd, zookeeper, dns and registry",
+                        "one of the tables file, http, push, consul, eureka, nacos, etcd, zookeeper, dns and registry",
                     ),
                 );
             }
@@ -288,6 +302,10 @@ impl DiscoveryConfig {
             Some(SourceConfig::Eureka(eureka)) => {
                 let place = written.eureka.value().and_then(|it| it.application.place());
                 format!("eureka {}", shown(place, eureka.application.to_string()))
+            }
+            Some(SourceConfig::Nacos(nacos)) => {
+                let place = written.nacos.value().and_then(|it| it.service.place());
+                format!("nacos {}", shown(place, nacos.service.to_string()))
             }
             Some(SourceConfig::Etcd(etcd)) => {
                 let place = written.etcd.value().and_then(|it| it.prefix.place());
