@@ -14,13 +14,13 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::asked::{Server, TlsFiles, refusal};
 use super::listing::{Listed, Listing, ListsServices};
+use super::lines::Lines;
 use super::reading::{Reading, beside};
 use super::{Answer, Answered, AnyDiscovery, DiscoveryError, record};
 use crate::backend::{BackendSet, Instance};
@@ -42,7 +42,8 @@ pub(super) struct Etcd {
     /// Of the login there.
     token: Option<String>,
     records: Records,
-    watch: Option<Watch>,
+    /// What is open of it: lines of JSON, as something changes.
+    watch: Option<Lines>,
     /// When all was read last, or that was tried.
     read: Option<Instant>,
     /// When something was said last, and whether there is something new since.
@@ -136,8 +137,8 @@ impl Etcd {
             let due = self.said.map_or_else(Instant::now, |said| said + EVERY);
             let Some(watch) = &mut self.watch else { return Err(DiscoveryError::new("there is no watch")) };
             tokio::select! {
-                line = watch.line() => {
-                    let events = watched(&line?)?;
+                line = watch.next() => {
+                    let events = watched(&going_on(line?)?)?;
                     self.has_news |= self.records.apply(events, &self.reading)?;
                 }
                 () = sleep_until(due), if self.has_news => return Ok(self.say()),
@@ -162,7 +163,7 @@ impl Etcd {
         Ok(())
     }
 
-    async fn open_watch(&mut self) -> Result<Watch, DiscoveryError> {
+    async fn open_watch(&mut self) -> Result<Lines, DiscoveryError> {
         let mut create = range(&self.config.prefix);
         create["start_revision"] = (self.records.read + 1).to_string().into();
         let request = self.request("/v3/watch", &json!({ "create_request": create }))?;
@@ -174,11 +175,11 @@ impl Etcd {
             let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
             return Err(refusal(head, &body));
         }
-        let mut watch = Watch::new(response, self.reading.bytes_max.saturating_mul(2));
+        let mut watch = Lines::new(response, self.reading.bytes_max.saturating_mul(2));
         // The word that it was created, or why it was not.
         let late = |_| DiscoveryError::new(format!("no word of the watch within {time:?}"));
-        let first = timeout(time, watch.line()).await.map_err(late)??;
-        let events = watched(&first)?;
+        let first = timeout(time, watch.next()).await.map_err(late)??;
+        let events = watched(&going_on(first)?)?;
         self.has_news |= self.records.apply(events, &self.reading)?;
         Ok(watch)
     }
@@ -377,6 +378,11 @@ struct WatchEvent {
     kv: KeyValue,
 }
 
+/// The line of a watch that has not ended.
+fn going_on(line: Option<Bytes>) -> Result<Bytes, DiscoveryError> {
+    line.ok_or_else(|| DiscoveryError::new("its watch has ended"))
+}
+
 /// What a line of a watch says.
 fn watched(line: &[u8]) -> Result<WatchAnswer, DiscoveryError> {
     let line: WatchLine = serde_json::from_slice(line).map_err(|_| not_etcd("a line of its watch makes no sense"))?;
@@ -479,40 +485,6 @@ fn decoded(kv: &KeyValue) -> Result<(String, Bytes), DiscoveryError> {
     let bytes = |text: &str| STANDARD.decode(text).map_err(|_| not_etcd("a key or value is no base64"));
     let key = bytes(&kv.key)?;
     Ok((String::from_utf8_lossy(&key).into_owned(), bytes(&kv.value)?.into()))
-}
-
-/// A watch that is open: lines of JSON, as something changes.
-struct Watch {
-    body: Incoming,
-    /// What has come of the next lines.
-    buffer: Vec<u8>,
-    bytes_max: usize,
-}
-
-impl Watch {
-    fn new(response: Response<Incoming>, bytes_max: usize) -> Self {
-        Self { body: response.into_body(), buffer: Vec::new(), bytes_max }
-    }
-
-    /// The next line. What has come of it is kept where this is given up.
-    async fn line(&mut self) -> Result<Vec<u8>, DiscoveryError> {
-        loop {
-            if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                if line.iter().all(u8::is_ascii_whitespace) {
-                    continue;
-                }
-                return Ok(line);
-            }
-            if self.buffer.len() > self.bytes_max {
-                return Err(DiscoveryError::new(format!("a line of its watch has more than {} bytes", self.bytes_max)));
-            }
-            let frame = self.body.frame().await.ok_or_else(|| DiscoveryError::new("its watch has ended"))??;
-            if let Ok(data) = frame.into_data() {
-                self.buffer.extend_from_slice(&data);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

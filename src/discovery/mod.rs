@@ -52,6 +52,7 @@ mod reading;
 mod file;
 mod inbox;
 mod asked;
+mod lines;
 mod http;
 mod consul;
 mod eureka;
