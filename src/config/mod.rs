@@ -90,7 +90,8 @@ pub(crate) use difference::Changes;
 pub use difference::{DifferenceList, KeyChange};
 pub use discovery::{
     ConsulConfig, DiscoveryConfig, DnsRecords, DnsSourceConfig, EtcdConfig, EurekaConfig, FileSourceConfig,
-    HttpSourceConfig, HttpUrl, NacosConfig, PushConfig, RegistrySourceConfig, SourceConfig, ZookeeperConfig,
+    HttpSourceConfig, HttpUrl, KubernetesConfig, NacosConfig, PushConfig, RegistrySourceConfig, ServicePort,
+    SourceConfig, ZookeeperConfig,
 };
 pub use dns::{AddressFamily, DnsConfig, DnsHoldConfig};
 pub use error::{Problem, Problems, Severity, nearest};

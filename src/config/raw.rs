@@ -10,7 +10,7 @@ use super::visibility::of_kind;
 
 // What of their values may be shown. Those of keys that are texts have it by their types.
 of_kind! {
-    Plain: Workers, Duration, Size, Limit, RetryCondition, Statuses;
+    Plain: Workers, Duration, Size, Limit, RetryCondition, Statuses, ServicePort;
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,6 +53,14 @@ pub(crate) enum RetryCondition {
 #[derive(Debug, Deserialize)]
 #[serde(rename = "a status such as 200, or a range such as \"200-299\"", rename_all = "snake_case")]
 pub(crate) enum Statuses {
+    Integer(i64),
+    String(String),
+}
+
+/// A port of a Service in Kubernetes.
+#[derive(Debug, Deserialize)]
+#[serde(rename = "a port: its name or its number", rename_all = "snake_case")]
+pub(crate) enum ServicePort {
     Integer(i64),
     String(String),
 }

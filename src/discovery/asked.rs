@@ -34,13 +34,13 @@ pub(super) struct Server {
     bytes_max: usize,
     tls: TlsFiles,
     client: Option<Fetch>,
-    /// The authorities while they are read. Never twice at a time: a reading that hangs keeps a thread.
-    trust: Option<JoinHandle<Result<Trust, DiscoveryError>>>,
+    /// The authorities while they are read.
+    trust: Aside<Trust>,
 }
 
 impl Server {
     pub(super) fn new(url: HttpUrl, bytes_max: usize, tls: TlsFiles) -> Self {
-        Self { url, bytes_max, tls, client: None, trust: None }
+        Self { url, bytes_max, tls, client: None, trust: Aside::new() }
     }
 
     /// Asks, and reads an answer within `time`.
@@ -82,7 +82,10 @@ impl Server {
     /// Where it is, for what makes a connection of its own.
     pub(super) async fn to(&mut self, time: Duration) -> Result<To, DiscoveryError> {
         let tls = match self.url.tls {
-            true => Some(self.trust(time).await?),
+            true => {
+                let files = self.tls.clone();
+                Some(self.trust.within(time, move || trust(&files)).await?)
+            }
             false => None,
         };
         Ok(To::Server { host: self.url.host.clone(), port: self.url.port, tls })
@@ -92,16 +95,28 @@ impl Server {
     pub(super) fn authority(&self) -> String {
         self.url.authority()
     }
+}
 
-    async fn trust(&mut self, time: Duration) -> Result<Trust, DiscoveryError> {
-        let reading = self.trust.get_or_insert_with(|| {
-            let files = self.tls.clone();
-            tokio::task::spawn_blocking(move || trust(&files))
-        });
-        let late = |_| DiscoveryError::new(format!("the files for TLS could not be read within {time:?}"));
-        let read = timeout(time, reading).await.map_err(late)?;
-        self.trust = None;
-        read?
+/// Work that may hang, such as reading files, on a thread of its own, and never twice at a time: what hangs keeps a thread.
+#[derive(Debug)]
+pub(super) struct Aside<T>(Option<JoinHandle<Result<T, DiscoveryError>>>);
+
+impl<T: Send + 'static> Aside<T> {
+    pub(super) fn new() -> Self {
+        Self(None)
+    }
+
+    /// What the work comes to, if that is within `time`; that of one before which was late, where it is still to come.
+    pub(super) async fn within(
+        &mut self,
+        time: Duration,
+        work: impl FnOnce() -> Result<T, DiscoveryError> + Send + 'static,
+    ) -> Result<T, DiscoveryError> {
+        let running = self.0.get_or_insert_with(|| tokio::task::spawn_blocking(work));
+        let late = |_| DiscoveryError::new(format!("its files could not be read within {time:?}"));
+        let done = timeout(time, running).await.map_err(late)?;
+        self.0 = None;
+        done?
     }
 }
 

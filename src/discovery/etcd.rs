@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::asked::{Server, TlsFiles, refusal};
-use super::listing::{Listed, Listing, ListsServices};
 use super::lines::Lines;
+use super::listing::{Listed, Listing, ListsServices};
 use super::reading::{Reading, beside};
 use super::{Answer, Answered, AnyDiscovery, DiscoveryError, record};
 use crate::backend::{BackendSet, Instance};

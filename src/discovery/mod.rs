@@ -60,6 +60,8 @@ mod nacos;
 mod record;
 mod etcd;
 mod zookeeper;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod dns;
 mod registry;
 mod names;

@@ -222,7 +222,8 @@ impl SourceProgress {
         let mut gone_for_sure = 0;
         for instance in before.iter().filter(|it| !named.contains(&it.address)) {
             let since = *self.held.get(&instance.address).unwrap_or(&now);
-            if is_failing(&instance.address) || now.saturating_duration_since(since) >= hold {
+            let takes_nothing = instance.weight == 0;
+            if takes_nothing || is_failing(&instance.address) || now.saturating_duration_since(since) >= hold {
                 gone_for_sure += 1;
             } else {
                 missing.insert(instance.address.clone(), since);

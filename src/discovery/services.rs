@@ -42,7 +42,8 @@ fn of(config: &DiscoveryConfig) -> Option<Box<dyn ListsServices>> {
         | SourceConfig::Http(_)
         | SourceConfig::Push(_)
         | SourceConfig::Dns(_)
-        | SourceConfig::Registry(_) => return None,
+        | SourceConfig::Registry(_)
+        | SourceConfig::Kubernetes(_) => return None,
     })
 }
 

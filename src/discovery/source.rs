@@ -10,6 +10,8 @@ use super::eureka::Eureka;
 use super::file::{FileLook, FileSource};
 use super::http::HttpSource;
 use super::inbox::InboxSource;
+#[cfg(feature = "kubernetes")]
+use super::kubernetes::Kubernetes;
 use super::nacos::Nacos;
 use super::reading::Reading;
 use super::registry::RegistrySource;
@@ -41,6 +43,11 @@ pub(super) fn of(
         Some(SourceConfig::Zookeeper(zookeeper)) => Box::new(Zookeeper::new(Arc::clone(zookeeper), reading)),
         Some(SourceConfig::Dns(dns)) => Box::new(DnsSource::new(Arc::clone(dns), resolvers, left)),
         Some(SourceConfig::Registry(config)) => Box::new(RegistrySource::new(Arc::clone(config), reading, registry)),
+        #[cfg(feature = "kubernetes")]
+        Some(SourceConfig::Kubernetes(kubernetes)) => Box::new(Kubernetes::new(Arc::clone(kubernetes), reading)),
+        // The check of the file refuses it.
+        #[cfg(not(feature = "kubernetes"))]
+        Some(SourceConfig::Kubernetes(_)) => Box::new(Silent),
         None => Box::new(Silent),
     }
 }

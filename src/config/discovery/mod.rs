@@ -30,6 +30,7 @@ mod etcd;
 mod zookeeper;
 mod registry;
 mod dns;
+mod kubernetes;
 
 pub use self::http::HttpSourceConfig;
 pub use consul::ConsulConfig;
@@ -37,14 +38,15 @@ pub use dns::{DnsRecords, DnsSourceConfig};
 pub use etcd::EtcdConfig;
 pub use eureka::EurekaConfig;
 pub use file::FileSourceConfig;
+pub use kubernetes::{KubernetesConfig, ServicePort};
 pub use nacos::NacosConfig;
 pub use push::PushConfig;
 pub use registry::RegistrySourceConfig;
 pub use url::HttpUrl;
 pub use zookeeper::ZookeeperConfig;
 
-/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `eureka`, `nacos`, `etcd`, `zookeeper`, `dns` and `registry`, and how
-/// far it is believed. What several sources say is added up. The last good set holds while a source fails.
+/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `eureka`, `nacos`, `etcd`, `zookeeper`, `dns`, `registry` and
+/// `kubernetes`, and how far it is believed. What several sources say is added up. The last good set holds while a source fails.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(check = Self::check)]
 pub struct DiscoveryConfig {
@@ -81,6 +83,9 @@ pub struct DiscoveryConfig {
     /// A service in the registry of this process, which `[registry]` describes.
     #[key(Part, otherwise = "none")]
     pub registry: Option<Arc<RegistrySourceConfig>>,
+    /// A Service in Kubernetes.
+    #[key(Part, otherwise = "none")]
+    pub kubernetes: Option<Arc<KubernetesConfig>>,
     /// How many of a hundred backends may vanish at once, or one after the other within `removal_hold`. When more would, or all, those that
     /// vanish are kept until their checks fail or `removal_hold` is over; what is new is served with at once. 100 holds nothing back.
     #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose, and `dns` and `registry`, which hold back by themselves")]
@@ -126,6 +131,8 @@ pub enum SourceConfig<'a> {
     Dns(&'a Arc<DnsSourceConfig>),
     /// The registry of this process.
     Registry(&'a Arc<RegistrySourceConfig>),
+    /// Kubernetes.
+    Kubernetes(&'a Arc<KubernetesConfig>),
 }
 
 /// How many of a hundred backends a registry may take away at once.
@@ -144,8 +151,9 @@ impl DiscoveryConfig {
         let zookeeper = || self.zookeeper.as_ref().map(SourceConfig::Zookeeper);
         let dns = || self.dns.as_ref().map(SourceConfig::Dns);
         let registry = || self.registry.as_ref().map(SourceConfig::Registry);
+        let kubernetes = || self.kubernetes.as_ref().map(SourceConfig::Kubernetes);
         let asked = file.or_else(http).or_else(push).or_else(consul).or_else(eureka).or_else(nacos).or_else(etcd);
-        asked.or_else(zookeeper).or_else(dns).or_else(registry)
+        asked.or_else(zookeeper).or_else(dns).or_else(registry).or_else(kubernetes)
     }
 
     /// What it asks for, and of whom, in words. Two tables that ask for the same may know the last set of each other.
@@ -161,6 +169,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.asks(),
             Some(SourceConfig::Dns(dns)) => dns.asks(),
             Some(SourceConfig::Registry(registry)) => registry.asks(),
+            Some(SourceConfig::Kubernetes(kubernetes)) => kubernetes.asks(),
             None => String::new(),
         }
     }
@@ -176,7 +185,8 @@ impl DiscoveryConfig {
                 | SourceConfig::Eureka(_)
                 | SourceConfig::Nacos(_)
                 | SourceConfig::Etcd(_)
-                | SourceConfig::Zookeeper(_),
+                | SourceConfig::Zookeeper(_)
+                | SourceConfig::Kubernetes(_),
             ) => REMOVED_PERCENT,
         })
     }
@@ -191,6 +201,8 @@ impl DiscoveryConfig {
             Some(SourceConfig::Etcd(etcd)) => etcd.endpoints.iter().all(HttpUrl::is_loopback),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.is_loopback(),
             Some(SourceConfig::Registry(registry)) => registry.is_local,
+            // Its endpoints are pods and nodes.
+            Some(SourceConfig::Kubernetes(_)) => false,
             // Who writes a zone is asked by its name, which stands in the file.
             Some(SourceConfig::File(_) | SourceConfig::Push(_) | SourceConfig::Dns(_)) | None => true,
         }
@@ -215,7 +227,8 @@ impl DiscoveryConfig {
             | SourceConfig::Http(_)
             | SourceConfig::Push(_)
             | SourceConfig::Dns(_)
-            | SourceConfig::Registry(_) => return None,
+            | SourceConfig::Registry(_)
+            | SourceConfig::Kubernetes(_) => return None,
         };
         Some(asked.contains(SERVICE))
     }
@@ -233,6 +246,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Nacos(_)) => "nacos",
             Some(SourceConfig::Dns(_)) => "dns",
             Some(SourceConfig::Registry(_)) => "registry",
+            Some(SourceConfig::Kubernetes(_)) => "kubernetes",
             None => "none",
         }
     }
@@ -249,16 +263,29 @@ impl DiscoveryConfig {
             ("zookeeper", written.zookeeper.place()),
             ("dns", written.dns.place()),
             ("registry", written.registry.place()),
+            ("kubernetes", written.kubernetes.place()),
         ];
         let mut given = given.into_iter().filter_map(|(kind, place)| Some((kind, place?)));
         let Some((kind, _)) = given.next() else {
-            let kinds = ["file", "http", "push", "consul", "eureka", "nacos", "etcd", "zookeeper", "dns", "registry"];
+            let kinds = [
+                "file",
+                "http",
+                "push",
+                "consul",
+                "eureka",
+                "nacos",
+                "etcd",
+                "zookeeper",
+                "dns",
+                "registry",
+                "kubernetes",
+            ];
             if !kinds.iter().any(|kind| check.report.is_meant(place, kind)) {
                 let problem = Problem::error("nothing says where backends are found");
                 check.add(
                     place,
                     problem.expected(
-                        "one of the tables file, http, push, consul, eureka, nacos, etcd, zookeeper, dns and registry",
+                        "one of the tables file, http, push, consul, eureka, nacos, etcd, zookeeper, dns, registry and kubernetes",
                     ),
                 );
             }
@@ -318,6 +345,10 @@ impl DiscoveryConfig {
             Some(SourceConfig::Dns(dns)) => {
                 let place = written.dns.value().and_then(|it| it.name.place());
                 format!("dns {}", shown(place, dns.name.to_string()))
+            }
+            Some(SourceConfig::Kubernetes(kubernetes)) => {
+                let place = written.kubernetes.value().and_then(|it| it.service.place());
+                format!("kubernetes {}", shown(place, kubernetes.service.to_string()))
             }
             None => String::new(),
         }

@@ -28,7 +28,8 @@ pub struct HttpUrl {
 }
 
 impl HttpUrl {
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    /// Reads one; `None` where it is none.
+    pub fn parse(text: &str) -> Option<Self> {
         let (tls, rest) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
             (Some(rest), _) => (false, rest),
             (_, Some(rest)) => (true, rest),

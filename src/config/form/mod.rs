@@ -180,7 +180,7 @@ macro_rules! number_or_text {
     )+};
 }
 
-number_or_text!(Size, Limit, Workers, RetryCondition, Statuses);
+number_or_text!(Size, Limit, Workers, RetryCondition, Statuses, ServicePort);
 
 impl<T: OfKind> FromLiteral for Named<T> {
     fn of(_: Literal) -> Option<Self> {

@@ -284,3 +284,25 @@ fn what_is_believed_at_once_is_not_damped_and_what_is_held_back_is_simply_there(
         assert_eq!(ports(&progress), [1, 2, 3]);
     }
 }
+
+#[test]
+fn what_takes_nothing_may_vanish_however_much_it_is() {
+    let (mut progress, now) = (guarded(), Instant::now());
+    let drains = |port: u16, weight: u16| Instance { weight, ..Instance::new(address(port)) };
+    progress.take(
+        Ok([drains(1, 1), drains(2, 1), drains(3, 1), drains(4, 1)].into_iter().collect()),
+        now,
+        0,
+        &none_fails,
+    );
+    progress.take(
+        Ok([drains(1, 0), drains(2, 0), drains(3, 0), drains(4, 1)].into_iter().collect()),
+        now,
+        0,
+        &none_fails,
+    );
+    progress.take(Ok(set(&[4])), now, 0, &none_fails);
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![4], false));
+    progress.take(Ok(set(&[])), now, 0, &none_fails);
+    assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![4], true));
+}
