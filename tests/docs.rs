@@ -50,11 +50,12 @@ fn configurations_shown_are_valid() {
 
 #[test]
 fn the_configuration_in_the_kubernetes_example_is_valid() {
-    let text = read(&root().join("examples/kubernetes.yaml"));
+    let path = "examples/kubernetes/20-config.yaml";
+    let text = read(&root().join(path));
     let (_, block) = text.split_once("lb.toml: |\n").expect("the file in the ConfigMap");
     let indented = block.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
     let config: String = indented.map(|line| format!("{}\n", line.trim_start())).collect();
-    valid(&config, "examples/kubernetes.yaml");
+    valid(&config, path);
 }
 
 #[test]

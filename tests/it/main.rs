@@ -33,6 +33,10 @@ mod hosts;
 mod told;
 mod idle;
 mod killed_backend;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+#[cfg(feature = "kubernetes")]
+mod kube_apiserver;
 mod large;
 mod last_resort;
 mod layering;
