@@ -129,7 +129,14 @@ impl Fetch {
         request: Request<Full<Bytes>>,
         deadline: Instant,
     ) -> Result<Response<Incoming>, FetchError> {
-        let answer = timeout_at(deadline, self.client.request(request)).await;
+        // A connection that was kept may be closed by the server at the moment that a request goes there (RFC 9110, 9.2.2).
+        let again = request.method().is_idempotent().then(|| request.clone());
+        let mut answer = timeout_at(deadline, self.client.request(request)).await;
+        if let (Ok(Err(error)), Some(again)) = (&answer, again)
+            && !error.is_connect()
+        {
+            answer = timeout_at(deadline, self.client.request(again)).await;
+        }
         answer.map_err(|_| FetchError::Late(self.limits.time))?.map_err(|error| match error.is_connect() {
             true => FetchError::Connect(error),
             false => FetchError::Broken(error.into()),
@@ -193,6 +200,27 @@ mod tests {
             assert_eq!(fetch.whole(get(&at)).await.unwrap().into_body(), "ok");
         }
         assert_eq!(connected.load(SeqCst), 1);
+    }
+
+    /// A server that closes each connection after its first answer, when the second request comes.
+    #[tokio::test]
+    async fn a_kept_connection_that_is_closed_costs_a_get_nothing_and_a_post_its_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut buffer = [0; 1024];
+                let _ = stream.read(&mut buffer).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                let _ = stream.read(&mut buffer).await;
+            }
+        });
+        let fetch = Fetch::new(To::Address(at), LIMITS);
+        for _ in 0..4 {
+            assert_eq!(fetch.whole(get(&at.to_string())).await.unwrap().into_body(), "ok");
+        }
+        let post = Request::post(format!("http://{at}/")).body(Full::from("once")).unwrap();
+        assert!(matches!(fetch.whole(post).await, Err(FetchError::Broken(_))));
     }
 
     #[tokio::test]
