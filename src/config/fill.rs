@@ -7,13 +7,14 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::UpstreamName;
 use super::form::Word;
-use super::services::{SERVICE, Service, ServiceSetting, Services};
+use super::services::{SERVICE, SETTING, Service, ServiceSetting, Services};
 
 mod tag_route;
 
@@ -29,6 +30,10 @@ pub(crate) struct Filling {
     templates: HashMap<String, bool>,
     /// The upstreams that were made.
     made: HashSet<String>,
+    /// Those of them that were made for the service that stands for those to come.
+    stand_ins: HashSet<String>,
+    /// What tags begin with that say routes.
+    pub(crate) service_tags: BTreeSet<Arc<str>>,
     /// What of services was not taken, a word on each.
     pub(crate) left_out: Vec<LeftOut>,
 }
@@ -57,7 +62,7 @@ impl Filling {
 
     /// Whether an upstream was made for the service that stands for those to come.
     pub(crate) fn is_stand_in(&self, upstream: &str) -> bool {
-        self.made.contains(upstream) && upstream.rsplit_once(':').is_some_and(|(_, service)| service == STAND_IN)
+        self.stand_ins.contains(upstream)
     }
 }
 
@@ -73,9 +78,6 @@ pub(super) fn numbers(services: &Services) -> BTreeSet<String> {
     values.filter(|text| is_number(text)).map(str::to_owned).collect()
 }
 
-/// What tags begin with that set a key of the upstream.
-const SETTING: &str = "isobar.";
-
 fn is_number(text: &str) -> bool {
     (1..=9).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_digit())
 }
@@ -83,10 +85,10 @@ fn is_number(text: &str) -> bool {
 /// Fills `services` into a file.
 pub(super) fn fill<'t>(root: &mut DeTable<'t>, services: &Services, numbers: &'t BTreeSet<String>) -> Filling {
     let mut filling = Filling::default();
-    let of = |template: &str| {
-        let stand_in = Service { name: STAND_IN.into(), tags: [].into() };
-        let known = services.get(&UpstreamName::from(template)).into_iter().flatten();
-        known.cloned().chain([stand_in]).collect::<Vec<_>>()
+    // The file was checked with the stand-in when it was read: beside services it could only be in their way.
+    let of = |template: &str| match services.get(&UpstreamName::from(template)) {
+        Some(known) if !known.is_empty() => (known.clone(), false),
+        _ => (vec![Service { name: STAND_IN.into(), tags: [].into() }], true),
     };
     let Some(DeValue::Table(upstreams)) = root.get_mut("upstream").map(Spanned::get_mut) else { return filling };
     let templates: BTreeMap<String, Template<'t>> = upstreams
@@ -95,8 +97,12 @@ pub(super) fn fill<'t>(root: &mut DeTable<'t>, services: &Services, numbers: &'t
         .collect();
     for (name, template) in &templates {
         filling.templates.insert(name.clone(), false);
-        for service in of(name) {
+        let (services, are_stand_ins) = of(name);
+        for service in services {
             let made = made_name(name, &service.name);
+            if are_stand_ins {
+                filling.stand_ins.insert(made.clone());
+            }
             if !upstreams.contains_key(made.as_str()) {
                 let table = template.made_for(&service, numbers, |why| filling.left_out(name, &service, why));
                 upstreams.insert(at(template.span.clone(), Cow::Owned(made.clone())), table);
@@ -114,9 +120,11 @@ pub(super) fn fill<'t>(root: &mut DeTable<'t>, services: &Services, numbers: &'t
                 continue;
             };
             filling.templates.insert(template.clone(), true);
-            for service in of(&template) {
-                let made =
-                    routes_made_for(&route, &template, &service, |why| filling.left_out(&template, &service, why));
+            filling.service_tags.extend(text(&route, "service_tags").map(Arc::from));
+            let (services, are_stand_ins) = of(&template);
+            for service in services {
+                let left_out = |why| filling.left_out(&template, &service, why);
+                let made = routes_made_for(&route, &template, (&service, are_stand_ins), left_out);
                 made.into_iter().for_each(|route| filled.push(route));
             }
         }
@@ -126,7 +134,12 @@ pub(super) fn fill<'t>(root: &mut DeTable<'t>, services: &Services, numbers: &'t
 }
 
 impl Filling {
+    /// Once for a service: the first word is enough to look after it.
     fn left_out(&mut self, upstream: &str, service: &Service, why: String) {
+        let is_told = |it: &LeftOut| it.upstream.as_str() == upstream && it.service.name == service.name;
+        if self.left_out.last().is_some_and(is_told) {
+            return;
+        }
         self.left_out.push(LeftOut { upstream: upstream.into(), service: service.clone(), why });
     }
 }
@@ -194,16 +207,28 @@ fn setting_value<'t>(setting: ServiceSetting, value: &str, numbers: &'t BTreeSet
 fn routes_made_for<'t>(
     route: &Spanned<DeValue<'t>>,
     template: &str,
-    service: &Service,
+    (service, is_stand_in): (&Service, bool),
     mut left_out: impl FnMut(String),
 ) -> Vec<Spanned<DeValue<'t>>> {
-    let tag_prefix = text(route, "service_tags").filter(|_| &*service.name != STAND_IN);
-    let mut made = Vec::new();
-    let Some(prefix) = tag_prefix else { return vec![route_made_for(route, template, service, None)] };
-    let said = service.tags.iter().filter_map(|tag| tag.strip_prefix(prefix));
-    for (number, tag) in said.enumerate() {
-        match TagRoute::read(tag).and_then(|said| said.within(route.get_ref())) {
-            Ok(said) => made.push(route_made_for(route, template, service, Some((number, said)))),
+    let Some(prefix) = text(route, "service_tags") else {
+        return vec![route_made_for(route, template, service, None)];
+    };
+    // The bounds of this service, where its name is in them.
+    let mut bounds = route.clone();
+    name_service(bounds.get_mut(), &service.name);
+    if is_stand_in {
+        let said = TagRoute::stand_in(bounds.get_ref());
+        return vec![route_made_for(route, template, service, Some((0, said)))];
+    }
+    let (mut made, mut all) = (Vec::new(), Vec::new());
+    for tag in service.tags.iter().filter_map(|tag| tag.strip_prefix(prefix)) {
+        match TagRoute::read(tag).and_then(|said| said.within(bounds.get_ref())) {
+            // Two spellings of one route.
+            Ok(said) if all.contains(&said) => {}
+            Ok(said) => {
+                made.push(route_made_for(route, template, service, Some((all.len(), said.clone()))));
+                all.push(said);
+            }
             Err(why) => left_out(format!("tag {:?}: {why}", short(tag))),
         }
     }

@@ -52,6 +52,9 @@ pub enum ServiceSetting {
     MaxConnections,
 }
 
+/// What tags begin with that set a key of the upstream.
+pub(crate) const SETTING: &str = "isobar.";
+
 /// What stands for the name of a service.
 pub(crate) const SERVICE: &str = "{service}";
 
@@ -65,6 +68,9 @@ pub struct Service {
 }
 
 impl Service {
+    /// Tags of a service that mean something to the file, at most: each may be a route.
+    pub const TAGS_MAX: usize = 64;
+
     /// One with these tags.
     ///
     /// # Errors
@@ -82,6 +88,12 @@ impl Service {
         tags.sort_unstable();
         tags.dedup();
         Ok(Self { name: name.into(), tags: tags.into() })
+    }
+
+    /// The same with these of its tags alone, and [`Service::TAGS_MAX`] of them at most.
+    pub fn with_tags_that(&self, keep: impl Fn(&str) -> bool) -> Self {
+        let kept = self.tags.iter().filter(|tag| keep(tag)).take(Self::TAGS_MAX).cloned();
+        Self { name: Arc::clone(&self.name), tags: kept.collect() }
     }
 
     /// The value of the first tag `key=value`.
@@ -106,6 +118,16 @@ impl ServicesConfig {
         let is_allowed = self.allow.is_empty() || is_any_of(&self.allow);
         let has_tag = self.tag.as_ref().is_none_or(|tag| service.tags.contains(tag));
         is_allowed && has_tag && !is_any_of(&self.deny)
+    }
+
+    /// The service with those of its tags that mean something: others come and go without any need to fill the file anew. `prefixes` are those of
+    /// `service_tags` of routes.
+    pub fn reduced(&self, service: &Service, prefixes: &[Arc<str>]) -> Service {
+        service.with_tags_that(|tag| {
+            self.tag.as_deref() == Some(tag)
+                || (!self.settings.is_empty() && tag.starts_with(SETTING))
+                || prefixes.iter().any(|prefix| tag.starts_with(&**prefix))
+        })
     }
 
     fn check(check: &Check<'_>, place: Place, written: &WrittenServicesConfig, it: Self) -> Option<Self> {
@@ -219,6 +241,11 @@ mod tests {
         {
             assert!(Service::new(name, []).is_err(), "{name}");
         }
+        let many: Vec<_> = (0..1000).map(|it| format!("t{it}")).chain(["isobar.strategy=random".into()]).collect();
+        let many = Service::new("a", many.iter().map(String::as_str)).unwrap();
+        let config = ServicesConfig { settings: vec![ServiceSetting::Strategy], ..ServicesConfig::of_defaults() };
+        let kept = |prefix: &str| config.reduced(&many, &[Arc::from(prefix)]).tags.len();
+        assert_eq!((kept("none"), kept("t9"), kept("t")), (1, 64, 64));
         let service = Service::new("a", ["z", "k=v=w", "a", "z"]).unwrap();
         assert_eq!(service.tags.iter().map(|it| &**it).collect::<Vec<_>>(), ["a", "k=v=w", "z"]);
         assert_eq!((service.tag_value("k"), service.tag_value("z")), (Some("v=w"), None));

@@ -214,8 +214,11 @@ fn check_services(check: &Check<'_>, place: Place, written: &WrittenUpstreamConf
             check.add(place, problem.expected(format!("one of {}", DiscoveryConfig::LISTING)));
         }
         Some(false) => {
-            let problem = Problem::error("each service would have the same backends");
-            check.add(place, problem.expected(format!("\"{SERVICE}\" for the name of the service")));
+            let problem = Problem::error("it does not ask for each service by its name");
+            check.add(
+                place,
+                problem.expected(format!("\"{SERVICE}\" in the place of a service's name, and nothing beside it")),
+            );
         }
         Some(true) => {}
     }

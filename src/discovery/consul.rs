@@ -346,19 +346,20 @@ fn instance(entry: Entry, status: Status, zone_label: &str) -> Result<Instance, 
         let weight = if status == Status::Warning { warning } else { passing };
         instance.weight = u16::try_from(weight).unwrap_or(u16::MAX);
     }
-    for (name, value) in service.meta.iter().flatten() {
-        label(&mut instance, name, value)?;
-    }
+    // Labels are shown: one that is too long for that, or one too many, is left out, and costs the instance nothing.
     let tags = service.tags.unwrap_or_default().join(",");
     let of_consul =
         [("id", Some(service.id)), ("node", Some(node.node)), ("datacenter", node.datacenter), ("tags", Some(tags))];
     for (name, value) in of_consul {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
-            label(&mut instance, name, &value)?;
+            let _ = label(&mut instance, name, &value);
         }
     }
-    let of_node = node.meta.as_ref().and_then(|meta| meta.get(zone_label)).map(|zone| zone.as_str().into());
-    instance.place.zone = instance.labels.get(zone_label).cloned().or(of_node);
+    for (name, value) in service.meta.iter().flatten() {
+        let _ = label(&mut instance, name, value);
+    }
+    let zone = |meta: &Option<BTreeMap<String, String>>| meta.as_ref().and_then(|meta| meta.get(zone_label)).cloned();
+    instance.place.zone = zone(&service.meta).or_else(|| zone(&node.meta)).map(Arc::from);
     Ok(instance)
 }
 

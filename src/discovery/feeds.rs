@@ -1,6 +1,6 @@
 //! All sources that are followed: those of the program around isobar, and those of the configuration.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -136,7 +136,7 @@ impl Feeds {
             Disk { store, writer }
         });
         let names = Names::new(dns, disk.as_ref().map(|disk| Arc::clone(&disk.store)), events);
-        let services = ServiceFeeds::new(events);
+        let services = ServiceFeeds::new(registry.clone(), events);
         let (given, configured) = (Vec::new(), Vec::new());
         let mut feeds = Self { events: events.clone(), disk, registry, given, configured, names, services };
         let mut looks = feeds.look(upstreams, START_PATIENCE);
@@ -219,6 +219,21 @@ impl Feeds {
                 let look = FirstLook { left: before.left_by(&upstream.state, config).or(left), file };
                 self.configured.push(self.begin(id, &upstream.state, config, look, &resolvers));
             }
+        }
+        self.forget(before, upstreams);
+    }
+
+    /// What is on disk of upstreams that were made for services that are gone: others may be named again by a file.
+    fn forget(&self, before: Before, upstreams: &[Arc<Upstream>]) {
+        let Some(Disk { store, .. }) = &self.disk else { return };
+        let is_there: HashSet<&UpstreamName> = upstreams.iter().map(|it| it.name()).collect();
+        let templates = || upstreams.iter().filter(|it| it.config.services.is_some());
+        let was_made = |name: &UpstreamName| {
+            let of = |template: &Arc<Upstream>| name.as_str().strip_prefix(template.name().as_str());
+            templates().filter_map(of).any(|rest| rest.starts_with(':'))
+        };
+        for gone in before.0.into_values().filter(|it| !is_there.contains(&it.state.name) && was_made(&it.state.name)) {
+            store.forget(&Arc::new(Key::new(&gone.state.name, &gone.config)));
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::listing::{Listed, Listing, ListsServices};
 use super::reading::Reading;
 use super::{Answer, Answered, AnyDiscovery, DiscoveryError};
 use crate::config::RegistrySourceConfig;
@@ -38,6 +39,33 @@ impl RegistrySource {
         let FoundInstances { set, refused, index } = registry.find(&self.config, &self.reading.zone_label);
         self.said = index;
         Ok(Answer { set, refused, revision: Some(index.to_string().into()), hold: None })
+    }
+}
+
+/// Lists the services of the registry.
+pub(super) struct RegistryServices {
+    registry: Arc<Registry>,
+    changes: watch::Receiver<u64>,
+    has_said: bool,
+}
+
+impl RegistryServices {
+    pub(super) fn new(registry: &Arc<Registry>) -> Self {
+        Self { registry: Arc::clone(registry), changes: registry.changes(), has_said: false }
+    }
+
+    async fn changed(&mut self) -> Result<Listing, DiscoveryError> {
+        if self.has_said && self.changes.changed().await.is_err() {
+            return pending().await;
+        }
+        self.has_said = true;
+        Ok(Listing::of(self.registry.services()))
+    }
+}
+
+impl ListsServices for RegistryServices {
+    fn next(&mut self) -> Listed<'_> {
+        Box::pin(self.changed())
     }
 }
 

@@ -3,13 +3,13 @@
 //! Only what a list says is looked after here. A service that is no longer listed goes on being served as long as its own source has backends
 //! for it, which holds them back where too many vanish at once: a list needs no such rule of its own.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
 
 use super::DiscoveryError;
 use super::consul::ConsulServices;
@@ -19,9 +19,11 @@ use super::feed::next_id;
 use super::listing::{Listing, ListsServices};
 use super::progress::{PAUSE_MIN, pause};
 use super::reading::Reading;
+use super::registry::RegistryServices;
 use super::store::{Key, Store};
 use super::zookeeper::ZookeeperServices;
 use crate::config::{Config, DiscoveryConfig, Service, Services, ServicesConfig, SourceConfig, UpstreamConfig};
+use crate::registry::Registry;
 use crate::telemetry::events::{EventKind, Events};
 use crate::upstream::sources::{SourceCondition, SourceId, SourceReport};
 use crate::upstream::{Upstream, UpstreamState};
@@ -30,19 +32,19 @@ use crate::upstream::{Upstream, UpstreamState};
 const FIRST_LIST: Duration = Duration::from_secs(1);
 
 /// The one that a table of the configuration describes; `None` of a kind that lists none.
-fn of(config: &DiscoveryConfig) -> Option<Box<dyn ListsServices>> {
+fn of(config: &DiscoveryConfig, registry: Option<&Arc<Registry>>) -> Option<Box<dyn ListsServices>> {
     let reading = Reading::new(config);
     Some(match config.source()? {
         SourceConfig::Consul(consul) => Box::new(ConsulServices::new(consul, &reading)),
         SourceConfig::Eureka(eureka) => Box::new(EurekaServices::new(eureka, &reading)),
         SourceConfig::Etcd(etcd) => Box::new(EtcdServices::new(etcd, reading)?),
         SourceConfig::Zookeeper(zookeeper) => Box::new(ZookeeperServices::new(zookeeper, reading)?),
+        SourceConfig::Registry(_) => Box::new(RegistryServices::new(registry?)),
         SourceConfig::Nacos(_)
         | SourceConfig::File(_)
         | SourceConfig::Http(_)
         | SourceConfig::Push(_)
         | SourceConfig::Dns(_)
-        | SourceConfig::Registry(_)
         | SourceConfig::Kubernetes(_) => return None,
     })
 }
@@ -54,39 +56,42 @@ fn templates(
     upstreams.iter().filter_map(|it| Some((&**it, it.services.as_deref()?, it.discovery.first()?)))
 }
 
-/// What is known of services before a start: what is on disk, or else what their registries list within a second.
+/// What is known of services before a start: what is on disk, or else what their registries list within a second. All are looked for at the same
+/// time.
 pub async fn services_at_start(config: &Config) -> Services {
+    let all = templates(&config.upstreams);
+    let asked: Vec<_> = all
+        .map(|(upstream, services, source)| {
+            let store = config.state_dir.as_deref().map(Store::new);
+            let (key, source) = (Key::new(&upstream.name, source), source.clone());
+            let known = tokio::spawn(async move { known_of(store, key, &source).await });
+            (upstream, services, known)
+        })
+        .collect();
     let mut known = Services::new();
-    let deadline = Instant::now() + FIRST_LIST;
-    for (upstream, services, source) in templates(&config.upstreams) {
-        let listed = match left(config.state_dir.as_deref(), (upstream, source), deadline).await {
-            Some(left) => left,
-            None => match of(source) {
-                Some(mut lists) => match timeout_at(deadline.into(), lists.next()).await {
-                    Ok(Ok(listing)) => listing.services,
-                    // Its loop tells what is wrong.
-                    Ok(Err(_)) | Err(_) => continue,
-                },
-                None => continue,
-            },
-        };
-        let taken: Vec<_> = listed.into_iter().filter(|service| services.takes(service)).collect();
-        if taken.len() <= services.max_services {
-            known.insert(upstream.name.clone(), taken);
+    for (upstream, services, listed) in asked {
+        let Some(listed) = listed.await.ok().flatten() else { continue };
+        let mut taken: Vec<_> = listed.into_iter().filter(|service| services.takes(service)).collect();
+        if taken.len() > services.max_services {
+            warn!(upstream = %upstream.name, services = taken.len(), max_services = services.max_services, "more services than may be");
+            taken.truncate(services.max_services);
         }
+        known.insert(upstream.name.clone(), taken);
     }
     known
 }
 
-/// What a source has left on disk, if that can be read in time: a directory of a network that is gone lets its reader hang.
-async fn left(
-    state_dir: Option<&Path>,
-    (upstream, source): (&UpstreamConfig, &DiscoveryConfig),
-    deadline: Instant,
-) -> Option<Vec<Service>> {
-    let (store, key) = (Store::new(state_dir?), Key::new(&upstream.name, source));
-    let read = tokio::task::spawn_blocking(move || store.read_services(&key));
-    timeout_at(deadline.into(), read).await.ok()?.ok().flatten()
+async fn known_of(store: Option<Arc<Store>>, key: Key, source: &DiscoveryConfig) -> Option<Vec<Service>> {
+    if let Some(store) = store {
+        // A directory of a network that is gone lets its reader hang.
+        let read = tokio::task::spawn_blocking(move || store.read_services(&key));
+        if let Some(left) = timeout(FIRST_LIST, read).await.ok().and_then(Result::ok).flatten() {
+            return Some(left);
+        }
+    }
+    // What is wrong is told by the loop that asks.
+    let mut lists = of(source, None)?;
+    timeout(FIRST_LIST, lists.next()).await.ok()?.ok().map(|listing| listing.services)
 }
 
 /// The lists that are followed.
@@ -95,6 +100,7 @@ pub(super) struct ServiceFeeds {
     feeds: Vec<ServiceFeed>,
     /// Is told of each list that differs.
     heard: Arc<Notify>,
+    registry: Option<Arc<Registry>>,
     events: Events,
 }
 
@@ -114,8 +120,8 @@ impl Drop for ServiceFeed {
 }
 
 impl ServiceFeeds {
-    pub(super) fn new(events: &Events) -> Self {
-        Self { feeds: Vec::new(), heard: Arc::default(), events: events.clone() }
+    pub(super) fn new(registry: Option<Arc<Registry>>, events: &Events) -> Self {
+        Self { feeds: Vec::new(), heard: Arc::default(), registry, events: events.clone() }
     }
 
     /// Is told of each list that differs from the one before.
@@ -152,7 +158,7 @@ impl ServiceFeeds {
         source: &DiscoveryConfig,
         store: Option<&Arc<Store>>,
     ) {
-        let Some(lists) = of(source) else { return };
+        let Some(lists) = of(source, self.registry.as_ref()) else { return };
         let (id, state) = (next_id(), Arc::clone(&upstream.state));
         let saves = store.map(|store| (Arc::clone(store), Arc::new(Key::new(&state.name, source))));
         let reporter = ListReporter {

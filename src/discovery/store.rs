@@ -55,6 +55,8 @@ struct Entry {
 enum Said {
     Backends(BackendSet, Option<Arc<str>>),
     Services(Vec<Service>),
+    /// It is there no more: its file goes.
+    Gone,
 }
 
 /// Which source it is, and what it asks.
@@ -127,6 +129,11 @@ impl Store {
     /// The same of the services that a source lists.
     pub(super) fn save_services(&self, key: &Arc<Key>, services: &[Service]) {
         self.put(key, Said::Services(services.to_vec()));
+    }
+
+    /// Has what is kept of a source removed, soon.
+    pub(super) fn forget(&self, key: &Arc<Key>) {
+        self.put(key, Said::Gone);
     }
 
     fn put(&self, key: &Arc<Key>, said: Said) {
@@ -241,6 +248,12 @@ fn write(dir: &Path, path: &Path, entry: &Entry) -> io::Result<()> {
             value["revision"] = revision.as_deref().into();
             value
         }
+        Said::Gone => {
+            return match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        }
         Said::Services(services) => {
             let one =
                 |it: &Service| json!({ "name": &*it.name, "tags": it.tags.iter().map(|it| &**it).collect::<Vec<_>>() });
@@ -328,6 +341,11 @@ mod tests {
         store.flush().unwrap();
         assert_eq!(store.read_services(&key("a")), Some(services));
         assert_eq!((store.read_services(&key("b")), store.read(&key("a"))), (None, None));
+        for _ in 0..2 {
+            store.forget(&key("a"));
+            store.flush().unwrap();
+        }
+        assert_eq!(fs::read_dir(dir.0.join("discovery")).unwrap().count(), 0);
     }
 
     #[test]

@@ -33,8 +33,8 @@ use crate::middleware::{self, Kinds};
 use crate::strategy::{Factories, Factory};
 use crate::supervisor::file_watch::{self, Stamp};
 use crate::supervisor::{
-    ConfigSource, ControlTask, Ended, Error, FirstConfig, Handle, Harmless, Signals, Successor, Supervisor, filled,
-    vocabulary,
+    ConfigSource, ControlTask, Ended, Error, Handle, Harmless, Signals, Successor, Supervisor, vocabulary,
+    with_first_services,
 };
 use crate::telemetry::logging::{self, Logging};
 
@@ -242,7 +242,7 @@ impl Builder {
             Some(_) => runtime.block_on(services_at_start(&loaded.config)),
             None => Services::new(),
         };
-        let Loaded { config, warnings, template, left_out } = filled(loaded, &vocabulary, &services);
+        let (Loaded { config, warnings, .. }, services) = with_first_services(loaded, &vocabulary, &services);
         if self.descriptors {
             raise_descriptors();
         }
@@ -274,13 +274,7 @@ impl Builder {
                 (admin_address.map(display), unix_socket.as_ref().map(|path| display(path.display())));
             info!(address, socket, "admin listening");
         }
-        let (control, handle) = ControlTask::new(
-            supervisor,
-            self.source,
-            vocabulary,
-            logging,
-            FirstConfig { warnings, template, services, left_out },
-        );
+        let (control, handle) = ControlTask::new(supervisor, self.source, vocabulary, logging, (&warnings, services));
         let vital = handle.events().vital().clone();
         if let Some(signals) = signals {
             runtime.spawn(vital.clone().watch("signals".into(), signals.forward(handle.clone(), takeover.successor)));

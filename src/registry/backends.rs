@@ -32,6 +32,16 @@ impl Registry {
         self.lock().index_of(service)
     }
 
+    /// The services by their names in lower case, each with the tags of its instances and with their metadata as `key=value`.
+    pub fn services(&self) -> Vec<(String, Vec<String>)> {
+        let catalog = self.lock();
+        let tags_of = |instance: &Arc<Instance>| {
+            let metadata = instance.said.meta.iter().map(|(key, value)| format!("{key}={value}"));
+            instance.said.tags.iter().cloned().chain(metadata).collect::<Vec<_>>()
+        };
+        catalog.services().map(|(name, instances)| (name.to_owned(), instances.flat_map(tags_of).collect())).collect()
+    }
+
     /// The instances that a source asks for. `zone_label` is what of an instance's metadata says in which zone it is.
     pub fn find(&self, source: &RegistrySourceConfig, zone_label: &str) -> FoundInstances {
         let (instances, index) = {

@@ -11,9 +11,9 @@ use tracing::{debug, error, info, warn};
 use super::file_watch::{self, Stamp};
 use super::handle::{Handle, LastError, ServedState, Stop};
 use super::release_memory::GivingBack;
-use super::services::{self, ServedServices};
+use super::services::{self, FilledFile, FirstServices, ServedServices, ServicesToFill};
 use super::{Applied, Error, Reopen, Supervisor, check_files, report};
-use crate::config::{self, FileText, LeftOut, Loaded, Problem, RefusedConfig, Services, Vocabulary};
+use crate::config::{self, Loaded, Problem, RefusedConfig, Vocabulary};
 use crate::middleware::Kinds;
 use crate::strategy::Factories;
 use crate::telemetry::events::EventKind;
@@ -84,8 +84,6 @@ pub(super) enum Trigger {
     Signal,
     /// A handle: the admin address or the embedding program.
     Asked,
-    /// Other services are there.
-    Services,
 }
 
 /// How a reload went; shared by all requests for it.
@@ -101,19 +99,6 @@ pub(crate) struct ControlTask {
     commands: mpsc::Receiver<ControlCommand>,
     stops: mpsc::UnboundedReceiver<Stop>,
     services: ServedServices,
-}
-
-/// What a process begins with.
-#[derive(Debug, Default)]
-pub(crate) struct FirstConfig {
-    /// What is odd about the configuration.
-    pub(crate) warnings: Vec<Problem>,
-    /// The file, where services are filled into it.
-    pub(crate) template: Option<Arc<FileText>>,
-    /// Those that were.
-    pub(crate) services: Services,
-    /// What of them could not be taken.
-    pub(crate) left_out: Vec<LeftOut>,
 }
 
 impl ConfigSource {
@@ -148,16 +133,16 @@ pub(crate) fn vocabulary(factories: &Factories, kinds: &Kinds) -> Vocabulary {
 }
 
 impl ControlTask {
-    /// The task and the handle to it. `first` is what is known of the configuration that `supervisor` was started with.
+    /// The task and the handle to it. `warnings` are those of the configuration that `supervisor` was started with,
+    /// and `first` is what is known of services.
     pub(crate) fn new(
         supervisor: Supervisor,
         source: ConfigSource,
         vocabulary: Vocabulary,
         logging: Option<Logging>,
-        first: FirstConfig,
+        (warnings, first): (&[Problem], FirstServices),
     ) -> (Self, Handle) {
-        let FirstConfig { warnings, template, services, left_out } = first;
-        let warnings = &[&warnings[..], &supervisor.warnings].concat()[..];
+        let warnings = &[warnings, &supervisor.warnings].concat()[..];
         let (command, commands) = mpsc::channel(COMMANDS_WAITING_MAX);
         let (stop, stops) = mpsc::unbounded_channel();
         report::warnings(warnings);
@@ -173,7 +158,7 @@ impl ControlTask {
             stops: stop,
             logging: logging.clone(),
         };
-        let services = ServedServices::new(template, services, left_out, supervisor.services_heard());
+        let services = ServedServices::new(first, supervisor.services_heard());
         (Self { supervisor, source, vocabulary, logging, commands, stops, services }, handle)
     }
 
@@ -183,7 +168,15 @@ impl ControlTask {
         let shared = &Arc::clone(supervisor.shared());
         let vital = supervisor.shared().process.events.vital().clone();
         let giving_back = GivingBack::default();
-        let mut reloads = Reloads { supervisor: &mut supervisor, source, vocabulary, logging, giving_back, services };
+        let mut reloads = Reloads {
+            supervisor: &mut supervisor,
+            source,
+            vocabulary,
+            logging,
+            giving_back,
+            services,
+            services_failed: None,
+        };
         // A reload may hang in reading a file from a network; the stop does not wait for it. It is given up only where it
         // waits, which is never between the prepare and the retire.
         let failed = async || {
@@ -294,6 +287,8 @@ struct Reloads<'a> {
     logging: Option<Logging>,
     giving_back: GivingBack,
     services: ServedServices,
+    /// Why other services could not be served, the last time that this was tried.
+    services_failed: Option<String>,
 }
 
 impl Reloads<'_> {
@@ -342,9 +337,10 @@ impl Reloads<'_> {
     /// Nothing waits in here.
     fn apply(&mut self, trigger: Trigger, loaded: Result<Loaded, Error>) -> ReloadOutcome {
         let reopen = if matches!(trigger, Trigger::File(_)) { Reopen::Changed } else { Reopen::All };
-        let outcome = loaded.and_then(|Loaded { config, warnings, template, left_out }| {
+        let outcome = loaded.and_then(|Loaded { config, warnings, template, service_tags: prefixes, left_out }| {
             let applied = self.supervisor.apply(config, warnings, reopen)?;
-            self.services.applied(template, left_out, &self.supervisor.shared().workers.snapshot());
+            let filled = FilledFile { template, prefixes, left_out };
+            self.services.applied(filled, &self.supervisor.shared().workers.snapshot());
             Ok(applied)
         });
         self.giving_back.begin();
@@ -369,20 +365,33 @@ impl Reloads<'_> {
         let snapshot = self.supervisor.shared().workers.snapshot();
         let Some((template, services)) = self.services.look(&snapshot, Instant::now()) else { return };
         let vocabulary = self.vocabulary.clone();
-        let filled = beside(move || template.fill(&vocabulary, &services).map_err(refused)).await;
-        let outcome = filled.and_then(|Loaded { config, template, left_out, .. }| {
+        let ServicesToFill { settled, others } = services;
+        let filled = beside(move || template.fill(&vocabulary, &settled, &others).map_err(refused)).await;
+        let outcome = filled.and_then(|Loaded { config, template, service_tags: prefixes, left_out, .. }| {
             let applied = self.supervisor.apply(config, Vec::new(), Reopen::Changed)?;
-            self.services.applied(template, left_out, &self.supervisor.shared().workers.snapshot());
+            let filled = FilledFile { template, prefixes, left_out };
+            self.services.applied(filled, &self.supervisor.shared().workers.snapshot());
             Ok(applied)
         });
+        self.services.filled(Instant::now());
         self.giving_back.begin();
         match outcome {
             Ok(applied) => self.note_services(&applied),
-            Err(error) => drop(self.note_refused(Trigger::Services, error)),
+            Err(error) => self.note_services_failed(&error),
         }
     }
 
-    fn note_services(&self, applied: &Applied) {
+    /// It is tried again each second, and told once. The status is that of the file.
+    fn note_services_failed(&mut self, error: &Error) {
+        let text = error.to_string().trim_end().to_owned();
+        if self.services_failed.as_ref() != Some(&text) {
+            error!(problems = %text, "services changed, and could not be served; serving those before");
+            self.services_failed = Some(text);
+        }
+    }
+
+    fn note_services(&mut self, applied: &Applied) {
+        self.services_failed = None;
         if applied.plan.is_empty() {
             return;
         }
@@ -419,7 +428,7 @@ impl Reloads<'_> {
         let text = error.to_string().trim_end().to_owned();
         // A file that is written again with the same mistake is no news; a request for a reload gets an answer.
         let known = status.last_error.as_ref().is_some_and(|last| last.text == text);
-        if known && matches!(trigger, Trigger::File(_) | Trigger::Services) {
+        if known && matches!(trigger, Trigger::File(_)) {
             debug!(problems = %text, "still not applied");
         } else {
             error!(problems = %text, serving_generation = status.generation, "configuration refused, nothing changed");

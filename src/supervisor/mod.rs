@@ -44,13 +44,13 @@ mod signals;
 mod successor;
 pub mod file_watch;
 
-pub(crate) use command_loop::{ConfigSource, ControlTask, FirstConfig, vocabulary};
+pub(crate) use command_loop::{ConfigSource, ControlTask, vocabulary};
 pub use command_loop::{Ended, FAILED_GRACE};
 pub use error::Error;
 pub(crate) use handle::ServedState;
 pub use handle::{ConfigStatus, Handle, LastError};
 pub use reload_plan::ReloadPlan;
-pub(crate) use services::filled;
+pub(crate) use services::first as with_first_services;
 pub(crate) use signals::{Harmless, Signals};
 pub use successor::Successor;
 pub use tls_files::check_files;

@@ -198,8 +198,12 @@ async fn a_service_that_leaves_is_answered_503_for_its_grace_and_then_404() {
     let registry = Registry::default();
     registry.register("users", &[], &users);
     let server = registry.serve();
-    let running = start(text(server.address(), "allow = [\"*\"]", BY_PATH));
+    let dir = Scratch::new();
+    let state = format!("state_dir = {:?}\n", dir.path("state"));
+    let running = start(state + &text(server.address(), "allow = [\"*\"]", BY_PATH));
     assert_eq!(get(&running, "localhost", "/users/").await.0, 200);
+    let files = || std::fs::read_dir(dir.path("state/discovery")).map_or(0, Iterator::count);
+    eventually(|| files() == 2).await;
     registry.deregister("users");
     // Held back for `removal_hold`, as any set that becomes empty.
     assert_eq!(get(&running, "localhost", "/users/").await.0, 200);
@@ -208,6 +212,8 @@ async fn a_service_that_leaves_is_answered_503_for_its_grace_and_then_404() {
     let took = comes_to(&running, "/users/", 404).await;
     assert!(took > Duration::from_millis(500) && took < Duration::from_secs(4), "{took:?}");
     assert!(running.handle().snapshot().upstream("s:users").is_none());
+    // Nor is anything of it left on disk.
+    eventually(|| files() == 1).await;
     // It is back, as a new one.
     registry.register("users", &[], &users);
     comes_to(&running, "/users/", 200).await;
@@ -280,7 +286,8 @@ async fn tags_say_where_a_service_is_within_what_the_route_lets_it_have() {
     assert_eq!(get(&running, "other.example.com", "/users/7").await.0, 404);
     let strategy = |name| running.handle().snapshot().upstream(name).unwrap().config.strategy.as_str().to_owned();
     assert_eq!(strategy("s:users"), "least_connections");
-    // One that wants what it may not have, or what another has.
+    // One that wants what it may not have, or what another has, though it was there before.
+    registry.register("evil", &[], &evil);
     registry.register("evil", &["urlprefix-bank.test/", "urlprefix-api.example.com/users"], &evil);
     until(async || services(&running).await["left_out"].as_array().is_some_and(|all| !all.is_empty())).await;
     for (host, path, status) in [("bank.test", "/", 404), ("api.example.com", "/users/7", 200)] {
@@ -313,4 +320,37 @@ async fn services_that_come_and_go_all_the_time_cost_others_no_request() {
     }
     assert!(asked > 200, "{asked}");
     assert_eq!(users.requests(), asked);
+}
+
+#[tokio::test]
+async fn services_of_the_registry_of_isobar_are_reachable_while_they_are_registered() {
+    let late = TestBackend::ok("late");
+    let running = start(
+        "workers = 2\n[admin]\naddress = \"127.0.0.1:0\"\n[registry]\naddress = \"127.0.0.1:0\"\n[[listener]]\n\
+         address = \"127.0.0.1:0\"\n[[route]]\nupstream = \"s\"\npath_prefix = \"/{service}/\"\n[upstream.s]\n\
+         services = { tag = \"public\", deny = [\"hidden*\"], grace = \"0s\" }\n[[upstream.s.discovery]]\n\
+         registry = { service = \"{service}\" }\n"
+            .into(),
+    );
+    let at = running.registry_address().unwrap();
+    let put = async |target: &str, body: Value| {
+        let (mut client, body) = (Client::connect(at).await, body.to_string());
+        let length = body.len();
+        client.send(format!("PUT {target} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{body}")).await;
+        assert_eq!(client.response_to("PUT").await.status(), 200);
+    };
+    let register = async |name: &str, tag: &str| {
+        let (host, port) = (late.address().ip(), late.address().port());
+        let said = json!({ "ID": name, "Name": name, "Address": host, "Port": port, "Tags": [tag],
+                           "Check": { "TTL": "60s", "Status": "passing" } });
+        put("/v1/agent/service/register", said).await;
+    };
+    register("hidden", "public").await;
+    register("internal", "private").await;
+    come_and_go(&running, async |comes| match comes {
+        true => register("late", "public").await,
+        false => put("/v1/agent/service/deregister/late", Value::Null).await,
+    })
+    .await;
+    assert_eq!(get(&running, "localhost", "/internal/").await.0, 404);
 }

@@ -53,6 +53,8 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
     /// The file, where it has upstreams with `services`: as the services change it is read again.
     pub template: Option<Arc<FileText>>,
+    /// What tags of services begin with that say routes.
+    pub service_tags: Arc<[Arc<str>]>,
     /// Services of which something could not be taken.
     pub left_out: Vec<LeftOut>,
 }
@@ -173,32 +175,45 @@ pub fn parse_whole(
 }
 
 impl FileText {
-    /// Checks it with these services filled in, and with variables from the process's environment. A service that would make it wrong is left out.
+    /// Checks it with services filled in, and with variables from the process's environment. A service that would make it wrong is left out: one
+    /// of `others` rather than one that is `settled`, which is served already; the first of those comes first.
     ///
     /// # Errors
     /// When it is wrong without any service.
-    pub fn fill(&self, vocabulary: &Vocabulary, services: &Services) -> Result<Loaded, RefusedConfig> {
+    pub fn fill(
+        &self,
+        vocabulary: &Vocabulary,
+        settled: &Services,
+        others: &Services,
+    ) -> Result<Loaded, RefusedConfig> {
         let env: &Env<'_> = &|name| std::env::var(name).ok();
-        let load = |services: &Services| self.load(env, vocabulary, services);
-        let Err(whole) = load(services) else { return load(services) };
+        let mut all = settled.clone();
+        others.iter().for_each(|(upstream, more)| all.entry(upstream.clone()).or_default().extend_from_slice(more));
+        let whole = match self.load(env, vocabulary, &all) {
+            Ok(loaded) => return Ok(loaded),
+            Err(whole) => whole,
+        };
         // Which of them it is: halves that do no harm are taken at once.
-        let mut taken = Services::new();
-        let mut left_out = Vec::new();
-        let mut parts: Vec<Vec<(&UpstreamName, &Service)>> = vec![
-            services.iter().flat_map(|(upstream, all)| all.iter().map(move |service| (upstream, service))).collect(),
-        ];
+        let (mut taken, mut left_out) = (Services::new(), Vec::new());
+        let listed = |services: &Services| {
+            let each = |(upstream, all): (&UpstreamName, &Vec<Service>)| {
+                all.iter().map(|service| (upstream.clone(), service.clone())).collect::<Vec<_>>()
+            };
+            services.iter().flat_map(each).collect::<Vec<_>>()
+        };
+        let mut parts = vec![listed(others), listed(settled)];
         while let Some(mut part) = parts.pop() {
             let mut with = taken.clone();
-            part.iter()
-                .for_each(|(upstream, service)| with.entry((*upstream).clone()).or_default().push((*service).clone()));
-            match (load(&with), &part[..]) {
+            for (upstream, service) in &part {
+                with.entry(upstream.clone()).or_default().push(service.clone());
+            }
+            match (self.load(env, vocabulary, &with), &part[..]) {
                 (Ok(_), _) => taken = with,
                 (Err(_), []) => return Err(whole),
                 (Err(refused), [(upstream, service)]) => {
-                    let why =
-                        refused.problems.iter().find(|it| it.severity == Severity::Error).map(ToString::to_string);
-                    let (upstream, service) = ((*upstream).clone(), (*service).clone());
-                    left_out.push(LeftOut { upstream, service, why: why.unwrap_or_default() });
+                    let why = refused.problems.iter().find(|it| it.severity == Severity::Error);
+                    let why = format!("not served: {}", why.map(ToString::to_string).unwrap_or_default());
+                    left_out.push(LeftOut { upstream: upstream.clone(), service: service.clone(), why });
                 }
                 (Err(_), several) => {
                     let rest = part.split_off(several.len() / 2);
@@ -206,7 +221,7 @@ impl FileText {
                 }
             }
         }
-        let mut loaded = load(&taken)?;
+        let mut loaded = self.load(env, vocabulary, &taken)?;
         loaded.left_out.append(&mut left_out);
         Ok(loaded)
     }
@@ -230,7 +245,9 @@ impl FileText {
         match config {
             Some(config) if !problems.refuse() => {
                 let template = filling.is_needed().then(|| Arc::new(self.clone()));
-                Ok(Loaded { config, warnings: problems.into_vec(), template, left_out: filling.left_out })
+                let Filling { left_out, service_tags, .. } = filling;
+                let service_tags = service_tags.into_iter().collect();
+                Ok(Loaded { config, warnings: problems.into_vec(), template, service_tags, left_out })
             }
             Some(config) => Err(RefusedConfig { problems, secured: Secured::of(&config) }),
             None => Err(problems.into()),

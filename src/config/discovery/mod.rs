@@ -209,28 +209,29 @@ impl DiscoveryConfig {
     }
 
     /// The kinds of source that list services.
-    pub(crate) const LISTING: &str = "consul, eureka, etcd and zookeeper";
+    pub(crate) const LISTING: &str = "consul, eureka, etcd, zookeeper and registry";
 
-    /// Whether what it asks for has the name of a service in it, [`SERVICE`]; `None` of a source that lists no services.
+    /// Whether what it asks for is a service by its name, which [`SERVICE`] stands for, so that each that is listed is asked for as it is listed;
+    /// `None` of a source that lists no services.
     pub(crate) fn names_service(&self) -> Option<bool> {
-        if let Some(SourceConfig::Zookeeper(zookeeper)) = self.source() {
+        match self.source()? {
+            SourceConfig::Consul(consul) => Some(*consul.service == *SERVICE),
+            SourceConfig::Eureka(eureka) => Some(*eureka.application == *SERVICE),
+            SourceConfig::Registry(registry) => Some(*registry.service == *SERVICE),
+            // What comes before and behind it ends the name.
+            SourceConfig::Etcd(etcd) => {
+                let parts = etcd.prefix.split_once(SERVICE);
+                Some(parts.is_some_and(|(_, after)| after.is_empty() || after.starts_with('/')))
+            }
             // The names are those of nodes.
-            return Some(zookeeper.path.split('/').skip(2).any(|node| node == SERVICE));
-        }
-        let asked = match self.source()? {
-            SourceConfig::Consul(consul) => &consul.service,
-            SourceConfig::Eureka(eureka) => &eureka.application,
-            SourceConfig::Etcd(etcd) => &etcd.prefix,
-            SourceConfig::Zookeeper(_)
-            | SourceConfig::Nacos(_)
+            SourceConfig::Zookeeper(zookeeper) => Some(zookeeper.path.split('/').skip(2).any(|node| node == SERVICE)),
+            SourceConfig::Nacos(_)
             | SourceConfig::File(_)
             | SourceConfig::Http(_)
             | SourceConfig::Push(_)
             | SourceConfig::Dns(_)
-            | SourceConfig::Registry(_)
-            | SourceConfig::Kubernetes(_) => return None,
-        };
-        Some(asked.contains(SERVICE))
+            | SourceConfig::Kubernetes(_) => None,
+        }
     }
 
     /// The kind of source.

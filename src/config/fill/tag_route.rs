@@ -9,7 +9,7 @@ use toml::de::{DeArray, DeValue};
 use crate::target;
 
 /// Where a service is to be reached.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TagRoute {
     /// The host; every host where it is empty.
     host: String,
@@ -51,6 +51,15 @@ impl TagRoute {
             }
         }
         Ok(Self { host: host.to_ascii_lowercase(), path, strips, keeps_hosts: false })
+    }
+
+    /// What a service may say, where none is known: it shows whether the route in the file can be made at all.
+    pub(super) fn stand_in(route: &DeValue<'_>) -> Self {
+        let table = route.as_table();
+        let prefix = table.and_then(|table| table.get("path_prefix")?.get_ref().as_str()).unwrap_or_default();
+        let path = format!("{}/a-tag", prefix.strip_suffix('/').unwrap_or(prefix));
+        let keeps_hosts = table.is_some_and(|table| table.contains_key("hosts"));
+        Self { host: String::new(), path, strips: false, keeps_hosts }
     }
 
     /// The same, unless the route in the file does not let services have that host or path.

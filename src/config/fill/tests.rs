@@ -62,7 +62,7 @@ fn template(file: &str) -> std::sync::Arc<FileText> {
 
 fn fill(file: &str, services: &[Service]) -> Loaded {
     let services = Services::from([("services".into(), services.to_vec())]);
-    template(file).fill(&Vocabulary::default(), &services).unwrap()
+    template(file).fill(&Vocabulary::default(), &Services::new(), &services).unwrap()
 }
 
 fn service(name: &str, tags: &[&str]) -> Service {
@@ -168,6 +168,32 @@ fn tags_say_hosts_and_paths_within_those_of_the_route() {
 }
 
 #[test]
+fn of_two_that_want_the_same_the_one_that_is_served_has_it() {
+    let wants = |name: &str| service(name, &["urlprefix-api.example.com/v1"]);
+    let of = |service: Service| Services::from([("services".into(), vec![service])]);
+    let fill = |settled, others| template(TAGS).fill(&Vocabulary::default(), &settled, &others).unwrap();
+    for (served, other) in [("a", "b"), ("b", "a")] {
+        let Loaded { config, left_out, .. } = fill(of(wants(served)), of(wants(other)));
+        assert_eq!(routes(&config), [format!("api.example.com/v1/* -> services:{served}")]);
+        assert_eq!(left_out.iter().map(|it| &*it.service.name).collect::<Vec<_>>(), [other]);
+    }
+}
+
+#[test]
+fn a_service_may_be_called_as_the_stand_in_and_have_just_what_the_route_lets_it_have() {
+    let file = TAGS.replace("\"*.example.com\"", "\"shop.example.com\"");
+    let tags =
+        ["urlprefix-shop.example.com/", "urlprefix- shop.example.com/", "urlprefix-shop.example.com/ proto=http"];
+    let Loaded { config, left_out, .. } = fill(&file, &[service("a-service", &tags)]);
+    assert_eq!((routes(&config), left_out), (vec!["shop.example.com/* -> services:a-service".to_owned()], vec![]));
+    // Each within a place of its own.
+    let file = TAGS.replace("path_prefix = \"/\"", "path_prefix = \"/{service}/\"");
+    let users = service("users", &["urlprefix-/users/v1", "urlprefix-/orders/v1"]);
+    let Loaded { config, left_out, .. } = fill(&file, &[users]);
+    assert_eq!((routes(&config), left_out.len()), (vec!["*.example.com/users/v1/* -> services:users".to_owned()], 1));
+}
+
+#[test]
 fn variables_of_the_environment_are_the_files_alone() {
     let file = FILE.replace("\"random\"", "\"${service:-random}\"");
     let Loaded { config, .. } = fill(&file, &[service("users", &[])]);
@@ -180,11 +206,18 @@ fn variables_of_the_environment_are_the_files_alone() {
 fn what_cannot_be_made_is_told_before_any_service_is_there() {
     for (from, to, what) in [
         ("allow = [\"*\"], ", "", "nothing says which services may be reached"),
-        ("consul = { service = \"{service}\" }", "consul = { service = \"users\" }", "would have the same backends"),
+        (
+            "consul = { service = \"{service}\" }",
+            "consul = { service = \"users\" }",
+            "does not ask for each service by its name",
+        ),
         ("consul = { service = \"{service}\" }", "file = { path = \"/a/{service}.json\" }", "lists no services"),
         ("[[upstream.services.discovery]]\nconsul = { service = \"{service}\" }", "", "nothing lists services"),
         ("strategy = \"random\"", "backends = [\"127.0.0.1:1\"]", "each service would have these backends"),
         ("{service}.example.com", "{service}.exa mple.com", "is not a host"),
+        ("consul = { service = \"{service}\" }", "consul = { service = \"api-{service}\" }", "by its name"),
+        ("consul = { service = \"{service}\" }", "etcd = { prefix = \"/a/{service}-v1/\" }", "by its name"),
+        ("path_prefix = \"/{service}/\"", "path = \"/a\"\nservice_tags = \"urlprefix-\"", "the route has path too"),
         ("path_prefix = \"/fixed/\"", "service_tags = \"urlprefix-\"", "there are no services whose tags"),
     ] {
         let file = FILE.replace(from, to);
@@ -200,7 +233,7 @@ fn an_upstream_of_the_file_that_is_called_like_a_made_one_stays_what_it_is() {
         .replace("[upstream.fixed]", "[upstream.\"services:users\"]\nbackends = [\"127.0.0.1:7\"]\n[upstream.fixed]");
     let services = Services::from([("services".into(), vec![service("users", &[])])]);
     let template = load(&file).unwrap().template.unwrap();
-    let Loaded { config, .. } = template.fill(&Vocabulary::default(), &services).unwrap();
+    let Loaded { config, .. } = template.fill(&Vocabulary::default(), &Services::new(), &services).unwrap();
     let users = config.upstreams.iter().find(|it| it.name.as_str() == "services:users").unwrap();
     assert_eq!(users.backends.len(), 1);
 }
