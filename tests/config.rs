@@ -66,6 +66,7 @@ fn every_key_is_valid_and_has_its_default() {
         "nacos users",
         "zookeeper /services/users",
         "registry users",
+        "docker com.docker.compose.service=users",
         "push",
         "dns users.internal",
         "kubernetes users",
@@ -73,7 +74,7 @@ fn every_key_is_valid_and_has_its_default() {
     assert_eq!(names, expected);
     assert_eq!((sources[0].max_removed_percent, sources[1].max_removed_percent), (Some(50), None));
     let removed: Vec<_> = sources.iter().map(|it| it.removed_percent()).collect();
-    assert_eq!(removed, [50, 50, 100, 50, 50, 50, 50, 100, 100, 100, 50]);
+    assert_eq!(removed, [50, 50, 100, 50, 50, 50, 50, 100, 100, 100, 100, 50]);
     // Name servers and domains are shown, and are those of the machine by default.
     let mut dns = shown.config.dns.clone();
     assert_eq!((std::mem::take(&mut dns.nameservers).len(), std::mem::take(&mut dns.search).len()), (2, 1));

@@ -89,9 +89,9 @@ pub use circuit_breaker::BreakerConfig;
 pub(crate) use difference::Changes;
 pub use difference::{DifferenceList, KeyChange};
 pub use discovery::{
-    ConsulConfig, DiscoveryConfig, DnsRecords, DnsSourceConfig, EtcdConfig, EurekaConfig, FileSourceConfig,
-    HttpSourceConfig, HttpUrl, KubernetesConfig, NacosConfig, PushConfig, RegistrySourceConfig, ServicePort,
-    SourceConfig, ZookeeperConfig,
+    ConsulConfig, DiscoveryConfig, DnsRecords, DnsSourceConfig, DockerConfig, DockerEndpoint, EtcdConfig, EurekaConfig,
+    FileSourceConfig, HttpSourceConfig, HttpUrl, KubernetesConfig, NacosConfig, PushConfig, RegistrySourceConfig,
+    ServicePort, SourceConfig, ZookeeperConfig,
 };
 pub use dns::{AddressFamily, DnsConfig, DnsHoldConfig};
 pub use error::{Problem, Problems, Severity, nearest};

@@ -1,6 +1,7 @@
 //! What sources that are asked over HTTP have in common.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,7 +31,7 @@ pub(super) struct TlsFiles {
 /// another by then.
 #[derive(Debug)]
 pub(super) struct Server {
-    url: HttpUrl,
+    at: At,
     bytes_max: usize,
     tls: TlsFiles,
     client: Option<Fetch>,
@@ -38,9 +39,21 @@ pub(super) struct Server {
     trust: Aside<Trust>,
 }
 
+/// Where a server is.
+#[derive(Debug)]
+enum At {
+    Url(HttpUrl),
+    Socket(PathBuf),
+}
+
 impl Server {
     pub(super) fn new(url: HttpUrl, bytes_max: usize, tls: TlsFiles) -> Self {
-        Self { url, bytes_max, tls, client: None, trust: Aside::new() }
+        Self { at: At::Url(url), bytes_max, tls, client: None, trust: Aside::new() }
+    }
+
+    /// One behind a Unix socket.
+    pub(super) fn at_socket(path: PathBuf, bytes_max: usize) -> Self {
+        Self { at: At::Socket(path), bytes_max, tls: TlsFiles::default(), client: None, trust: Aside::new() }
     }
 
     /// Asks, and reads an answer within `time`.
@@ -81,19 +94,26 @@ impl Server {
 
     /// Where it is, for what makes a connection of its own.
     pub(super) async fn to(&mut self, time: Duration) -> Result<To, DiscoveryError> {
-        let tls = match self.url.tls {
+        let (host, port, is_tls) = match &self.at {
+            At::Url(url) => (Arc::clone(&url.host), url.port, url.tls),
+            At::Socket(path) => return Ok(To::Socket(path.clone())),
+        };
+        let tls = match is_tls {
             true => {
                 let files = self.tls.clone();
                 Some(self.trust.within(time, move || trust(&files)).await?)
             }
             false => None,
         };
-        Ok(To::Server { host: self.url.host.clone(), port: self.url.port, tls })
+        Ok(To::Server { host, port, tls })
     }
 
     /// Host and port as a `Host` header has them.
     pub(super) fn authority(&self) -> String {
-        self.url.authority()
+        match &self.at {
+            At::Url(url) => url.authority(),
+            At::Socket(_) => "localhost".into(),
+        }
     }
 }
 

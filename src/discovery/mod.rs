@@ -62,6 +62,7 @@ mod etcd;
 mod zookeeper;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
+mod docker;
 mod dns;
 mod registry;
 mod names;

@@ -41,6 +41,7 @@ fn of(config: &DiscoveryConfig, registry: Option<&Arc<Registry>>) -> Option<Box<
         SourceConfig::Zookeeper(zookeeper) => Box::new(ZookeeperServices::new(zookeeper, reading)?),
         SourceConfig::Registry(_) => Box::new(RegistryServices::new(registry?)),
         SourceConfig::Nacos(_)
+        | SourceConfig::Docker(_)
         | SourceConfig::File(_)
         | SourceConfig::Http(_)
         | SourceConfig::Push(_)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::consul::Consul;
 use super::dns::{self, DnsSource, Resolvers};
+use super::docker::Docker;
 use super::etcd::Etcd;
 use super::eureka::Eureka;
 use super::file::{FileLook, FileSource};
@@ -41,6 +42,9 @@ pub(super) fn of(
         Some(SourceConfig::Nacos(nacos)) => Box::new(Nacos::new(Arc::clone(nacos), reading)),
         Some(SourceConfig::Etcd(etcd)) => Box::new(Etcd::new(Arc::clone(etcd), reading)),
         Some(SourceConfig::Zookeeper(zookeeper)) => Box::new(Zookeeper::new(Arc::clone(zookeeper), reading)),
+        Some(SourceConfig::Docker(docker)) => {
+            Box::new(Docker::new(Arc::clone(docker), &state.name, reading, config.removal_hold))
+        }
         Some(SourceConfig::Dns(dns)) => Box::new(DnsSource::new(Arc::clone(dns), resolvers, left)),
         Some(SourceConfig::Registry(config)) => Box::new(RegistrySource::new(Arc::clone(config), reading, registry)),
         #[cfg(feature = "kubernetes")]

@@ -19,6 +19,7 @@ mod ctl;
 mod descriptors;
 mod discovery;
 mod dns;
+mod docker;
 mod knot;
 mod errors;
 mod etcd;

@@ -29,12 +29,14 @@ mod nacos;
 mod etcd;
 mod zookeeper;
 mod registry;
+mod docker;
 mod dns;
 mod kubernetes;
 
 pub use self::http::HttpSourceConfig;
 pub use consul::ConsulConfig;
 pub use dns::{DnsRecords, DnsSourceConfig};
+pub use docker::{DockerConfig, DockerEndpoint};
 pub use etcd::EtcdConfig;
 pub use eureka::EurekaConfig;
 pub use file::FileSourceConfig;
@@ -45,7 +47,7 @@ pub use registry::RegistrySourceConfig;
 pub use url::HttpUrl;
 pub use zookeeper::ZookeeperConfig;
 
-/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `eureka`, `nacos`, `etcd`, `zookeeper`, `dns`, `registry` and
+/// A source of backends: one of the tables `file`, `http`, `push`, `consul`, `eureka`, `nacos`, `etcd`, `zookeeper`, `docker`, `dns`, `registry` and
 /// `kubernetes`, and how far it is believed. What several sources say is added up. The last good set holds while a source fails.
 #[derive(Clone, Debug, PartialEq, Eq, Table)]
 #[table(check = Self::check)]
@@ -77,6 +79,9 @@ pub struct DiscoveryConfig {
     /// Nodes in ZooKeeper.
     #[key(Part, otherwise = "none")]
     pub zookeeper: Option<Arc<ZookeeperConfig>>,
+    /// Containers of a Docker daemon.
+    #[key(Part, otherwise = "none")]
+    pub docker: Option<Arc<DockerConfig>>,
     /// A name in DNS.
     #[key(Part, otherwise = "none")]
     pub dns: Option<Arc<DnsSourceConfig>>,
@@ -88,7 +93,7 @@ pub struct DiscoveryConfig {
     pub kubernetes: Option<Arc<KubernetesConfig>>,
     /// How many of a hundred backends may vanish at once, or one after the other within `removal_hold`. When more would, or all, those that
     /// vanish are kept until their checks fail or `removal_hold` is over; what is new is served with at once. 100 holds nothing back.
-    #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose, and `dns` and `registry`, which hold back by themselves")]
+    #[key(Maybe(Whole(0..=100)), otherwise = "50; 100 for `file` and `push`, which are written on purpose, and `docker`, `dns` and `registry`, which hold back by themselves")]
     pub max_removed_percent: Option<u32>,
     /// How long a source must say that backends are gone that `max_removed_percent` holds back.
     #[key(Span, default = "5m")]
@@ -127,6 +132,8 @@ pub enum SourceConfig<'a> {
     Etcd(&'a Arc<EtcdConfig>),
     /// ZooKeeper.
     Zookeeper(&'a Arc<ZookeeperConfig>),
+    /// Docker.
+    Docker(&'a Arc<DockerConfig>),
     /// DNS.
     Dns(&'a Arc<DnsSourceConfig>),
     /// The registry of this process.
@@ -149,11 +156,12 @@ impl DiscoveryConfig {
         let nacos = || self.nacos.as_ref().map(SourceConfig::Nacos);
         let etcd = || self.etcd.as_ref().map(SourceConfig::Etcd);
         let zookeeper = || self.zookeeper.as_ref().map(SourceConfig::Zookeeper);
+        let docker = || self.docker.as_ref().map(SourceConfig::Docker);
         let dns = || self.dns.as_ref().map(SourceConfig::Dns);
         let registry = || self.registry.as_ref().map(SourceConfig::Registry);
         let kubernetes = || self.kubernetes.as_ref().map(SourceConfig::Kubernetes);
         let asked = file.or_else(http).or_else(push).or_else(consul).or_else(eureka).or_else(nacos).or_else(etcd);
-        asked.or_else(zookeeper).or_else(dns).or_else(registry).or_else(kubernetes)
+        asked.or_else(zookeeper).or_else(docker).or_else(dns).or_else(registry).or_else(kubernetes)
     }
 
     /// What it asks for, and of whom, in words. Two tables that ask for the same may know the last set of each other.
@@ -167,6 +175,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Nacos(nacos)) => nacos.asks(),
             Some(SourceConfig::Etcd(etcd)) => etcd.asks(),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.asks(),
+            Some(SourceConfig::Docker(docker)) => docker.asks(),
             Some(SourceConfig::Dns(dns)) => dns.asks(),
             Some(SourceConfig::Registry(registry)) => registry.asks(),
             Some(SourceConfig::Kubernetes(kubernetes)) => kubernetes.asks(),
@@ -177,7 +186,13 @@ impl DiscoveryConfig {
     /// How many of a hundred backends may vanish at once.
     pub fn removed_percent(&self) -> u32 {
         self.max_removed_percent.unwrap_or(match self.source() {
-            Some(SourceConfig::File(_) | SourceConfig::Push(_) | SourceConfig::Dns(_) | SourceConfig::Registry(_))
+            Some(
+                SourceConfig::File(_)
+                | SourceConfig::Push(_)
+                | SourceConfig::Docker(_)
+                | SourceConfig::Dns(_)
+                | SourceConfig::Registry(_),
+            )
             | None => 100,
             Some(
                 SourceConfig::Http(_)
@@ -200,6 +215,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Nacos(nacos)) => nacos.servers.iter().all(HttpUrl::is_loopback),
             Some(SourceConfig::Etcd(etcd)) => etcd.endpoints.iter().all(HttpUrl::is_loopback),
             Some(SourceConfig::Zookeeper(zookeeper)) => zookeeper.is_loopback(),
+            Some(SourceConfig::Docker(docker)) => docker.is_local(),
             Some(SourceConfig::Registry(registry)) => registry.is_local,
             // Its endpoints are pods and nodes.
             Some(SourceConfig::Kubernetes(_)) => false,
@@ -226,6 +242,7 @@ impl DiscoveryConfig {
             // The names are those of nodes.
             SourceConfig::Zookeeper(zookeeper) => Some(zookeeper.path.split('/').skip(2).any(|node| node == SERVICE)),
             SourceConfig::Nacos(_)
+            | SourceConfig::Docker(_)
             | SourceConfig::File(_)
             | SourceConfig::Http(_)
             | SourceConfig::Push(_)
@@ -245,6 +262,7 @@ impl DiscoveryConfig {
             Some(SourceConfig::Etcd(_)) => "etcd",
             Some(SourceConfig::Zookeeper(_)) => "zookeeper",
             Some(SourceConfig::Nacos(_)) => "nacos",
+            Some(SourceConfig::Docker(_)) => "docker",
             Some(SourceConfig::Dns(_)) => "dns",
             Some(SourceConfig::Registry(_)) => "registry",
             Some(SourceConfig::Kubernetes(_)) => "kubernetes",
@@ -262,6 +280,7 @@ impl DiscoveryConfig {
             ("nacos", written.nacos.place()),
             ("etcd", written.etcd.place()),
             ("zookeeper", written.zookeeper.place()),
+            ("docker", written.docker.place()),
             ("dns", written.dns.place()),
             ("registry", written.registry.place()),
             ("kubernetes", written.kubernetes.place()),
@@ -277,6 +296,7 @@ impl DiscoveryConfig {
                 "nacos",
                 "etcd",
                 "zookeeper",
+                "docker",
                 "dns",
                 "registry",
                 "kubernetes",
@@ -286,7 +306,7 @@ impl DiscoveryConfig {
                 check.add(
                     place,
                     problem.expected(
-                        "one of the tables file, http, push, consul, eureka, nacos, etcd, zookeeper, dns, registry and kubernetes",
+                        "one of the tables file, http, push, consul, eureka, nacos, etcd, zookeeper, docker, dns, registry and kubernetes",
                     ),
                 );
             }
@@ -343,6 +363,13 @@ impl DiscoveryConfig {
                 let place = written.zookeeper.value().and_then(|it| it.path.place());
                 format!("zookeeper {}", shown(place, zookeeper.path.to_string()))
             }
+            Some(SourceConfig::Docker(docker)) => match docker.labels.first() {
+                Some(label) => {
+                    let place = written.docker.value().and_then(|it| it.labels.place());
+                    format!("docker {}", shown(place, label.to_string()))
+                }
+                None => "docker".into(),
+            },
             Some(SourceConfig::Dns(dns)) => {
                 let place = written.dns.value().and_then(|it| it.name.place());
                 format!("dns {}", shown(place, dns.name.to_string()))
