@@ -233,9 +233,15 @@ impl SourceProgress {
         let all = before.len() - gone_for_sure + self.vanished.len();
         let may_vanish = all * removed_percent as usize / 100;
         let is_too_much = missing.len() + self.vanished.len() > may_vanish;
-        if missing.is_empty() || !is_too_much {
+        if !is_too_much {
+            // Those that are held back already stay so: a registry that comes back names its services one after the other.
+            let (held, gone): (HashMap<_, _>, _) =
+                missing.into_iter().partition(|(address, _)| self.held.contains_key(address));
+            self.vanished.extend(gone.into_keys().map(|address| (address, now)));
+            missing = held;
+        }
+        if missing.is_empty() {
             self.held.clear();
-            self.vanished.extend(missing.into_keys().map(|address| (address, now)));
             return said.clone();
         }
         let kept = before.filtered(|it| missing.contains_key(&it.address));

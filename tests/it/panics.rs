@@ -119,6 +119,7 @@ fn whatever_is_begun_is_watched_over() {
         ("transport/mod.rs", 2, "the rest of a request's body: its connection ends"),
         ("transport/http2.rs", 1, "a connection to a backend: its streams break, and it is swept out"),
         ("discovery/feeds.rs", 1, "the last writing at the stop, which is waited for"),
+        ("discovery/services.rs", 1, "what is known of services before a start, which goes on without it"),
         ("discovery/kubernetes/login_command.rs", 1, "a command that logs in: it ends with the one that asks"),
         (
             "discovery/nacos/push.rs",

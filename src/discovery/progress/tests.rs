@@ -143,8 +143,9 @@ fn those_that_vanish_one_after_the_other_count_together_for_as_long_as_they_woul
     assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![3, 4], false));
     progress.take(Ok(set(&[4])), at(3), 0, &none_fails);
     assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![3, 4], true));
-    // When the first are long gone, it is one of two.
-    progress.review(at(62), &none_fails).unwrap();
+    // What is held back is so for its own time, also when the first are long gone and it is one of two.
+    assert_eq!(progress.review(at(62), &none_fails), None);
+    progress.review(at(63), &none_fails).unwrap();
     assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![4], false));
 }
 
@@ -305,4 +306,17 @@ fn what_takes_nothing_may_vanish_however_much_it_is() {
     assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![4], false));
     progress.take(Ok(set(&[])), now, 0, &none_fails);
     assert_eq!((ports(&progress), progress.is_to_be_reviewed()), (vec![4], true));
+}
+
+#[test]
+fn a_registry_that_comes_back_one_by_one_releases_none_of_those_that_are_held_back() {
+    let (mut progress, begin) = (guarded(), Instant::now());
+    let answers: [&[u16]; 5] = [&[1, 2, 3, 4], &[], &[1], &[1, 2], &[1, 2, 3]];
+    for seen in served(&mut progress, begin, 0, &answers) {
+        assert_eq!(seen, [1, 2, 3, 4]);
+    }
+    assert_eq!(progress.condition(), &SourceCondition::Holding { backends: 1 });
+    // The last one has not come back.
+    progress.review(begin + 61 * S, &none_fails).unwrap();
+    assert_eq!((ports(&progress), progress.condition()), (vec![1, 2, 3], &SourceCondition::Current));
 }
