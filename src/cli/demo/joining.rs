@@ -41,7 +41,7 @@ pub(super) enum Attendance {
     Stays,
     /// It does so for a while, leaves, and comes back.
     ComesAndGoes,
-    /// It answers, and whoever tries the demo may register it.
+    /// It answers, and the demo shows how to register it.
     LeftToTheUser,
 }
 

@@ -36,7 +36,7 @@ pub struct KubernetesConfig {
     /// Which port of the endpoints: the name that the Service gives it, or its number at the pods (`targetPort`). Endpoints without it are left out.
     #[key(Maybe(Port), otherwise = "the only one", example = "http")]
     pub port: Option<ServicePort>,
-    /// A kubeconfig that says where the API server is and who asks. By default isobar is in the cluster, and asks as its pod's ServiceAccount.
+    /// A kubeconfig that says where the API server is, and the login. By default isobar is in the cluster, and asks as its pod's ServiceAccount.
     #[key(Maybe(FileAt), example = "/etc/isobar/kubeconfig")]
     pub kubeconfig: Option<PathBuf>,
     /// The context of the kubeconfig.

@@ -1,4 +1,4 @@
-//! The API server of a cluster: where it is, how it is believed, and who asks.
+//! The API server of a cluster: where it is, how it is believed, and by which login it is asked.
 //!
 //! In a cluster, all that is in the environment and in the files of the pod's ServiceAccount. Outside, a kubeconfig says it. Both are read again
 //! after each failure, and the file of a token before each request: tokens and authorities are replaced while isobar runs.
@@ -45,7 +45,7 @@ struct Open {
     login: Login,
 }
 
-/// What is sent to say who asks.
+/// What is sent as a login.
 enum Login {
     None,
     Header(HeaderValue),
@@ -115,7 +115,7 @@ impl Cluster {
         Ok(answer?)
     }
 
-    /// Finds out where it is and who asks.
+    /// Finds out where it is and by which login it is asked.
     async fn open(&mut self) -> Result<Open, DiscoveryError> {
         let (config, time) = (Arc::clone(&self.config), self.config.timeout);
         let described = self.describing.within(time, move || describe(&config)).await?;

@@ -1,4 +1,4 @@
-//! What is known of an API server before it is asked: where it is, and who asks.
+//! What is known of an API server before it is asked: where it is, and by which login.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

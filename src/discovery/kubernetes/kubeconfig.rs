@@ -1,4 +1,4 @@
-//! A [kubeconfig](https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/): which cluster a context means, and who asks there.
+//! A [kubeconfig](https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/): which cluster a context means, and which login.
 //!
 //! What would weaken TLS, or is for a terminal, is refused with a word and not passed over.
 
@@ -141,7 +141,7 @@ fn is_supported(cluster: &ClusterEntry, user: &UserEntry) -> Result<(), String> 
     }
 }
 
-/// Who asks. A token comes before its file, and both before a command, as `kubectl` has it.
+/// The login. A token comes before its file, and both before a command, as `kubectl` has it.
 fn login(user: UserEntry, folder: &Path, cluster: &ClusterEntry) -> Result<DescribedLogin, String> {
     let is_given = |text: &String| !text.is_empty();
     if let Some(token) = user.token.filter(is_given) {

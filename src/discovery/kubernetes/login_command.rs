@@ -1,4 +1,4 @@
-//! A command that says who asks, as clouds have it: `exec` of a kubeconfig.
+//! A command that gives the login, as clouds have it: `exec` of a kubeconfig.
 //!
 //! It is run without a terminal, within a time, and what it says has a limit. What it says holds until the API server does not believe it any more,
 //! so that its date is not needed.
