@@ -85,12 +85,17 @@ fn is_number(text: &str) -> bool {
 /// Fills `services` into a file.
 pub(super) fn fill<'t>(root: &mut DeTable<'t>, services: &Services, numbers: &'t BTreeSet<String>) -> Filling {
     let mut filling = Filling::default();
+    let Some(DeValue::Table(upstreams)) = root.get_mut("upstream").map(Spanned::get_mut) else { return filling };
+    // One that the file has itself is no stand-in's.
+    let mut stand_in = STAND_IN.to_owned();
+    while upstreams.keys().any(|name| name.get_ref().ends_with(&format!(":{stand_in}"))) {
+        stand_in.push_str("-x");
+    }
     // The file was checked with the stand-in when it was read: beside services it could only be in their way.
     let of = |template: &str| match services.get(&UpstreamName::from(template)) {
         Some(known) if !known.is_empty() => (known.clone(), false),
-        _ => (vec![Service { name: STAND_IN.into(), tags: [].into() }], true),
+        _ => (vec![Service { name: stand_in.as_str().into(), tags: [].into() }], true),
     };
-    let Some(DeValue::Table(upstreams)) = root.get_mut("upstream").map(Spanned::get_mut) else { return filling };
     let templates: BTreeMap<String, Template<'t>> = upstreams
         .iter()
         .filter_map(|(name, value)| Some((name.get_ref().to_string(), Template::of(name, value)?)))
@@ -100,10 +105,10 @@ pub(super) fn fill<'t>(root: &mut DeTable<'t>, services: &Services, numbers: &'t
         let (services, are_stand_ins) = of(name);
         for service in services {
             let made = made_name(name, &service.name);
-            if are_stand_ins {
-                filling.stand_ins.insert(made.clone());
-            }
             if !upstreams.contains_key(made.as_str()) {
+                if are_stand_ins {
+                    filling.stand_ins.insert(made.clone());
+                }
                 let table = template.made_for(&service, numbers, |why| filling.left_out(name, &service, why));
                 upstreams.insert(at(template.span.clone(), Cow::Owned(made.clone())), table);
                 filling.made.insert(made);

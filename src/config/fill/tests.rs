@@ -236,4 +236,9 @@ fn an_upstream_of_the_file_that_is_called_like_a_made_one_stays_what_it_is() {
     let Loaded { config, .. } = template.fill(&Vocabulary::default(), &Services::new(), &services).unwrap();
     let users = config.upstreams.iter().find(|it| it.name.as_str() == "services:users").unwrap();
     assert_eq!(users.backends.len(), 1);
+    // Nor is one that is called as the stand-in is taken for it.
+    let file = file.replace("services:users", "services:a-service");
+    let loaded = load(&file).unwrap();
+    assert_eq!(upstreams(&loaded.config), ["fixed", "services", "services:a-service"].into());
+    assert_eq!(routes(&loaded.config), ["/fixed/* -> fixed"]);
 }
